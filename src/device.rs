@@ -1,0 +1,83 @@
+//! Block devices: what the kernel calls a device, its identity and backing chain, and aligned transfers.
+//!
+//! [`BlockDevice`] is the small trait that everything above writes through; [`memory`] keeps a device in memory
+//! (tests), `raw` is a real one opened exclusively with direct I/O, `faulty` wraps another and fails on purpose.
+
+use std::io::IoSlice;
+
+pub mod buffer;
+pub mod memory;
+
+pub use buffer::AlignedBuf;
+
+/// What went wrong with a device, in the words of the caller.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel (or the fault injector) failed a transfer.
+    #[error("{action} of {bytes} bytes at offset {offset}: {source}")]
+    Io {
+        /// "read", "write" or "flush".
+        action: &'static str,
+        /// Byte offset on the device.
+        offset: u64,
+        /// Length of the transfer.
+        bytes: usize,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// A transfer outside the device, or not aligned to its logical blocks.
+    #[error(
+        "{action} of {bytes} bytes at offset {offset} does not fit a device of {size} bytes with blocks of {block} bytes"
+    )]
+    OutOfRange {
+        /// "read" or "write".
+        action: &'static str,
+        /// Byte offset on the device.
+        offset: u64,
+        /// Length of the transfer.
+        bytes: usize,
+        /// Size of the device in bytes.
+        size: u64,
+        /// Logical block size in bytes.
+        block: u32,
+    },
+}
+
+/// Result of a transfer.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A block device as the layers above see it: fixed size, aligned reads and writes, a flush that is a barrier for
+/// every write that completed before it was called.
+///
+/// Offsets and lengths are multiples of [`logical_block_size`](BlockDevice::logical_block_size); memory comes from
+/// [`AlignedBuf`]s (4096-byte aligned, as direct I/O asks).
+pub trait BlockDevice: Send + Sync {
+    /// Size in bytes, fixed for the life of the object.
+    fn size_bytes(&self) -> u64;
+
+    /// Logical block size in bytes: 512 or 4096.
+    fn logical_block_size(&self) -> u32;
+
+    /// How messages name the device, e.g. `/dev/nvme0n1`.
+    fn name(&self) -> &str;
+
+    /// Fills `buf` from `offset`.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Writes the concatenation of `bufs` at `offset`. After an error any subset of the range may have changed.
+    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()>;
+
+    /// Returns when every write that had completed is on stable storage.
+    fn flush(&self) -> Result<()>;
+}
+
+/// Checks a transfer against the device's size and logical blocks.
+pub(crate) fn check_range(device: &dyn BlockDevice, action: &'static str, offset: u64, bytes: usize) -> Result<()> {
+    let block = device.logical_block_size();
+    let size = device.size_bytes();
+    let aligned = offset.is_multiple_of(u64::from(block)) && bytes.is_multiple_of(block as usize);
+    if aligned && offset.checked_add(bytes as u64).is_some_and(|end| end <= size) {
+        return Ok(());
+    }
+    Err(Error::OutOfRange { action, offset, bytes, size, block })
+}

