@@ -164,12 +164,8 @@ impl Walk<'_> {
 
 /// The transport of a device that combines those in its `slaves` folder.
 fn composite(name: &str) -> Transport {
-    let prefixes = [
-        ("dm-", Transport::Dm),
-        ("md", Transport::Md),
-        ("bcache", Transport::Bcache),
-        ("drbd", Transport::Drbd),
-    ];
+    let prefixes =
+        [("dm-", Transport::Dm), ("md", Transport::Md), ("bcache", Transport::Bcache), ("drbd", Transport::Drbd)];
     prefixes.iter().find(|(prefix, _)| name.starts_with(prefix)).map_or(Transport::Unknown, |(_, t)| *t)
 }
 
@@ -180,7 +176,8 @@ fn leaf_transport(system: &dyn System, dir: &Path) -> Transport {
     let has = |prefix: &str| {
         parts.iter().any(|p| p.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())))
     };
-    let numbered = |prefix: &str| name.strip_prefix(prefix).is_some_and(|r| r.starts_with(|c: char| c.is_ascii_digit()));
+    let numbered =
+        |prefix: &str| name.strip_prefix(prefix).is_some_and(|r| r.starts_with(|c: char| c.is_ascii_digit()));
     let is_virtual = parts.iter().any(|p| p == "virtual");
     if is_virtual && numbered("loop") {
         return Transport::Loop;

@@ -95,11 +95,7 @@ impl RawDevice {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open_with(
-        path: &Path,
-        access: Access,
-        system: Arc<dyn System>,
-    ) -> std::result::Result<Self, OpenError> {
+    pub fn open_with(path: &Path, access: Access, system: Arc<dyn System>) -> std::result::Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let node = fs::canonicalize(path).map_err(io)?;
         // Opening some other kinds of file has effects (a tape rewinds) or blocks: look first, and again once open.
@@ -125,10 +121,8 @@ impl RawDevice {
         if access == Access::Exclusive && sys::is_read_only(file.as_fd()).map_err(io)? {
             return Err(OpenError::ReadOnly { path: path.to_owned() });
         }
-        let (size, block) = (
-            sys::size_bytes(file.as_fd()).map_err(io)?,
-            sys::logical_block_size(file.as_fd()).map_err(io)?,
-        );
+        let (size, block) =
+            (sys::size_bytes(file.as_fd()).map_err(io)?, sys::logical_block_size(file.as_fd()).map_err(io)?);
         if !matches!(block, 512 | 4096) || size == 0 {
             return Err(OpenError::Geometry { path: path.to_owned(), size, block });
         }

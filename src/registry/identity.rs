@@ -188,16 +188,7 @@ pub struct Identity {
 impl Identity {
     /// An identity without any field.
     pub const fn empty(transport: Transport) -> Self {
-        Self {
-            transport,
-            wwid: None,
-            serial: None,
-            model: None,
-            fs_device: None,
-            inode: None,
-            name: None,
-            size: None,
-        }
+        Self { transport, wwid: None, serial: None, model: None, fs_device: None, inode: None, name: None, size: None }
     }
 
     /// The field's value as text, if there is one.
