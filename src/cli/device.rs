@@ -131,8 +131,12 @@ fn inspect(arguments: &Inspect, out: &mut dyn Write) -> Result<ExitCode, Failure
         Err(_) => None,
     };
     if arguments.json {
-        let report =
-            Report { device: crate::device::BlockDevice::name(&device), facts: &facts, host: &host, verdict: verdict.as_ref() };
+        let report = Report {
+            device: crate::device::BlockDevice::name(&device),
+            facts: &facts,
+            host: &host,
+            verdict: verdict.as_ref(),
+        };
         print(out, &pretty(&json_value(&report)?)?)?;
     } else {
         let mut text = String::new();

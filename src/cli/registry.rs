@@ -186,7 +186,9 @@ fn skeleton(site: &str, devices: &[(String, DeviceFacts)], today: Date) -> Strin
         for &field in leaf.transport.identity_fields().unwrap_or_default() {
             let value = identity.field(field);
             fields.push(match field {
-                IdentityField::Size | IdentityField::Inode => format!("{} = {}", field.as_str(), value.unwrap_or_default()),
+                IdentityField::Size | IdentityField::Inode => {
+                    format!("{} = {}", field.as_str(), value.unwrap_or_default())
+                }
                 _ => format!("{} = {}", field.as_str(), quoted(&value.unwrap_or_default())),
             });
         }
@@ -309,7 +311,12 @@ fn show(arguments: &Show, out: &mut dyn Write) -> Result<(), Failure> {
             .collect();
         let status = format!("{:?}", device.status).to_lowercase();
         let transport = device.identity.transport;
-        text.push_str(&format!("device {} at {}: {status}; {transport}, {}\n", device.id, device.site, fields.join(", ")));
+        text.push_str(&format!(
+            "device {} at {}: {status}; {transport}, {}\n",
+            device.id,
+            device.site,
+            fields.join(", ")
+        ));
     }
     print(out, &text)
 }
@@ -323,8 +330,11 @@ impl Password {
             return Ok(Zeroizing::new(text.strip_suffix('\n').unwrap_or(text).to_owned()));
         }
         if !io::stdin().is_terminal() {
-            return Err(Failure::usage("password-missing", "the key needs a password and there is no terminal to ask on")
-                .advise("Give --password-file FILE (or --no-password to keygen, for a laboratory)."));
+            return Err(Failure::usage(
+                "password-missing",
+                "the key needs a password and there is no terminal to ask on",
+            )
+            .advise("Give --password-file FILE (or --no-password to keygen, for a laboratory)."));
         }
         let ask = |prompt: &str| {
             rpassword::prompt_password(prompt)
