@@ -1,0 +1,62 @@
+//! Self-check: the tables against each other.
+
+use rusqlite::Connection;
+
+use super::Result;
+
+/// Most findings that are reported.
+const FINDINGS_MAX: usize = 100;
+
+/// What must not exist, as (sentence, query of numbers that it applies to).
+const RULES: &[(&str, &str)] = &[
+    ("inode {} has another link count than names", "
+        SELECT i.ino FROM inode i LEFT JOIN (SELECT ino, count(*) AS names FROM dentry GROUP BY ino) d USING(ino)
+        WHERE i.mode & 61440 <> 16384 AND i.nlink <> ifnull(d.names, 0)"),
+    ("folder {} has another link count than 2 and its folders", "
+        SELECT i.ino FROM inode i
+        LEFT JOIN (SELECT parent, count(*) AS folders FROM dentry WHERE kind = 16384 GROUP BY parent) d
+        ON d.parent = i.ino
+        WHERE i.mode & 61440 = 16384 AND i.nlink <> 0 AND i.nlink <> 2 + ifnull(d.folders, 0)"),
+    ("folder {} is not in the folder it says", "
+        SELECT i.ino FROM inode i WHERE i.mode & 61440 = 16384 AND i.nlink <> 0 AND i.ino <> 1
+        AND (SELECT group_concat(parent) FROM (SELECT d.parent FROM dentry d WHERE d.ino = i.ino)) IS NOT i.parent || ''"),
+    ("a name leads to inode {}, which does not exist or is of another kind", "
+        SELECT d.ino FROM dentry d LEFT JOIN inode i USING(ino) WHERE i.mode & 61440 IS NOT d.kind"),
+    ("names are in {}, which is not a folder with names", "
+        SELECT DISTINCT d.parent FROM dentry d LEFT JOIN inode i ON i.ino = d.parent
+        WHERE i.mode & 61440 IS NOT 16384 OR i.nlink = 0"),
+    ("inode {} has another block count than its extents", "
+        SELECT i.ino FROM inode i LEFT JOIN (SELECT ino, sum(blocks) AS blocks FROM extent GROUP BY ino) e USING(ino)
+        WHERE i.blocks <> ifnull(e.blocks, 0)"),
+    ("an extent belongs to inode {}, which is not a file", "
+        SELECT DISTINCT e.ino FROM extent e LEFT JOIN inode i USING(ino) WHERE i.mode & 61440 IS NOT 32768"),
+    ("the extent at address {} overlaps the one before it", "
+        SELECT addr FROM (SELECT addr, lag(addr + blocks) OVER (ORDER BY addr) AS before FROM extent) WHERE before > addr"),
+    ("an extent of inode {} overlaps the one before it", "
+        SELECT ino FROM (SELECT ino, lblock,
+        lag(lblock + blocks) OVER (PARTITION BY ino ORDER BY lblock) AS before FROM extent) WHERE before > lblock"),
+    ("the extent at address {} has not one tag for each block", "
+        SELECT e.addr FROM extent e LEFT JOIN tags t USING(addr)
+        WHERE e.tags IS NOT NULL AND ifnull(nullif(length(e.tags), 0), ifnull(length(t.tags), 0)) <> 16 * e.blocks"),
+    ("tags at address {} belong to no extent", "
+        SELECT t.addr FROM tags t LEFT JOIN extent e USING(addr) WHERE e.tags IS NULL OR length(e.tags) <> 0"),
+    ("an extended attribute belongs to inode {}, which has none", "
+        SELECT DISTINCT x.ino FROM xattr x LEFT JOIN inode i USING(ino) WHERE ifnull(i.flags, 0) & 1 = 0"),
+];
+
+/// What is wrong, one sentence each.
+pub(super) fn self_check(conn: &Connection) -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for (sentence, query) in RULES {
+        let mut select = conn.prepare(query)?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            if findings.len() == FINDINGS_MAX {
+                return Ok(findings);
+            }
+            let number: i64 = row.get(0)?;
+            findings.push(sentence.replace("{}", &number.to_string()));
+        }
+    }
+    Ok(findings)
+}
