@@ -16,10 +16,10 @@ mod tx;
 use rusqlite::Connection;
 
 pub use rows::{
-    Dentry, ExtentRow, FILE_BLOCKS_MAX, FLAG_ACL_ACCESS, FLAG_ACL_DEFAULT, FLAG_RESERVED, FLAG_TAIL, FLAG_XATTR, Inode,
-    Kind, S_IFMT, Slot, Time,
+    Dentry, ExtentRow, FILE_BLOCKS_MAX, FLAG_ACL_ACCESS, FLAG_ACL_DEFAULT, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM,
+    FLAG_XATTR, Inode, Kind, S_IFMT, Slot, Time,
 };
-pub use tx::{Blocks, Cleared, Listed, Tx, View, xattr_flag};
+pub use tx::{Blocks, Cleared, Listed, Span, Tx, View, xattr_flag};
 
 use crate::units::Ino;
 use siphash::HashKey;

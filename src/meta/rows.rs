@@ -81,8 +81,10 @@ pub const FLAG_ACL_DEFAULT: u32 = 1 << 2;
 pub const FLAG_RESERVED: u32 = 1 << 3;
 /// The block that holds the end of file may have old bytes after it: they must be zeroed before the file grows.
 pub const FLAG_TAIL: u32 = 1 << 4;
+/// The file has a row in `trim`: old blocks after its end must be freed before it grows.
+pub const FLAG_TRIM: u32 = 1 << 5;
 
-const FLAGS: u32 = FLAG_XATTR | FLAG_ACL_ACCESS | FLAG_ACL_DEFAULT | FLAG_RESERVED | FLAG_TAIL;
+const FLAGS: u32 = (1 << 6) - 1;
 
 /// A row of `inode`, without a symbolic link's target.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -178,6 +178,18 @@ impl<'a> View<'a> {
         found.into_iter().map(|(extent, place)| self.with_tags(extent, place)).collect()
     }
 
+    /// As [`View::extents`], but only where they are.
+    pub fn spans(&self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Vec<Span>> {
+        let mut found = self.extents_without_tags(ino, from, to, limit)?;
+        found.retain(|(extent, _)| extent.end() > from);
+        let span = |(extent, place): (ExtentRow, TagPlace)| Span {
+            from: extent.lblock.max(from),
+            to: extent.end().min(to),
+            reserved: matches!(place, TagPlace::Reserved),
+        };
+        Ok(found.into_iter().map(span).collect())
+    }
+
     /// As [`View::extents`], but the first may end before `from`.
     fn extents_without_tags(&self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Vec<(ExtentRow, TagPlace)>> {
         let by = (ino.0 as i64, from as i64, to as i64, limit as i64);
@@ -245,6 +257,17 @@ impl<'a> View<'a> {
 
 fn dentry(row: &Row<'_>) -> Result<Dentry> {
     Ok(Dentry { cookie: rows::unsigned(row, 0)?, ino: Ino(rows::unsigned(row, 1)?), kind: rows::kind(row, 2)? })
+}
+
+/// Blocks of a file that an extent covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First block.
+    pub from: u64,
+    /// First block after.
+    pub to: u64,
+    /// Reserved and never written: reads as zeros.
+    pub reserved: bool,
 }
 
 /// Which blocks an operation began or ceased to refer to.
