@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    marker::PhantomData,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -63,7 +62,13 @@ pub struct Usage {
 }
 
 /// Keeps freed blocks from being reused.
-pub struct ReadGuard<'a>(PhantomData<&'a Store>);
+pub struct ReadGuard<'a>(&'a Store);
+
+impl Drop for ReadGuard<'_> {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 /// What a commit takes along.
 pub struct StagedBatch;
@@ -86,6 +91,7 @@ pub struct Store {
     path: PathBuf,
     total: u64,
     state: Mutex<State>,
+    readers: AtomicU64,
 }
 
 fn tag(id: WriteId) -> Tag {
@@ -101,7 +107,7 @@ impl Store {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("scelle-stand-in-{}-{number}", std::process::id()));
         let state = State { free: (0..total).collect(), ..State::default() };
-        Arc::new(Self { path, total, state: Mutex::new(state) })
+        Arc::new(Self { path, total, state: Mutex::new(state), readers: AtomicU64::new(0) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -227,7 +233,8 @@ impl Store {
 
     /// Holds reuse back.
     pub fn reader(&self) -> ReadGuard<'_> {
-        ReadGuard(PhantomData)
+        self.readers.fetch_add(1, Ordering::SeqCst);
+        ReadGuard(self)
     }
 
     /// How full it is.
@@ -248,7 +255,12 @@ impl Store {
     /// Writes the batch.
     pub fn commit(&self, _batch: StagedBatch) -> Result<Generation> {
         let mut state = self.state();
-        for at in std::mem::take(&mut state.freed) {
+        let freed = std::mem::take(&mut state.freed);
+        if self.readers.load(Ordering::SeqCst) > 0 {
+            state.freed = freed;
+            return Ok(Generation(state.generation));
+        }
+        for at in freed {
             state.data.remove(&at);
             state.free.insert(at);
         }

@@ -209,7 +209,8 @@ impl Fs {
             let extents = self.view(|view| Ok(view.extents(inode.ino, first, first + blocks, blocks as usize)?))?;
             for extent in extents.iter().filter(|extent| extent.tags.is_none()) {
                 let part = extent.slice(first, first + blocks);
-                let range = |from: u64, to: u64| (from - first) as usize * BLOCK_SIZE..(to - first) as usize * BLOCK_SIZE;
+                let range =
+                    |from: u64, to: u64| (from - first) as usize * BLOCK_SIZE..(to - first) as usize * BLOCK_SIZE;
                 if at < part.lblock {
                     sealed.fresh.extend(self.seal(at, &bytes[range(at, part.lblock)])?);
                 }

@@ -224,13 +224,7 @@ impl Fs {
     ///
     /// # Errors
     /// [`Error::NotDirectory`], or of the metadata.
-    pub fn readdir(
-        &self,
-        ino: Ino,
-        cookie: u64,
-        plus: bool,
-        emit: &mut dyn FnMut(DirEntry<'_>) -> bool,
-    ) -> Result<()> {
+    pub fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
         self.view(|view| {
             let dir = folder(view, ino)?;
             if cookie < COOKIE_DOT {
@@ -252,8 +246,13 @@ impl Fs {
             view.list(ino, cookie.max(COOKIE_DOT_DOT), plus, |listed| {
                 let dentry = listed.dentry;
                 let attr = listed.inode.as_ref().map(Attr::from);
-                let entry =
-                    DirEntry { ino: dentry.ino, kind: dentry.kind, name: listed.name, next_cookie: dentry.cookie, attr };
+                let entry = DirEntry {
+                    ino: dentry.ino,
+                    kind: dentry.kind,
+                    name: listed.name,
+                    next_cookie: dentry.cookie,
+                    attr,
+                };
                 let taken = emit(entry);
                 if taken && plus {
                     references.looked_up(dentry.ino);

@@ -53,14 +53,7 @@ impl Fs {
     /// [`Error::NotFound`]; [`Error::Exists`] with [`RenameFlags::NoReplace`]; [`Error::Invalid`] when a folder would come
     /// to be inside itself; [`Error::NotEmpty`], [`Error::IsDirectory`], [`Error::NotDirectory`] when the new name exists
     /// and cannot be replaced.
-    pub fn rename(
-        &self,
-        parent: Ino,
-        name: &[u8],
-        new_parent: Ino,
-        new_name: &[u8],
-        flags: RenameFlags,
-    ) -> Result<()> {
+    pub fn rename(&self, parent: Ino, name: &[u8], new_parent: Ino, new_name: &[u8], flags: RenameFlags) -> Result<()> {
         check_old_name(name)?;
         check_new_name(new_name)?;
         if flags == RenameFlags::Whiteout { self.admit_growth() } else { self.admit() }?;

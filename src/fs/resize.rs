@@ -1,10 +1,6 @@
 //! Space of files: truncation, allocation, holes, copies.
 
-use super::{
-    Error, Fs, Result, STEP,
-    data::BLOCK,
-    file, now,
-};
+use super::{Error, Fs, Result, STEP, data::BLOCK, file, now};
 use crate::{
     limits::{FILE_SIZE_MAX, REQUEST_BYTES_MAX},
     meta::{ExtentRow, FILE_BLOCKS_MAX, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx},

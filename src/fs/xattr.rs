@@ -47,7 +47,8 @@ impl Fs {
         if value.len() > XATTR_VALUE_MAX {
             return Err(Error::ValueTooLong);
         }
-        if flags & !(libc::XATTR_CREATE | libc::XATTR_REPLACE) != 0 || flags == libc::XATTR_CREATE | libc::XATTR_REPLACE {
+        if flags & !(libc::XATTR_CREATE | libc::XATTR_REPLACE) != 0 || flags == libc::XATTR_CREATE | libc::XATTR_REPLACE
+        {
             return Err(Error::Invalid);
         }
         self.admit_growth()?;

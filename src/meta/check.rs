@@ -60,3 +60,57 @@ pub(super) fn self_check(conn: &Connection) -> Result<Vec<String>> {
     }
     Ok(findings)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::meta::schema::SCHEMA;
+
+    const SOUND: &str = "
+        INSERT INTO inode SELECT ino, mode, 0, 0, nlink, 0, parent, 0, 0, blocks, 0, 0, 0, 0, 0, 0, 0, 0, NULL FROM (
+          SELECT 1 AS ino, 16877 AS mode, 3 AS nlink, 1 AS parent, 0 AS blocks
+          UNION VALUES (2, 16877, 2, 1, 0), (3, 33188, 2, 0, 40));
+        INSERT INTO dentry VALUES (1, 20, 2, 16384, 'd'), (1, 21, 3, 32768, 'f'), (2, 22, 3, 32768, 'g');
+        INSERT INTO extent VALUES (3, 0, 2, 10, 1, 1, zeroblob(32)), (3, 7, 36, 20, 1, 3, zeroblob(0)),
+          (3, 50, 2, 80, 0, 0, NULL);
+        INSERT INTO tags VALUES (20, zeroblob(576));";
+
+    fn findings(damage: &str) -> Vec<String> {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(SCHEMA).unwrap();
+        conn.execute_batch(SOUND).unwrap();
+        conn.execute_batch(damage).unwrap();
+        self_check(&conn).unwrap()
+    }
+
+    #[test]
+    fn sound_tables_have_no_findings() {
+        assert_eq!(findings(""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_damage_is_found() {
+        for (damage, finding) in [
+            ("DELETE FROM dentry WHERE cookie = 22", "inode 3 has another link count"),
+            ("UPDATE inode SET nlink = 2 WHERE ino = 1", "folder 1 has another link count"),
+            ("UPDATE inode SET parent = 2 WHERE ino = 2", "folder 2 is not in the folder it says"),
+            ("INSERT INTO dentry VALUES (1, 30, 9, 32768, 'x')", "leads to inode 9"),
+            ("UPDATE dentry SET kind = 4096 WHERE cookie = 22", "leads to inode 3"),
+            ("UPDATE dentry SET parent = 3 WHERE cookie = 22", "names are in 3"),
+            ("UPDATE inode SET blocks = 39 WHERE ino = 3", "inode 3 has another block count"),
+            ("UPDATE extent SET ino = 2", "belongs to inode 2"),
+            (
+                "UPDATE extent SET addr = 19 WHERE addr = 10; UPDATE extent SET blocks = 3 WHERE addr = 19",
+                "address 20 overlaps",
+            ),
+            ("UPDATE extent SET blocks = 8 WHERE addr = 10", "of inode 3 overlaps"),
+            ("DELETE FROM tags", "address 20 has not one tag"),
+            ("UPDATE extent SET tags = zeroblob(16) WHERE addr = 10", "address 10 has not one tag"),
+            ("INSERT INTO tags VALUES (99, zeroblob(16))", "address 99 belong to no extent"),
+            ("INSERT INTO xattr VALUES (3, 'user.a', 'b')", "inode 3, which has none"),
+        ] {
+            assert!(findings(damage).iter().any(|line| line.contains(finding)), "{damage}: {:?}", findings(damage));
+        }
+    }
+}

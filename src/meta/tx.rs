@@ -153,13 +153,7 @@ impl<'a> View<'a> {
 
     /// Calls `emit` with the entries of folder `parent` after `cookie` in the order of their cookies, until it returns
     /// false.
-    pub fn list(
-        &self,
-        parent: Ino,
-        cookie: u64,
-        inodes: bool,
-        mut emit: impl FnMut(Listed<'_>) -> bool,
-    ) -> Result<()> {
+    pub fn list(&self, parent: Ino, cookie: u64, inodes: bool, mut emit: impl FnMut(Listed<'_>) -> bool) -> Result<()> {
         let mut statement = self.prepare(if inodes { LIST_PLUS } else { LIST })?;
         let mut rows = statement.query((parent.0 as i64, i64::try_from(cookie).unwrap_or(i64::MAX)))?;
         while let Some(row) = rows.next()? {
@@ -250,7 +244,8 @@ impl<'a> View<'a> {
 
     /// A symbolic link's target.
     pub fn target(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
-        let target = self.one(TARGET, (ino.0 as i64,), |row| Ok(row.get_ref(0)?.as_blob_or_null()?.map(<[u8]>::to_vec)))?;
+        let target =
+            self.one(TARGET, (ino.0 as i64,), |row| Ok(row.get_ref(0)?.as_blob_or_null()?.map(<[u8]>::to_vec)))?;
         Ok(target.flatten())
     }
 }
@@ -344,9 +339,25 @@ impl<'a> Tx<'a> {
         self.execute_one(
             "INSERT INTO inode VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
-                inode.ino.0 as i64, inode.mode, inode.uid, inode.gid, inode.nlink, inode.rdev, inode.parent as i64,
-                inode.flags, inode.size as i64, inode.blocks as i64, atime.s, atime.ns, mtime.s, mtime.ns, ctime.s,
-                ctime.ns, btime.s, btime.ns, target
+                inode.ino.0 as i64,
+                inode.mode,
+                inode.uid,
+                inode.gid,
+                inode.nlink,
+                inode.rdev,
+                inode.parent as i64,
+                inode.flags,
+                inode.size as i64,
+                inode.blocks as i64,
+                atime.s,
+                atime.ns,
+                mtime.s,
+                mtime.ns,
+                ctime.s,
+                ctime.ns,
+                btime.s,
+                btime.ns,
+                target
             ],
         )
     }
@@ -358,8 +369,21 @@ impl<'a> Tx<'a> {
             "UPDATE inode SET mode = ?, uid = ?, gid = ?, nlink = ?, parent = ?, flags = ?, size = ?, blocks = ?, \
              atime_s = ?, atime_ns = ?, mtime_s = ?, mtime_ns = ?, ctime_s = ?, ctime_ns = ? WHERE ino = ?",
             params![
-                inode.mode, inode.uid, inode.gid, inode.nlink, inode.parent as i64, inode.flags, inode.size as i64,
-                inode.blocks as i64, atime.s, atime.ns, mtime.s, mtime.ns, ctime.s, ctime.ns, inode.ino.0 as i64
+                inode.mode,
+                inode.uid,
+                inode.gid,
+                inode.nlink,
+                inode.parent as i64,
+                inode.flags,
+                inode.size as i64,
+                inode.blocks as i64,
+                atime.s,
+                atime.ns,
+                mtime.s,
+                mtime.ns,
+                ctime.s,
+                ctime.ns,
+                inode.ino.0 as i64
             ],
         )
     }
@@ -443,10 +467,7 @@ impl<'a> Tx<'a> {
             if extent.end() <= from {
                 continue;
             }
-            self.execute_one(
-                "DELETE FROM extent WHERE ino = ? AND lblock = ?",
-                (ino.0 as i64, extent.lblock as i64),
-            )?;
+            self.execute_one("DELETE FROM extent WHERE ino = ? AND lblock = ?", (ino.0 as i64, extent.lblock as i64))?;
             let (in_table, addr) = (matches!(place, TagPlace::Table), extent.addr);
             let whole = from <= extent.lblock && extent.end() <= to;
             let extent = if whole { extent } else { self.with_tags(extent, place)? };
