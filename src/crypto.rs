@@ -1,1 +1,109 @@
-//! Placeholder of the module `crypto`.
+//! Secrets, the key hierarchy, sealing and opening. No input or output, no `unsafe`, one cipher.
+//!
+//! ```text
+//! Secret (passphrase or key file)
+//!   └─ argon2id, parameters and salt of the key slot (RFC 9106) ──> SlotKey
+//!        └─ opens the slot's wrapped key (AES-256-GCM-SIV, RFC 8452) ──> VolumeKey, 256 random bits
+//!             └─ HKDF-SHA-256 (RFC 5869), salt = volume UUID, info = one of
+//!                  "scelle v1 page"            ──> pages, page map, space pages and nodes
+//!                  "scelle v1 root"            ──> root records
+//!                  "scelle v1 label"           ──> HMAC-SHA-256 over the header
+//!                  "scelle v1 data" ‖ u32 LE   ──> file data of one epoch
+//!                  "scelle v1 audit"           ──> seed of the audit trail's signing key
+//! ```
+//!
+//! There is nothing to negotiate: the format names no cipher, so no field on a device can choose a weaker one. What a
+//! key slot does choose, the cost of argon2id, has a floor ([`KdfParams::FLOOR`]) and a ceiling
+//! ([`KdfParams::CEILING`]) here.
+//!
+//! Secret bytes live on the heap in containers that wipe themselves, and whose `Debug` shows nothing. Keeping them out
+//! of swap and of core dumps is the process's business (`mlockall`, `PR_SET_DUMPABLE`), because it needs `unsafe`.
+
+use sha2::{Digest, Sha256};
+
+mod cipher;
+mod kdf;
+mod keys;
+mod secret;
+mod wrap;
+
+pub use cipher::{Binding, Cipher, Forged, Kind};
+pub use kdf::{KdfParams, SlotKey, derive_slot_key};
+pub use keys::Keys;
+pub use secret::{Secret, VolumeKey};
+pub use wrap::{WrappedKey, unwrap_key, wrap_key};
+
+/// Why a secret, a key or the key derivation was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A passphrase or key file without a single byte.
+    #[error("the passphrase is empty")]
+    EmptySecret,
+    /// A passphrase or key file above [`SECRET_BYTES_MAX`](crate::limits::SECRET_BYTES_MAX).
+    #[error("the passphrase or key file has {bytes} bytes, at most {max} are allowed")]
+    SecretTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// Parameters below [`KdfParams::FLOOR`] in at least one field.
+    #[error("weak key slot: argon2id with {found}, at least {floor} is required", floor = KdfParams::FLOOR)]
+    WeakKdf {
+        /// What the slot asks for.
+        found: KdfParams,
+    },
+    /// Parameters above [`KdfParams::CEILING`] in at least one field.
+    #[error("key slot asks for argon2id with {found}, more than the allowed {ceiling}", ceiling = KdfParams::CEILING)]
+    ExcessiveKdf {
+        /// What the slot asks for.
+        found: KdfParams,
+    },
+    /// The memory that argon2id needs is not available.
+    #[error("not enough memory for argon2id: {memory_kib} KiB are needed")]
+    KdfMemory {
+        /// What was asked for.
+        memory_kib: u32,
+    },
+    /// The slot key does not open the wrapped key: another passphrase, or an altered slot or header. The two cannot be
+    /// told apart.
+    #[error("wrong passphrase, or the key slot was altered")]
+    WrongKey,
+    /// The kernel gave no random bytes.
+    #[error("the system's random number generator failed: {0}")]
+    Random(String),
+}
+
+/// `N` bytes from the system's random number generator (getrandom(2)).
+pub fn random_bytes<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|e| Error::Random(e.to_string()))?;
+    Ok(bytes)
+}
+
+/// SHA-256 of the concatenation of `parts` (FIPS 180-4).
+pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sha256_is_over_the_concatenation() {
+        // FIPS 180-4 example, "abc".
+        let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let hex: String = sha256(&[b"a", b"", b"bc"]).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, expected);
+    }
+
+    #[test]
+    fn random_bytes_differ() {
+        assert_ne!(random_bytes::<32>(), random_bytes::<32>());
+    }
+}

@@ -1,14 +1,25 @@
 //! Block devices: what the kernel calls a device, its identity and backing chain, and aligned transfers.
 //!
 //! [`BlockDevice`] is the small trait that everything above writes through; [`memory`] keeps a device in memory
-//! (tests), `raw` is a real one opened exclusively with direct I/O, `faulty` wraps another and fails on purpose.
+//! (tests), [`raw`] is a real one opened exclusively with direct I/O, [`faulty`] wraps another and fails on purpose.
+//! [`identity`] says what a device is and what is below it, as [`chain`] reads it from the kernel through [`sys`].
 
 use std::io::IoSlice;
 
 pub mod buffer;
+pub mod chain;
+pub mod faulty;
+pub mod host;
+pub mod identity;
 pub mod memory;
+pub mod raw;
+pub mod sys;
+
+#[cfg(test)]
+mod suite;
 
 pub use buffer::AlignedBuf;
+pub use identity::{DeviceFacts, FactsError, IdentifiedDevice};
 
 /// What went wrong with a device, in the words of the caller.
 #[derive(Debug, thiserror::Error)]

@@ -26,6 +26,27 @@ pub const REGISTRY_ID_MAX: usize = 64;
 /// Largest registry document, in bytes.
 pub const REGISTRY_BYTES_MAX: usize = 4 << 20;
 
+/// Most sites of a registry.
+pub const SITES_MAX: usize = 4096;
+
+/// Most devices of a registry.
+pub const REGISTRY_DEVICES_MAX: usize = 1 << 16;
+
+/// Longest text of a registry (name, owner, model, ...), in bytes.
+pub const REGISTRY_TEXT_MAX: usize = 256;
+
+/// Most values of one list of a registry.
+pub const REGISTRY_LIST_MAX: usize = 64;
+
+/// Largest document of trust anchors, in bytes.
+pub const TRUST_BYTES_MAX: usize = 64 << 10;
+
+/// Largest signature or key file, in bytes.
+pub const SIGNATURE_BYTES_MAX: usize = 4096;
+
+/// Most signature files that are looked at for one registry.
+pub const SIGNATURES_MAX: usize = 64;
+
 /// Most officers in the trust anchors.
 pub const OFFICERS_MAX: usize = 32;
 
@@ -34,6 +55,12 @@ pub const CHAIN_DEPTH_MAX: usize = 8;
 
 /// Most nodes of a backing chain.
 pub const CHAIN_NODES_MAX: usize = 256;
+
+/// Most bytes read of one sysfs attribute.
+pub const SYSFS_BYTES_MAX: usize = 4096;
+
+/// Most bytes read of one file of proc (a mount table is long on some hosts).
+pub const PROC_BYTES_MAX: usize = 4 << 20;
 
 /// Longest passphrase or key file, in bytes.
 pub const SECRET_BYTES_MAX: usize = 64 << 10;
@@ -79,3 +106,4 @@ const _: () = assert!(DEVICE_SIZE_MAX / (BLOCK_SIZE as u64) < 1 << 48);
 const _: () = assert!(REPLICAS_MAX <= 64);
 const _: () = assert!(EXTENT_BLOCKS_MAX as usize * 16 * 2 < BLOCK_SIZE);
 const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
+const _: () = assert!(OFFICERS_MAX < 256 && REGISTRY_ID_MAX < 256 && OFFICERS_MAX <= SIGNATURES_MAX);

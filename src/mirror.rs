@@ -1,1 +1,577 @@
-//! Placeholder of the module `mirror`.
+//! The replica set: writes go to all replicas at once, a read goes to one and is verified, a block that does not
+//! verify is read from another replica and mended there.
+//!
+//! # Threads, queues, order
+//!
+//! Each replica has one queue and one thread. [`Mirror::submit`] puts a sealed run in the queue of every in-sync
+//! replica and returns; neighbours in a queue leave in one `pwritev`. [`Mirror::flush`] puts a flush behind
+//! everything submitted before it and waits: a queue is first in, first out, so when a replica has flushed, all that
+//! was submitted to it earlier is on stable storage. Replicas never wait for each other but in that one place.
+//!
+//! # Failure
+//!
+//! A replica that fails a write or a flush, that is refused by the policy, or that does not answer for
+//! [`DEVICE_TIMEOUT_S`] is **fenced**: its queue is dropped, nothing is written to it again, and the next root records
+//! that it is no longer in sync. The others go on; with none left every write fails. A read error fences nobody: the
+//! block is mended from another replica.
+//!
+//! # A block that is being written
+//!
+//! Fresh blocks never overlap one another until a commit has passed, so what is in flight is a map of disjoint runs;
+//! a reader of such a run waits for it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::device::{self, AlignedBuf};
+use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
+use crate::policy::{ApprovedDevice, Reason, ReasonCode, WriteError};
+use crate::units::{BLOCK_SIZE, BlockAddr, Run};
+
+pub mod choice;
+mod queue;
+
+use choice::Candidate;
+use queue::{Job, Queue};
+
+/// Most bytes in flight before a writer waits.
+const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
+
+/// State of a replica (DESIGN §3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Holds everything the current root refers to and receives every write.
+    InSync,
+    /// Receives every write while what it lacks is copied to it.
+    Resyncing,
+    /// Left behind by earlier commits; neither read nor written.
+    Stale,
+    /// Not there.
+    Missing,
+    /// Failed a write or a flush, or did not answer.
+    Faulty,
+    /// No longer approved by the policy.
+    Refused,
+}
+
+/// Why the replica set could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No replica takes writes any more.
+    #[error("no replica can be written: {0}")]
+    NoReplica(String),
+    /// No replica returned a block that verifies.
+    #[error("block {} is damaged on every replica that could be read ({tried})", addr.0)]
+    Integrity {
+        /// The block.
+        addr: BlockAddr,
+        /// Number of replicas that were read.
+        tried: usize,
+    },
+    /// No replica could be read at all.
+    #[error("block {} cannot be read from any replica: {last}", addr.0)]
+    Unreadable {
+        /// The block.
+        addr: BlockAddr,
+        /// What the last replica said.
+        last: String,
+    },
+}
+
+/// Result of an operation on the replica set.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Errors seen on a replica since the mount.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct ErrorCounts {
+    /// Reads that the device failed.
+    pub read: u64,
+    /// Writes or flushes that the device failed.
+    pub write: u64,
+    /// Blocks that did not verify.
+    pub integrity: u64,
+    /// Blocks that were written anew from another replica.
+    pub repaired: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    read: AtomicU64,
+    write: AtomicU64,
+    integrity: AtomicU64,
+    repaired: AtomicU64,
+}
+
+struct Replica {
+    device: Option<Arc<ApprovedDevice>>,
+    queue: Arc<Queue>,
+    counters: Counters,
+    reading: AtomicUsize,
+}
+
+/// The replicas of a volume, by their index in the replica table.
+pub struct Mirror {
+    replicas: Vec<Replica>,
+    shared: Arc<Shared>,
+    timeout: Duration,
+}
+
+/// What the replicas' threads and the callers share.
+struct Shared {
+    state: Mutex<Inner>,
+    changed: Condvar,
+}
+
+struct Inner {
+    replicas: Vec<Status>,
+    /// Runs submitted and not yet written everywhere: blocks, and how many replicas are still at it.
+    in_flight: BTreeMap<u64, (u64, usize)>,
+    in_flight_bytes: usize,
+}
+
+#[derive(Clone)]
+struct Status {
+    state: State,
+    reason: Option<String>,
+    busy_since: Option<Instant>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn writable(&self) -> impl Iterator<Item = usize> + '_ {
+        self.replicas
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| matches!(s.state, State::InSync | State::Resyncing))
+            .map(|(i, _)| i)
+    }
+
+    fn overlaps(&self, run: Run) -> bool {
+        self.in_flight.range(..run.end().0).next_back().is_some_and(|(start, (blocks, _))| start + blocks > run.addr.0)
+    }
+
+    /// One replica is done with a submitted run, well or badly.
+    fn finish(&mut self, start: u64) {
+        if let Some((blocks, waiting)) = self.in_flight.get_mut(&start) {
+            *waiting -= 1;
+            if *waiting == 0 {
+                self.in_flight_bytes -= *blocks as usize * BLOCK_SIZE;
+                self.in_flight.remove(&start);
+            }
+        }
+    }
+
+    fn reasons(&self) -> String {
+        let reasons: Vec<_> = self
+            .replicas
+            .iter()
+            .enumerate()
+            .map(|(i, s)| format!("replica {i} is {:?}: {}", s.state, s.reason.as_deref().unwrap_or("-")))
+            .collect();
+        reasons.join("; ")
+    }
+}
+
+/// Byte offset on the device of a block of the data area.
+pub fn device_offset(addr: BlockAddr) -> u64 {
+    LABEL_SIZE + addr.bytes()
+}
+
+impl Mirror {
+    /// A replica set; `replicas[i]` is the replica of index `i` with its state, and no device when it is missing.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn new(replicas: Vec<(Option<Arc<ApprovedDevice>>, State)>) -> std::io::Result<Self> {
+        Self::with_timeout(replicas, Duration::from_secs(DEVICE_TIMEOUT_S))
+    }
+
+    /// As [`Mirror::new`], with another bound on one device's answer.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn with_timeout(
+        replicas: Vec<(Option<Arc<ApprovedDevice>>, State)>,
+        timeout: Duration,
+    ) -> std::io::Result<Self> {
+        let status = |state: State| Status { state, reason: None, busy_since: None };
+        let inner = Inner {
+            replicas: replicas.iter().map(|(_, state)| status(*state)).collect(),
+            in_flight: BTreeMap::new(),
+            in_flight_bytes: 0,
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(inner), changed: Condvar::new() });
+        let mut started = Vec::new();
+        for (index, (device, _)) in replicas.into_iter().enumerate() {
+            let queue = Arc::new(Queue::default());
+            if let Some(device) = &device {
+                let worker = Worker { index, device: device.clone(), queue: queue.clone(), shared: shared.clone() };
+                std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || worker.run())?;
+            }
+            started.push(Replica { device, queue, counters: Counters::default(), reading: AtomicUsize::new(0) });
+        }
+        Ok(Self { replicas: started, shared, timeout })
+    }
+
+    /// Number of replicas, present or not.
+    pub fn len(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.replicas.is_empty()
+    }
+
+    /// The device of a replica, when there is one.
+    pub fn device(&self, index: usize) -> Option<&Arc<ApprovedDevice>> {
+        self.replicas.get(index)?.device.as_ref()
+    }
+
+    /// State of a replica and why it is so.
+    pub fn state(&self, index: usize) -> (State, Option<String>) {
+        let inner = self.shared.lock();
+        inner.replicas.get(index).map_or((State::Missing, None), |s| (s.state, s.reason.clone()))
+    }
+
+    /// Errors seen on a replica since the mount.
+    pub fn errors(&self, index: usize) -> ErrorCounts {
+        let Some(replica) = self.replicas.get(index) else { return ErrorCounts::default() };
+        let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        let c = &replica.counters;
+        let write = get(&c.write) + replica.queue.errors.load(Ordering::Relaxed);
+        ErrorCounts { read: get(&c.read), write, integrity: get(&c.integrity), repaired: get(&c.repaired) }
+    }
+
+    /// The replicas in sync at this moment, as the root records them: bit `i` is replica `i`.
+    pub fn in_sync(&self) -> u64 {
+        let inner = self.shared.lock();
+        inner
+            .replicas
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| s.state == State::InSync)
+            .fold(0, |mask, (i, _)| mask | 1 << i)
+    }
+
+    /// Queues a sealed run for every replica that takes writes. Returns when it is queued; waits first while too
+    /// much is in flight.
+    ///
+    /// # Errors
+    /// When no in-sync replica takes writes.
+    pub fn submit(&self, addr: BlockAddr, sealed: Arc<AlignedBuf>) -> Result<()> {
+        let blocks = (sealed.len() / BLOCK_SIZE) as u64;
+        let mut inner = self.wait(|inner| inner.in_flight_bytes < IN_FLIGHT_BYTES_MAX);
+        let targets: Vec<usize> = inner.writable().collect();
+        if !inner.replicas.iter().any(|s| s.state == State::InSync) {
+            return Err(Error::NoReplica(inner.reasons()));
+        }
+        inner.in_flight.insert(addr.0, (blocks, targets.len()));
+        inner.in_flight_bytes += sealed.len();
+        for index in targets {
+            let job = Job::Write { offset: device_offset(addr), data: sealed.clone(), run: Some(addr.0) };
+            self.replicas[index].queue.push(job);
+        }
+        Ok(())
+    }
+
+    /// Queues bytes outside the data area (a root) at the byte `offsets` of each replica, behind everything else.
+    pub fn submit_label(&self, data: &Arc<AlignedBuf>, offsets: impl Fn(usize) -> [u64; 2]) {
+        let inner = self.shared.lock();
+        for index in inner.writable() {
+            for offset in offsets(index) {
+                self.replicas[index].queue.push(Job::Write { offset, data: data.clone(), run: None });
+            }
+        }
+    }
+
+    /// Returns when everything submitted so far is on stable storage of every replica that is still in sync; a
+    /// replica that fails is fenced meanwhile.
+    ///
+    /// # Errors
+    /// When no in-sync replica is left.
+    pub fn flush(&self) -> Result<()> {
+        let ticket = Arc::new(AtomicU64::new(0));
+        let targets: Vec<usize> = {
+            let inner = self.shared.lock();
+            let targets: Vec<usize> = inner.writable().collect();
+            for index in &targets {
+                self.replicas[*index].queue.push(Job::Flush(ticket.clone()));
+            }
+            targets
+        };
+        let inner = self.wait(|inner| {
+            let done = ticket.load(Ordering::Acquire);
+            let over =
+                |i: &usize| done >> i & 1 == 1 || !matches!(inner.replicas[*i].state, State::InSync | State::Resyncing);
+            targets.iter().all(over)
+        });
+        if inner.replicas.iter().any(|s| s.state == State::InSync) {
+            Ok(())
+        } else {
+            Err(Error::NoReplica(inner.reasons()))
+        }
+    }
+
+    /// Waits until `done`; replicas that work on one job for longer than the bound are fenced, so it always ends.
+    fn wait(&self, done: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
+        let mut inner = self.shared.lock();
+        loop {
+            if done(&inner) {
+                return inner;
+            }
+            inner = self
+                .shared
+                .changed
+                .wait_timeout(inner, self.timeout / 4)
+                .map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
+            let now = Instant::now();
+            for (index, replica) in self.replicas.iter().enumerate() {
+                let status = &inner.replicas[index];
+                let stuck = status.busy_since.is_some_and(|since| now.duration_since(since) > self.timeout);
+                if stuck && matches!(status.state, State::InSync | State::Resyncing) {
+                    let reason = format!("did not answer for {} s", self.timeout.as_secs());
+                    fence(&mut inner, index, &replica.queue, State::Faulty, &reason);
+                }
+            }
+        }
+    }
+
+    /// Takes a replica out of the set: nothing more is written to it or read from it.
+    pub fn fence(&self, index: usize, state: State, reason: &str) {
+        let mut inner = self.shared.lock();
+        if let Some(replica) = self.replicas.get(index) {
+            if let Some(device) = &replica.device {
+                device.fence(Reason::new(ReasonCode::Fenced, reason));
+            }
+            fence(&mut inner, index, &replica.queue, state, reason);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Reads a run. `open` is called with the index of each block in the run and its sealed bytes, and says whether
+    /// it verified; it may be called again for the same block with another replica's bytes.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] or [`Error::Unreadable`] for the first block that no replica can give.
+    pub fn read(&self, run: Run, open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Result<()> {
+        let order = self.read_order(run);
+        let Some((first, others)) = order.split_first() else {
+            let reasons = self.shared.lock().reasons();
+            return Err(Error::Unreadable { addr: run.addr, last: reasons });
+        };
+        let mut bad: Vec<usize> = Vec::new();
+        with_buffer(run.blocks as usize * BLOCK_SIZE, |buf| match self.read_from(*first, run, buf) {
+            Ok(()) => {
+                for (i, sealed) in buf.chunks_exact(BLOCK_SIZE).enumerate() {
+                    if !open(i, sealed) {
+                        self.replicas[*first].counters.integrity.fetch_add(1, Ordering::Relaxed);
+                        bad.push(i);
+                    }
+                }
+            }
+            // One unreadable sector must not condemn its neighbours: block by block from here.
+            Err(_) if run.blocks > 1 => bad.extend(0..run.blocks as usize),
+            Err(_) => bad.push(0),
+        });
+        for i in bad {
+            self.read_block_anywhere(run.addr.add(i as u64), *first, others, &mut |sealed| open(i, sealed))?;
+        }
+        Ok(())
+    }
+
+    /// Reads and verifies one block from any replica and mends those that gave a wrong one.
+    fn read_block_anywhere(
+        &self,
+        addr: BlockAddr,
+        first: usize,
+        others: &[usize],
+        open: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<()> {
+        let run = Run::new(addr, 1);
+        let mut buf = AlignedBuf::zeroed(BLOCK_SIZE);
+        let mut wrong = Vec::new();
+        let mut last = None;
+        for index in std::iter::once(&first).chain(others) {
+            match self.read_from(*index, run, &mut buf) {
+                Ok(()) if open(&buf) => {
+                    for damaged in wrong {
+                        self.mend(damaged, addr, &buf);
+                    }
+                    return Ok(());
+                }
+                Ok(()) => {
+                    if *index != first {
+                        self.replicas[*index].counters.integrity.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Err(error) => last = Some(error.to_string()),
+            }
+            wrong.push(*index);
+        }
+        log::error!("block {} verifies on none of {} replicas", addr.0, wrong.len());
+        match last {
+            Some(last) if wrong.len() == 1 => Err(Error::Unreadable { addr, last }),
+            _ => Err(Error::Integrity { addr, tried: wrong.len() }),
+        }
+    }
+
+    /// Reads a run from one replica, as it is there.
+    ///
+    /// # Errors
+    /// The device's error.
+    pub fn read_from(&self, index: usize, run: Run, buf: &mut [u8]) -> device::Result<()> {
+        let replica = &self.replicas[index];
+        let Some(device) = &replica.device else {
+            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(device::Error::Io { action: "read", offset: 0, bytes: buf.len(), source });
+        };
+        replica.reading.fetch_add(1, Ordering::Relaxed);
+        let result = device.read_at(device_offset(run.addr), buf);
+        replica.reading.fetch_sub(1, Ordering::Relaxed);
+        if let Err(error) = &result {
+            replica.counters.read.fetch_add(1, Ordering::Relaxed);
+            log::warn!("{}: {error}", device.name());
+        }
+        result
+    }
+
+    /// Writes a block that verified over a copy that did not. A failure fences the replica, as any failed write.
+    pub fn mend(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
+        let replica = &self.replicas[index];
+        let Some(device) = &replica.device else { return };
+        match device.write_at(device_offset(addr), &[IoSlice::new(sealed)]) {
+            Ok(()) => {
+                replica.counters.repaired.fetch_add(1, Ordering::Relaxed);
+                log::warn!("{}: block {} was damaged and is written anew from another replica", device.name(), addr.0);
+            }
+            Err(error) => {
+                replica.counters.write.fetch_add(1, Ordering::Relaxed);
+                self.fence(index, State::Faulty, &format!("repair failed: {error}"));
+            }
+        }
+    }
+
+    /// The replicas to read `run` from, best first, once nothing of the run is in flight any more.
+    fn read_order(&self, run: Run) -> Vec<usize> {
+        let inner = self.wait(|inner| !inner.overlaps(run));
+        let candidates = inner.replicas.iter().enumerate().map(|(index, status)| Candidate {
+            index,
+            state: status.state,
+            reading: self.replicas[index].reading.load(Ordering::Relaxed),
+        });
+        choice::read_order(candidates, run.addr)
+    }
+
+    /// Ends the replicas' threads once their queues are empty. Bounded: a thread that hangs in the kernel is left
+    /// behind.
+    pub fn close(&self) {
+        for replica in &self.replicas {
+            replica.queue.push(Job::End);
+        }
+    }
+}
+
+impl Drop for Mirror {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn fence(inner: &mut Inner, index: usize, queue: &Queue, state: State, reason: &str) {
+    let status = &mut inner.replicas[index];
+    if !matches!(status.state, State::InSync | State::Resyncing) {
+        return;
+    }
+    log::error!("replica {index} is fenced: {reason}");
+    status.state = state;
+    status.reason = Some(reason.to_owned());
+    status.busy_since = None;
+    for start in queue.drop_all() {
+        inner.finish(start);
+    }
+}
+
+struct Worker {
+    index: usize,
+    device: Arc<ApprovedDevice>,
+    queue: Arc<Queue>,
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    fn run(&self) {
+        loop {
+            let (jobs, runs) = self.queue.take();
+            self.busy(true);
+            let outcome = match jobs.front() {
+                Some(Job::Write { offset, .. }) => self.write(*offset, &jobs),
+                Some(Job::Flush(_)) => self.device.flush().map_err(|e| (State::Faulty, e.to_string())),
+                Some(Job::End) | None => return,
+            };
+            let mut inner = self.shared.lock();
+            inner.replicas[self.index].busy_since = None;
+            match outcome {
+                Ok(()) => {
+                    // Runs that a fence has already accounted for are not in the list any more.
+                    for start in self.queue.done(runs) {
+                        inner.finish(start);
+                    }
+                    if let Some(Job::Flush(ticket)) = jobs.front() {
+                        ticket.fetch_or(1 << self.index, Ordering::Release);
+                    }
+                }
+                Err((state, reason)) => {
+                    self.queue.errors.fetch_add(1, Ordering::Relaxed);
+                    self.device.fence(Reason::new(ReasonCode::Fenced, reason.as_str()));
+                    fence(&mut inner, self.index, &self.queue, state, &reason);
+                }
+            }
+            drop(inner);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    fn busy(&self, busy: bool) {
+        self.shared.lock().replicas[self.index].busy_since = busy.then(Instant::now);
+    }
+
+    fn write(&self, offset: u64, jobs: &VecDeque<Job>) -> std::result::Result<(), (State, String)> {
+        let slices: Vec<IoSlice<'_>> = jobs
+            .iter()
+            .filter_map(|job| match job {
+                Job::Write { data, .. } => Some(IoSlice::new(data)),
+                Job::Flush(_) | Job::End => None,
+            })
+            .collect();
+        self.device.write_at(offset, &slices).map_err(|error| {
+            let state = match error {
+                WriteError::Fenced { .. } => State::Refused,
+                WriteError::Device(_) => State::Faulty,
+            };
+            (state, error.to_string())
+        })
+    }
+}
+
+/// Lends the thread's transfer buffer, at least `len` bytes of it, exactly `len` long.
+fn with_buffer<T>(len: usize, f: impl FnOnce(&mut [u8]) -> T) -> T {
+    use std::cell::RefCell;
+    thread_local! {
+        static BUFFER: RefCell<Option<AlignedBuf>> = const { RefCell::new(None) };
+    }
+    let mut buf =
+        BUFFER.with_borrow_mut(Option::take).filter(|b| b.len() >= len).unwrap_or_else(|| AlignedBuf::zeroed(len));
+    let result = f(&mut buf[..len]);
+    BUFFER.with_borrow_mut(|slot| *slot = Some(buf));
+    result
+}

@@ -1,281 +1,364 @@
-//! In-memory stand-in of the page store, with the same signatures.
+//! The page store: everything of a volume that lies in the data area, and the commit that makes it durable.
+//!
+//! * **Pages** of the metadata database are written copy-on-write; a [`tree`] of map nodes holds each page's address,
+//!   write identity, tag and birth generation, so that the root authenticates every page.
+//! * **Space** is a second such tree, whose pages are the regions of the [`Bitmap`](crate::space::Bitmap).
+//! * **Data** blocks are sealed one by one; their tags lie in the extents' rows, hence in pages.
+//! * A **commit** publishes all three at once.
+//!
+//! # What a commit does
+//!
+//! [`Store::stage`] takes, under the metadata lock, the pages that SQLite handed over and the runs that were put in use
+//! or freed by the batch. [`Store::commit`] then, without that lock:
+//!
+//! 1. takes fresh blocks for the pages, for the map nodes above them, for the space pages that all of this changes and
+//!    for the nodes above those (until nothing changes any more: each is taken at most once);
+//! 2. seals them from the leaves up and queues them as few long runs behind the data;
+//! 3. flushes every replica; 4. writes the root, twice, to every replica; 5. flushes again.
+//!
+//! Nothing that the previous root refers to is overwritten: what the batch frees becomes available after step 5, and
+//! only when no reader that began before the commit is left. A failure poisons the store: it goes on for readers and
+//! refuses every change, because what reached the devices is not known.
+//!
+//! # Lock order
+//!
+//! metadata (in `fs`) → commit → staging → tree → space → readers. No I/O happens under staging, space or readers.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-use crate::{
-    limits::EXTENT_BLOCKS_MAX,
-    units::{BLOCK_SIZE, BlockAddr, Generation, Run, Tag, WriteId},
-};
+use crate::crypto::{self, Binding, Keys, random_bytes};
+use crate::label::Root;
+use crate::mirror::{self, Mirror};
+use crate::space::{Allocator, Bitmap, Contradiction, Goal};
+use crate::units::{BLOCK_SIZE, Generation, Run, Tag, Uuid, WriteId};
 
-/// Why the store could not do it.
+mod commit;
+mod data;
+mod readers;
+#[cfg(test)]
+mod tests;
+pub mod tree;
+mod vfs;
+mod walk;
+
+pub use commit::StagedBatch;
+pub use data::Extent;
+pub use readers::ReadGuard;
+pub use walk::{Finding, Walk};
+
+use readers::Readers;
+use tree::{Tree, TreeKind};
+
+/// Most and least blocks kept back for metadata, so that a full volume can still commit and delete.
+const RESERVE_BLOCKS_MAX: u64 = 16_384;
+const RESERVE_BLOCKS_MIN: u64 = 512;
+
+/// Blocks that one metadata operation may need at most, in new pages and the nodes above them.
+const BLOCKS_PER_OPERATION: u64 = 64;
+
+/// What went wrong below the metadata.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No free block.
-    #[error("no space left")]
+    /// The volume is full.
+    #[error("no space left on the volume")]
     NoSpace,
-    /// The volume takes no writes.
-    #[error("read-only: {0}")]
+    /// The volume takes no changes.
+    #[error("the volume is read-only: {0}")]
     ReadOnly(String),
-    /// A block did not verify on any replica.
+    /// A block that no replica can give.
     #[error("integrity: {0}")]
     Integrity(String),
-    /// Input or output failed.
-    #[error("i/o: {0}")]
+    /// No replica could be reached.
+    #[error("input/output: {0}")]
     Io(String),
-    /// SQLite refused.
-    #[error("sqlite: {0}")]
-    Sql(#[from] rusqlite::Error),
+    /// The structures contradict each other.
+    #[error("the volume's structures contradict each other: {0}")]
+    Corrupt(String),
+    /// The system has no random bytes.
+    #[error(transparent)]
+    Crypto(#[from] crypto::Error),
+    /// SQLite refused to open the database.
+    #[error("metadata database: {0}")]
+    Database(#[from] rusqlite::Error),
 }
 
-/// Result of the store.
+/// Result of a store operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A run of blocks sealed in one write.
-#[derive(Clone, Debug)]
-pub struct Extent {
-    /// First block.
-    pub addr: BlockAddr,
-    /// Number of blocks.
-    pub blocks: u64,
-    /// Identity of the first unit.
-    pub id: WriteId,
-    /// One tag per block.
-    pub tags: Vec<Tag>,
+impl From<mirror::Error> for Error {
+    fn from(error: mirror::Error) -> Self {
+        match error {
+            mirror::Error::NoReplica(_) => Self::ReadOnly(error.to_string()),
+            mirror::Error::Integrity { .. } => Self::Integrity(error.to_string()),
+            mirror::Error::Unreadable { .. } => Self::Io(error.to_string()),
+        }
+    }
 }
 
-/// How full the volume is, in blocks.
-#[derive(Clone, Copy, Debug)]
+impl From<Contradiction> for Error {
+    fn from(error: Contradiction) -> Self {
+        Self::Corrupt(error.to_string())
+    }
+}
+
+/// One page of the metadata database.
+pub type Page = [u8; BLOCK_SIZE];
+
+/// Space of the volume, in blocks of 4096 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// All blocks of the data area.
+    /// Blocks in the data area.
     pub total_blocks: u64,
-    /// Free ones.
+    /// Blocks that can be taken now.
     pub free_blocks: u64,
-    /// Free ones kept back.
+    /// Of these, blocks kept back for metadata.
     pub reserved_blocks: u64,
 }
 
-/// Keeps freed blocks from being reused.
-pub struct ReadGuard<'a>(&'a Store);
-
-impl Drop for ReadGuard<'_> {
-    fn drop(&mut self) {
-        self.0.readers.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// What a commit takes along.
-pub struct StagedBatch;
-
-#[derive(Default)]
-struct State {
-    free: BTreeSet<u64>,
-    reserved: BTreeSet<u64>,
-    fresh: BTreeSet<u64>,
-    live: BTreeSet<u64>,
-    freed: Vec<u64>,
-    data: BTreeMap<u64, (WriteId, Vec<u8>)>,
-    counter: u64,
-    generation: u64,
-    read_only: bool,
-}
-
-/// The stand-in.
+/// The store of an open volume.
 pub struct Store {
-    path: PathBuf,
-    total: u64,
-    state: Mutex<State>,
-    readers: AtomicU64,
+    mirror: Arc<Mirror>,
+    keys: Keys,
+    volume: Uuid,
+    epoch: u32,
+    /// Size of each replica's device as its label says: where label area B is.
+    device_bytes: Vec<u64>,
+    counter: AtomicU64,
+    reserve: u64,
+    space: Mutex<Allocator>,
+    batch: Mutex<Batch>,
+    staging: Mutex<Staging>,
+    db: RwLock<Tree>,
+    commit: Mutex<CommitState>,
+    /// The last generation whose map readers see.
+    generation: AtomicU64,
+    readers: Readers,
+    poisoned: OnceLock<String>,
 }
 
-fn tag(id: WriteId) -> Tag {
-    let mut tag = [0x5a; 16];
-    tag[..12].copy_from_slice(&id.nonce());
-    tag
+/// Runs that the batch being filled put in use or gave up.
+#[derive(Default)]
+struct Batch {
+    published: Vec<Run>,
+    freed: Vec<Run>,
+    abandoned: Vec<Run>,
+}
+
+/// Pages that SQLite handed over and that are not yet in the map.
+struct Staging {
+    /// Of the batch being filled.
+    current: HashMap<u64, Arc<Page>>,
+    /// Of the batch being committed.
+    committing: Arc<HashMap<u64, Arc<Page>>>,
+    /// Length of the database, in pages.
+    db_pages: u64,
+}
+
+/// What only a commit touches.
+struct CommitState {
+    root: Root,
+    persisted: Bitmap,
+    space_tree: Tree,
+    /// Freed by a commit, waiting for its readers to end.
+    releasing: VecDeque<(u64, Vec<Run>)>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How a store is opened.
+pub struct StoreOptions {
+    /// The volume's keys.
+    pub keys: Keys,
+    /// The volume.
+    pub volume: Uuid,
+    /// Blocks in the data area.
+    pub total_blocks: u64,
+    /// Size in bytes of each replica's device, as its label says.
+    pub device_bytes: Vec<u64>,
+    /// The root to go on from; generation 0 and empty trees for a new volume.
+    pub root: Root,
+    /// The epoch of this mount: greater than any that was ever used, and durable before the first write but for the
+    /// very first commit, which writes it.
+    pub epoch: u32,
 }
 
 impl Store {
-    /// A store of `total` blocks.
-    pub fn stand_in(total: u64) -> Arc<Self> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("scelle-stand-in-{}-{number}", std::process::id()));
-        let state = State { free: (0..total).collect(), ..State::default() };
-        Arc::new(Self { path, total, state: Mutex::new(state), readers: AtomicU64::new(0) })
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no panic holds it")
-    }
-
-    /// Makes it read-only or writable.
-    pub fn set_read_only(&self, read_only: bool) {
-        self.state().read_only = read_only;
-    }
-
-    fn take(&self, blocks: u64) -> Result<Vec<Run>> {
-        let mut state = self.state();
-        if (state.free.len() as u64) < blocks {
-            return Err(Error::NoSpace);
-        }
-        let mut runs: Vec<Run> = Vec::new();
-        for _ in 0..blocks {
-            let at = state.free.pop_first().expect("counted");
-            state.fresh.insert(at);
-            match runs.last_mut() {
-                Some(run) if run.end().0 == at && run.blocks < EXTENT_BLOCKS_MAX => run.blocks += 1,
-                _ => runs.push(Run::new(BlockAddr(at), 1)),
+    /// Opens what `root` describes.
+    ///
+    /// # Errors
+    /// When a node or page of the space tree cannot be read or contradicts the volume's size.
+    pub fn open(mirror: Arc<Mirror>, options: StoreOptions) -> Result<Arc<Self>> {
+        let StoreOptions { keys, volume, total_blocks, device_bytes, root, epoch } = options;
+        let mut persisted = Bitmap::new(total_blocks);
+        let mut space_tree = Tree::from_ref(TreeKind::Space, &root.space);
+        let mut failed = None;
+        for region in 0..persisted.regions().min(space_tree.pages()) {
+            let reader = tree::NodeReader { mirror: &mirror, keys: &keys, volume };
+            let Some(entry) = space_tree.get(region, &reader)? else { continue };
+            let mut page = Box::new([0; BLOCK_SIZE]);
+            reader.page(TreeKind::Space, region, &entry, &mut page)?;
+            if let Err(error) = persisted.load(region, page.as_slice()) {
+                failed = Some(error);
             }
         }
-        Ok(runs)
-    }
-
-    fn seal(&self, addr: BlockAddr, plain: &[u8]) -> Extent {
-        let mut state = self.state();
-        let blocks = (plain.len() / BLOCK_SIZE) as u64;
-        let id = WriteId { epoch: 1, counter: state.counter };
-        state.counter += blocks;
-        let mut tags = Vec::new();
-        for (i, block) in plain.chunks_exact(BLOCK_SIZE).enumerate() {
-            state.data.insert(addr.0 + i as u64, (id.add(i as u64), block.to_vec()));
-            tags.push(tag(id.add(i as u64)));
+        if let Some(error) = failed {
+            return Err(error.into());
         }
-        Extent { addr, blocks, id, tags }
+        let db = Tree::from_ref(TreeKind::Database, &root.db);
+        let first_counter = u64::from_le_bytes(random_bytes()?) >> 1;
+        let staging = Staging { current: HashMap::new(), committing: Arc::default(), db_pages: db.pages() };
+        Ok(Arc::new(Self {
+            mirror,
+            keys,
+            volume,
+            epoch,
+            device_bytes,
+            // A random beginning, besides the epoch: two histories that went on from one state each by themselves
+            // (both restored from one backup, say) do not use one nonce twice either.
+            counter: AtomicU64::new(first_counter),
+            reserve: (total_blocks / 64).clamp(RESERVE_BLOCKS_MIN, RESERVE_BLOCKS_MAX),
+            space: Mutex::new(Allocator::new(persisted.clone())),
+            batch: Mutex::default(),
+            staging: Mutex::new(staging),
+            db: RwLock::new(db),
+            generation: AtomicU64::new(root.generation.0),
+            commit: Mutex::new(CommitState { root, persisted, space_tree, releasing: VecDeque::new() }),
+            readers: Readers::default(),
+            poisoned: OnceLock::new(),
+        }))
     }
 
-    /// The database.
+    /// Opens the metadata database: SQLite over the pages of this store.
+    ///
+    /// # Errors
+    /// SQLite's.
     pub fn open_database(self: &Arc<Self>) -> Result<rusqlite::Connection> {
-        Ok(rusqlite::Connection::open(&self.path)?)
+        vfs::open(self)
     }
 
-    /// Writes fresh blocks.
-    pub fn write_data(&self, plain: &[u8]) -> Result<Vec<Extent>> {
-        assert!(plain.len().is_multiple_of(BLOCK_SIZE));
-        let mut at = 0;
-        let runs = self.take((plain.len() / BLOCK_SIZE) as u64)?;
-        Ok(runs
-            .into_iter()
-            .map(|run| {
-                let bytes = run.blocks as usize * BLOCK_SIZE;
-                at += bytes;
-                self.seal(run.addr, &plain[at - bytes..at])
-            })
-            .collect())
+    /// The replica set.
+    pub fn mirror(&self) -> &Arc<Mirror> {
+        &self.mirror
     }
 
-    /// Writes into reserved blocks.
-    pub fn write_reserved(&self, addr: BlockAddr, plain: &[u8]) -> Result<Extent> {
-        for i in 0..(plain.len() / BLOCK_SIZE) as u64 {
-            assert!(self.state().reserved.remove(&(addr.0 + i)), "block is not reserved");
+    /// The last durable generation.
+    pub fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    /// Space of the volume.
+    pub fn usage(&self) -> Usage {
+        let space = lock(&self.space);
+        let map = space.map();
+        Usage { total_blocks: map.total(), free_blocks: map.free(), reserved_blocks: self.reserve }
+    }
+
+    /// Whether changes are possible.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] with the reason when not.
+    pub fn writable(&self) -> Result<()> {
+        match self.poisoned.get() {
+            None => Ok(()),
+            Some(reason) => Err(Error::ReadOnly(reason.clone())),
         }
-        Ok(self.seal(addr, plain))
     }
 
-    /// Allocates without writing.
-    pub fn reserve(&self, blocks: u64) -> Result<Vec<Run>> {
-        let runs = self.take(blocks)?;
-        for run in &runs {
-            self.state().reserved.extend(run.addr.0..run.end().0);
-        }
-        Ok(runs)
+    /// Makes the volume read-only for good; the first reason stays.
+    pub fn poison(&self, reason: String) {
+        log::error!("the volume is read-only from now on: {reason}");
+        self.poison_quietly(reason);
     }
 
-    /// Reads blocks.
-    pub fn read_data(&self, addr: BlockAddr, id: WriteId, tags: &[Tag], out: &mut [u8]) -> Result<()> {
-        assert_eq!(out.len(), tags.len() * BLOCK_SIZE);
-        let state = self.state();
-        for (i, block) in out.chunks_exact_mut(BLOCK_SIZE).enumerate() {
-            match state.data.get(&(addr.0 + i as u64)) {
-                Some((found, data)) if *found == id.add(i as u64) && tags[i] == tag(*found) => {
-                    block.copy_from_slice(data);
-                }
-                _ => return Err(Error::Integrity(format!("block {addr:?}+{i}"))),
+    /// As [`Store::poison`], when being read-only is what was asked for.
+    pub fn poison_quietly(&self, reason: String) {
+        // The first reason is the cause, later ones are consequences.
+        let _ = self.poisoned.set(reason);
+    }
+
+    /// Whether space is so short that the batch, of `operations` so far, must be committed before the next one.
+    pub fn pressure(&self, operations: u64) -> bool {
+        operations > 0 && (operations + 1).saturating_mul(BLOCKS_PER_OPERATION) > lock(&self.space).map().free()
+    }
+
+    /// Whether a commit would make blocks available that are taken at this moment.
+    pub fn has_unreleased(&self) -> bool {
+        let batch = lock(&self.batch);
+        !batch.freed.is_empty() || !batch.abandoned.is_empty() || self.readers.waiting()
+    }
+
+    /// A reader of extents: blocks freed from now on are not used again until it is dropped. Taken before the
+    /// extents are looked up.
+    pub fn reader(&self) -> ReadGuard<'_> {
+        self.readers.enter(&self.generation)
+    }
+
+    /// Identities for `count` units in a row.
+    fn identities(&self, count: u64) -> WriteId {
+        WriteId { epoch: self.epoch, counter: self.counter.fetch_add(count, Ordering::Relaxed) }
+    }
+
+    fn node_reader(&self) -> tree::NodeReader<'_> {
+        tree::NodeReader { mirror: &self.mirror, keys: &self.keys, volume: self.volume }
+    }
+
+    /// Reads a page of the database: from the batch being filled, from the one being committed, or from the devices.
+    /// A page that was never written is zero.
+    ///
+    /// # Errors
+    /// When no replica has the page, or the map leads nowhere.
+    pub(crate) fn read_page(&self, no: u64, out: &mut Page) -> Result<()> {
+        let _reader = self.reader();
+        {
+            let staging = lock(&self.staging);
+            if let Some(page) = staging.current.get(&no).or_else(|| staging.committing.get(&no)) {
+                out.copy_from_slice(&page[..]);
+                return Ok(());
             }
         }
-        Ok(())
-    }
-
-    /// A row refers to these now.
-    pub fn publish(&self, run: Run) {
-        let mut state = self.state();
-        for at in run.addr.0..run.end().0 {
-            assert!(state.fresh.remove(&at), "published twice");
-            state.live.insert(at);
+        let reader = self.node_reader();
+        let known = self.db.read().unwrap_or_else(PoisonError::into_inner).known(no);
+        let entry = match known {
+            Some(entry) => entry,
+            None => self.db.write().unwrap_or_else(PoisonError::into_inner).get(no, &reader)?,
+        };
+        match entry {
+            Some(entry) => reader.page(TreeKind::Database, no, &entry, out),
+            None => {
+                out.fill(0);
+                Ok(())
+            }
         }
     }
 
-    /// No row refers to these any more.
-    pub fn free(&self, run: Run) {
-        let mut state = self.state();
-        for at in run.addr.0..run.end().0 {
-            assert!(state.live.remove(&at), "freed twice");
-            state.reserved.remove(&at);
-            state.freed.push(at);
-        }
+    /// Takes a page from SQLite; it becomes durable with the batch.
+    pub(crate) fn stage_page(&self, no: u64, page: Arc<Page>) {
+        let mut staging = lock(&self.staging);
+        staging.db_pages = staging.db_pages.max(no + 1);
+        staging.current.insert(no, page);
     }
 
-    /// Allocated but never published.
-    pub fn abandon(&self, run: Run) {
-        let mut state = self.state();
-        for at in run.addr.0..run.end().0 {
-            assert!(state.fresh.remove(&at), "abandoned twice");
-            state.reserved.remove(&at);
-            state.data.remove(&at);
-            state.free.insert(at);
-        }
+    /// Length of the database in pages.
+    pub(crate) fn database_pages(&self) -> u64 {
+        lock(&self.staging).db_pages
     }
 
-    /// Holds reuse back.
-    pub fn reader(&self) -> ReadGuard<'_> {
-        self.readers.fetch_add(1, Ordering::SeqCst);
-        ReadGuard(self)
-    }
-
-    /// How full it is.
-    pub fn usage(&self) -> Usage {
-        Usage { total_blocks: self.total, free_blocks: self.state().free.len() as u64, reserved_blocks: 8 }
-    }
-
-    /// Whether it takes writes.
-    pub fn writable(&self) -> Result<()> {
-        if self.state().read_only { Err(Error::ReadOnly("test".into())) } else { Ok(()) }
-    }
-
-    /// Takes the batch.
-    pub fn stage(&self) -> StagedBatch {
-        StagedBatch
-    }
-
-    /// Writes the batch.
-    pub fn commit(&self, _batch: StagedBatch) -> Result<Generation> {
-        let mut state = self.state();
-        let freed = std::mem::take(&mut state.freed);
-        if self.readers.load(Ordering::SeqCst) > 0 {
-            state.freed = freed;
-            return Ok(Generation(state.generation));
-        }
-        for at in freed {
-            state.data.remove(&at);
-            state.free.insert(at);
-        }
-        state.generation += 1;
-        Ok(Generation(state.generation))
-    }
-
-    /// Whether a commit must come first.
-    pub fn pressure(&self, ops_since_stage: u64) -> bool {
-        ops_since_stage > 10_000
+    /// Takes a free run.
+    fn take(&self, want: u64, goal: Goal) -> Option<Run> {
+        lock(&self.space).take(want, goal)
     }
 }
 
-impl Drop for Store {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
-    }
+/// Where data of this volume is bound to.
+fn data_binding(volume: Uuid, run: Run, block: u64) -> Binding {
+    Binding::data(volume, run.addr.add(block))
 }
+
+/// A tag of zeros, for entries that are being filled.
+const NO_TAG: Tag = [0; 16];
+
+type Pages = BTreeMap<u64, Arc<Page>>;

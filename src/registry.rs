@@ -1,1 +1,192 @@
-//! Placeholder of the module `registry`.
+//! The registry: the signed list of approved devices and sites, and the policy. Bytes in, verified document out; no I/O.
+//!
+//! A registry counts only when at least `threshold` *distinct* officers named by the [`TrustAnchors`] have signed exactly
+//! its bytes, in minisign's format, so that the stock `minisign` tool signs and verifies too. [`verify`] is the only
+//! maker of a [`VerifiedRegistry`].
+//!
+//! Validity dates are not examined here: the policy does that against the day it is given.
+
+mod date;
+mod document;
+mod identity;
+mod keys;
+mod trust;
+
+pub use date::Date;
+pub use document::{DeviceEntry, Policy, Registry, Site, Status};
+pub use identity::{Identity, IdentityField, Transport};
+pub use keys::{KeyFiles, is_encrypted, keygen, sign};
+pub use trust::{Officer, TrustAnchors};
+
+use sha2::{Digest, Sha256};
+
+/// Why a registry, trust anchors, a key or a signature was not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A document is larger than its bound.
+    #[error("{what} has {bytes} bytes, more than the {max} that are read")]
+    TooLarge {
+        /// Which document.
+        what: &'static str,
+        /// Its size in bytes.
+        bytes: usize,
+        /// The bound in bytes.
+        max: usize,
+    },
+    /// Not UTF-8, not TOML, or a field is missing, unknown or of the wrong type.
+    #[error("{what} cannot be read: {detail}")]
+    Syntax {
+        /// Which document.
+        what: &'static str,
+        /// Line, column and cause.
+        detail: String,
+    },
+    /// Well-formed, but a value is not acceptable.
+    #[error("{what} is not acceptable: {detail}")]
+    Invalid {
+        /// Which document.
+        what: &'static str,
+        /// Which value and why.
+        detail: String,
+    },
+    /// Too few officers' signatures count.
+    #[error("the registry has {} valid signature(s) of the {threshold} required{}", signers.len(), listed(problems))]
+    TooFewSignatures {
+        /// The officers whose signatures count.
+        signers: Vec<String>,
+        /// How many are required.
+        threshold: usize,
+        /// Why each other signature does not count.
+        problems: Vec<String>,
+    },
+    /// A key file or its password is wrong, or keys cannot be made.
+    #[error("key: {0}")]
+    Key(String),
+}
+
+fn listed(problems: &[String]) -> String {
+    problems.iter().map(|p| format!("; {p}")).collect()
+}
+
+/// A signature file, under the name of the officer it is said to come from.
+#[derive(Clone, Copy, Debug)]
+pub struct SignatureFile<'a> {
+    /// The officer's name in the trust anchors.
+    pub officer: &'a str,
+    /// Content of the `.minisig` file.
+    pub bytes: &'a [u8],
+}
+
+/// A registry that enough officers have signed. Only [`verify`] makes one.
+#[derive(Clone, Debug)]
+pub struct VerifiedRegistry {
+    document: Registry,
+    signers: Vec<String>,
+    threshold: usize,
+    document_digest: [u8; 32],
+    anchors_digest: [u8; 32],
+}
+
+impl VerifiedRegistry {
+    /// Version of the document: a volume refuses one older than it has seen.
+    pub fn version(&self) -> u64 {
+        self.document.version
+    }
+
+    /// First day of validity.
+    pub fn issued(&self) -> Date {
+        self.document.issued
+    }
+
+    /// Last day of validity.
+    pub fn valid_until(&self) -> Date {
+        self.document.valid_until
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> &Policy {
+        &self.document.policy
+    }
+
+    /// The sites.
+    pub fn sites(&self) -> &[Site] {
+        &self.document.sites
+    }
+
+    /// The site of this id.
+    pub fn site(&self, id: &str) -> Option<&Site> {
+        self.document.sites.iter().find(|s| s.id == id)
+    }
+
+    /// The devices, approved and revoked.
+    pub fn devices(&self) -> &[DeviceEntry] {
+        &self.document.devices
+    }
+
+    /// Names of the officers whose signatures count, in the order of the trust anchors.
+    pub fn signers(&self) -> &[String] {
+        &self.signers
+    }
+
+    /// How many signatures the trust anchors require.
+    pub fn threshold(&self) -> usize {
+        self.threshold
+    }
+
+    /// SHA-256 of the document's bytes.
+    pub fn document_digest(&self) -> [u8; 32] {
+        self.document_digest
+    }
+
+    /// [`TrustAnchors::digest`] of the anchors it was verified with.
+    pub fn anchors_digest(&self) -> [u8; 32] {
+        self.anchors_digest
+    }
+
+    /// Whether this is a laboratory registry, i.e. its signed policy lists the transport `loop` or `memory`.
+    pub fn is_laboratory(&self) -> bool {
+        self.document.policy.is_laboratory()
+    }
+}
+
+/// Verifies that at least the threshold of distinct officers signed exactly `document`, then parses it.
+///
+/// A signature by somebody the anchors do not name, or that does not verify, is not counted and does no other harm;
+/// two signatures of the same officer count once. Signatures are checked before the document is parsed.
+///
+/// # Errors
+/// [`Error::TooFewSignatures`] with the reason of each signature that does not count; otherwise as [`Registry::parse`].
+pub fn verify(
+    document: &[u8],
+    signatures: &[SignatureFile<'_>],
+    anchors: &TrustAnchors,
+) -> Result<VerifiedRegistry, Error> {
+    document::check_size(document)?;
+    let mut counted = vec![false; anchors.officers().len()];
+    let mut problems = Vec::new();
+    for signature in signatures.iter().take(crate::limits::SIGNATURES_MAX) {
+        let Some(index) = anchors.officers().iter().position(|o| o.name == signature.officer) else {
+            problems.push(format!("{:?} is not an officer of the trust anchors", signature.officer));
+            continue;
+        };
+        match keys::verify_signature(&anchors.officers()[index].key, document, signature.bytes) {
+            Ok(()) => counted[index] = true,
+            Err(detail) => problems.push(format!("signature of {}: {detail}", signature.officer)),
+        }
+    }
+    let signers: Vec<String> =
+        anchors.officers().iter().zip(&counted).filter(|(_, c)| **c).map(|(o, _)| o.name.clone()).collect();
+    if signers.len() < anchors.threshold() {
+        return Err(Error::TooFewSignatures { signers, threshold: anchors.threshold(), problems });
+    }
+    Ok(VerifiedRegistry {
+        document: Registry::parse(document)?,
+        signers,
+        threshold: anchors.threshold(),
+        document_digest: Sha256::digest(document).into(),
+        anchors_digest: anchors.digest(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

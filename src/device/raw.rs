@@ -1,0 +1,294 @@
+//! A block device of the kernel: opened in the order that leaves no room for a swap, read and written with direct I/O.
+//!
+//! The order: resolve the path once, open the node exclusively, and from then on believe only the open file: its device
+//! number leads to sysfs, its disk sequence number must be the same before and after everything that is read there. No
+//! byte is written here before a caller does; only the policy's `ApprovedDevice` lets one.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::identity::{DevNo, DeviceFacts, FactsError, IdentifiedDevice, Problem};
+use super::sys::{self, Kernel, System};
+use super::{AlignedBuf, BlockDevice, Error, Result, chain, check_range};
+use crate::units::BLOCK_SIZE;
+
+/// Most slices of one vectored write (`UIO_MAXIOV`, linux/uio.h).
+const IOV_MAX: usize = 1024;
+
+/// Why a device was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another program, a mount or another device uses it.
+    #[error("{} is in use by a mount, a swap, another device or another program", path.display())]
+    InUse {
+        /// The path that was asked for.
+        path: PathBuf,
+    },
+    /// It is something else.
+    #[error("{} is not a block device", path.display())]
+    NotBlockDevice {
+        /// The path that was asked for.
+        path: PathBuf,
+    },
+    /// The kernel would not let it be written.
+    #[error("{} is read-only", path.display())]
+    ReadOnly {
+        /// The path that was asked for.
+        path: PathBuf,
+    },
+    /// Sizes that cannot be served.
+    #[error("{} has {size} bytes in blocks of {block}: blocks must be 512 or 4096 bytes", path.display())]
+    Geometry {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// Size in bytes.
+        size: u64,
+        /// Logical block size in bytes.
+        block: u32,
+    },
+    /// The system refuses.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// How to open a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To read and write, alone (`O_EXCL`).
+    Exclusive,
+    /// To read, alone.
+    ExclusiveRead,
+    /// To read, also while it is in use.
+    SharedRead,
+}
+
+/// A block device of the kernel.
+pub struct RawDevice {
+    name: String,
+    file: File,
+    dev: DevNo,
+    diskseq: u64,
+    size: u64,
+    block: u32,
+    system: Arc<dyn System>,
+}
+
+impl RawDevice {
+    /// Opens the device that `path` (perhaps a symbolic link) leads to.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(path: &Path, access: Access) -> std::result::Result<Self, OpenError> {
+        Self::open_with(path, access, Arc::new(Kernel))
+    }
+
+    /// As [`open`](Self::open), with another view of sysfs and proc.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_with(path: &Path, access: Access, system: Arc<dyn System>) -> std::result::Result<Self, OpenError> {
+        let io = |source| OpenError::Io { path: path.to_owned(), source };
+        let node = fs::canonicalize(path).map_err(io)?;
+        // Opening some other kinds of file has effects (a tape rewinds) or blocks: look first, and again once open.
+        let not_block = || OpenError::NotBlockDevice { path: path.to_owned() };
+        if !fs::symlink_metadata(&node).map_err(io)?.file_type().is_block_device() {
+            return Err(not_block());
+        }
+        let exclusive = if access == Access::SharedRead { 0 } else { libc::O_EXCL };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(access == Access::Exclusive)
+            .custom_flags(exclusive | libc::O_DIRECT | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NOCTTY)
+            .open(&node)
+            .map_err(|e| match e.raw_os_error() {
+                Some(libc::EBUSY) => OpenError::InUse { path: path.to_owned() },
+                Some(libc::EROFS) => OpenError::ReadOnly { path: path.to_owned() },
+                _ => io(e),
+            })?;
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.file_type().is_block_device() {
+            return Err(not_block());
+        }
+        if access == Access::Exclusive && sys::is_read_only(file.as_fd()).map_err(io)? {
+            return Err(OpenError::ReadOnly { path: path.to_owned() });
+        }
+        let (size, block) =
+            (sys::size_bytes(file.as_fd()).map_err(io)?, sys::logical_block_size(file.as_fd()).map_err(io)?);
+        if !matches!(block, 512 | 4096) || size == 0 {
+            return Err(OpenError::Geometry { path: path.to_owned(), size, block });
+        }
+        let diskseq = sys::diskseq(file.as_fd()).map_err(io)?;
+        let dev = DevNo::from_raw(metadata.rdev());
+        Ok(Self { name: node.to_string_lossy().into_owned(), file, dev, diskseq, size, block, system })
+    }
+
+    /// Its device number.
+    pub fn dev(&self) -> DevNo {
+        self.dev
+    }
+
+    /// Checks that the open file still is the disk that was opened.
+    fn check_same(&self) -> std::result::Result<(), FactsError> {
+        let unreadable = |e: io::Error| FactsError::Unreadable { device: self.name.clone(), detail: e.to_string() };
+        let changed = |detail: String| FactsError::Changed { device: self.name.clone(), detail };
+        let sequence = sys::diskseq(self.file.as_fd()).map_err(unreadable)?;
+        if sequence != self.diskseq {
+            return Err(changed(format!("disk sequence number {} became {sequence}", self.diskseq)));
+        }
+        let size = sys::size_bytes(self.file.as_fd()).map_err(unreadable)?;
+        if size != self.size {
+            return Err(changed(format!("its size was {} bytes and is {size}", self.size)));
+        }
+        Ok(())
+    }
+
+    fn failed(action: &'static str, offset: u64, bytes: usize, source: io::Error) -> Error {
+        Error::Io { action, offset, bytes, source }
+    }
+
+    fn is_aligned(&self, start: *const u8, len: usize) -> bool {
+        let block = self.block as usize;
+        start.addr().is_multiple_of(block) && len.is_multiple_of(block)
+    }
+
+    fn read_aligned(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let total = buf.len();
+        let mut done = 0;
+        while done < total {
+            let rest = &mut buf[done..];
+            let at = (offset + done as u64) as libc::off_t;
+            // SAFETY: the kernel writes at most `rest.len()` bytes into `rest`.
+            let n = unsafe { libc::pread(self.file.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) };
+            done += progress(n, self.block).map_err(|e| Self::failed("read", offset, total, e))?;
+        }
+        Ok(())
+    }
+
+    fn write_aligned(&self, offset: u64, bufs: &[IoSlice<'_>], total: usize) -> Result<()> {
+        let mut done = 0;
+        let mut slices: Vec<libc::iovec> = bufs
+            .iter()
+            .filter(|b| !b.is_empty())
+            .map(|b| libc::iovec { iov_base: b.as_ptr().cast_mut().cast(), iov_len: b.len() })
+            .collect();
+        let mut rest = &mut slices[..];
+        while done < total {
+            let count = rest.len().min(IOV_MAX) as libc::c_int;
+            let at = (offset + done as u64) as libc::off_t;
+            // SAFETY: each slice points into one of `bufs`, which outlive the call; the kernel only reads them.
+            let n = unsafe { libc::pwritev(self.file.as_raw_fd(), rest.as_ptr(), count, at) };
+            let mut n = progress(n, self.block).map_err(|e| Self::failed("write", offset, total, e))?;
+            done += n;
+            while let Some(first) = rest.first_mut() {
+                if n < first.iov_len {
+                    // SAFETY: `n` is less than the slice's length, so the pointer stays inside of it.
+                    first.iov_base = unsafe { first.iov_base.cast::<u8>().add(n) }.cast();
+                    first.iov_len -= n;
+                    break;
+                }
+                n -= first.iov_len;
+                rest = &mut rest[1..];
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many bytes a transfer moved; an interrupted one moved none and is tried again.
+fn progress(n: isize, block: u32) -> io::Result<usize> {
+    match usize::try_from(n) {
+        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+        // Direct I/O goes on only from a block's boundary.
+        Ok(n) if !n.is_multiple_of(block as usize) => Err(io::Error::other("the kernel moved part of a block")),
+        Ok(n) => Ok(n),
+        Err(_) => match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::Interrupted => Ok(0),
+            e => Err(e),
+        },
+    }
+}
+
+impl BlockDevice for RawDevice {
+    fn size_bytes(&self) -> u64 {
+        self.size
+    }
+
+    fn logical_block_size(&self) -> u32 {
+        self.block
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        check_range(self, "read", offset, buf.len())?;
+        if self.is_aligned(buf.as_ptr(), buf.len()) {
+            return self.read_aligned(offset, buf);
+        }
+        let mut bounce = AlignedBuf::zeroed(buf.len());
+        self.read_aligned(offset, &mut bounce[..buf.len()])?;
+        buf.copy_from_slice(&bounce[..buf.len()]);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
+        let total = bufs.iter().map(|b| b.len()).sum();
+        check_range(self, "write", offset, total)?;
+        if bufs.iter().all(|b| self.is_aligned(b.as_ptr(), b.len())) {
+            return self.write_aligned(offset, bufs, total);
+        }
+        let mut bounce = AlignedBuf::zeroed(total);
+        let mut at = 0;
+        for buf in bufs {
+            bounce[at..at + buf.len()].copy_from_slice(buf);
+            at += buf.len();
+        }
+        self.write_aligned(offset, &[IoSlice::new(&bounce[..total])], total)
+    }
+
+    fn flush(&self) -> Result<()> {
+        loop {
+            // SAFETY: the descriptor is open for the life of `self.file`.
+            if unsafe { libc::fdatasync(self.file.as_raw_fd()) } == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(Self::failed("flush", 0, 0, error));
+            }
+        }
+    }
+}
+
+impl IdentifiedDevice for RawDevice {
+    fn facts(&self) -> std::result::Result<DeviceFacts, FactsError> {
+        self.check_same()?;
+        let mut root = chain::read(&*self.system, self.dev);
+        self.check_same()?;
+        let mut differ = |what: &str, sysfs: u64, device: u64| {
+            if sysfs != device {
+                let detail = format!("{what} is {sysfs} by sysfs and {device} by the device");
+                root.problems.push(Problem::Unreadable(detail));
+            }
+        };
+        differ("size", root.size_bytes, self.size);
+        differ("logical block size", root.logical_block.into(), self.block.into());
+        // A partition has no file of its own for it: the ioctl answers for its disk.
+        if let Some(sequence) = root.diskseq {
+            differ("disk sequence number", sequence, self.diskseq);
+        }
+        Ok(DeviceFacts { root })
+    }
+}
+
+const _: () = assert!(BLOCK_SIZE.is_multiple_of(4096));

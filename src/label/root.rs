@@ -1,0 +1,232 @@
+//! The root record: what a commit publishes.
+//!
+//! A slot of the ring is one block of 4096 bytes, the same in both label areas. Generation `g` goes to slot `g % 64`.
+//!
+//! | offset | bytes | field |
+//! |-------:|------:|-------|
+//! | 0  | 12   | random nonce |
+//! | 12 | 4    | zero |
+//! | 16 | 16   | tag |
+//! | 32 | 4064 | the record, sealed with the root key, kind `Root`, address 0, context: slot, 0 |
+//!
+//! The record, integers little-endian:
+//!
+//! | offset | bytes | field |
+//! |-------:|------:|-------|
+//! | 0   | 8  | generation |
+//! | 8   | 4  | epoch: number of the mount that committed |
+//! | 12  | 4  | zero |
+//! | 16  | 8  | in-sync replicas: bit n for row n of the replica table |
+//! | 24  | 8  | time of the commit, nanoseconds since 1970, signed |
+//! | 32  | 8  | free blocks of the data area |
+//! | 40  | 8  | version of the registry in force |
+//! | 48  | 64 | tree of the database's pages |
+//! | 112 | 64 | tree of the space bitmap |
+//! | 176 | 3888 | zero, reserved |
+//!
+//! A reference to a tree:
+//!
+//! | offset | bytes | field |
+//! |-------:|------:|-------|
+//! | 0  | 8  | address of the top node, in blocks of the data area |
+//! | 8  | 8  | birth: generation that wrote the top node |
+//! | 16 | 8  | pages in the tree; 0: there is no tree, the rest is zero |
+//! | 24 | 8  | write identity of the top node: counter |
+//! | 32 | 4  | write identity of the top node: epoch |
+//! | 36 | 1  | height: levels of nodes above the pages |
+//! | 37 | 3  | zero |
+//! | 40 | 16 | tag of the top node |
+//! | 56 | 8  | zero |
+//!
+//! A slot that was torn, never written, or belongs to another slot does not open, and is as if it were empty. The nonce
+//! is random because a root is sealed once per commit: 2^32 of them leave a collision probability below 2^-32, and
+//! the cipher would then only show that two records are equal (RFC 8452 §9).
+
+use crate::crypto::{self, Binding, Keys, Kind, random_bytes};
+use crate::device::{AlignedBuf, BlockDevice};
+use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Tag, Uuid, WriteId};
+
+use super::codec::{Reader, Writer};
+use super::{Area, RING_BYTES, RING_OFFSET};
+
+/// Slots of the root ring.
+pub const ROOT_SLOTS: u64 = 64;
+
+/// Bytes of a slot.
+pub const ROOT_BYTES: usize = BLOCK_SIZE;
+
+const RECORD_AT: usize = 32;
+const DB_AT: usize = 48;
+const SPACE_AT: usize = 112;
+
+/// Levels that a tree can have: 102^8 pages are more than any device holds.
+const HEIGHT_MAX: u8 = 8;
+
+/// Reference to the top of a Merkle tree of pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TreeRef {
+    /// Address of the top node (of the only page, when `height` is zero).
+    pub addr: BlockAddr,
+    /// Write identity of the top node.
+    pub id: WriteId,
+    /// Tag of the top node.
+    pub tag: Tag,
+    /// Generation that wrote the top node.
+    pub birth: Generation,
+    /// Levels of nodes above the pages.
+    pub height: u8,
+    /// Pages in the tree; zero: there is no tree.
+    pub pages: u64,
+}
+
+/// What a commit publishes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    /// Number of the commit.
+    pub generation: Generation,
+    /// Number of the mount that committed.
+    pub epoch: u32,
+    /// Replicas that hold this generation: bit n for row n of the replica table.
+    pub in_sync: u64,
+    /// When, in nanoseconds since 1970.
+    pub committed_unix_ns: i64,
+    /// Free blocks of the data area.
+    pub free_blocks: u64,
+    /// Version of the registry in force.
+    pub registry_version: u64,
+    /// The database.
+    pub db: TreeRef,
+    /// The space bitmap.
+    pub space: TreeRef,
+}
+
+/// Slot of the ring for a generation.
+pub const fn slot(generation: Generation) -> u64 {
+    generation.0 % ROOT_SLOTS
+}
+
+/// Byte offsets of a slot on a device of `device_bytes` bytes (of its header), in area A and area B.
+pub const fn slot_offsets(slot: u64, device_bytes: u64) -> [u64; 2] {
+    let in_area = RING_OFFSET + slot * ROOT_BYTES as u64;
+    [Area::A.offset(device_bytes) + in_area, Area::B.offset(device_bytes) + in_area]
+}
+
+/// Seals a root for its slot, [`slot`]`(root.generation)`.
+///
+/// # Errors
+/// [`crypto::Error::Random`] when the system has no random bytes for the nonce.
+pub fn seal_root(keys: &Keys, volume: Uuid, root: &Root) -> Result<[u8; ROOT_BYTES], crypto::Error> {
+    let mut block = [0; ROOT_BYTES];
+    let nonce = random_bytes::<12>()?;
+    let record = &mut block[RECORD_AT..];
+    Writer::new(record, 0)
+        .put(&root.generation.0.to_le_bytes())
+        .put(&root.epoch.to_le_bytes())
+        .skip(4)
+        .put(&root.in_sync.to_le_bytes())
+        .put(&root.committed_unix_ns.to_le_bytes())
+        .put(&root.free_blocks.to_le_bytes())
+        .put(&root.registry_version.to_le_bytes());
+    put_tree(record, DB_AT, &root.db);
+    put_tree(record, SPACE_AT, &root.space);
+    let tag = keys.root().seal_in_place(&binding(volume, slot(root.generation)), write_id(nonce), record);
+    Writer::new(&mut block, 0).put(&nonce).skip(4).put(&tag);
+    Ok(block)
+}
+
+/// Opens the block found in `slot` of a ring: `None` unless it is whole, authentic, and belongs there.
+pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Option<Root> {
+    let mut block: [u8; ROOT_BYTES] = block.try_into().ok()?;
+    let mut head = Reader::new(&block, 0);
+    let nonce = head.array();
+    let unused = head.u32();
+    let tag = head.array();
+    // These four bytes are outside the seal: a nonzero one is damage.
+    if unused != 0 {
+        return None;
+    }
+    let record = &mut block[RECORD_AT..];
+    keys.root().open_in_place(&binding(volume, slot_found), write_id(nonce), &tag, record).ok()?;
+    let mut r = Reader::new(record, 0);
+    let generation = Generation(r.u64());
+    let epoch = r.u32();
+    r.take(4);
+    let root = Root {
+        generation,
+        epoch,
+        in_sync: r.u64(),
+        committed_unix_ns: r.i64(),
+        free_blocks: r.u64(),
+        registry_version: r.u64(),
+        db: tree(record, DB_AT),
+        space: tree(record, SPACE_AT),
+    };
+    let plausible = slot(generation) == slot_found && [&root.db, &root.space].iter().all(|t| t.height <= HEIGHT_MAX);
+    plausible.then_some(root)
+}
+
+/// All roots of a ring of [`RING_BYTES`] bytes (less are looked at as far as they go), the newest first.
+pub fn newest_roots(keys: &Keys, volume: Uuid, ring: &[u8]) -> Vec<Root> {
+    let slots = ring.chunks_exact(ROOT_BYTES).take(ROOT_SLOTS as usize).zip(0..);
+    let mut roots: Vec<Root> = slots.filter_map(|(block, slot)| open_root(keys, volume, slot, block)).collect();
+    roots.sort_by_key(|root| std::cmp::Reverse(root.generation));
+    roots
+}
+
+/// All roots of both rings of a device, the newest first, equal ones once. An area that cannot be read counts as
+/// empty, unless neither can.
+///
+/// Two *different* roots of one generation are both in the list: the caller has to refuse or to explain them.
+pub fn read_roots(
+    device: &dyn BlockDevice,
+    device_bytes: u64,
+    keys: &Keys,
+    volume: Uuid,
+) -> Result<Vec<Root>, crate::device::Error> {
+    let mut roots: Vec<Root> = Vec::new();
+    let mut failed = Vec::new();
+    let mut ring = AlignedBuf::zeroed(RING_BYTES);
+    for area in Area::BOTH {
+        match device.read_at(area.offset(device_bytes) + RING_OFFSET, &mut ring) {
+            Ok(()) => roots.extend(newest_roots(keys, volume, &ring)),
+            Err(e) => failed.push(e),
+        }
+    }
+    if failed.len() == Area::BOTH.len() {
+        return Err(failed.swap_remove(0));
+    }
+    roots.sort_by_key(|root| std::cmp::Reverse(root.generation));
+    roots.dedup();
+    Ok(roots)
+}
+
+fn binding(volume: Uuid, slot: u64) -> Binding {
+    Binding { volume, kind: Kind::Root, addr: BlockAddr(0), context: [slot, 0] }
+}
+
+/// The write identity whose nonce is `nonce`.
+fn write_id(nonce: [u8; 12]) -> WriteId {
+    let mut r = Reader::new(&nonce, 0);
+    WriteId { epoch: r.u32(), counter: r.u64() }
+}
+
+fn put_tree(record: &mut [u8], at: usize, tree: &TreeRef) {
+    Writer::new(record, at)
+        .put(&tree.addr.0.to_le_bytes())
+        .put(&tree.birth.0.to_le_bytes())
+        .put(&tree.pages.to_le_bytes())
+        .put(&tree.id.counter.to_le_bytes())
+        .put(&tree.id.epoch.to_le_bytes())
+        .put(&[tree.height, 0, 0, 0])
+        .put(&tree.tag);
+}
+
+fn tree(record: &[u8], at: usize) -> TreeRef {
+    let mut r = Reader::new(record, at);
+    let (addr, birth, pages) = (BlockAddr(r.u64()), Generation(r.u64()), r.u64());
+    let counter = r.u64();
+    let id = WriteId { epoch: r.u32(), counter };
+    let height = r.u8();
+    r.take(3);
+    TreeRef { addr, id, tag: r.array(), birth, height, pages }
+}

@@ -1,0 +1,333 @@
+//! Staging a batch and making it durable. The order and the reasons are in the documentation of [`super`].
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use super::tree::{Entry, NodeId, Tree, TreeKind};
+use super::{Batch, CommitState, Error, NO_TAG, Page, Pages, Result, Store, lock};
+use crate::crypto::Binding;
+use crate::device::AlignedBuf;
+use crate::label::{self, Root};
+use crate::limits::REQUEST_BYTES_MAX;
+use crate::space::{Bitmap, Goal};
+use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, WriteId};
+
+/// A batch that was taken from the store under the metadata lock and waits for [`Store::commit`].
+pub struct StagedBatch {
+    pages: Pages,
+    db_pages: u64,
+    runs: Batch,
+}
+
+/// The blocks of a commit, in the buffers that are written.
+struct Layout {
+    runs: Vec<(Run, AlignedBuf)>,
+}
+
+impl Layout {
+    fn new(mut blocks: Vec<BlockAddr>) -> Self {
+        blocks.sort_unstable();
+        let mut runs: Vec<Run> = Vec::new();
+        for addr in blocks {
+            match runs.last_mut() {
+                Some(run) if run.end() == addr && run.blocks < (REQUEST_BYTES_MAX / BLOCK_SIZE) as u64 => {
+                    run.blocks += 1
+                }
+                _ => runs.push(Run::new(addr, 1)),
+            }
+        }
+        let buffer = |run: Run| (run, AlignedBuf::zeroed(run.blocks as usize * BLOCK_SIZE));
+        Self { runs: runs.into_iter().map(buffer).collect() }
+    }
+
+    fn block(&mut self, addr: BlockAddr) -> Result<&mut [u8]> {
+        let at = self.runs.partition_point(|(run, _)| run.end() <= addr);
+        match self.runs.get_mut(at) {
+            Some((run, buf)) if run.addr <= addr => {
+                let offset = (addr.0 - run.addr.0) as usize * BLOCK_SIZE;
+                Ok(&mut buf[offset..offset + BLOCK_SIZE])
+            }
+            _ => Err(Error::Corrupt(format!("block {} was not laid out", addr.0))),
+        }
+    }
+}
+
+/// What a commit writes of one tree: the new place of every page and node, nodes from the lowest level up.
+#[derive(Default)]
+struct TreePlan {
+    pages: Vec<(u64, BlockAddr)>,
+    nodes: Vec<(NodeId, BlockAddr)>,
+}
+
+/// Everything that a commit takes and gives up, reflected in the bitmap that it will store.
+struct Plan<'a> {
+    store: &'a Store,
+    persisted: &'a mut Bitmap,
+    regions: BTreeSet<u64>,
+    taken: Vec<Run>,
+    spare: Option<Run>,
+    given_up: Vec<Run>,
+}
+
+impl Plan<'_> {
+    fn put_in_use(&mut self, run: Run) -> Result<()> {
+        self.persisted.set(run)?;
+        self.touch(run);
+        Ok(())
+    }
+
+    fn give_up(&mut self, run: Run) -> Result<()> {
+        self.persisted.clear(run)?;
+        self.touch(run);
+        self.given_up.push(run);
+        Ok(())
+    }
+
+    fn touch(&mut self, run: Run) {
+        self.regions.extend(Bitmap::region_of(run.addr)..=Bitmap::region_of(BlockAddr(run.end().0 - 1)));
+    }
+
+    /// Takes `want` blocks at once, so that the commit is one run where space allows.
+    fn prepare(&mut self, want: u64) {
+        if self.spare.is_none() && want > 0 {
+            self.spare = self.store.take(want, Goal::Metadata);
+        }
+    }
+
+    /// A fresh block, in use from now on.
+    fn block(&mut self) -> Result<BlockAddr> {
+        let run = match self.spare.take() {
+            Some(run) => run,
+            None => self.store.take(1, Goal::Metadata).ok_or(Error::NoSpace)?,
+        };
+        if run.blocks > 1 {
+            self.spare = Some(Run::new(run.addr.add(1), run.blocks - 1));
+        }
+        let block = Run::new(run.addr, 1);
+        self.taken.push(block);
+        self.put_in_use(block)?;
+        Ok(run.addr)
+    }
+
+    /// New places for `pages` of `tree` and for the nodes above them that have none yet.
+    fn place(&mut self, tree: &mut Tree, pages: &BTreeSet<u64>, plan: &mut TreePlan) -> Result<()> {
+        let reader = self.store.node_reader();
+        let placed: BTreeSet<NodeId> = plan.nodes.iter().map(|(id, _)| *id).collect();
+        let nodes = tree.nodes_above(pages, &reader)?;
+        self.prepare((pages.len() + nodes.len()) as u64);
+        for no in pages {
+            if let Some(old) = tree.get(*no, &reader)? {
+                self.give_up(Run::new(old.addr, 1))?;
+            }
+            plan.pages.push((*no, self.block()?));
+        }
+        for id in nodes.into_iter().filter(|id| !placed.contains(id)) {
+            if let Some(old) = tree.node_entry(id) {
+                self.give_up(Run::new(old.addr, 1))?;
+            }
+            plan.nodes.push((id, self.block()?));
+        }
+        // Parents are sealed after their children.
+        plan.nodes.sort_unstable_by_key(|((level, index), _)| (*level, *index));
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Takes what the batch changed. Under the metadata lock, right after SQLite's commit; the caller holds off the
+    /// next `stage` until [`Store::commit`] has returned.
+    pub fn stage(&self) -> StagedBatch {
+        let runs = std::mem::take(&mut *lock(&self.batch));
+        let mut staging = lock(&self.staging);
+        let current = std::mem::take(&mut staging.current);
+        let pages = current.iter().map(|(no, page)| (*no, page.clone())).collect();
+        if staging.committing.is_empty() {
+            staging.committing = Arc::new(current);
+        } else {
+            // An earlier commit failed: its pages are the only copy that readers have.
+            let mut all = HashMap::clone(&staging.committing);
+            all.extend(current);
+            staging.committing = Arc::new(all);
+        }
+        StagedBatch { pages, db_pages: staging.db_pages, runs }
+    }
+
+    /// Makes a batch durable on every in-sync replica and publishes it. Does nothing when it is empty and the root
+    /// already says what is true of epoch and membership.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] when the store is poisoned; anything else poisons it.
+    pub fn commit(&self, batch: StagedBatch) -> Result<Generation> {
+        self.writable()?;
+        let mut state = lock(&self.commit);
+        let outcome = self.commit_in(&mut state, batch);
+        if let Err(error) = &outcome {
+            self.poison(format!("a commit failed: {error}"));
+        }
+        outcome
+    }
+
+    fn commit_in(&self, state: &mut CommitState, batch: StagedBatch) -> Result<Generation> {
+        let Batch { published, freed, abandoned } = batch.runs;
+        let nothing = batch.pages.is_empty() && published.is_empty() && freed.is_empty();
+        if nothing && state.root.in_sync == self.mirror.in_sync() && state.root.epoch == self.epoch {
+            if !abandoned.is_empty() {
+                self.mirror.flush()?;
+                self.release(state, self.generation().0, abandoned)?;
+            }
+            return Ok(self.generation());
+        }
+        let generation = state.root.generation.next();
+        let CommitState { persisted, space_tree, .. } = &mut *state;
+        let mut plan = Plan {
+            store: self,
+            persisted,
+            regions: BTreeSet::new(),
+            taken: Vec::new(),
+            spare: None,
+            given_up: Vec::new(),
+        };
+        for run in published {
+            plan.put_in_use(run)?;
+        }
+        for run in freed {
+            plan.give_up(run)?;
+        }
+        let db_plan = self.plan_database(&mut plan, &batch.pages, batch.db_pages)?;
+        let space_plan = plan_space(&mut plan, space_tree)?;
+        let Plan { taken, spare, mut given_up, .. } = plan;
+        if let Some(unused) = spare {
+            lock(&self.space).give_back(unused)?;
+        }
+        let mut layout = Layout::new(taken.iter().map(|run| run.addr).collect());
+        self.seal_database(&mut layout, &db_plan, &batch.pages, generation)?;
+        let persisted = &state.persisted;
+        let content = |region: u64| persisted.page(region);
+        self.seal_tree(&mut layout, &mut state.space_tree, &space_plan, generation, &content)?;
+        for (run, buf) in layout.runs {
+            self.mirror.submit(run.addr, Arc::new(buf))?;
+        }
+        self.mirror.flush()?;
+        self.publish_root(state, generation)?;
+        given_up.extend(abandoned);
+        self.release(state, generation.0, given_up)?;
+        Ok(generation)
+    }
+
+    fn plan_database(&self, plan: &mut Plan<'_>, pages: &Pages, db_pages: u64) -> Result<TreePlan> {
+        let mut placed = TreePlan::default();
+        if pages.is_empty() {
+            return Ok(placed);
+        }
+        let mut tree = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        tree.grow(db_pages);
+        plan.place(&mut tree, &pages.keys().copied().collect(), &mut placed)?;
+        Ok(placed)
+    }
+
+    fn seal_database(&self, layout: &mut Layout, plan: &TreePlan, pages: &Pages, birth: Generation) -> Result<()> {
+        let mut entries = Vec::with_capacity(plan.pages.len());
+        for (no, addr) in &plan.pages {
+            let page = pages.get(no).ok_or_else(|| Error::Corrupt(format!("page {no} was not staged")))?;
+            let at = TreeKind::Database.page(self.volume, *addr, *no);
+            entries.push((*no, self.seal_unit(layout, &at, page, birth)?));
+        }
+        // Readers find these pages in the staging map until the commit is done.
+        let mut tree = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        for (no, entry) in entries {
+            tree.set_page(no, entry)?;
+        }
+        self.seal_nodes(layout, &mut tree, plan, birth)
+    }
+
+    fn seal_tree(
+        &self,
+        layout: &mut Layout,
+        tree: &mut Tree,
+        plan: &TreePlan,
+        birth: Generation,
+        content: &dyn Fn(u64) -> Page,
+    ) -> Result<()> {
+        for (no, addr) in &plan.pages {
+            let at = tree.kind().page(self.volume, *addr, *no);
+            let entry = self.seal_unit(layout, &at, &content(*no), birth)?;
+            tree.set_page(*no, entry)?;
+        }
+        self.seal_nodes(layout, tree, plan, birth)
+    }
+
+    fn seal_nodes(&self, layout: &mut Layout, tree: &mut Tree, plan: &TreePlan, birth: Generation) -> Result<()> {
+        for (id, addr) in &plan.nodes {
+            let at = tree.kind().node(self.volume, *addr, *id);
+            let entry = self.seal_unit(layout, &at, &tree.encode(*id)?, birth)?;
+            tree.set_node(*id, entry)?;
+        }
+        Ok(())
+    }
+
+    fn seal_unit(&self, layout: &mut Layout, at: &Binding, plain: &Page, birth: Generation) -> Result<Entry> {
+        let id: WriteId = self.identities(1);
+        let tag = self.keys.page().seal_block(at, id, plain, layout.block(at.addr)?);
+        debug_assert_ne!(tag, NO_TAG);
+        Ok(Entry { addr: at.addr, birth, id, tag })
+    }
+
+    /// Writes the root to both label areas of every replica and flushes: the commit point.
+    fn publish_root(&self, state: &mut CommitState, generation: Generation) -> Result<()> {
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let root = Root {
+            generation,
+            epoch: self.epoch,
+            in_sync: self.mirror.in_sync(),
+            committed_unix_ns: since_epoch.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)),
+            free_blocks: state.persisted.free(),
+            db: self.db.read().unwrap_or_else(PoisonError::into_inner).to_ref(),
+            space: state.space_tree.to_ref(),
+            ..state.root
+        };
+        let sealed = label::seal_root(&self.keys, self.volume, &root).map_err(|e| Error::Io(e.to_string()))?;
+        let mut buf = AlignedBuf::zeroed(BLOCK_SIZE);
+        buf.copy_from_slice(&sealed);
+        let slot = label::slot(generation);
+        let device_bytes = |index: usize| self.device_bytes.get(index).copied().unwrap_or_default();
+        self.mirror.submit_label(&Arc::new(buf), |index| label::slot_offsets(slot, device_bytes(index)));
+        self.mirror.flush()?;
+        state.root = root;
+        self.generation.store(generation.0, Ordering::Release);
+        lock(&self.staging).committing = Arc::default();
+        Ok(())
+    }
+
+    /// Makes runs available that generation `generation` gave up, and earlier ones, as far as no reader is left
+    /// that may still look at them.
+    fn release(&self, state: &mut CommitState, generation: u64, runs: Vec<Run>) -> Result<()> {
+        if !runs.is_empty() {
+            state.releasing.push_back((generation, runs));
+        }
+        while state.releasing.front().is_some_and(|(since, _)| self.readers.none_before(*since)) {
+            let Some((_, runs)) = state.releasing.pop_front() else { break };
+            let mut space = lock(&self.space);
+            for run in runs {
+                space.give_back(run)?;
+            }
+        }
+        self.readers.set_waiting(!state.releasing.is_empty());
+        Ok(())
+    }
+}
+
+/// New places for the space pages that the commit changes. Taking a place changes the bitmap again, so this goes on
+/// until every changed region has one; each gets one at most, so it ends.
+fn plan_space(plan: &mut Plan<'_>, tree: &mut Tree) -> Result<TreePlan> {
+    let mut placed = TreePlan::default();
+    let mut done: BTreeSet<u64> = BTreeSet::new();
+    loop {
+        let todo: BTreeSet<u64> = plan.regions.difference(&done).copied().collect();
+        let Some(highest) = todo.last() else { return Ok(placed) };
+        tree.grow(tree.pages().max(highest + 1));
+        // A tree that grew has a new top, which every later page is below.
+        plan.place(tree, &todo, &mut placed)?;
+        done.extend(todo);
+    }
+}

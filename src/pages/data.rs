@@ -1,0 +1,152 @@
+//! File data: blocks sealed one by one, written to fresh blocks, read back verified.
+
+use std::sync::Arc;
+
+use super::{Error, NO_TAG, Result, Store, data_binding, lock};
+use crate::device::AlignedBuf;
+use crate::limits::{EXTENT_BLOCKS_MAX, REQUEST_BYTES_MAX};
+use crate::space::Goal;
+use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId};
+
+/// A run of blocks sealed in one write: what a row of the extent table holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// First block.
+    pub addr: BlockAddr,
+    /// Number of blocks, 1 to [`EXTENT_BLOCKS_MAX`].
+    pub blocks: u64,
+    /// Write identity of the first block; block `i` has `id.add(i)`.
+    pub id: WriteId,
+    /// One tag a block.
+    pub tags: Vec<Tag>,
+}
+
+impl Extent {
+    /// The blocks.
+    pub fn run(&self) -> Run {
+        Run::new(self.addr, self.blocks)
+    }
+}
+
+impl Store {
+    /// Seals `plain` (a multiple of 4096 bytes) into fresh blocks and queues them for every replica.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`]; [`Error::ReadOnly`]. Nothing stays taken then.
+    pub fn write_data(&self, plain: &[u8]) -> Result<Vec<Extent>> {
+        self.writable()?;
+        debug_assert!(plain.len().is_multiple_of(BLOCK_SIZE));
+        let mut extents = Vec::with_capacity(plain.len() / BLOCK_SIZE / EXTENT_BLOCKS_MAX as usize + 1);
+        for part in plain.chunks(REQUEST_BYTES_MAX) {
+            let written = self.take_data((part.len() / BLOCK_SIZE) as u64).and_then(|runs| {
+                let mut rest = part;
+                for (at, run) in runs.iter().enumerate() {
+                    let (now, later) = rest.split_at(run.blocks as usize * BLOCK_SIZE);
+                    if let Err(error) = self.seal_run(*run, now, &mut extents) {
+                        runs[at..].iter().for_each(|run| self.abandon(*run));
+                        return Err(error);
+                    }
+                    rest = later;
+                }
+                Ok(())
+            });
+            if let Err(error) = written {
+                extents.iter().for_each(|extent| self.abandon(extent.run()));
+                return Err(error);
+            }
+        }
+        Ok(extents)
+    }
+
+    /// Seals `plain` into blocks that came from [`Store::reserve`] and were never written.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`].
+    pub fn write_reserved(&self, addr: BlockAddr, plain: &[u8]) -> Result<Extent> {
+        self.writable()?;
+        let blocks = (plain.len() / BLOCK_SIZE) as u64;
+        debug_assert!(blocks <= EXTENT_BLOCKS_MAX && plain.len().is_multiple_of(BLOCK_SIZE));
+        let mut extents = Vec::with_capacity(1);
+        self.seal_run(Run::new(addr, blocks), plain, &mut extents)?;
+        extents.pop().ok_or_else(|| Error::Corrupt("an empty write".to_owned()))
+    }
+
+    fn seal_run(&self, run: Run, plain: &[u8], extents: &mut Vec<Extent>) -> Result<()> {
+        let mut sealed = AlignedBuf::zeroed(plain.len());
+        let first = self.identities(run.blocks);
+        let cipher = self.keys.data(self.epoch);
+        let mut tags = vec![NO_TAG; run.blocks as usize];
+        let blocks = plain.chunks_exact(BLOCK_SIZE).zip(sealed.chunks_exact_mut(BLOCK_SIZE)).zip(&mut tags);
+        for (i, ((plain, out), tag)) in blocks.enumerate() {
+            let i = i as u64;
+            *tag = cipher.seal_block(&data_binding(self.volume, run, i), first.add(i), plain, out);
+        }
+        self.mirror.submit(run.addr, Arc::new(sealed))?;
+        for (i, tags) in tags.chunks(EXTENT_BLOCKS_MAX as usize).enumerate() {
+            let skip = i as u64 * EXTENT_BLOCKS_MAX;
+            extents.push(Extent {
+                addr: run.addr.add(skip),
+                blocks: tags.len() as u64,
+                id: first.add(skip),
+                tags: tags.to_vec(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes blocks without writing them (fallocate(2)).
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`]; nothing stays taken then.
+    pub fn reserve(&self, blocks: u64) -> Result<Vec<Run>> {
+        self.writable()?;
+        self.take_data(blocks)
+    }
+
+    fn take_data(&self, blocks: u64) -> Result<Vec<Run>> {
+        let mut space = lock(&self.space);
+        if space.map().free() < self.reserve.saturating_add(blocks) {
+            return Err(Error::NoSpace);
+        }
+        let mut runs = Vec::with_capacity(1);
+        let mut left = blocks;
+        while left > 0 {
+            // Invariant: the check above, under the same lock, says that so many are free.
+            let Some(run) = space.take(left, Goal::Data) else { return Err(Error::NoSpace) };
+            left -= run.blocks;
+            runs.push(run);
+        }
+        Ok(runs)
+    }
+
+    /// Reads blocks of an extent: `tags.len()` of them from `addr`, the first with identity `id`, into `out`.
+    ///
+    /// # Errors
+    /// [`Error::Integrity`] or [`Error::Io`] when no replica has a block as it was written.
+    pub fn read_data(&self, addr: BlockAddr, id: WriteId, tags: &[Tag], out: &mut [u8]) -> Result<()> {
+        let run = Run::new(addr, tags.len() as u64);
+        let cipher = self.keys.data(id.epoch);
+        self.mirror.read(run, &mut |i, sealed| {
+            let out = &mut out[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE];
+            let at = data_binding(self.volume, run, i as u64);
+            cipher.open_block(&at, id.add(i as u64), &tags[i], sealed, out).is_ok()
+        })?;
+        Ok(())
+    }
+
+    /// A row now refers to these blocks: the batch puts them in use. Under the metadata lock.
+    pub fn publish(&self, run: Run) {
+        lock(&self.batch).published.push(run);
+    }
+
+    /// No row refers to these blocks any more. Under the metadata lock.
+    pub fn free(&self, run: Run) {
+        lock(&self.batch).freed.push(run);
+    }
+
+    /// These blocks were taken and no row will refer to them. They are available after the next commit: a write to
+    /// them may still be in flight.
+    pub fn abandon(&self, run: Run) {
+        lock(&self.batch).abandoned.push(run);
+    }
+}

@@ -1,0 +1,105 @@
+//! Every sealed unit of a volume, for `check`, scrub and resync.
+
+use std::sync::PoisonError;
+
+use super::tree::{Entry, NodeId, TreeKind};
+use super::{Result, Store, data_binding, lock};
+use crate::crypto::Binding;
+use crate::device::AlignedBuf;
+use crate::mirror::State;
+use crate::space::Bitmap;
+use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId};
+
+/// One sealed unit: where it is and what proves it.
+#[derive(Clone, Copy, Debug)]
+pub struct Walk {
+    /// What it is bound to.
+    pub at: Binding,
+    /// Its write identity.
+    pub id: WriteId,
+    /// Its tag.
+    pub tag: Tag,
+}
+
+/// What one replica holds in the place of a unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// The unit as it was written.
+    Good,
+    /// Something else.
+    Damaged,
+    /// The device failed the read.
+    Unreadable(String),
+}
+
+impl Store {
+    /// Every node and page of both trees, as of the last commit. Nothing must be changing meanwhile.
+    ///
+    /// # Errors
+    /// When a node cannot be read from any replica.
+    pub fn metadata_units(&self) -> Result<Vec<Walk>> {
+        let mut units = Vec::new();
+        let reader = self.node_reader();
+        let mut state = lock(&self.commit);
+        let mut collect = |kind: TreeKind, node: Option<NodeId>, no: u64, entry: &Entry| {
+            let at = match node {
+                Some(id) => kind.node(self.volume, entry.addr, id),
+                None => kind.page(self.volume, entry.addr, no),
+            };
+            units.push(Walk { at, id: entry.id, tag: entry.tag });
+        };
+        state.space_tree.walk(&reader, &mut |node, no, entry| collect(TreeKind::Space, node, no, entry))?;
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        db.walk(&reader, &mut |node, no, entry| collect(TreeKind::Database, node, no, entry))?;
+        Ok(units)
+    }
+
+    /// The unit of one block of file data.
+    pub fn data_unit(&self, addr: BlockAddr, id: WriteId, tag: Tag) -> Walk {
+        Walk { at: data_binding(self.volume, Run::new(addr, 1), 0), id, tag }
+    }
+
+    /// The allocated blocks as of the last commit.
+    pub fn persisted(&self) -> Bitmap {
+        lock(&self.commit).persisted.clone()
+    }
+
+    /// Reads a unit from one replica and verifies it.
+    pub fn examine(&self, unit: &Walk, replica: usize) -> Finding {
+        let mut sealed = AlignedBuf::zeroed(BLOCK_SIZE);
+        match self.mirror.read_from(replica, Run::new(unit.at.addr, 1), &mut sealed) {
+            Err(error) => Finding::Unreadable(error.to_string()),
+            Ok(()) if self.opens(unit, &sealed) => Finding::Good,
+            Ok(()) => Finding::Damaged,
+        }
+    }
+
+    /// Reads a unit from any replica that has it and writes it to those that do not; says whether one had it.
+    pub fn heal(&self, unit: &Walk) -> bool {
+        let run = Run::new(unit.at.addr, 1);
+        let mut good: Option<AlignedBuf> = None;
+        let mut bad = Vec::new();
+        for replica in (0..self.mirror.len()).filter(|i| self.mirror.state(*i).0 == State::InSync) {
+            let mut sealed = AlignedBuf::zeroed(BLOCK_SIZE);
+            if self.mirror.read_from(replica, run, &mut sealed).is_ok() && self.opens(unit, &sealed) {
+                good.get_or_insert(sealed);
+            } else {
+                bad.push(replica);
+            }
+        }
+        let Some(good) = good else { return false };
+        bad.into_iter().for_each(|replica| self.mirror.mend(replica, unit.at.addr, &good));
+        true
+    }
+
+    fn opens(&self, unit: &Walk, sealed: &[u8]) -> bool {
+        let mut plain = [0; BLOCK_SIZE];
+        let opened = match unit.at.kind {
+            crate::crypto::Kind::Data => {
+                self.keys.data(unit.id.epoch).open_block(&unit.at, unit.id, &unit.tag, sealed, &mut plain)
+            }
+            _ => self.keys.page().open_block(&unit.at, unit.id, &unit.tag, sealed, &mut plain),
+        };
+        opened.is_ok()
+    }
+}

@@ -1,0 +1,351 @@
+//! A device that the policy approved, and the gate in front of every write to it.
+
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+use super::examine::examine_entry;
+use super::{Reason, ReasonCode, Verdict};
+use crate::device;
+use crate::device::host::HostFacts;
+use crate::device::identity::{FactsError, IdentifiedDevice};
+use crate::registry::{Date, VerifiedRegistry};
+
+/// What the registry says of an approved device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ApprovedEntry {
+    /// Id of the entry.
+    pub registry_id: String,
+    /// Id of the site.
+    pub site: String,
+    /// The site's name.
+    pub site_name: String,
+    /// The site's country.
+    pub country: String,
+    /// The site's owner.
+    pub owner: String,
+    /// The site's administrator.
+    pub administrator: String,
+    /// Jurisdictions that can compel its operator.
+    pub jurisdictions: Vec<String>,
+    /// Last day on which the site's inspection counts.
+    pub inspection_valid_until: String,
+    /// Digest of the identity that the entry requires and the device showed.
+    #[serde(skip)]
+    pub identity_digest: [u8; 32],
+}
+
+/// The policy refused a device.
+#[derive(Debug, thiserror::Error)]
+#[error("{device} is refused: {}", shown(verdict))]
+pub struct Refused {
+    /// Name of the device.
+    pub device: String,
+    /// Every reason.
+    pub verdict: Verdict,
+}
+
+fn shown(verdict: &Verdict) -> String {
+    verdict.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// Why a write or a flush did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The device is fenced: it was not touched.
+    #[error("fenced: {reason}")]
+    Fenced {
+        /// Why.
+        reason: Reason,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] device::Error),
+}
+
+impl WriteError {
+    fn into_device(self, action: &'static str, offset: u64, bytes: usize) -> device::Error {
+        match self {
+            Self::Device(error) => error,
+            Self::Fenced { reason } => {
+                let source = std::io::Error::new(std::io::ErrorKind::PermissionDenied, reason.to_string());
+                device::Error::Io { action, offset, bytes, source }
+            }
+        }
+    }
+}
+
+/// A block device that the policy approved, with a gate in front of every write.
+///
+/// [`approve`](Self::approve) is the only constructor, and nothing outside this file can reach the device inside: so
+/// whoever writes has been approved, and stops writing when the gate closes. After [`fence`](Self::fence) has returned
+/// and [`writes_in_flight`](Self::writes_in_flight) was seen to be 0, no byte reaches the device any more.
+pub struct ApprovedDevice {
+    device: Arc<dyn IdentifiedDevice>,
+    /// 0 when open, else [`REFUSED`] and [`FENCED`].
+    gate: AtomicU8,
+    in_flight: AtomicUsize,
+    registry_version: AtomicU64,
+    laboratory: bool,
+    identity_digest: [u8; 32],
+    /// Held for a whole recheck, so that an older look at the facts cannot overrule a newer one.
+    rechecking: Mutex<()>,
+    state: Mutex<State>,
+}
+
+/// Bit of the gate: the policy refuses the device.
+const REFUSED: u8 = 1;
+/// Bit of the gate: the volume fenced the device.
+const FENCED: u8 = 2;
+
+struct State {
+    entry: Arc<ApprovedEntry>,
+    verdict: Verdict,
+    fence: Option<Reason>,
+}
+
+impl ApprovedDevice {
+    /// Reads the device's facts and examines them.
+    ///
+    /// # Errors
+    /// [`Refused`], with every reason.
+    pub fn approve(
+        device: Arc<dyn IdentifiedDevice>,
+        registry: &VerifiedRegistry,
+        host: &HostFacts,
+        today: Date,
+    ) -> Result<Self, Refused> {
+        let (verdict, entry) = judge(&*device, registry, host, today);
+        match entry {
+            Some(entry) if verdict.approved => Ok(Self {
+                device,
+                gate: AtomicU8::new(0),
+                rechecking: Mutex::new(()),
+                in_flight: AtomicUsize::new(0),
+                registry_version: AtomicU64::new(registry.version()),
+                laboratory: registry.is_laboratory(),
+                identity_digest: entry.identity_digest,
+                state: Mutex::new(State { entry: Arc::new(entry), verdict, fence: None }),
+            }),
+            _ => Err(Refused { device: device.name().to_owned(), verdict }),
+        }
+    }
+
+    /// Reads the facts anew and examines them with this (perhaps newer) registry. A refusal closes the gate before
+    /// this returns, until a later recheck approves the same device. A [`fence`](Self::fence) stays, whatever is found.
+    pub fn recheck(&self, registry: &VerifiedRegistry, host: &HostFacts, today: Date) -> Verdict {
+        let _one_at_a_time = self.rechecking.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut verdict, entry) = judge(&*self.device, registry, host, today);
+        if registry.version() < self.registry_version() {
+            let text = format!("registry version {} after {}", registry.version(), self.registry_version());
+            verdict.reasons.push(Reason::new(ReasonCode::RegistryRolledBack, text));
+        }
+        if registry.is_laboratory() != self.laboratory {
+            let text = "a laboratory registry and a sovereign one cannot follow each other";
+            verdict.reasons.push(Reason::new(ReasonCode::RegistryKindChanged, text));
+        }
+        if entry.as_ref().is_some_and(|e| e.identity_digest != self.identity_digest) {
+            let text = format!("{} is another device than the one that was approved", self.name());
+            verdict.reasons.push(Reason::new(ReasonCode::DeviceSwapped, text));
+        }
+        verdict.approved = verdict.reasons.is_empty() && entry.is_some();
+        let mut state = self.lock();
+        state.verdict = verdict.clone();
+        match entry {
+            Some(entry) if verdict.approved => {
+                state.entry = Arc::new(entry);
+                self.registry_version.store(registry.version(), Ordering::SeqCst);
+                self.gate.fetch_and(!REFUSED, Ordering::SeqCst);
+            }
+            _ => {
+                self.gate.fetch_or(REFUSED, Ordering::SeqCst);
+            }
+        }
+        verdict
+    }
+
+    /// Closes the gate for the volume's own reason, e.g. after an error: from now on every write and flush fails with
+    /// it before touching the device. The first reason is kept.
+    pub fn fence(&self, reason: Reason) {
+        let mut state = self.lock();
+        self.gate.fetch_or(FENCED, Ordering::SeqCst);
+        state.fence.get_or_insert(reason);
+    }
+
+    /// Takes back [`fence`](Self::fence), when the cause is mended. What the policy refuses stays refused.
+    pub fn lift_fence(&self) {
+        let mut state = self.lock();
+        self.gate.fetch_and(!FENCED, Ordering::SeqCst);
+        state.fence = None;
+    }
+
+    /// Why the gate is closed, if it is. The policy's reason comes before the volume's.
+    pub fn fence_reason(&self) -> Option<Reason> {
+        if self.gate.load(Ordering::SeqCst) == 0 { None } else { Some(self.closed_because()) }
+    }
+
+    /// How many writes and flushes have passed the gate and not returned yet.
+    pub fn writes_in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
+    /// Size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.device.size_bytes()
+    }
+
+    /// Logical block size in bytes.
+    pub fn logical_block_size(&self) -> u32 {
+        self.device.logical_block_size()
+    }
+
+    /// How messages name the device.
+    pub fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    /// Reads, also when fenced.
+    ///
+    /// # Errors
+    /// As [`device::BlockDevice::read_at`].
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
+        self.device.read_at(offset, buf)
+    }
+
+    /// Writes the concatenation of `bufs`, if the gate is open.
+    ///
+    /// # Errors
+    /// [`WriteError::Fenced`] without having touched the device, or [`WriteError::Device`].
+    pub fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), WriteError> {
+        let _pass = self.pass()?;
+        Ok(self.device.write_at(offset, bufs)?)
+    }
+
+    /// Makes completed writes durable, if the gate is open: a flush also moves bytes to the medium.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn flush(&self) -> Result<(), WriteError> {
+        let _pass = self.pass()?;
+        Ok(self.device.flush()?)
+    }
+
+    /// What the registry says of the device, as of the last approving verdict.
+    pub fn registry_entry(&self) -> Arc<ApprovedEntry> {
+        Arc::clone(&self.lock().entry)
+    }
+
+    /// The last verdict.
+    pub fn verdict(&self) -> Verdict {
+        self.lock().verdict.clone()
+    }
+
+    /// Whether a laboratory registry approved it.
+    pub fn is_laboratory(&self) -> bool {
+        self.laboratory
+    }
+
+    /// Version of the registry of the last approving verdict.
+    pub fn registry_version(&self) -> u64 {
+        self.registry_version.load(Ordering::SeqCst)
+    }
+
+    /// Passes the gate. The order (count, then look) is what makes "gate closed, none in flight" mean "no more".
+    fn pass(&self) -> Result<Pass<'_>, WriteError> {
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        let pass = Pass(&self.in_flight);
+        match self.gate.load(Ordering::SeqCst) {
+            0 => Ok(pass),
+            _ => Err(WriteError::Fenced { reason: self.closed_because() }),
+        }
+    }
+
+    fn closed_because(&self) -> Reason {
+        let state = self.lock();
+        let refused = state.verdict.reasons.first();
+        refused.or(state.fence.as_ref()).cloned().unwrap_or_else(|| Reason::new(ReasonCode::Fenced, "just fenced"))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An approved device is a block device like any other; its writes pass the same gate, a closed gate is `EPERM`.
+impl device::BlockDevice for ApprovedDevice {
+    fn size_bytes(&self) -> u64 {
+        Self::size_bytes(self)
+    }
+
+    fn logical_block_size(&self) -> u32 {
+        Self::logical_block_size(self)
+    }
+
+    fn name(&self) -> &str {
+        Self::name(self)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
+        Self::read_at(self, offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {
+        let bytes = bufs.iter().map(|b| b.len()).sum();
+        Self::write_at(self, offset, bufs).map_err(|error| error.into_device("write", offset, bytes))
+    }
+
+    fn flush(&self) -> device::Result<()> {
+        Self::flush(self).map_err(|error| error.into_device("flush", 0, 0))
+    }
+}
+
+impl std::fmt::Debug for ApprovedDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ApprovedDevice({})", self.name())
+    }
+}
+
+struct Pass<'a>(&'a AtomicUsize);
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Reads a device's facts and examines them.
+fn judge(
+    device: &dyn IdentifiedDevice,
+    registry: &VerifiedRegistry,
+    host: &HostFacts,
+    today: Date,
+) -> (Verdict, Option<ApprovedEntry>) {
+    let facts = match device.facts() {
+        Ok(facts) => facts,
+        Err(error) => {
+            let code = match error {
+                FactsError::Changed { .. } => ReasonCode::DeviceChanged,
+                FactsError::Unreadable { .. } => ReasonCode::DeviceUnreadable,
+            };
+            return (Verdict::refused(Reason::new(code, error.to_string())), None);
+        }
+    };
+    let (verdict, entry) = examine_entry(registry, &facts, host, today);
+    let entry = entry.map(|(entry, site)| ApprovedEntry {
+        registry_id: entry.id.clone(),
+        site: site.id.clone(),
+        site_name: site.name.clone(),
+        country: site.country.clone(),
+        owner: site.owner.clone(),
+        administrator: site.administrator.clone(),
+        jurisdictions: site.jurisdictions.clone(),
+        inspection_valid_until: site.inspection_valid_until.to_string(),
+        identity_digest: entry.identity.digest(),
+    });
+    (verdict, entry)
+}
+
+const fn assert_shareable<T: Send + Sync>() {}
+const _: () = assert_shareable::<ApprovedDevice>();

@@ -1,0 +1,323 @@
+//! The rules.
+
+use super::{Reason, ReasonCode, RuleOutcome, Verdict};
+use crate::device::host::{HostFacts, Virtualization};
+use crate::device::identity::{DeviceFacts, Node, Problem};
+use crate::registry::{Date, DeviceEntry, Identity, IdentityField, Site, Status, Transport, VerifiedRegistry};
+
+use super::approved::ApprovedEntry;
+
+/// Examines a device: every rule, on every node of its chain. Pure.
+pub fn examine(registry: &VerifiedRegistry, facts: &DeviceFacts, host: &HostFacts, today: Date) -> Verdict {
+    examine_entry(registry, facts, host, today).0
+}
+
+/// As [`examine`], with the entry that an approving verdict rests on.
+pub(super) fn examine_entry<'r>(
+    registry: &'r VerifiedRegistry,
+    facts: &DeviceFacts,
+    host: &HostFacts,
+    today: Date,
+) -> (Verdict, Option<(&'r DeviceEntry, &'r Site)>) {
+    let mut rules = Rules::default();
+    rules.registry(registry, today);
+    rules.host(registry, host);
+    let mut leaves = Vec::new();
+    rules.chain(registry, &facts.root, &mut leaves);
+    let mut entries: Vec<(&DeviceEntry, Option<&Site>)> = Vec::new();
+    for leaf in &leaves {
+        if let Some(entry) = rules.leaf(registry, leaf) {
+            let site = rules.entry(registry, entry, today);
+            entries.push((entry, site));
+        }
+    }
+    // A single leaf without an entry has been refused already, for its own reason.
+    if leaves.len() != 1 {
+        let one_site = entries.len() == leaves.len()
+            && entries.first().is_some_and(|(first, _)| entries.iter().all(|(e, _)| e.site == first.site));
+        rules.check("leaves", one_site, ReasonCode::ChainLeavesDiffer, || {
+            let of_one_site = if one_site { ", of one site" } else { "" };
+            format!("{} of {} leaves of the backing chain have an entry{of_one_site}", entries.len(), leaves.len())
+        });
+    }
+    let entry = entries.first().copied();
+    let verdict = Verdict {
+        approved: rules.reasons.is_empty() && entry.is_some_and(|(_, site)| site.is_some()),
+        registry_id: entry.map(|(e, _)| e.id.clone()),
+        site: entry.map(|(e, _)| e.site.clone()),
+        reasons: rules.reasons,
+        rules: rules.outcomes,
+    };
+    let entry = entry.and_then(|(e, s)| Some((e, s?))).filter(|_| verdict.approved);
+    (verdict, entry)
+}
+
+/// Examines the devices of a volume together: no device twice, enough of them, at enough sites. Pure.
+pub fn examine_set(registry: &VerifiedRegistry, entries: &[&ApprovedEntry]) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    for (i, entry) in entries.iter().enumerate() {
+        if entries[..i].iter().any(|e| e.registry_id == entry.registry_id || e.identity_digest == entry.identity_digest)
+        {
+            let text = format!("{} would hold two replicas", entry.registry_id);
+            reasons.push(Reason::new(ReasonCode::DeviceUsedTwice, text));
+        }
+    }
+    let policy = registry.policy();
+    let mut sites: Vec<&str> = entries.iter().map(|e| e.site.as_str()).collect();
+    sites.sort_unstable();
+    sites.dedup();
+    if sites.len() < policy.min_sites as usize {
+        let text = format!("the replicas are at {} site(s), the policy asks for {}", sites.len(), policy.min_sites);
+        reasons.push(Reason::new(ReasonCode::TooFewSites, text));
+    }
+    if entries.len() < policy.min_replicas as usize {
+        let text = format!("{} approved replica(s), the policy asks for {}", entries.len(), policy.min_replicas);
+        reasons.push(Reason::new(ReasonCode::TooFewReplicas, text));
+    }
+    reasons
+}
+
+#[derive(Default)]
+struct Rules {
+    outcomes: Vec<RuleOutcome>,
+    reasons: Vec<Reason>,
+}
+
+impl Rules {
+    /// Records a rule; when it does not hold, `code` is a reason.
+    fn check(&mut self, rule: &'static str, passed: bool, code: ReasonCode, text: impl FnOnce() -> String) {
+        let text = text();
+        if !passed {
+            self.reasons.push(Reason::new(code, text.clone()));
+        }
+        self.outcomes.push(RuleOutcome { rule, passed, text });
+    }
+
+    fn registry(&mut self, registry: &VerifiedRegistry, today: Date) {
+        let (issued, until) = (registry.issued(), registry.valid_until());
+        self.check("registry-issued", issued <= today, ReasonCode::RegistryNotYetValid, || {
+            format!("registry version {} is valid from {issued}, today is {today}", registry.version())
+        });
+        self.check("registry-valid", today <= until, ReasonCode::RegistryExpired, || {
+            format!("registry version {} is valid until {until}, today is {today}", registry.version())
+        });
+    }
+
+    fn host(&mut self, registry: &VerifiedRegistry, host: &HostFacts) {
+        let allowed = registry.policy().virtual_hosts;
+        let named = [&host.vendor, &host.product].into_iter().flatten().cloned().collect::<Vec<_>>().join(" ");
+        let named = if named.is_empty() { "no firmware description".to_owned() } else { named };
+        let (passed, code, what) = match host.virtualization {
+            Virtualization::Physical => (true, ReasonCode::HostVirtual, "a machine of its own"),
+            Virtualization::Virtual => (allowed, ReasonCode::HostVirtual, "a virtual machine"),
+            Virtualization::Unknown => (allowed, ReasonCode::HostUnknown, "of unknown kind"),
+        };
+        self.check("host", passed, code, || {
+            format!("the host is {what} ({named}), the policy has virtual_hosts = {allowed}")
+        });
+    }
+
+    /// Goes down the chain: checks the nodes on the way, collects the leaves.
+    fn chain<'f>(&mut self, registry: &VerifiedRegistry, node: &'f Node, leaves: &mut Vec<&'f Node>) {
+        for problem in &node.problems {
+            let code = match problem {
+                Problem::Unreadable(_) => ReasonCode::ChainUnreadable,
+                Problem::TooDeep => ReasonCode::ChainTooDeep,
+                Problem::TooManyNodes => ReasonCode::ChainTooLarge,
+                Problem::Cycle => ReasonCode::ChainCycle,
+            };
+            self.check("chain-readable", false, code, || format!("{}: {problem}", node.name));
+        }
+        // Only a registry whose signed policy lists `loop` may approve a loop device, and for it the chain ends there.
+        let laboratory_loop = node.transport == Transport::Loop
+            && node.loop_file.is_some()
+            && registry.policy().transports.contains(&Transport::Loop);
+        if node.is_leaf() || laboratory_loop {
+            leaves.push(node);
+            return;
+        }
+        let (passed, code) = match node.transport {
+            // A partition reaches its disk and nothing else.
+            Transport::Partition => (true, ReasonCode::ChainNodeNotAllowed),
+            Transport::Loop => (false, ReasonCode::TransportNotAllowed),
+            _ => (false, ReasonCode::ChainNodeNotAllowed),
+        };
+        self.check("chain-node", passed, code, || match passed {
+            true => format!("{} is a {} of what is below", node.name, node.transport),
+            false => {
+                format!("{} is on the way, and no policy can approve what {} redirects", node.name, node.transport)
+            }
+        });
+        for child in &node.children {
+            self.chain(registry, child, leaves);
+        }
+    }
+
+    /// Examines a leaf's transport and identity; returns its entry.
+    fn leaf<'r>(&mut self, registry: &'r VerifiedRegistry, leaf: &Node) -> Option<&'r DeviceEntry> {
+        let transport = leaf.transport;
+        let listed = registry.policy().transports.contains(&transport);
+        let unknown = matches!(transport, Transport::Unknown | Transport::Partition);
+        let code = if unknown { ReasonCode::TransportUnknown } else { ReasonCode::TransportNotAllowed };
+        self.check("transport", listed && !unknown, code, || {
+            let is = if listed { "lists it" } else { "does not list it" };
+            format!("{} is reached by {transport}, the policy {is}", leaf.name)
+        });
+        if let Some(file) = &leaf.loop_file {
+            self.check("loop-offset", file.offset == 0, ReasonCode::LoopOffset, || {
+                format!("{} begins at byte {} of its file", leaf.name, file.offset)
+            });
+        }
+        let identity = leaf.identity();
+        let matching: Vec<&DeviceEntry> =
+            registry.devices().iter().filter(|e| differences(&e.identity, &identity).is_empty()).collect();
+        match matching[..] {
+            [entry] => {
+                self.check("identity", true, ReasonCode::DeviceNotListed, || {
+                    format!("{} is {} in the registry", leaf.name, entry.id)
+                });
+                Some(entry)
+            }
+            [] => {
+                self.not_listed(registry, leaf, &identity);
+                None
+            }
+            _ => {
+                let ids: Vec<&str> = matching.iter().map(|e| e.id.as_str()).collect();
+                self.check("identity", false, ReasonCode::DeviceListedTwice, || {
+                    format!("{} matches several entries: {}", leaf.name, ids.join(", "))
+                });
+                None
+            }
+        }
+    }
+
+    /// Says which entry a device that is not listed comes close to, if any, and in what it differs.
+    fn not_listed(&mut self, registry: &VerifiedRegistry, leaf: &Node, identity: &Identity) {
+        let shares_a_name = |entry: &&DeviceEntry| {
+            IdentityField::ALL.iter().any(|f| {
+                let value = entry.identity.field(*f);
+                f.is_naming() && value.is_some() && value == read_field(leaf, identity, *f)
+            })
+        };
+        let closest =
+            registry.devices().iter().filter(shares_a_name).min_by_key(|e| differences(&e.identity, identity).len());
+        let Some(entry) = closest else {
+            self.check("identity", false, ReasonCode::DeviceNotListed, || {
+                format!("no entry of the registry has the identity of {}: {}", leaf.name, shown(identity))
+            });
+            return;
+        };
+        for difference in differences(&entry.identity, identity) {
+            let (code, name) = match difference {
+                None => (ReasonCode::TransportMismatch, "transport"),
+                Some(field) => (mismatch_code(field), field.as_str()),
+            };
+            let value = |of: &Identity| match difference {
+                None => of.transport.to_string(),
+                Some(field) => of.field(field).unwrap_or_else(|| "not told".into()),
+            };
+            self.check("identity", false, code, || {
+                format!(
+                    "{} resembles {}, but its {name} is {} and the registry has {}",
+                    leaf.name,
+                    entry.id,
+                    value(identity),
+                    value(&entry.identity)
+                )
+            });
+        }
+    }
+
+    /// Examines an entry and its site.
+    fn entry<'r>(&mut self, registry: &'r VerifiedRegistry, entry: &DeviceEntry, today: Date) -> Option<&'r Site> {
+        let status = match entry.status {
+            Status::Approved => "approved",
+            Status::Revoked => "revoked",
+        };
+        self.check("status", entry.status == Status::Approved, ReasonCode::DeviceRevoked, || {
+            format!("the registry has {} as {status}", entry.id)
+        });
+        let site = registry.site(&entry.site);
+        self.check("site", site.is_some(), ReasonCode::SiteUnknown, || match site {
+            Some(site) => format!("{} is at {} ({})", entry.id, site.name, site.id),
+            None => format!("{} is at {}, which the registry does not describe", entry.id, entry.site),
+        });
+        let site = site?;
+        self.check("inspection-done", site.inspected <= today, ReasonCode::InspectionInFuture, || {
+            format!("site {} was inspected on {}, today is {today}", site.id, site.inspected)
+        });
+        let until = site.inspection_valid_until;
+        self.check("inspection-valid", today <= until, ReasonCode::InspectionExpired, || {
+            format!("the inspection of site {} counts until {until}, today is {today}", site.id)
+        });
+        let policy = registry.policy();
+        let predicates = [
+            ("owner", &site.owner, &policy.owners, ReasonCode::OwnerNotApproved),
+            ("administrator", &site.administrator, &policy.administrators, ReasonCode::AdministratorNotApproved),
+            ("country", &site.country, &policy.countries, ReasonCode::CountryNotApproved),
+        ];
+        for (rule, value, allowed, code) in predicates {
+            self.check(rule, allowed.contains(value), code, || {
+                format!("{rule} of site {} is {value}, the policy has {}", site.id, allowed.join(", "))
+            });
+        }
+        let lawful =
+            !site.jurisdictions.is_empty() && site.jurisdictions.iter().all(|j| policy.jurisdictions.contains(j));
+        self.check("jurisdictions", lawful, ReasonCode::JurisdictionNotApproved, || {
+            let (theirs, ours) = (site.jurisdictions.join(", "), policy.jurisdictions.join(", "));
+            format!("the operator of site {} can be compelled by {theirs}, the policy has {ours}", site.id)
+        });
+        Some(site)
+    }
+}
+
+/// In what a device differs from an entry: `None` is the transport. Empty only when every field the transport requires
+/// is there and equal.
+fn differences(entry: &Identity, device: &Identity) -> Vec<Option<IdentityField>> {
+    let mut differences = Vec::new();
+    if entry.transport != device.transport {
+        differences.push(None);
+    }
+    // A transport without identity fields cannot be approved: the parser refuses such an entry, and so would this.
+    let Some(fields) = entry.transport.identity_fields() else { return vec![None] };
+    for &field in fields {
+        let (want, have) = (entry.field(field), device.field(field));
+        if want.is_none() || want != have {
+            differences.push(Some(field));
+        }
+    }
+    differences
+}
+
+/// A field as read from the device, also one that identities of its transport do not have: an NVMe disk that shows an
+/// enrolled serial number over a network is told apart from a stranger.
+fn read_field(node: &Node, identity: &Identity, field: IdentityField) -> Option<String> {
+    match field {
+        IdentityField::Serial => node.serial.clone(),
+        IdentityField::Wwid => node.wwid.clone(),
+        _ => identity.field(field),
+    }
+}
+
+fn shown(identity: &Identity) -> String {
+    let mut text = format!("transport {}", identity.transport);
+    for field in IdentityField::ALL {
+        if let Some(value) = identity.field(field) {
+            text.push_str(&format!(", {} {value}", field.as_str()));
+        }
+    }
+    text
+}
+
+fn mismatch_code(field: IdentityField) -> ReasonCode {
+    match field {
+        IdentityField::Wwid => ReasonCode::WwidMismatch,
+        IdentityField::Serial => ReasonCode::SerialMismatch,
+        IdentityField::Model => ReasonCode::ModelMismatch,
+        IdentityField::Size => ReasonCode::SizeMismatch,
+        IdentityField::FsDevice => ReasonCode::FsDeviceMismatch,
+        IdentityField::Inode => ReasonCode::InodeMismatch,
+        IdentityField::Name => ReasonCode::NameMismatch,
+    }
+}

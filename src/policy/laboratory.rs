@@ -1,0 +1,95 @@
+//! Documents for a laboratory: a registry that names given devices, signed with keys made on the spot.
+//!
+//! Nothing here approves: the documents go through [`crate::registry::verify`] and the policy as any other.
+
+use crate::device::identity::DeviceFacts;
+use crate::registry::{self, Date, DeviceEntry, Policy, Registry, Site, Status, Transport};
+
+/// A signed registry with its trust anchors, as the content of the files.
+#[derive(Clone, Debug)]
+pub struct Documents {
+    /// `registry.toml`.
+    pub registry: String,
+    /// `trust.toml`.
+    pub trust: String,
+    /// Officer's name and content of the `.minisig` file.
+    pub signatures: Vec<(String, String)>,
+}
+
+/// An unsigned registry with an entry for each device and one site, in the vocabulary of a laboratory; the transports
+/// are those of the devices.
+pub fn registry_for(devices: &[(&str, DeviceFacts)], issued: Date, valid_until: Date) -> Registry {
+    let text = |t: &str| vec![t.to_owned()];
+    let mut transports: Vec<Transport> = devices.iter().map(|(_, f)| f.root.transport).collect();
+    transports.sort_unstable();
+    transports.dedup();
+    Registry {
+        version: 1,
+        issued,
+        valid_until,
+        policy: Policy {
+            owners: text("Laboratory"),
+            administrators: text("Laboratory"),
+            countries: text("FR"),
+            jurisdictions: text("FR"),
+            transports,
+            min_sites: 1,
+            min_replicas: 1,
+            virtual_hosts: true,
+        },
+        sites: vec![Site {
+            id: "laboratory".into(),
+            name: "Laboratory".into(),
+            country: "FR".into(),
+            owner: "Laboratory".into(),
+            administrator: "Laboratory".into(),
+            jurisdictions: text("FR"),
+            inspected: issued,
+            inspection_valid_until: valid_until,
+        }],
+        devices: devices
+            .iter()
+            .map(|(id, facts)| DeviceEntry {
+                id: (*id).to_owned(),
+                site: "laboratory".into(),
+                status: Status::Approved,
+                identity: facts.root.identity(),
+            })
+            .collect(),
+    }
+}
+
+/// Signs a registry with freshly made keys of two officers, both of whom must sign. The keys are forgotten.
+///
+/// # Errors
+/// When the registry breaks its own rules (e.g. a device whose transport has no identity), or no keys can be made.
+pub fn sign(document: &Registry) -> Result<Documents, registry::Error> {
+    let registry = document.to_toml()?;
+    let mut trust = String::from("threshold = 2\n");
+    let mut signatures = Vec::new();
+    for officer in ["officer-a", "officer-b"] {
+        let keys = registry::keygen(officer, None)?;
+        trust.push_str(&format!("\n[[officer]]\nname = \"{officer}\"\npublic_key = \"{}\"\n", keys.public_key));
+        signatures.push((
+            officer.to_owned(),
+            registry::sign(registry.as_bytes(), &keys.secret, None, "laboratory registry")?,
+        ));
+    }
+    Ok(Documents { registry, trust, signatures })
+}
+
+impl Documents {
+    /// Verifies the documents, as those of any registry.
+    ///
+    /// # Errors
+    /// As [`registry::verify`].
+    pub fn verify(&self) -> Result<registry::VerifiedRegistry, registry::Error> {
+        let anchors = registry::TrustAnchors::parse(self.trust.as_bytes())?;
+        let signatures: Vec<_> = self
+            .signatures
+            .iter()
+            .map(|(officer, text)| registry::SignatureFile { officer, bytes: text.as_bytes() })
+            .collect();
+        registry::verify(self.registry.as_bytes(), &signatures, &anchors)
+    }
+}

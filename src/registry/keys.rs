@@ -1,0 +1,137 @@
+//! Officers' keys and signatures, in minisign's format.
+
+use std::io::Cursor;
+
+use minisign::{KeyPair, PublicKey, SecretKey, SecretKeyBox, SignatureBox};
+use zeroize::Zeroizing;
+
+use super::Error;
+use crate::limits;
+
+/// A new key pair, as the texts of the two files that minisign would write.
+pub struct KeyFiles {
+    /// Content of the secret key file.
+    pub secret: Zeroizing<String>,
+    /// Content of the public key file.
+    pub public: String,
+    /// The public key alone, as `trust.toml` has it.
+    pub public_key: String,
+}
+
+/// Makes an officer's keys. Without a password the secret key file is not encrypted.
+///
+/// # Errors
+/// [`Error::Key`] when the system gives no random bytes.
+pub fn keygen(officer: &str, password: Option<&str>) -> Result<KeyFiles, Error> {
+    super::document::check_id(officer).map_err(Error::Key)?;
+    let pair = match password {
+        Some(password) => KeyPair::generate_encrypted_keypair(Some(password.to_owned())),
+        None => KeyPair::generate_unencrypted_keypair(),
+    }
+    .map_err(key_error)?;
+    let comment = format!("scelle registry officer {officer}, secret key");
+    Ok(KeyFiles {
+        secret: Zeroizing::new(pair.sk.to_box(Some(&comment)).map_err(key_error)?.into_string()),
+        public: pair.pk.to_box().map_err(key_error)?.into_string(),
+        public_key: pair.pk.to_base64(),
+    })
+}
+
+/// Whether a secret key file asks for a password.
+///
+/// # Errors
+/// [`Error::Key`] when it is not a secret key file.
+pub fn is_encrypted(secret_key_file: &str) -> Result<bool, Error> {
+    // Algorithm (2), then the key derivation (2): "Sc", or two zeros without password; see minisign(1).
+    let key = secret_key_file.lines().nth(1).ok_or_else(|| Error::Key("not a secret key file".into()))?;
+    match decode_base64(key.trim()).as_deref() {
+        Some([b'E', b'd', b'S', b'c', ..]) => Ok(true),
+        Some([b'E', b'd', 0, 0, ..]) => Ok(false),
+        _ => Err(Error::Key("not a secret key file of minisign".into())),
+    }
+}
+
+/// Signs `document` with the content of a secret key file; returns the content of the `.minisig` file.
+///
+/// # Errors
+/// [`Error::Key`] for a file that is no secret key or a wrong password.
+pub fn sign(
+    document: &[u8],
+    secret_key_file: &str,
+    password: Option<&str>,
+    trusted_comment: &str,
+) -> Result<String, Error> {
+    let key_box = SecretKeyBox::from_string(secret_key_file).map_err(key_error)?;
+    let key: SecretKey = match (is_encrypted(secret_key_file)?, password) {
+        (false, _) => key_box.into_unencrypted_secret_key(),
+        (true, Some(password)) => key_box.into_secret_key(Some(password.to_owned())),
+        (true, None) => return Err(Error::Key("this secret key asks for a password".into())),
+    }
+    .map_err(key_error)?;
+    let comment: String = trusted_comment.chars().filter(|c| !c.is_control()).take(limits::REGISTRY_TEXT_MAX).collect();
+    let public = PublicKey::from_secret_key(&key).map_err(key_error)?;
+    let signature = minisign::sign(
+        Some(&public),
+        &key,
+        Cursor::new(document),
+        Some(comment.trim()),
+        Some("signature of a scelle registry"),
+    )
+    .map_err(key_error)?;
+    Ok(signature.into_string())
+}
+
+/// Verifies one signature file: pre-hashed and legacy signatures count alike, the trusted comment must verify too.
+pub(super) fn verify_signature(key: &PublicKey, document: &[u8], signature: &[u8]) -> Result<(), String> {
+    if signature.len() > limits::SIGNATURE_BYTES_MAX {
+        return Err("the signature file is too large".into());
+    }
+    let text = std::str::from_utf8(signature).map_err(|_| "the signature file is not text".to_owned())?;
+    // The library reads only prefixes of what it decodes, and indexes into a short global signature: so the exact
+    // lengths are checked here first (2 + 8 + 64 bytes, and 64).
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.len() != 4
+        || decode_base64(lines[1].trim()).map(|b| b.len()) != Some(74)
+        || decode_base64(lines[3].trim()).map(|b| b.len()) != Some(64)
+    {
+        return Err("not a minisign signature".into());
+    }
+    let signature = SignatureBox::from_string(text).map_err(|e| e.to_string())?;
+    minisign::verify(key, &signature, Cursor::new(document), true, false, true).map_err(|e| e.to_string())
+}
+
+/// Strict base64 (RFC 4648 §4) with padding.
+fn decode_base64(text: &str) -> Option<Vec<u8>> {
+    let bytes = text.as_bytes();
+    if bytes.is_empty() || !bytes.len().is_multiple_of(4) {
+        return None;
+    }
+    let padding = bytes.iter().rev().take_while(|b| **b == b'=').count();
+    if padding > 2 {
+        return None;
+    }
+    let mut out = Vec::with_capacity(bytes.len() / 4 * 3);
+    for (i, group) in bytes.chunks_exact(4).enumerate() {
+        let last = (i + 1) * 4 == bytes.len();
+        let mut bits = 0u32;
+        for (j, &byte) in group.iter().enumerate() {
+            let value = match byte {
+                b'A'..=b'Z' => byte - b'A',
+                b'a'..=b'z' => byte - b'a' + 26,
+                b'0'..=b'9' => byte - b'0' + 52,
+                b'+' => 62,
+                b'/' => 63,
+                b'=' if last && j >= 4 - padding => 0,
+                _ => return None,
+            };
+            bits = bits << 6 | u32::from(value);
+        }
+        out.extend_from_slice(&bits.to_be_bytes()[1..]);
+    }
+    out.truncate(out.len() - padding);
+    Some(out)
+}
+
+fn key_error(error: minisign::PError) -> Error {
+    Error::Key(error.to_string())
+}
