@@ -83,7 +83,7 @@ pub(super) fn from_system(time: SystemTime) -> Time {
 
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
-        TimeOrNow::SpecificTime(time) => SetTime::To(from_system(time)),
+        TimeOrNow::SpecificTime(time) => SetTime::At(from_system(time)),
         TimeOrNow::Now => SetTime::Now,
     }
 }

@@ -17,7 +17,7 @@ use fuser::{
 
 use super::attr::{absent, file_attr, file_type, from_system, set_time};
 use super::sync::Syncer;
-use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr, SetTime};
+use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::units::Ino;
 
@@ -177,7 +177,7 @@ impl Filesystem for Adapter {
             size,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
-            ctime: ctime.map(|time| SetTime::To(from_system(time))),
+            ctime: ctime.map(from_system),
         };
         attributes(self.fs.setattr(ino(number), &change), reply);
     }
@@ -225,7 +225,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        request: &Request,
+        _: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -233,14 +233,14 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let flags = fs::RenameFlags {
-            no_replace: flags.contains(RenameFlags::RENAME_NOREPLACE),
-            exchange: flags.contains(RenameFlags::RENAME_EXCHANGE),
-            whiteout: flags.contains(RenameFlags::RENAME_WHITEOUT),
+        // NOREPLACE comes to us only when the kernel has found the new name free: a whiteout beside it is what is left.
+        let flags = match flags {
+            RenameFlags::RENAME_EXCHANGE => fs::RenameFlags::Exchange,
+            RenameFlags::RENAME_NOREPLACE => fs::RenameFlags::NoReplace,
+            flags if flags.contains(RenameFlags::RENAME_WHITEOUT) => fs::RenameFlags::Whiteout,
+            _ => fs::RenameFlags::Plain,
         };
-        let from = (ino(parent), name.as_bytes());
-        let to = (ino(new_parent), new_name.as_bytes());
-        empty(self.fs.rename(&caller(request, 0), from.0, from.1, to.0, to.1, flags), reply);
+        empty(self.fs.rename(ino(parent), name.as_bytes(), ino(new_parent), new_name.as_bytes(), flags), reply);
     }
 
     fn create(
@@ -328,7 +328,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        empty(self.fs.fallocate(ino(number), offset, length, mode), reply);
+        empty(self.fs.fallocate(ino(number), offset, length, mode as u32), reply);
     }
 
     fn lseek(&self, _: &Request, number: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -383,7 +383,7 @@ impl Filesystem for Adapter {
     fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectory) {
         let listed = self.fs.readdir(ino(number), cookie, false, &mut |entry| {
             let kind = file_type(entry.kind);
-            !reply.add(INodeNo(entry.ino.0), entry.cookie, kind, OsStr::from_bytes(&entry.name))
+            !reply.add(INodeNo(entry.ino.0), entry.next_cookie, kind, OsStr::from_bytes(entry.name))
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -393,9 +393,9 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
         let listed = self.fs.readdir(ino(number), cookie, true, &mut |entry| {
-            let name = OsStr::from_bytes(&entry.name);
+            let name = OsStr::from_bytes(entry.name);
             let attr = entry.attr.as_ref().map_or_else(absent, file_attr);
-            !reply.add(INodeNo(entry.ino.0), entry.cookie, name, &LIFETIME, &attr, GENERATION)
+            !reply.add(INodeNo(entry.ino.0), entry.next_cookie, name, &LIFETIME, &attr, GENERATION)
         });
         match listed {
             Ok(()) => reply.ok(),
@@ -404,12 +404,9 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        match self.fs.statfs() {
-            Ok(s) => {
-                reply.statfs(s.blocks, s.free, s.free, s.files, s.files_free, s.block_size, s.name_max, s.block_size)
-            }
-            Err(error) => reply.error(errno(&error)),
-        }
+        let s = self.fs.statfs();
+        let (free, available) = (s.blocks_free, s.blocks_available);
+        reply.statfs(s.blocks, free, available, s.files, s.files_free, s.block_size, s.name_max, s.block_size);
     }
 
     fn setxattr(
