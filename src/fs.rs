@@ -59,7 +59,7 @@ pub use rename::RenameFlags;
 pub use resize::{COPY_MAX, Seek};
 
 use crate::{
-    meta::{Inode, Meta, S_IFMT, Tx, View},
+    meta::{ExtentRow, Inode, Meta, S_IFMT, Tx, View},
     pages::{self, Store},
     units::{BLOCK_SIZE, Ino},
 };
@@ -211,6 +211,20 @@ impl Fs {
     /// Of SQLite.
     pub fn self_check(&self) -> Result<Vec<String>> {
         Ok(self.meta().self_check()?)
+    }
+
+    /// Every extent of every file, with its tags.
+    ///
+    /// # Errors
+    /// Of SQLite, or of damaged metadata.
+    pub fn for_each_extent(&self, visit: &mut dyn FnMut(&ExtentRow)) -> Result<()> {
+        let mut after = None;
+        loop {
+            let found = self.view(|view| Ok(view.extents_after(after, STEP)?))?;
+            let Some((ino, last)) = found.last() else { return Ok(()) };
+            after = Some((*ino, last.lblock));
+            found.iter().for_each(|(_, extent)| visit(extent));
+        }
     }
 
     /// The metadata. A panic while it was held (never in a release build, which aborts) left at worst an open savepoint,

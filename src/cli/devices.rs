@@ -73,10 +73,8 @@ impl From<LoadError> for Failure {
             LoadError::Io { .. } => Self::usage("registry-unreadable", text)
                 .advise("Give --registry FILE and --trust FILE, or install both documents in /etc/scelle."),
             LoadError::Registry { source, .. } => match source {
-                registry::Error::TooFewSignatures { .. } => {
-                    Self::new(ExitCode::Refused, "registry-signatures", text)
-                        .advise("The signatures must be beside the registry, as FILE.OFFICER.minisig.")
-                }
+                registry::Error::TooFewSignatures { .. } => Self::new(ExitCode::Refused, "registry-signatures", text)
+                    .advise("The signatures must be beside the registry, as FILE.OFFICER.minisig."),
                 registry::Error::Syntax { .. } | registry::Error::TooLarge { .. } => {
                     Self::usage("registry-syntax", text)
                 }

@@ -27,10 +27,19 @@ pub enum ExitCode {
 impl ExitCode {
     /// The code that a daemon sent as a byte.
     pub fn from_byte(byte: u8) -> Self {
-        [Self::Done, Self::Failed, Self::Usage, Self::Refused, Self::WrongKey, Self::Integrity, Self::Degraded, Self::Busy]
-            .into_iter()
-            .find(|&code| code as u8 == byte)
-            .unwrap_or(Self::Failed)
+        [
+            Self::Done,
+            Self::Failed,
+            Self::Usage,
+            Self::Refused,
+            Self::WrongKey,
+            Self::Integrity,
+            Self::Degraded,
+            Self::Busy,
+        ]
+        .into_iter()
+        .find(|&code| code as u8 == byte)
+        .unwrap_or(Self::Failed)
     }
 }
 

@@ -17,9 +17,9 @@ pub(super) fn devices(names: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     let Some(text) = name.to_str() else { return Ok(vec![absolute(name)]) };
     let wanted = match text.split_once('=') {
         Some(("LABEL", label)) => Wanted::Label(label),
-        Some(("UUID", uuid)) => Wanted::Uuid(Uuid::parse(uuid).ok_or_else(|| {
-            Failure::usage("volume-uuid", format!("{uuid:?} is not a UUID"))
-        })?),
+        Some(("UUID", uuid)) => Wanted::Uuid(
+            Uuid::parse(uuid).ok_or_else(|| Failure::usage("volume-uuid", format!("{uuid:?} is not a UUID")))?,
+        ),
         _ if text.contains('/') => return Ok(vec![absolute(name)]),
         _ => Uuid::parse(text).map_or(Wanted::Label(text), Wanted::Uuid),
     };
@@ -124,7 +124,8 @@ pub(super) fn prepare_mountpoint(mountpoint: &Path) -> Result<(), Failure> {
     use crate::device::process::{Unmount, unmount};
     if is_dead_mount(mountpoint) {
         unmount(mountpoint, Unmount::Lazy).map_err(|error| {
-            let text = format!("{} is a mount whose daemon has died, and cannot be cleared: {error}", mountpoint.display());
+            let text =
+                format!("{} is a mount whose daemon has died, and cannot be cleared: {error}", mountpoint.display());
             Failure::new(ExitCode::Busy, "mountpoint-dead", text)
         })?;
     }

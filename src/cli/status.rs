@@ -26,7 +26,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     // A socket whose daemon was killed answers nothing, and its volume is not mounted.
     let all = daemons.iter().filter_map(|daemon| daemon.status().ok());
     let wanted = arguments.volume.as_deref();
-    let report = StatusReport { volumes: all.filter(|volume| wanted.is_none_or(|name| is_called(volume, name))).collect() };
+    let report =
+        StatusReport { volumes: all.filter(|volume| wanted.is_none_or(|name| is_called(volume, name))).collect() };
     if let Some(name) = wanted.filter(|_| report.volumes.is_empty()) {
         return Err(Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
             .advise("scelle status without a name shows all that are mounted."));
@@ -71,7 +72,11 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
     writeln!(out, "  generation {}, {used} of {total} used", volume.generation)?;
     let registry = &volume.registry;
     let signers = registry.signatures.join(", ");
-    writeln!(out, "  registry version {}, valid until {}, signed by {signers}", registry.version, registry.valid_until)?;
+    writeln!(
+        out,
+        "  registry version {}, valid until {}, signed by {signers}",
+        registry.version, registry.valid_until
+    )?;
     if !volume.sovereign {
         writeln!(out, "  NOT SOVEREIGN: laboratory registry")?;
     }
@@ -117,13 +122,9 @@ mod tests {
 
     #[test]
     fn sizes_are_readable() {
-        for (count, expected) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (1536 << 20, "1.5 GiB"),
-            (u64::MAX, "16.0 EiB"),
-        ] {
+        for (count, expected) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536 << 20, "1.5 GiB"), (u64::MAX, "16.0 EiB")]
+        {
             assert_eq!(bytes(count), expected);
         }
     }

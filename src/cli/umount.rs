@@ -44,7 +44,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
             return Err(Failure::new(ExitCode::Failed, problem.code, format!("unmounted, but {}", problem.text)));
         }
         Err(ClientError::Io { source, .. }) if source.kind() == ErrorKind::TimedOut => {
-            let text = format!("unmounted, but the daemon (process {pid}) has not closed the volume within {END_WAIT:?}");
+            let text =
+                format!("unmounted, but the daemon (process {pid}) has not closed the volume within {END_WAIT:?}");
             return Err(Failure::failed("umount-timeout", text).advise("It goes on trying; see the system's log."));
         }
         Err(error) => {

@@ -111,11 +111,19 @@ fn look(documents: &Documents, approved: &[Arc<ApprovedDevice>], found: &Mutex<F
     match devices::load_registry(documents) {
         Ok(registry) if registry.version() < known.registry.version() => concern(
             "registry-rolled-back",
-            format!("{} is of version {}, version {} is in force", documents.registry.display(), registry.version(), known.registry.version()),
+            format!(
+                "{} is of version {}, version {} is in force",
+                documents.registry.display(),
+                registry.version(),
+                known.registry.version()
+            ),
         ),
         Ok(registry) if registry.anchors_digest() != known.registry.anchors_digest() => concern(
             "registry-other",
-            format!("{} is no longer what the volume was created with; the registry in force stays", documents.trust.display()),
+            format!(
+                "{} is no longer what the volume was created with; the registry in force stays",
+                documents.trust.display()
+            ),
         ),
         Ok(registry) => newer = Some(registry),
         Err(failure) => concern(&failure.reason, format!("{}; the registry in force stays", failure.text)),

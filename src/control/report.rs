@@ -1,8 +1,6 @@
 //! The status of an open volume as the control socket and `scelle status --json` show it.
 
-use super::protocol::{
-    Capacity, Errors, Reason, RegistryStatus, Replica, Scrub, State, Verdict, VolumeStatus,
-};
+use super::protocol::{Capacity, Errors, Reason, RegistryStatus, Replica, Scrub, State, Verdict, VolumeStatus};
 use crate::mirror;
 use crate::policy::ApprovedDevice;
 use crate::registry::VerifiedRegistry;
@@ -20,10 +18,12 @@ pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concer
         (None, false) => State::Healthy,
     };
     let mut advice = concerns.to_vec();
-    advice.extend(status.read_only.iter().map(|why| Reason {
-        code: "read-only".into(),
-        text: format!("no change is accepted: {why}"),
-    }));
+    advice.extend(
+        status
+            .read_only
+            .iter()
+            .map(|why| Reason { code: "read-only".into(), text: format!("no change is accepted: {why}") }),
+    );
     advice.extend(status.replicas.iter().filter_map(advise));
     let mirror = open.store().mirror();
     let replicas = status.replicas.iter().enumerate();

@@ -48,6 +48,8 @@ const LIST_PLUS: &str = concat!(
 const EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags FROM extent WHERE ino = ?1 AND lblock >= \
      ifnull((SELECT lblock FROM extent WHERE ino = ?1 AND lblock <= ?2 ORDER BY lblock DESC LIMIT 1), ?2) \
      AND lblock < ?3 ORDER BY lblock LIMIT ?4";
+const ALL_EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags, ino FROM extent WHERE (ino, lblock) > (?1, ?2) \
+     ORDER BY ino, lblock LIMIT ?3";
 const TAGS: &str = "SELECT tags FROM tags WHERE addr = ?";
 const ORPHANS: &str = "SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino LIMIT ?";
 const XATTR: &str = "SELECT value FROM xattr WHERE ino = ? AND name = ?";
@@ -57,7 +59,7 @@ const TARGET: &str = "SELECT target FROM inode WHERE ino = ?";
 /// Every query, for the test that each one is a search by key.
 #[cfg(test)]
 pub(super) const QUERIES: &[&str] =
-    &[INODE, LOOKUP, FIND, PROBED, ANY, LIST, LIST_PLUS, EXTENTS, TAGS, ORPHANS, XATTR, XATTRS, TARGET];
+    &[INODE, LOOKUP, FIND, PROBED, ANY, LIST, LIST_PLUS, EXTENTS, ALL_EXTENTS, TAGS, ORPHANS, XATTR, XATTRS, TARGET];
 
 /// Reads the tables.
 #[derive(Clone, Copy)]
@@ -192,6 +194,15 @@ impl<'a> View<'a> {
             return Err(Error::Corrupt("two extents of a file overlap"));
         }
         Ok(found)
+    }
+
+    /// At most `limit` extents of all files after the given one (inode, first block), in order, with their tags.
+    pub fn extents_after(&self, after: Option<(Ino, u64)>, limit: usize) -> Result<Vec<(Ino, ExtentRow)>> {
+        let (ino, lblock) = after.map_or((0, 0), |(ino, lblock)| (ino.0 as i64, lblock as i64));
+        let found = self.all(ALL_EXTENTS, (ino, lblock, limit as i64), |row| {
+            Ok((Ino(rows::unsigned(row, 6)?), ExtentRow::from_row(row)?))
+        })?;
+        found.into_iter().map(|(ino, (extent, place))| Ok((ino, self.with_tags(extent, place)?))).collect()
     }
 
     fn with_tags(&self, mut extent: ExtentRow, place: TagPlace) -> Result<ExtentRow> {

@@ -98,7 +98,8 @@ fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<Approve
 /// Whether some daemon serves a volume that is no longer mounted.
 fn is_daemon_closing() -> bool {
     let mounts = find::mounts();
-    let is_mounted = |status: &VolumeStatus| mounts.iter().any(|mount| mount.mountpoint == PathBuf::from(&status.mountpoint));
+    let is_mounted =
+        |status: &VolumeStatus| mounts.iter().any(|mount| mount.mountpoint == PathBuf::from(&status.mountpoint));
     let daemons = control::daemons(control::RUN_DIR.as_ref()).unwrap_or_default();
     daemons.iter().filter_map(|daemon| daemon.status().ok()).any(|status| !is_mounted(&status))
 }
@@ -121,8 +122,7 @@ impl Mounted {
     /// Serves until the volume is unmounted, by whomever; then closes it.
     pub(super) fn serve(self) -> Result<ExitCode, Failure> {
         let Self { session, served, server, mountpoint, signals } = self;
-        let spawned =
-            std::thread::Builder::new().name("signals".into()).spawn(move || obey(&signals, &mountpoint));
+        let spawned = std::thread::Builder::new().name("signals".into()).spawn(move || obey(&signals, &mountpoint));
         if let Err(error) = spawned {
             log::warn!("no thread for signals: {error}; use scelle umount");
         }
@@ -137,7 +137,9 @@ impl Mounted {
                 log::error!("{}", problem.text);
                 Err(Failure::failed(&problem.code, problem.text))
             }
-            (Ok(()), Err(error)) => Err(Failure::failed("fuse", format!("the connection to the kernel broke: {error}"))),
+            (Ok(()), Err(error)) => {
+                Err(Failure::failed("fuse", format!("the connection to the kernel broke: {error}")))
+            }
             (Ok(()), Ok(())) => Ok(ExitCode::Done),
         }
     }
