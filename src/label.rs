@@ -31,7 +31,9 @@ pub mod header;
 pub mod root;
 
 pub use header::{Fields, HEADER_BYTES, Header, KeySlot, RawHeader, ReplicaRow};
-pub use root::{ROOT_BYTES, ROOT_SLOTS, Root, TreeRef, newest_roots, open_root, read_roots, seal_root};
+pub use root::{
+    ROOT_BYTES, ROOT_SLOTS, Root, TreeRef, newest_roots, open_root, read_roots, seal_root, slot, slot_offsets,
+};
 
 /// Offset of the root ring in a label area, in bytes.
 pub const RING_OFFSET: u64 = 64 << 10;

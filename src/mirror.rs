@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use crate::device::{self, AlignedBuf};
 use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
-use crate::policy::ApprovedDevice;
+use crate::policy::{ApprovedDevice, Reason, ReasonCode, WriteError};
 use crate::units::{BLOCK_SIZE, BlockAddr, Run};
 
 pub mod choice;
@@ -156,10 +156,7 @@ impl Inner {
     }
 
     fn overlaps(&self, run: Run) -> bool {
-        self.in_flight
-            .range(..run.end().0)
-            .next_back()
-            .is_some_and(|(start, (blocks, _))| start + blocks > run.addr.0)
+        self.in_flight.range(..run.end().0).next_back().is_some_and(|(start, (blocks, _))| start + blocks > run.addr.0)
     }
 
     /// One replica is done with a submitted run, well or badly.
@@ -258,7 +255,12 @@ impl Mirror {
     /// The replicas in sync at this moment, as the root records them: bit `i` is replica `i`.
     pub fn in_sync(&self) -> u64 {
         let inner = self.shared.lock();
-        inner.replicas.iter().enumerate().filter(|(_, s)| s.state == State::InSync).fold(0, |mask, (i, _)| mask | 1 << i)
+        inner
+            .replicas
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| s.state == State::InSync)
+            .fold(0, |mask, (i, _)| mask | 1 << i)
     }
 
     /// Queues a sealed run for every replica that takes writes. Returns when it is queued; waits first while too
@@ -268,7 +270,8 @@ impl Mirror {
     /// When no in-sync replica takes writes.
     pub fn submit(&self, addr: BlockAddr, sealed: Arc<AlignedBuf>) -> Result<()> {
         let blocks = (sealed.len() / BLOCK_SIZE) as u64;
-        let mut inner = self.wait(|inner| inner.in_flight_bytes < IN_FLIGHT_BYTES_MAX);
+        let run = Run::new(addr, blocks);
+        let mut inner = self.wait(|inner| inner.in_flight_bytes < IN_FLIGHT_BYTES_MAX && !inner.overlaps(run));
         let targets: Vec<usize> = inner.writable().collect();
         if !inner.replicas.iter().any(|s| s.state == State::InSync) {
             return Err(Error::NoReplica(inner.reasons()));
@@ -309,9 +312,8 @@ impl Mirror {
         };
         let inner = self.wait(|inner| {
             let done = ticket.load(Ordering::Acquire);
-            let over = |i: &usize| {
-                done >> i & 1 == 1 || !matches!(inner.replicas[*i].state, State::InSync | State::Resyncing)
-            };
+            let over =
+                |i: &usize| done >> i & 1 == 1 || !matches!(inner.replicas[*i].state, State::InSync | State::Resyncing);
             targets.iter().all(over)
         });
         if inner.replicas.iter().any(|s| s.state == State::InSync) {
@@ -350,7 +352,7 @@ impl Mirror {
         let mut inner = self.shared.lock();
         if let Some(replica) = self.replicas.get(index) {
             if let Some(device) = &replica.device {
-                device.fence(reason);
+                device.fence(Reason::new(ReasonCode::Fenced, reason));
             }
             fence(&mut inner, index, &replica.queue, state, reason);
             self.shared.changed.notify_all();
@@ -531,7 +533,7 @@ impl Worker {
                 }
                 Err((state, reason)) => {
                     self.queue.errors.fetch_add(1, Ordering::Relaxed);
-                    self.device.fence(&reason);
+                    self.device.fence(Reason::new(ReasonCode::Fenced, reason.as_str()));
                     fence(&mut inner, self.index, &self.queue, state, &reason);
                 }
             }
@@ -553,7 +555,10 @@ impl Worker {
             })
             .collect();
         self.device.write_at(offset, &slices).map_err(|error| {
-            let state = if error.is_fenced() { State::Refused } else { State::Faulty };
+            let state = match error {
+                WriteError::Fenced { .. } => State::Refused,
+                WriteError::Device(_) => State::Faulty,
+            };
             (state, error.to_string())
         })
     }
@@ -565,7 +570,8 @@ fn with_buffer<T>(len: usize, f: impl FnOnce(&mut [u8]) -> T) -> T {
     thread_local! {
         static BUFFER: RefCell<Option<AlignedBuf>> = const { RefCell::new(None) };
     }
-    let mut buf = BUFFER.with_borrow_mut(Option::take).filter(|b| b.len() >= len).unwrap_or_else(|| AlignedBuf::zeroed(len));
+    let mut buf =
+        BUFFER.with_borrow_mut(Option::take).filter(|b| b.len() >= len).unwrap_or_else(|| AlignedBuf::zeroed(len));
     let result = f(&mut buf[..len]);
     BUFFER.with_borrow_mut(|slot| *slot = Some(buf));
     result

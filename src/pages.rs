@@ -37,6 +37,8 @@ use crate::units::{BLOCK_SIZE, Generation, Run, Tag, Uuid, WriteId};
 mod commit;
 mod data;
 mod readers;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 mod vfs;
 mod walk;

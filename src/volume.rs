@@ -73,7 +73,9 @@ pub enum Error {
         source: label::Error,
     },
     /// A device that something else is stored on.
-    #[error("{device} already holds {content}; nothing was written. If it is no longer needed, erase its signature first (wipefs --all {device})")]
+    #[error(
+        "{device} already holds {content}; nothing was written. If it is no longer needed, erase its signature first (wipefs --all {device})"
+    )]
     NotEmpty {
         /// The device.
         device: String,
@@ -95,7 +97,9 @@ pub enum Error {
         second: String,
     },
     /// Devices of different volumes.
-    #[error("{first} belongs to volume {first_volume}, {second} to volume {second_volume}: give the devices of one volume")]
+    #[error(
+        "{first} belongs to volume {first_volume}, {second} to volume {second_volume}: give the devices of one volume"
+    )]
     MixedVolumes {
         /// One device.
         first: String,
@@ -132,7 +136,9 @@ pub enum Error {
     #[error("volume {0} has no root that verifies on any of the devices given: its label areas are damaged")]
     NoRoot(Uuid),
     /// Older than what this host has seen.
-    #[error("volume {volume} is at generation {found}, this host has seen generation {seen}: every device shows an older state. If you restored it on purpose, accept that with -o accept-rollback")]
+    #[error(
+        "volume {volume} is at generation {found}, this host has seen generation {seen}: every device shows an older state. If you restored it on purpose, accept that with -o accept-rollback"
+    )]
     RolledBack {
         /// The volume.
         volume: Uuid,
@@ -223,8 +229,6 @@ pub struct OpenOptions {
     pub accept_rollback: bool,
     /// Folder of the host's witness; none: no rollback is recognised.
     pub witness: Option<PathBuf>,
-    /// Memory for SQLite's page cache, in bytes; zero: the default.
-    pub cache_bytes: u64,
 }
 
 struct Member {
@@ -250,8 +254,8 @@ impl Sealed {
         }
         let mut members: Vec<Member> = Vec::with_capacity(devices.len());
         for device in devices {
-            let found = label::read(&device)
-                .map_err(|source| Error::Label { device: device.name().to_owned(), source })?;
+            let found =
+                label::read(&device).map_err(|source| Error::Label { device: device.name().to_owned(), source })?;
             for earlier in &members {
                 let (ours, theirs) = (found.newest.claims(), earlier.found.newest.claims());
                 if ours.volume != theirs.volume {

@@ -65,7 +65,7 @@ const HEIGHT_MAX: u8 = 8;
 /// Reference to the top of a Merkle tree of pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TreeRef {
-    /// Address of the top node (of the only page, when `height` is zero).
+    /// Address of the top node.
     pub addr: BlockAddr,
     /// Write identity of the top node.
     pub id: WriteId,
@@ -73,7 +73,7 @@ pub struct TreeRef {
     pub tag: Tag,
     /// Generation that wrote the top node.
     pub birth: Generation,
-    /// Levels of nodes above the pages.
+    /// Levels of nodes above the pages; zero when there is no tree.
     pub height: u8,
     /// Pages in the tree; zero: there is no tree.
     pub pages: u64,
@@ -165,11 +165,18 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
     plausible.then_some(root)
 }
 
-/// All roots of a ring of [`RING_BYTES`] bytes (less are looked at as far as they go), the newest first.
+/// Of two roots the one with the greater epoch, then the greater generation, is the later one: a replica that had
+/// committed alone and was then brought back keeps roots of an earlier epoch and a higher generation in its ring.
+fn later_first(root: &Root) -> std::cmp::Reverse<(u32, Generation)> {
+    std::cmp::Reverse((root.epoch, root.generation))
+}
+
+/// All roots of a ring of [`RING_BYTES`] bytes (less are looked at as far as they go), the newest first: by epoch, then by
+/// generation.
 pub fn newest_roots(keys: &Keys, volume: Uuid, ring: &[u8]) -> Vec<Root> {
     let slots = ring.chunks_exact(ROOT_BYTES).take(ROOT_SLOTS as usize).zip(0..);
     let mut roots: Vec<Root> = slots.filter_map(|(block, slot)| open_root(keys, volume, slot, block)).collect();
-    roots.sort_by_key(|root| std::cmp::Reverse(root.generation));
+    roots.sort_by_key(later_first);
     roots
 }
 
@@ -195,7 +202,7 @@ pub fn read_roots(
     if failed.len() == Area::BOTH.len() {
         return Err(failed.swap_remove(0));
     }
-    roots.sort_by_key(|root| std::cmp::Reverse(root.generation));
+    roots.sort_by_key(later_first);
     roots.dedup();
     Ok(roots)
 }

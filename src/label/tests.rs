@@ -432,6 +432,11 @@ fn roots_come_newest_first_from_both_areas() {
     let expected: Vec<u64> = (37..=101).rev().collect();
     assert_eq!(generations, expected);
     assert_eq!(roots[0], root(101));
+    // A later mount that went on from generation 50, on a device that had been further alone.
+    let later = Root { epoch: 4, ..root(51) };
+    let sealed = seal_root(&keys(), VOLUME, &later).unwrap();
+    device.write_at(root::slot_offsets(51, SIZE)[0], &[IoSlice::new(&sealed)]).unwrap();
+    assert_eq!(read_roots(&device, SIZE, &keys(), VOLUME).unwrap()[0], later);
 }
 
 #[test]

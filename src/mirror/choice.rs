@@ -33,8 +33,11 @@ mod tests {
     use super::*;
 
     fn order(states: &[(State, usize)], addr: u64) -> Vec<usize> {
-        let candidates =
-            states.iter().enumerate().map(|(index, (state, reading))| Candidate { index, state: *state, reading: *reading });
+        let candidates = states.iter().enumerate().map(|(index, (state, reading))| Candidate {
+            index,
+            state: *state,
+            reading: *reading,
+        });
         read_order(candidates, BlockAddr(addr))
     }
 

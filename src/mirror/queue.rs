@@ -71,7 +71,12 @@ impl Queue {
     /// The thread has finished `runs`: returns those that nobody has accounted for yet.
     pub fn done(&self, runs: Vec<u64>) -> Vec<u64> {
         let mut inner = self.lock();
-        if inner.current.is_empty() { Vec::new() } else { inner.current.clear(); runs }
+        if inner.current.is_empty() {
+            Vec::new()
+        } else {
+            inner.current.clear();
+            runs
+        }
     }
 
     /// Drops everything queued; returns the runs of it, those being written included.

@@ -31,7 +31,9 @@ impl Layout {
         let mut runs: Vec<Run> = Vec::new();
         for addr in blocks {
             match runs.last_mut() {
-                Some(run) if run.end() == addr && run.blocks < (REQUEST_BYTES_MAX / BLOCK_SIZE) as u64 => run.blocks += 1,
+                Some(run) if run.end() == addr && run.blocks < (REQUEST_BYTES_MAX / BLOCK_SIZE) as u64 => {
+                    run.blocks += 1
+                }
                 _ => runs.push(Run::new(addr, 1)),
             }
         }

@@ -278,11 +278,7 @@ impl Tree {
     ///
     /// # Errors
     /// When a node cannot be read.
-    pub fn walk(
-        &mut self,
-        reader: &NodeReader<'_>,
-        visit: &mut dyn FnMut(Option<NodeId>, u64, &Entry),
-    ) -> Result<()> {
+    pub fn walk(&mut self, reader: &NodeReader<'_>, visit: &mut dyn FnMut(Option<NodeId>, u64, &Entry)) -> Result<()> {
         if self.height == 0 {
             return Ok(());
         }

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use super::tree::TreeKind;
+use super::tree::{Entry, NodeId, TreeKind};
 use super::{Result, Store, data_binding, lock};
 use crate::crypto::Binding;
 use crate::device::AlignedBuf;
@@ -41,19 +41,16 @@ impl Store {
         let mut units = Vec::new();
         let reader = self.node_reader();
         let mut state = lock(&self.commit);
-        let mut collect = |kind: TreeKind| {
-            let units = &mut units;
-            move |node: Option<super::tree::NodeId>, no: u64, entry: &super::tree::Entry| {
-                let at = match node {
-                    Some(id) => kind.node(self.volume, entry.addr, id),
-                    None => kind.page(self.volume, entry.addr, no),
-                };
-                units.push(Walk { at, id: entry.id, tag: entry.tag });
-            }
+        let mut collect = |kind: TreeKind, node: Option<NodeId>, no: u64, entry: &Entry| {
+            let at = match node {
+                Some(id) => kind.node(self.volume, entry.addr, id),
+                None => kind.page(self.volume, entry.addr, no),
+            };
+            units.push(Walk { at, id: entry.id, tag: entry.tag });
         };
-        state.space_tree.walk(&reader, &mut collect(TreeKind::Space))?;
+        state.space_tree.walk(&reader, &mut |node, no, entry| collect(TreeKind::Space, node, no, entry))?;
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
-        db.walk(&reader, &mut collect(TreeKind::Database))?;
+        db.walk(&reader, &mut |node, no, entry| collect(TreeKind::Database, node, no, entry))?;
         Ok(units)
     }
 

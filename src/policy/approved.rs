@@ -65,6 +65,18 @@ pub enum WriteError {
     Device(#[from] device::Error),
 }
 
+impl WriteError {
+    fn into_device(self, action: &'static str, offset: u64, bytes: usize) -> device::Error {
+        match self {
+            Self::Device(error) => error,
+            Self::Fenced { reason } => {
+                let source = std::io::Error::new(std::io::ErrorKind::PermissionDenied, reason.to_string());
+                device::Error::Io { action, offset, bytes, source }
+            }
+        }
+    }
+}
+
 /// A block device that the policy approved, with a gate in front of every write.
 ///
 /// [`approve`](Self::approve) is the only constructor, and nothing outside this file can reach the device inside: so
@@ -258,6 +270,34 @@ impl ApprovedDevice {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An approved device is a block device like any other; its writes pass the same gate, a closed gate is `EPERM`.
+impl device::BlockDevice for ApprovedDevice {
+    fn size_bytes(&self) -> u64 {
+        Self::size_bytes(self)
+    }
+
+    fn logical_block_size(&self) -> u32 {
+        Self::logical_block_size(self)
+    }
+
+    fn name(&self) -> &str {
+        Self::name(self)
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
+        Self::read_at(self, offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {
+        let bytes = bufs.iter().map(|b| b.len()).sum();
+        Self::write_at(self, offset, bufs).map_err(|error| error.into_device("write", offset, bytes))
+    }
+
+    fn flush(&self) -> device::Result<()> {
+        Self::flush(self).map_err(|error| error.into_device("flush", 0, 0))
     }
 }
 

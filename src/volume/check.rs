@@ -60,7 +60,7 @@ impl Assembled {
         let store = Store::open(
             mirror,
             StoreOptions {
-                keys: self.keys.clone(),
+                keys: self.keys.volume_key().keys(self.header.volume),
                 volume: self.header.volume,
                 total_blocks: self.header.data_blocks,
                 device_bytes,
@@ -100,7 +100,7 @@ impl Assembled {
         for unit in store.metadata_units()? {
             examine(&mut report, &unit);
         }
-        let fs = Fs::open_to_check(store.clone())?;
+        let fs = Fs::open(store.clone())?;
         let mut reserved: Vec<Run> = Vec::new();
         fs.for_each_extent(&mut |extent| match &extent.tags {
             None => reserved.push(extent.run()),

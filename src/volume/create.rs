@@ -8,13 +8,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Error, System};
 use crate::crypto::{KdfParams, Secret, VolumeKey, derive_slot_key, random_bytes, wrap_key};
-use crate::device::{AlignedBuf, BlockDevice};
+use crate::device::AlignedBuf;
 use crate::fs::Fs;
 use crate::label::{self, Area, Fields, Header, KeySlot, ReplicaRow, Root};
 use crate::limits::{KEY_SLOTS_MAX, REPLICAS_MAX};
 use crate::mirror::{Mirror, State};
 use crate::pages::{Store, StoreOptions};
-use crate::policy::ApprovedDevice;
+use crate::policy::{ApprovedDevice, examine_set};
 use crate::registry::VerifiedRegistry;
 use crate::units::{BLOCK_SIZE, Uuid};
 
@@ -81,6 +81,13 @@ pub fn create(
             let name = device.name().to_owned();
             return Err(Error::SameDevice { first: name.clone(), second: name });
         }
+    }
+    let entries: Vec<_> = devices.iter().map(|device| device.registry_entry()).collect();
+    let entries: Vec<&_> = entries.iter().map(|entry| &**entry).collect();
+    let reasons = examine_set(registry, &entries);
+    if !reasons.is_empty() {
+        let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+        return Err(Error::Registry(format!("the policy refuses these devices together: {}", reasons.join("; "))));
     }
     let key = VolumeKey::generate()?;
     let headers = headers(&devices, registry, &key, secret, options)?;
@@ -211,13 +218,11 @@ fn refuse_content(device: &ApprovedDevice) -> Result<(), Error> {
 }
 
 pub(super) fn write(device: &ApprovedDevice, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-    device
-        .write_at(offset, &[IoSlice::new(bytes)])
-        .map_err(|error| System::error(&format!("writing the label of {}", device.name()), std::io::Error::other(error)))
+    device.write_at(offset, &[IoSlice::new(bytes)]).map_err(|error| {
+        System::error(&format!("writing the label of {}", device.name()), std::io::Error::other(error))
+    })
 }
 
 pub(super) fn flush(device: &ApprovedDevice) -> Result<(), Error> {
-    device
-        .flush()
-        .map_err(|error| System::error(&format!("flushing {}", device.name()), std::io::Error::other(error)))
+    device.flush().map_err(|error| System::error(&format!("flushing {}", device.name()), std::io::Error::other(error)))
 }

@@ -13,6 +13,7 @@ use crate::label::{self, Header};
 use crate::limits::COMMIT_INTERVAL_MS;
 use crate::mirror::{ErrorCounts, State};
 use crate::pages::{Store, StoreOptions, Usage};
+use crate::policy::examine_set;
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
@@ -91,6 +92,8 @@ impl Assembled {
         let choice = self.choose(options.degraded)?;
         self.check_registry(registry, &choice.root)?;
         check_witness(options, volume, choice.root.generation)?;
+        let too_few = self.too_few(registry, &choice.states);
+        let read_only = options.read_only || too_few.is_some();
         let (mirror, device_bytes) = self.mirror(&choice.states)?;
         let mut root = choice.root;
         // Invariant: 2^32 mounts, one a second, take 136 years.
@@ -99,7 +102,7 @@ impl Assembled {
         let store = Store::open(
             mirror,
             StoreOptions {
-                keys: self.keys.clone(),
+                keys: self.keys.volume_key().keys(self.header.volume),
                 volume,
                 total_blocks: self.header.data_blocks,
                 device_bytes,
@@ -107,28 +110,30 @@ impl Assembled {
                 epoch,
             },
         )?;
-        if options.read_only {
-            store.poison_quietly("mounted read-only".to_owned());
+        if read_only {
+            store.poison_quietly(too_few.unwrap_or_else(|| "mounted read-only".to_owned()));
         } else {
             // The epoch is durable before anything is sealed in it.
             store.commit(store.stage())?;
             self.mend_labels()?;
         }
-        let fs = Arc::new(Fs::open_with_cache(store.clone(), options.cache_bytes)?);
-        let mut open = Open {
-            header: self.header,
-            store,
-            fs,
-            read_only: options.read_only,
-            left_at,
-            witness: options.witness.clone(),
-            ticker: None,
-        };
-        if !options.read_only {
+        let fs = Arc::new(Fs::open(store.clone())?);
+        let mut open =
+            Open { header: self.header, store, fs, read_only, left_at, witness: options.witness.clone(), ticker: None };
+        if !read_only {
             open.remember();
             open.ticker = Some(open.start_ticker()?);
         }
         Ok(open)
+    }
+
+    /// Why the policy does not let the replicas that are in sync take writes together.
+    fn too_few(&self, registry: &VerifiedRegistry, states: &[State]) -> Option<String> {
+        let in_sync = |r: &&super::Replica| states.get(usize::from(r.header.replica_index)) == Some(&State::InSync);
+        let entries: Vec<_> = self.replicas.iter().filter(in_sync).map(|r| r.device.registry_entry()).collect();
+        let entries: Vec<&_> = entries.iter().map(|entry| &**entry).collect();
+        let reasons: Vec<String> = examine_set(registry, &entries).iter().map(ToString::to_string).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
     /// Writes damaged or outdated label copies anew.

@@ -43,7 +43,8 @@ pub fn choose(replicas: &[Option<Option<Root>>]) -> Result<Choice, Conflict> {
     let (holder, root) = roots().max_by_key(|(_, r)| (r.epoch, r.generation)).ok_or(Conflict::NoRoot)?;
     let diverged = roots().find(|(i, r)| {
         let left_behind = root.in_sync >> i & 1 == 0;
-        (left_behind && r.in_sync & root.in_sync == 0) || (r.generation == root.generation && r.epoch == root.epoch && *r != root)
+        (left_behind && r.in_sync & root.in_sync == 0)
+            || (r.generation == root.generation && r.epoch == root.epoch && *r != root)
     });
     if let Some((other, _)) = diverged {
         return Err(Conflict::Diverged { one: holder, other });
@@ -83,12 +84,20 @@ mod tests {
             ("one missing", vec![None, at(1, 9, 3)], Ok((9, vec![Missing, InSync], vec![0]))),
             ("one missing, known", vec![None, at(1, 9, 2)], Ok((9, vec![Missing, InSync], vec![]))),
             ("left behind", vec![at(1, 5, 3), at(2, 9, 2)], Ok((9, vec![Stale, InSync], vec![]))),
-            ("left behind but with more commits", vec![at(1, 50, 3), at(2, 9, 2)], Ok((9, vec![Stale, InSync], vec![]))),
+            (
+                "left behind but with more commits",
+                vec![at(1, 50, 3), at(2, 9, 2)],
+                Ok((9, vec![Stale, InSync], vec![])),
+            ),
             ("ring lost", vec![Some(None), at(1, 9, 3)], Ok((9, vec![Stale, InSync], vec![0]))),
             ("nothing", vec![None, Some(None)], Err(Conflict::NoRoot)),
             ("diverged", vec![at(2, 9, 1), at(3, 12, 2)], Err(Conflict::Diverged { one: 1, other: 0 })),
             ("diverged, same number", vec![at(2, 9, 1), at(2, 9, 2)], Err(Conflict::Diverged { one: 1, other: 0 })),
-            ("three, one behind", vec![at(1, 3, 7), at(2, 9, 6), at(2, 9, 6)], Ok((9, vec![Stale, InSync, InSync], vec![]))),
+            (
+                "three, one behind",
+                vec![at(1, 3, 7), at(2, 9, 6), at(2, 9, 6)],
+                Ok((9, vec![Stale, InSync, InSync], vec![])),
+            ),
         ];
         for (name, found, expected) in table {
             let decided = choose(&found).map(|c| (c.root.generation.0, c.states, c.absent));

@@ -1,0 +1,232 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::device::host::HostFacts;
+use crate::device::identity::IdentifiedDevice;
+use crate::device::memory::MemoryDevice;
+use crate::mirror::State;
+use crate::policy::{ApprovedDevice, laboratory};
+use crate::registry::Date;
+use crate::units::BlockAddr;
+
+const BLOCKS: u64 = 3000;
+
+struct Lab {
+    devices: Vec<Arc<MemoryDevice>>,
+    key: crate::crypto::VolumeKey,
+}
+
+impl Lab {
+    fn new(replicas: usize) -> Self {
+        let size = BLOCKS * BLOCK_SIZE as u64 + 2 * crate::limits::LABEL_SIZE;
+        let devices = (0..replicas).map(|i| Arc::new(MemoryDevice::new(&format!("m{i}"), size))).collect();
+        Self { devices, key: crate::crypto::VolumeKey::generate().unwrap() }
+    }
+
+    fn approved(&self) -> Vec<ApprovedDevice> {
+        let facts: Vec<_> = self.devices.iter().map(|d| (d.facts().unwrap(), d)).collect();
+        let named: Vec<_> = facts.iter().map(|(f, _)| (f.root.name.as_str(), f.clone())).collect();
+        let day = |text| Date::parse(text).unwrap();
+        let document = laboratory::registry_for(&named, day("2026-01-01"), day("2027-01-01"));
+        let registry = laboratory::sign(&document).unwrap().verify().unwrap();
+        let host = HostFacts::read(&crate::device::sys::Kernel);
+        let approve = |d: &Arc<MemoryDevice>| ApprovedDevice::approve(d.clone(), &registry, &host, day("2026-06-01"));
+        self.devices.iter().map(|d| approve(d).unwrap()).collect()
+    }
+
+    fn open(&self, root: Root, epoch: u32) -> Arc<Store> {
+        let rows = self.approved().into_iter().map(|d| (Some(Arc::new(d)), State::InSync)).collect();
+        let volume = Uuid([1; 16]);
+        let options = StoreOptions {
+            keys: self.key.keys(volume),
+            volume,
+            total_blocks: BLOCKS,
+            device_bytes: self.devices.iter().map(|d| crate::device::BlockDevice::size_bytes(&**d)).collect(),
+            root,
+            epoch,
+        };
+        Store::open(Arc::new(Mirror::new(rows).unwrap()), options).unwrap()
+    }
+
+    fn root(&self) -> Root {
+        let keys = self.key.keys(Uuid([1; 16]));
+        let size = crate::device::BlockDevice::size_bytes(&*self.devices[0]);
+        crate::label::read_roots(&*self.devices[0], size, &keys, Uuid([1; 16])).unwrap()[0]
+    }
+}
+
+fn commit(store: &Store, sql: &rusqlite::Connection) {
+    sql.execute_batch("COMMIT").unwrap();
+    let batch = store.stage();
+    sql.execute_batch("BEGIN IMMEDIATE").unwrap();
+    store.commit(batch).unwrap();
+}
+
+fn begin(store: &Arc<Store>) -> rusqlite::Connection {
+    let sql = store.open_database().unwrap();
+    sql.execute_batch(
+        "PRAGMA page_size=4096; PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=MEMORY; PRAGMA temp_store=MEMORY;
+         PRAGMA cache_spill=OFF; PRAGMA cache_size=-200; BEGIN IMMEDIATE",
+    )
+    .unwrap();
+    sql
+}
+
+fn sum(sql: &rusqlite::Connection) -> (i64, i64) {
+    sql.query_row("SELECT count(*), total(length(b)) FROM t", [], |row| Ok((row.get(0)?, row.get::<_, f64>(1)? as i64)))
+        .unwrap()
+}
+
+/// Every unit of the trees and the given data verifies on every replica, and the space map is exactly their union.
+fn verify(store: &Store, data: &[Extent]) {
+    let mut used = Bitmap::new(BLOCKS);
+    let mut units = store.metadata_units().unwrap();
+    for extent in data {
+        units.extend(
+            (0..).zip(&extent.tags).map(|(i, tag)| store.data_unit(extent.addr.add(i), extent.id.add(i), *tag)),
+        );
+    }
+    for unit in units {
+        used.set(Run::new(unit.at.addr, 1)).unwrap();
+        for replica in 0..store.mirror().len() {
+            assert_eq!(store.examine(&unit, replica), Finding::Good, "{unit:?}");
+        }
+    }
+    assert_eq!(used.allocated_runs(), store.persisted().allocated_runs());
+}
+
+#[test]
+fn sqlite_lives_in_the_volume_across_reopenings() {
+    let lab = Lab::new(2);
+    let mut root = Root::default();
+    let mut expected = 0;
+    for epoch in 1..6 {
+        let store = lab.open(root, epoch);
+        let sql = begin(&store);
+        sql.execute_batch("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b BLOB)").unwrap();
+        for round in 0..4 {
+            for _ in 0..300 {
+                sql.execute("INSERT INTO t(b) VALUES(randomblob(abs(random()) % 900))", []).unwrap();
+            }
+            sql.execute("DELETE FROM t WHERE a % 7 = ?1", [round]).unwrap();
+            commit(&store, &sql);
+            verify(&store, &[]);
+        }
+        let (count, bytes) = sum(&sql);
+        if epoch > 1 {
+            assert!(count > expected);
+        }
+        expected = count;
+        drop(sql);
+        drop(store);
+        root = lab.root();
+        let store = lab.open(root, epoch);
+        let sql = begin(&store);
+        assert_eq!(sum(&sql), (count, bytes));
+        let ok: String = sql.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(ok, "ok");
+    }
+}
+
+#[test]
+fn data_round_trips_and_freed_blocks_come_back() {
+    let lab = Lab::new(3);
+    let store = lab.open(Root::default(), 1);
+    let sql = begin(&store);
+    sql.execute_batch("CREATE TABLE t(a, b)").unwrap();
+    let plain: Vec<u8> = (0..300 * BLOCK_SIZE).map(|i| (i % 251) as u8).collect();
+    let before = store.usage().free_blocks;
+    for _ in 0..30 {
+        let extents = store.write_data(&plain).unwrap();
+        assert!(extents.iter().all(|e| e.blocks <= 64 && e.tags.len() as u64 == e.blocks));
+        extents.iter().for_each(|e| store.publish(e.run()));
+        sql.execute("INSERT INTO t VALUES(1, zeroblob(100))", []).unwrap();
+        let mut out = vec![0; 64 * BLOCK_SIZE];
+        let first = &extents[0];
+        store.read_data(first.addr, first.id, &first.tags, &mut out[..first.blocks as usize * BLOCK_SIZE]).unwrap();
+        assert_eq!(out[..first.blocks as usize * BLOCK_SIZE], plain[..first.blocks as usize * BLOCK_SIZE]);
+        commit(&store, &sql);
+        verify(&store, &extents);
+        extents.iter().for_each(|e| store.free(e.run()));
+        commit(&store, &sql);
+        verify(&store, &[]);
+    }
+    assert!(before - store.usage().free_blocks < 20);
+}
+
+#[test]
+fn a_full_volume_refuses_data_and_still_commits() {
+    let lab = Lab::new(1);
+    let store = lab.open(Root::default(), 1);
+    let sql = begin(&store);
+    sql.execute_batch("CREATE TABLE t(a, b)").unwrap();
+    let mut extents = Vec::new();
+    let plain = vec![7; 256 * BLOCK_SIZE];
+    loop {
+        match store.write_data(&plain) {
+            Ok(more) => extents.extend(more),
+            Err(Error::NoSpace) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    extents.iter().for_each(|e| store.publish(e.run()));
+    commit(&store, &sql);
+    verify(&store, &extents);
+    let usage = store.usage();
+    assert!(usage.free_blocks >= usage.reserved_blocks && usage.free_blocks < usage.reserved_blocks + 256);
+    extents.iter().for_each(|e| store.free(e.run()));
+    commit(&store, &sql);
+    assert!(store.write_data(&plain).is_ok());
+}
+
+#[test]
+fn a_reader_keeps_freed_blocks_from_being_used_again() {
+    let lab = Lab::new(1);
+    let store = lab.open(Root::default(), 1);
+    let sql = begin(&store);
+    sql.execute_batch("CREATE TABLE t(a, b)").unwrap();
+    let old = store.write_data(&vec![1; 200 * BLOCK_SIZE]).unwrap();
+    old.iter().for_each(|e| store.publish(e.run()));
+    commit(&store, &sql);
+    let reader = store.reader();
+    old.iter().for_each(|e| store.free(e.run()));
+    commit(&store, &sql);
+    let free = store.usage().free_blocks;
+    let mut out = vec![0; BLOCK_SIZE];
+    while let Ok(new) = store.write_data(&vec![2; 100 * BLOCK_SIZE]) {
+        new.iter().for_each(|e| store.publish(e.run()));
+    }
+    commit(&store, &sql);
+    store.read_data(old[0].addr, old[0].id, &old[0].tags[..1], &mut out).unwrap();
+    assert!(out.iter().all(|b| *b == 1));
+    drop(reader);
+    sql.execute("INSERT INTO t VALUES(1, 1)", []).unwrap();
+    commit(&store, &sql);
+    assert!(store.usage().free_blocks > store.usage().reserved_blocks + 150, "{free} {:?}", store.usage());
+}
+
+#[test]
+fn damage_on_one_replica_is_mended_and_on_all_is_an_error() {
+    let lab = Lab::new(2);
+    let store = lab.open(Root::default(), 1);
+    let extents = store.write_data(&vec![5; 8 * BLOCK_SIZE]).unwrap();
+    store.mirror().flush().unwrap();
+    let extent = &extents[0];
+    let at = mirror::device_offset(BlockAddr(extent.addr.0 + 3));
+    let spoil = |device: &MemoryDevice| {
+        let mut block = vec![0; BLOCK_SIZE];
+        crate::device::BlockDevice::read_at(device, at, &mut block).unwrap();
+        block[17] ^= 1;
+        crate::device::BlockDevice::write_at(device, at, &[std::io::IoSlice::new(&block)]).unwrap();
+    };
+    let read = || {
+        let mut out = vec![0; 8 * BLOCK_SIZE];
+        store.read_data(extent.addr, extent.id, &extent.tags, &mut out).map(|()| out)
+    };
+    spoil(&lab.devices[0]);
+    assert!(read().unwrap().iter().all(|b| *b == 5));
+    assert_eq!(store.mirror().errors(0).repaired, 1);
+    assert_eq!(lab.devices[0].image(), lab.devices[1].image());
+    spoil(&lab.devices[0]);
+    spoil(&lab.devices[1]);
+    assert!(matches!(read(), Err(Error::Integrity(_))));
+}

@@ -1,0 +1,318 @@
+//! The rules of the house: module order, banned words, file length, what lies at the top of the repository.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longest source file, in lines.
+const FILE_LINES_MAX: usize = 900;
+
+/// What may lie at the top of the repository; the first group has to.
+const TOP_REQUIRED: [&str; 10] =
+    [".ci", ".gitignore", "Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "man", "scripts", "src", "tests"];
+const TOP_ALLOWED: [&str; 7] = [".git", ".rustfmt.toml", "bench", "dist", "docs", "proptest-regressions", "target"];
+
+/// A banned word, where it is allowed, and why it is banned. `tests` are the places of test code.
+struct Ban {
+    word: &'static str,
+    allowed_in: &'static [&'static str],
+    also_in_tests: bool,
+    why: &'static str,
+}
+
+const fn ban(word: &'static str, allowed_in: &'static [&'static str], also_in_tests: bool, why: &'static str) -> Ban {
+    Ban { word, allowed_in, also_in_tests, why }
+}
+
+const CLI: &[&str] = &["src/cli", "src/cli.rs", "src/main.rs"];
+
+const BANS: [Ban; 17] = [
+    ban(".unwrap()", &[], false, "an error has a type and a message; an invariant is an `expect` with its reason"),
+    ban("todo!", &[], true, "nothing is left to do"),
+    ban("unimplemented!", &[], true, "nothing is left to do"),
+    ban("dbg!", &[], true, "left over from debugging"),
+    ban("println!", CLI, false, "only the command line talks to standard output"),
+    ban("eprintln!", CLI, false, "only the command line talks to standard error; the rest logs"),
+    ban("unsafe ", &["src/device", "src/device.rs", "src/pages/vfs.rs"], false, "unsafe code has two homes"),
+    ban("env::var", CLI, false, "no environment variable changes what the daemon does (promise P1)"),
+    ban("debug_assertions", &[], true, "a debug build keeps every promise (P1)"),
+    ban("cfg(feature", &[], true, "one product: no build without encryption or policy (P1, P7)"),
+    ban("process::exit", CLI, true, "it skips destructors, which wipe keys and release devices"),
+    ban("#[ignore", &[], true, "a test runs or does not exist"),
+    ban("tokio", &[], true, "plain threads"),
+    ban("async fn", &[], true, "plain threads"),
+    ban("rand::thread_rng", &[], true, "secrets come from crypto::random_bytes"),
+    ban("Aes128", &[], true, "one cipher (P7)"),
+    ban("ChaCha", &[], true, "one cipher (P7)"),
+];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All Rust files below `dir`, as paths from the top of the repository.
+fn sources(dir: &str) -> BTreeMap<String, String> {
+    fn walk(dir: &Path, out: &mut BTreeMap<String, String>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, out);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+                out.insert(name, fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    walk(&root().join(dir), &mut out);
+    out
+}
+
+/// The code alone: comments, strings and character literals become spaces, lines stay where they are.
+fn code(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = bytes.to_vec();
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = match &bytes[at..] {
+            [b'/', b'/', ..] => find(bytes, at, b"\n"),
+            [b'/', b'*', ..] => find(bytes, at + 2, b"*/") + 2,
+            [b'r', b'"' | b'#', ..] if at == 0 || !word(bytes[at - 1]) => raw_string_end(bytes, at),
+            [b'"', ..] => string_end(bytes, at),
+            [b'\'', b'\\', ..] => find(bytes, at + 3, b"'") + 1,
+            [b'\'', _, b'\'', ..] => at + 3,
+            _ => at,
+        };
+        let end = end.min(bytes.len());
+        for byte in &mut out[at..end] {
+            if *byte != b'\n' {
+                *byte = b' ';
+            }
+        }
+        at = end.max(at + 1);
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_'
+}
+
+fn find(bytes: &[u8], from: usize, what: &[u8]) -> usize {
+    let from = from.min(bytes.len());
+    bytes[from..].windows(what.len()).position(|w| w == what).map_or(bytes.len(), |i| from + i)
+}
+
+fn string_end(bytes: &[u8], at: usize) -> usize {
+    let mut at = at + 1;
+    while at < bytes.len() && bytes[at] != b'"' {
+        at += if bytes[at] == b'\\' { 2 } else { 1 };
+    }
+    at + 1
+}
+
+fn raw_string_end(bytes: &[u8], at: usize) -> usize {
+    let hashes = bytes[at + 1..].iter().take_while(|b| **b == b'#').count();
+    if bytes.get(at + 1 + hashes) != Some(&b'"') {
+        return at;
+    }
+    let close = [&b"\""[..], &vec![b'#'; hashes]].concat();
+    find(bytes, at + 2 + hashes, &close) + close.len()
+}
+
+fn is_test_file(path: &str) -> bool {
+    path.starts_with("tests/") || path.ends_with("/tests.rs") || path.contains("/tests/") || path.ends_with("/suite.rs")
+}
+
+/// The code without test modules: what follows `#[cfg(test)]` up to the end of that item.
+fn without_tests(code: &str) -> String {
+    let mut out = String::new();
+    let mut rest = code;
+    while let Some(start) = rest.find("#[cfg(test)]") {
+        out.push_str(&rest[..start]);
+        let item = &rest[start..];
+        let mut depth = 0usize;
+        let end = item.char_indices().find_map(|(i, c)| match c {
+            '{' => {
+                depth += 1;
+                None
+            }
+            '}' => {
+                depth = depth.saturating_sub(1);
+                (depth == 0).then_some(i + 1)
+            }
+            ';' if depth == 0 => Some(i + 1),
+            _ => None,
+        });
+        let end = end.unwrap_or(item.len());
+        out.extend(item[..end].chars().filter(|c| *c == '\n'));
+        rest = &item[end..];
+    }
+    out + rest
+}
+
+/// The modules of `src/lib.rs`, from the bottom up.
+fn modules() -> Vec<String> {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let name = |line: &str| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned());
+    lib.lines().filter_map(name).collect()
+}
+
+/// Names right after `prefix` in `code`, also the first names inside a group: `crate::{a::B, c}` gives a and c.
+fn names_after(code: &str, prefix: &str) -> Vec<String> {
+    let ident = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut names = Vec::new();
+    for (at, _) in code.match_indices(prefix) {
+        if code[..at].bytes().last().is_some_and(|b| word(b) || b == b':') {
+            continue;
+        }
+        let rest = &code[at + prefix.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            names.push(ident(rest));
+            continue;
+        };
+        let (mut depth, mut expect) = (1, true);
+        for (i, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => expect = true,
+                c if expect && depth == 1 && !c.is_whitespace() => {
+                    names.push(ident(&group[i..]));
+                    expect = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    names
+}
+
+#[test]
+fn modules_are_in_the_designs_order() {
+    let design = "units limits crypto registry device policy label mirror space pages meta fs volume fuse control cli";
+    assert_eq!(modules().join(" "), design);
+}
+
+#[test]
+fn a_module_uses_only_those_above_it() {
+    let modules = modules();
+    let order = |name: &str| modules.iter().position(|m| m == name);
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src") {
+        let parts: Vec<&str> = path.trim_end_matches(".rs").split('/').skip(1).collect();
+        let Some(own) = order(parts[0]) else { continue };
+        if is_test_file(&path) {
+            continue;
+        }
+        let code = without_tests(&code(&text));
+        let crate_again = "super::".repeat(parts.len());
+        let mut used = names_after(&code, "crate::");
+        used.extend(names_after(&code, &crate_again));
+        for name in used {
+            if order(&name).is_some_and(|other| other > own) {
+                wrong.push(format!("{path} uses {name}, which is below {}", parts[0]));
+            }
+        }
+    }
+    wrong.dedup();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn banned_words_are_absent() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src").into_iter().chain(sources("tests")) {
+        if path == "tests/house.rs" {
+            continue;
+        }
+        let all = code(&text);
+        let product = if is_test_file(&path) { String::new() } else { without_tests(&all) };
+        for ban in &BANS {
+            let allowed = |dir: &&str| path == **dir || path.starts_with(&format!("{dir}/"));
+            if ban.allowed_in.iter().any(allowed) {
+                continue;
+            }
+            let searched = if ban.also_in_tests { &all } else { &product };
+            for (number, line) in searched.lines().enumerate() {
+                if has_word(line, ban.word) {
+                    wrong.push(format!("{path}:{}: {} ({})", number + 1, ban.word, ban.why));
+                }
+            }
+        }
+        for (number, line) in text.lines().enumerate() {
+            if ["TODO", "FIXME", "XXX", "HACK", "Placeholder of"].iter().any(|w| has_word(line, w)) {
+                wrong.push(format!("{path}:{}: unfinished: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Whether `line` contains `what`, not as the tail of a longer identifier.
+fn has_word(line: &str, what: &str) -> bool {
+    let starts_word = what.bytes().next().is_some_and(word);
+    line.match_indices(what).any(|(at, _)| !starts_word || !line[..at].bytes().last().is_some_and(word))
+}
+
+#[test]
+fn files_are_short() {
+    let long = |(path, text): (String, String)| {
+        let lines = text.lines().count();
+        (lines > FILE_LINES_MAX).then(|| format!("{path}: {lines} lines, at most {FILE_LINES_MAX}"))
+    };
+    let wrong: Vec<String> = sources("src").into_iter().chain(sources("tests")).filter_map(long).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn modules_are_files_beside_their_folder() {
+    let wrong: Vec<String> = sources("src").into_keys().filter(|path| path.ends_with("/mod.rs")).collect();
+    assert!(wrong.is_empty(), "foo.rs beside foo/, not foo/mod.rs: {wrong:?}");
+}
+
+#[test]
+fn the_top_of_the_repository_is_tidy() {
+    let names = fs::read_dir(root()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    let names: Vec<String> = names.collect();
+    let unknown: Vec<&String> =
+        names.iter().filter(|n| !TOP_REQUIRED.contains(&n.as_str()) && !TOP_ALLOWED.contains(&n.as_str())).collect();
+    assert!(unknown.is_empty(), "not known at the top of the repository: {unknown:?}");
+    let missing: Vec<&str> = TOP_REQUIRED.into_iter().filter(|r| !names.iter().any(|n| n == r)).collect();
+    assert!(missing.is_empty(), "missing at the top of the repository: {missing:?}");
+}
+
+#[test]
+fn scripts_are_strict_and_executable() {
+    use std::os::unix::fs::PermissionsExt;
+    for dir in ["scripts", ".ci"] {
+        for entry in fs::read_dir(root().join(dir)).unwrap() {
+            let entry = entry.unwrap();
+            let path = entry.path();
+            assert!(entry.metadata().unwrap().permissions().mode() & 0o111 != 0, "{path:?} is not executable");
+            let text = fs::read_to_string(&path).unwrap();
+            if text.starts_with("#!/") && text.lines().next().unwrap().ends_with("bash") {
+                assert!(text.contains("\nset -euo pipefail\n"), "{path:?} goes on after an error");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_scanner_sees_code_and_nothing_else() {
+    let text = "let a = \"todo!\"; // todo!\nlet b = r#\"dbg!\"#; /* dbg! */ let c = '\"'; x.unwrap();\n";
+    let seen = code(text);
+    assert!(!seen.contains("todo!") && !seen.contains("dbg!"));
+    assert!(seen.contains("x.unwrap()"));
+    assert_eq!(seen.lines().count(), 2);
+    let module = "a();\n#[cfg(test)]\nmod tests {\n fn f() { b(); }\n}\nc();\n#[cfg(test)]\nmod tests;\nd();";
+    let product = without_tests(module);
+    assert!(product.contains("a()") && product.contains("c()") && product.contains("d()") && !product.contains("b()"));
+    assert_eq!(product.lines().count(), module.lines().count());
+    assert_eq!(names_after("use crate::{a::{B, C}, d};\nuse crate::e::F; my_crate::g", "crate::"), ["a", "d", "e"]);
+    assert!(has_word("x::env::var(y)", "env::var") && !has_word("eprintln!()", "println!"));
+}
