@@ -1,1 +1,354 @@
-//! Placeholder of the module `fs`.
+//! The filesystem: inodes, names, attributes, data. It knows nothing of FUSE; permissions are the kernel's
+//! (`default_permissions`), everything else of POSIX is here.
+//!
+//! # Ownership and lifetimes
+//!
+//! An inode's row lives as long as it has a name, or the kernel knows it, or it is open. [`References`] counts the last two:
+//! each call that returns an [`Attr`] for a name counts one lookup, [`Fs::forget`] takes them back; [`Fs::open_file`] and
+//! [`Fs::create`] count one open, [`Fs::release`] takes it back. When the last name goes, the row stays with `nlink` 0, an
+//! *orphan*, and whoever takes back the last reference frees it (`reap`). References are not on the devices: after a crash
+//! nobody holds an orphan, so [`Fs::open`] frees all of them.
+//!
+//! A file's blocks belong to the rows of `extent`. Blocks that were written but not yet put in a row belong to the running
+//! call, which publishes them with the row or abandons them. A truncation that frees more than [`STEP`] extents first
+//! commits itself to it with a row of `trim`; the next mount finishes what a crash interrupts.
+//!
+//! # Lock order
+//!
+//! 1. a **stripe** of `stripes`, chosen by inode number: content of the files in it. Shared: aligned writes of whole
+//!    blocks. Exclusive: everything that must read before it writes (partial blocks, reserved blocks), truncation,
+//!    allocation. Reads take none: they see the extents of one moment, and hold a [`pages::ReadGuard`].
+//! 2. `commit`: held by the one commit in flight.
+//! 3. `meta`: the tables, and "which blocks they refer to" in the page store.
+//! 4. `references`.
+//!
+//! A call never waits for a lock that is above one it holds, and never holds two stripes. Sealing and device transfers
+//! happen under no lock but a stripe.
+//!
+//! # Times
+//!
+//! The access time is set when an inode is made and by utimensat(2); reading does not change it, as with the mount option
+//! `noatime`. Modification and change times are POSIX's.
+
+pub mod acl;
+mod attr;
+mod commit;
+mod data;
+mod error;
+mod names;
+mod references;
+mod rename;
+mod resize;
+#[cfg(test)]
+mod tests;
+mod xattr;
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+pub use crate::meta::{Kind, Time};
+pub use attr::{SetAttr, SetTime, StatFs};
+pub use error::{Error, Result};
+pub use names::DirEntry;
+pub use rename::RenameFlags;
+pub use resize::{COPY_MAX, Seek};
+
+use crate::{
+    meta::{ExtentRow, Inode, Meta, S_IFMT, Tx, View},
+    pages::{self, Store},
+    units::{BLOCK_SIZE, Ino},
+};
+use commit::Committed;
+use references::References;
+
+/// Locks for the content of files: more than threads, so that two files seldom share one.
+const STRIPES: usize = 1024;
+
+/// Most extents that are freed without letting go of the metadata.
+const STEP: usize = 1024;
+
+/// Who creates something.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// File mode creation mask, which a default ACL replaces.
+    pub umask: u32,
+}
+
+/// What stat(2) says of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Number.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: Kind,
+    /// `st_mode`: type and permission bits.
+    pub mode: u32,
+    /// Number of names (for a folder, 2 plus one for each folder in it).
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node.
+    pub rdev: u32,
+    /// Bytes. A folder says one block, a symbolic link the length of its target.
+    pub size: u64,
+    /// Allocated space, in units of 512 bytes.
+    pub blocks: u64,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of the content.
+    pub mtime: Time,
+    /// Last change of anything.
+    pub ctime: Time,
+    /// Birth.
+    pub btime: Time,
+}
+
+impl From<&Inode> for Attr {
+    fn from(inode: &Inode) -> Self {
+        Self {
+            ino: inode.ino,
+            kind: inode.kind(),
+            mode: inode.mode,
+            nlink: inode.nlink,
+            uid: inode.uid,
+            gid: inode.gid,
+            rdev: inode.rdev,
+            size: if inode.is_dir() { BLOCK_SIZE as u64 } else { inode.size },
+            blocks: inode.blocks * (BLOCK_SIZE as u64 / 512),
+            atime: inode.atime,
+            mtime: inode.mtime,
+            ctime: inode.ctime,
+            btime: inode.btime,
+        }
+    }
+}
+
+/// An open filesystem.
+pub struct Fs {
+    store: Arc<Store>,
+    stripes: Box<[RwLock<()>]>,
+    commit: Mutex<Committed>,
+    meta: Mutex<Meta>,
+    references: Mutex<References>,
+    /// Operations done since the beginning: written under `meta`.
+    changes: AtomicU64,
+    /// `changes` at the last commit's beginning: written under `meta`.
+    staged: AtomicU64,
+    /// When the first operation since then was done.
+    dirty_since: Mutex<Option<Instant>>,
+}
+
+impl Fs {
+    /// Makes the tables and the root folder on an empty store. Nothing is durable before [`Fs::sync`].
+    ///
+    /// # Errors
+    /// Of the store or of SQLite.
+    pub fn format(store: Arc<Store>, root_mode: u32, uid: u32, gid: u32) -> Result<Self> {
+        let meta = Meta::create(store.open_database()?)?;
+        let fs = Self::assemble(store, meta);
+        let time = now();
+        let root = Inode {
+            ino: Ino::ROOT,
+            mode: Kind::Directory.mode() | root_mode & 0o7777,
+            uid,
+            gid,
+            nlink: 2,
+            rdev: 0,
+            parent: Ino::ROOT.0,
+            flags: 0,
+            size: 0,
+            blocks: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+        };
+        fs.change(|tx| Ok(tx.insert_inode(&root, None)?))?;
+        Ok(fs)
+    }
+
+    /// Opens the filesystem on a store, and frees what a crash left without a name.
+    ///
+    /// # Errors
+    /// Of the store, of SQLite, or of damaged metadata.
+    pub fn open(store: Arc<Store>) -> Result<Self> {
+        let meta = Meta::open(store.open_database()?)?;
+        let fs = Self::assemble(store, meta);
+        fs.existing(Ino::ROOT)?;
+        if fs.store.writable().is_ok() {
+            fs.finish_interrupted()?;
+        }
+        Ok(fs)
+    }
+
+    fn assemble(store: Arc<Store>, meta: Meta) -> Self {
+        Self {
+            store,
+            stripes: (0..STRIPES).map(|_| RwLock::new(())).collect(),
+            commit: Mutex::default(),
+            meta: Mutex::new(meta),
+            references: Mutex::default(),
+            changes: AtomicU64::new(0),
+            staged: AtomicU64::new(0),
+            dirty_since: Mutex::new(None),
+        }
+    }
+
+    /// Compares the tables with each other. Returns what is wrong, one sentence each.
+    ///
+    /// # Errors
+    /// Of SQLite.
+    pub fn self_check(&self) -> Result<Vec<String>> {
+        Ok(self.meta().self_check()?)
+    }
+
+    /// Every extent of every file, with its tags.
+    ///
+    /// # Errors
+    /// Of SQLite, or of damaged metadata.
+    pub fn for_each_extent(&self, visit: &mut dyn FnMut(&ExtentRow)) -> Result<()> {
+        let mut after = None;
+        loop {
+            let found = self.view(|view| Ok(view.extents_after(after, STEP)?))?;
+            let Some((ino, last)) = found.last() else { return Ok(()) };
+            after = Some((*ino, last.lblock));
+            found.iter().for_each(|(_, extent)| visit(extent));
+        }
+    }
+
+    /// The metadata. A panic while it was held (never in a release build, which aborts) left at worst an open savepoint,
+    /// which the next operation's end takes along or the next commit refuses.
+    fn meta(&self) -> MutexGuard<'_, Meta> {
+        lock(&self.meta)
+    }
+
+    fn stripe(&self, ino: Ino) -> &RwLock<()> {
+        &self.stripes[ino.0 as usize % STRIPES]
+    }
+
+    fn shared(&self, ino: Ino) -> RwLockReadGuard<'_, ()> {
+        self.stripe(ino).read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn exclusive(&self, ino: Ino) -> RwLockWriteGuard<'_, ()> {
+        self.stripe(ino).write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the tables.
+    fn view<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
+        self.meta().read(f)
+    }
+
+    /// The inode's row.
+    fn existing(&self, ino: Ino) -> Result<Inode> {
+        self.view(|view| existing(view, ino))
+    }
+
+    /// To be called before an operation takes any lock: refuses when the store takes no writes, and commits when space is
+    /// so short that the next operation might not fit beside what is waiting.
+    fn admit(&self) -> Result<()> {
+        self.store.writable()?;
+        let waiting = self.changes.load(Ordering::Relaxed) - self.staged.load(Ordering::Relaxed);
+        if waiting > 0 && self.store.pressure(waiting) {
+            self.sync()?;
+        }
+        Ok(())
+    }
+
+    /// As [`Fs::admit`], for an operation that takes space: some must be free beyond what is reserved.
+    fn admit_growth(&self) -> Result<()> {
+        self.admit()?;
+        if self.available() > 0 {
+            return Ok(());
+        }
+        // Blocks freed since the last commit become free with the next one.
+        self.sync()?;
+        if self.available() > 0 { Ok(()) } else { Err(Error::NoSpace) }
+    }
+
+    /// Blocks that users may still take.
+    fn available(&self) -> u64 {
+        let usage = self.store.usage();
+        usage.free_blocks.saturating_sub(usage.reserved_blocks)
+    }
+
+    /// Does one operation on the tables: all of it or, on an error, nothing.
+    fn change<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
+        let mut meta = self.meta();
+        let (value, blocks) = meta.op(f)?;
+        for run in blocks.published {
+            self.store.publish(run);
+        }
+        for run in blocks.freed {
+            self.store.free(run);
+        }
+        if self.changes.fetch_add(1, Ordering::Relaxed) == self.staged.load(Ordering::Relaxed) {
+            *lock(&self.dirty_since) = Some(Instant::now());
+        }
+        Ok(value)
+    }
+
+    fn references(&self) -> MutexGuard<'_, References> {
+        lock(&self.references)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The inode's row, or [`Error::Stale`].
+fn existing(view: &View<'_>, ino: Ino) -> Result<Inode> {
+    view.inode(ino)?.ok_or(Error::Stale)
+}
+
+/// The row of a folder, or [`Error::NotDirectory`].
+fn folder(view: &View<'_>, ino: Ino) -> Result<Inode> {
+    let inode = existing(view, ino)?;
+    if inode.is_dir() { Ok(inode) } else { Err(Error::NotDirectory) }
+}
+
+/// The row of a folder that still has a name, so that names may be added to it.
+fn living_folder(view: &View<'_>, ino: Ino) -> Result<Inode> {
+    let inode = folder(view, ino)?;
+    if inode.nlink > 0 { Ok(inode) } else { Err(Error::NotFound) }
+}
+
+/// The row of a regular file.
+fn file(view: &View<'_>, ino: Ino) -> Result<Inode> {
+    let inode = existing(view, ino)?;
+    match inode.mode & S_IFMT {
+        mode if mode == Kind::File.mode() => Ok(inode),
+        mode if mode == Kind::Directory.mode() => Err(Error::IsDirectory),
+        _ => Err(Error::Invalid),
+    }
+}
+
+/// The time of the clock.
+fn now() -> Time {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => Time { s: since.as_secs() as i64, ns: since.subsec_nanos() },
+        Err(_) => Time::default(),
+    }
+}
+
+const _: () = assert!(pages_are_shared());
+
+/// [`Fs`] is used by several threads at once.
+const fn pages_are_shared() -> bool {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Fs>();
+    shared::<pages::Store>();
+    true
+}

@@ -1,1 +1,347 @@
-//! Placeholder of the module `meta`.
+//! Metadata: one SQLite database with typed rows, and the one kind of transaction on it.
+//!
+//! A SQLite transaction is always open. Each operation of the filesystem is a savepoint in it ([`Meta::op`]); a commit of
+//! the volume closes it, has the page store take the changed pages, and opens the next one ([`Meta::commit`]). So an
+//! operation is whole or absent, and so is a commit, and operations reach the devices in their order.
+//!
+//! Every statement is prepared once and kept in the connection's cache. Rows are checked when they are read
+//! ([`Error::Corrupt`]); nothing in the database can make this module panic.
+
+mod check;
+mod rows;
+mod schema;
+mod siphash;
+mod tx;
+
+use rusqlite::Connection;
+
+pub use rows::{
+    Dentry, ExtentRow, FILE_BLOCKS_MAX, FLAG_ACL_ACCESS, FLAG_ACL_DEFAULT, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM,
+    FLAG_XATTR, Inode, Kind, S_IFMT, Slot, Time,
+};
+pub use tx::{Blocks, Cleared, Listed, Span, Tx, View, xattr_flag};
+
+use crate::units::Ino;
+use siphash::HashKey;
+
+/// Why the metadata could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The page store has no page left for the database.
+    #[error("no space left for metadata")]
+    Full,
+    /// The database says something impossible.
+    #[error("metadata is damaged: {0}")]
+    Corrupt(&'static str),
+    /// The schema is of another version than this program writes.
+    #[error("the metadata has schema version {found}; this program knows versions up to {known}", known = schema::VERSION)]
+    Version {
+        /// What the database says.
+        found: i64,
+    },
+    /// SQLite did not take a setting.
+    #[error("SQLite did not accept pragma {0}")]
+    Pragma(&'static str),
+    /// An earlier failure left the open transaction in an unknown state.
+    #[error("metadata is unusable after an earlier failure")]
+    Poisoned,
+    /// The system has no random bytes.
+    #[error("no random bytes: {0}")]
+    Random(getrandom::Error),
+    /// Anything else from SQLite.
+    #[error("SQLite: {0}")]
+    Sql(#[source] rusqlite::Error),
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Sql(error),
+        }
+    }
+}
+
+impl From<rusqlite::types::FromSqlError> for Error {
+    fn from(_: rusqlite::types::FromSqlError) -> Self {
+        Self::Corrupt("a column is of another type")
+    }
+}
+
+/// Page cache of SQLite, in KiB.
+const CACHE_KIB: i64 = 64 << 10;
+
+/// Prepared statements kept: more than this module has.
+const STATEMENTS_MAX: usize = 128;
+
+/// Inode numbers taken ahead of use, so that a number given out and then lost in a crash is not soon given out again.
+const INO_LEAP: u64 = 1 << 16;
+
+/// Inode numbers stop here: SQLite's integers are signed.
+const INO_MAX: u64 = i64::MAX as u64 - 2 * INO_LEAP;
+
+/// Pragmas of every connection: what to set and what to find then.
+const PRAGMAS: &[(&str, &str)] = &[
+    ("page_size", "4096"),
+    ("journal_mode", "memory"),
+    ("locking_mode", "exclusive"),
+    ("temp_store", "2"),
+    ("cache_spill", "0"),
+    ("foreign_keys", "0"),
+    ("trusted_schema", "0"),
+];
+
+/// The metadata of an open volume.
+pub struct Meta {
+    conn: Connection,
+    key: HashKey,
+    next_ino: u64,
+    /// `volume.next_ino` as it is in the database.
+    ino_ceiling: u64,
+    poisoned: bool,
+}
+
+impl Meta {
+    /// Makes the schema in an empty database, and opens the first transaction. Nothing is committed yet.
+    ///
+    /// # Errors
+    /// Of SQLite, of the page store below it, or of the system's random source.
+    pub fn create(conn: Connection) -> Result<Self> {
+        configure(&conn)?;
+        let mut key = [0; 16];
+        getrandom::fill(&mut key).map_err(Error::Random)?;
+        conn.execute_batch("BEGIN IMMEDIATE")?;
+        conn.execute_batch(schema::SCHEMA)?;
+        conn.pragma_update(None, "user_version", schema::VERSION)?;
+        let put = "INSERT INTO volume(key, value) VALUES(?, ?)";
+        conn.execute(put, ("name_hash_key", &key[..]))?;
+        let first = Ino::ROOT.0 + 1;
+        conn.execute(put, ("next_ino", &first.to_le_bytes()[..]))?;
+        Ok(Self { conn, key: HashKey::new(&key), next_ino: first, ino_ceiling: first, poisoned: false })
+    }
+
+    /// Opens an existing database, brings its schema up to date, and opens the first transaction.
+    ///
+    /// # Errors
+    /// [`Error::Version`] for a schema of the future, [`Error::Corrupt`], or of SQLite.
+    pub fn open(conn: Connection) -> Result<Self> {
+        configure(&conn)?;
+        conn.execute_batch("BEGIN IMMEDIATE")?;
+        migrate(&conn)?;
+        let key = HashKey::new(&volume_value(&conn, "name_hash_key")?);
+        let next_ino = u64::from_le_bytes(volume_value(&conn, "next_ino")?);
+        if !(2..=INO_MAX).contains(&next_ino) {
+            return Err(Error::Corrupt("the next inode number is out of bounds"));
+        }
+        Ok(Self { conn, key, next_ino, ino_ceiling: next_ino, poisoned: false })
+    }
+
+    /// Reads.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`], or what `f` returns.
+    pub fn read<T, E: From<Error>>(
+        &self,
+        f: impl FnOnce(&View<'_>) -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E> {
+        if self.poisoned {
+            return Err(Error::Poisoned.into());
+        }
+        f(&View::new(&self.conn, self.key))
+    }
+
+    /// Does one operation: all that `f` changes, or nothing when it returns an error. Also returns which blocks the rows
+    /// now refer to, and which no longer: the caller tells the page store before it lets go of this `Meta`.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`], or what `f` returns.
+    pub fn op<T, E: From<Error>>(
+        &mut self,
+        f: impl FnOnce(&mut Tx<'_>) -> std::result::Result<T, E>,
+    ) -> std::result::Result<(T, Blocks), E> {
+        if self.poisoned {
+            return Err(Error::Poisoned.into());
+        }
+        self.run("SAVEPOINT op")?;
+        let mut tx = Tx::new(View::new(&self.conn, self.key), &mut self.next_ino);
+        let done = f(&mut tx);
+        let blocks = tx.into_blocks();
+        let done = done.and_then(|value| self.run("RELEASE op").map(|()| (value, blocks)).map_err(E::from));
+        if done.is_err() {
+            // SQLite ends the whole transaction itself on some failures; then operations already answered are lost.
+            let undone = self.run("ROLLBACK TO op").and_then(|()| self.run("RELEASE op"));
+            self.poisoned = undone.is_err() || self.conn.is_autocommit();
+        }
+        done
+    }
+
+    /// Ends the SQLite transaction, calls `stage` to have its pages taken, and begins the next one.
+    ///
+    /// # Errors
+    /// Of SQLite; then the metadata is poisoned: what was answered to callers may not be what the database holds.
+    pub fn commit<T>(&mut self, stage: impl FnOnce() -> T) -> Result<T> {
+        if self.poisoned {
+            return Err(Error::Poisoned);
+        }
+        let staged = self.commit_inner(stage);
+        self.poisoned = staged.is_err();
+        staged
+    }
+
+    fn commit_inner<T>(&mut self, stage: impl FnOnce() -> T) -> Result<T> {
+        if self.next_ino > self.ino_ceiling {
+            let ceiling = self.next_ino + INO_LEAP;
+            let mut update = self.conn.prepare_cached("UPDATE volume SET value = ? WHERE key = 'next_ino'")?;
+            update.execute((&ceiling.to_le_bytes()[..],))?;
+            self.ino_ceiling = ceiling;
+        }
+        self.run("COMMIT")?;
+        let staged = stage();
+        self.run("BEGIN IMMEDIATE")?;
+        Ok(staged)
+    }
+
+    /// Compares the tables with each other: link counts, parents, block counts, overlapping extents, tags. Returns what
+    /// is wrong, one sentence each, at most a hundred.
+    ///
+    /// # Errors
+    /// Of SQLite.
+    pub fn self_check(&self) -> Result<Vec<String>> {
+        check::self_check(&self.conn)
+    }
+
+    fn run(&self, sql: &'static str) -> Result<()> {
+        self.conn.prepare_cached(sql)?.execute([])?;
+        Ok(())
+    }
+}
+
+/// Sets and asserts the pragmas.
+fn configure(conn: &Connection) -> Result<()> {
+    conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    for (pragma, value) in PRAGMAS {
+        conn.execute_batch(&format!("PRAGMA {pragma} = {value}"))?;
+    }
+    conn.execute_batch(&format!("PRAGMA cache_size = -{CACHE_KIB}"))?;
+    for (pragma, value) in PRAGMAS {
+        let found = conn.pragma_query_value(None, pragma, |row| row.get::<_, rusqlite::types::Value>(0))?;
+        let same = match found {
+            rusqlite::types::Value::Integer(number) => number.to_string() == *value,
+            rusqlite::types::Value::Text(text) => text == *value,
+            _ => false,
+        };
+        if !same {
+            return Err(Error::Pragma(pragma));
+        }
+    }
+    Ok(())
+}
+
+fn migrate(conn: &Connection) -> Result<()> {
+    let found: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if !(1..=schema::VERSION).contains(&found) {
+        return Err(Error::Version { found });
+    }
+    for migration in &schema::MIGRATIONS[found as usize - 1..] {
+        conn.execute_batch(migration)?;
+    }
+    if found != schema::VERSION {
+        conn.pragma_update(None, "user_version", schema::VERSION)?;
+    }
+    Ok(())
+}
+
+fn volume_value<const N: usize>(conn: &Connection, key: &str) -> Result<[u8; N]> {
+    let missing = Error::Corrupt("table volume lacks a value");
+    let mut select = conn.prepare("SELECT value FROM volume WHERE key = ?")?;
+    let mut rows = select.query([key])?;
+    match rows.next()? {
+        Some(row) => row.get_ref(0)?.as_blob()?.try_into().map_err(|_| missing),
+        None => Err(missing),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn schema_of(conn: &Connection) -> Vec<String> {
+        let mut select = conn.prepare("SELECT ifnull(sql, name) FROM sqlite_schema ORDER BY type, name").unwrap();
+        select.query_map([], |row| row.get(0)).unwrap().map(|sql| sql.unwrap()).collect()
+    }
+
+    #[test]
+    fn base_schema_plus_migrations_is_todays() {
+        let (old, new) = (Connection::open_in_memory().unwrap(), Connection::open_in_memory().unwrap());
+        old.execute_batch(schema::BASE).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        migrate(&old).unwrap();
+        new.execute_batch(schema::SCHEMA).unwrap();
+        assert_eq!(schema_of(&old), schema_of(&new));
+        let version: i64 = old.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+        assert_eq!(version, schema::VERSION);
+    }
+
+    #[test]
+    fn a_schema_of_the_future_or_of_nobody_is_refused() {
+        for version in [0, schema::VERSION + 1, -1] {
+            let conn = Connection::open_in_memory().unwrap();
+            conn.execute_batch(schema::SCHEMA).unwrap();
+            conn.pragma_update(None, "user_version", version).unwrap();
+            assert!(matches!(Meta::open(conn), Err(Error::Version { found }) if found == version));
+        }
+    }
+
+    #[test]
+    fn a_database_without_its_values_is_corrupt() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(schema::SCHEMA).unwrap();
+        conn.pragma_update(None, "user_version", schema::VERSION).unwrap();
+        assert!(matches!(Meta::open(conn), Err(Error::Corrupt(_))));
+    }
+
+    #[test]
+    fn a_failed_operation_leaves_nothing() {
+        let mut meta = Meta::create(Connection::open_in_memory().unwrap()).unwrap();
+        let failed = meta.op(|tx| {
+            tx.put_xattr(Ino::ROOT, b"user.a", b"1")?;
+            Err::<(), Error>(Error::Full)
+        });
+        assert!(matches!(failed, Err(Error::Full)));
+        assert_eq!(meta.read(|view| view.xattr(Ino::ROOT, b"user.a")).unwrap(), None);
+        meta.op(|tx| tx.put_xattr(Ino::ROOT, b"user.a", b"2")).unwrap();
+        meta.commit(|| ()).unwrap();
+        assert_eq!(meta.read(|view| view.xattr(Ino::ROOT, b"user.a")).unwrap(), Some(b"2".to_vec()));
+    }
+
+    #[test]
+    fn inode_numbers_leap_at_a_commit() {
+        let mut meta = Meta::create(Connection::open_in_memory().unwrap()).unwrap();
+        let (ino, _) = meta.op(|tx| tx.new_ino()).unwrap();
+        assert_eq!(ino, Ino(2));
+        meta.commit(|| ()).unwrap();
+        let stored = u64::from_le_bytes(volume_value(&meta.conn, "next_ino").unwrap());
+        assert_eq!(stored, 3 + INO_LEAP);
+    }
+
+    #[test]
+    fn every_query_of_a_hot_table_uses_its_key() {
+        let meta = Meta::create(Connection::open_in_memory().unwrap()).unwrap();
+        for sql in tx::QUERIES {
+            let mut explain = meta.conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+            let parameters = explain.parameter_count();
+            let plan: Vec<String> = explain
+                .query_map(rusqlite::params_from_iter(std::iter::repeat_n(1, parameters)), |row| row.get(3))
+                .unwrap()
+                .map(|line| line.unwrap())
+                .collect();
+            let by_key = |line: &String| !line.contains("SCAN") || line.contains("INDEX orphan");
+            assert!(plan.iter().all(by_key), "{sql}: {plan:?}");
+            assert!(!plan.iter().any(|line| line.contains("TEMP B-TREE")), "{sql}: {plan:?}");
+        }
+    }
+}

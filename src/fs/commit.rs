@@ -1,0 +1,45 @@
+//! Group commit.
+
+use std::{sync::atomic::Ordering, time::Instant};
+
+use super::{Fs, Result, lock};
+
+/// What the last commit took along.
+#[derive(Debug, Default)]
+pub(super) struct Committed {
+    /// `Fs::changes` when it began.
+    changes: u64,
+}
+
+impl Fs {
+    /// Returns when every operation that was done before the call is on stable storage of every in-sync replica.
+    ///
+    /// The first caller commits for all who wait; whoever waited for a commit that began before its own operation commits
+    /// next, again for all. Operations go on meanwhile: only taking the pages over holds them up.
+    ///
+    /// # Errors
+    /// Of the store; then nothing is known to be durable beyond the previous commit, and the store takes no more writes.
+    pub fn sync(&self) -> Result<()> {
+        let wanted = self.changes.load(Ordering::Acquire);
+        let mut committed = lock(&self.commit);
+        if committed.changes >= wanted {
+            return Ok(());
+        }
+        let (batch, changes) = {
+            let mut meta = self.meta();
+            let batch = meta.commit(|| self.store.stage())?;
+            let changes = self.changes.load(Ordering::Relaxed);
+            self.staged.store(changes, Ordering::Relaxed);
+            *lock(&self.dirty_since) = None;
+            (batch, changes)
+        };
+        self.store.commit(batch)?;
+        committed.changes = changes;
+        Ok(())
+    }
+
+    /// When the oldest operation was done that no commit has begun to write; `None` when there is none.
+    pub fn dirty_since(&self) -> Option<Instant> {
+        *lock(&self.dirty_since)
+    }
+}

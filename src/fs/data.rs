@@ -1,0 +1,361 @@
+//! Content of files: reading and writing.
+//!
+//! A write seals its blocks into fresh space without holding the metadata, then replaces the file's extents in one operation.
+//! Whole blocks are sealed straight from the caller's bytes. A partial block is read, completed and written under the
+//! file's stripe, exclusively, so that no other write is lost.
+//!
+//! Bytes between the end of a file and the end of its last block are zeros, so that the file can grow without looking at
+//! them; except when [`FLAG_TAIL`] says that a truncation left old ones, or [`FLAG_TRIM`] that it left whole blocks. Then
+//! `prepare_growth` puts that right first.
+
+use std::borrow::Cow;
+
+use super::{Error, Fs, Result, existing, file, now};
+use crate::{
+    limits::FILE_SIZE_MAX,
+    meta::{ExtentRow, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Tx},
+    pages::{self, Extent},
+    units::{BLOCK_SIZE, Ino},
+};
+
+/// [`BLOCK_SIZE`] for file offsets.
+pub(super) const BLOCK: u64 = BLOCK_SIZE as u64;
+
+/// Longest write that is copied to make one piece of its partial and its whole blocks, in bytes. A longer one is sealed as up
+/// to three pieces: an extent more costs less than the copy.
+const COPIED_MAX: usize = 128 << 10;
+
+/// Blocks of a file that were sealed for a write, not in any row yet.
+#[derive(Default)]
+struct Sealed {
+    /// In fresh space.
+    fresh: Vec<ExtentRow>,
+    /// In space that a row has reserved.
+    filled: Vec<ExtentRow>,
+}
+
+impl Fs {
+    /// Counts an open of an existing file, after truncating it if asked to.
+    ///
+    /// # Errors
+    /// [`Error::Stale`]; those of truncation.
+    pub fn open_file(&self, ino: Ino, truncate: bool) -> Result<()> {
+        if truncate {
+            self.setattr(ino, &super::SetAttr { size: Some(0), ..Default::default() })?;
+        }
+        self.view(|view| {
+            existing(view, ino)?;
+            self.references().opened(ino);
+            Ok(())
+        })
+    }
+
+    /// Appends up to `size` bytes of the file from `offset` on to `out`: fewer at its end. Holes read as zeros.
+    ///
+    /// # Errors
+    /// [`Error::IsDirectory`], [`Error::Invalid`] for what has no content; of the store when no replica has the right bytes.
+    pub fn read(&self, ino: Ino, offset: u64, size: usize, out: &mut Vec<u8>) -> Result<()> {
+        let guard = self.store.reader();
+        let (size, extents) = self.view(|view| {
+            let inode = file(view, ino)?;
+            let size = (size as u64).min(inode.size.saturating_sub(offset)) as usize;
+            if size == 0 || inode.blocks == 0 {
+                return Ok((size, Vec::new()));
+            }
+            let (first, end) = (offset / BLOCK, (offset + size as u64).div_ceil(BLOCK));
+            Ok((size, view.extents(ino, first, end, (end - first) as usize)?))
+        })?;
+        let begin = out.len();
+        if extents.is_empty() {
+            out.resize(begin + size, 0);
+            return Ok(());
+        }
+        let (first, skip) = (offset / BLOCK, (offset % BLOCK) as usize);
+        let blocks = (skip + size).div_ceil(BLOCK_SIZE);
+        out.resize(begin + blocks * BLOCK_SIZE, 0);
+        if let Err(error) = self.read_extents(&guard, &extents, first, &mut out[begin..]) {
+            out.truncate(begin);
+            return Err(error);
+        }
+        out.drain(begin..begin + skip);
+        out.truncate(begin + size);
+        Ok(())
+    }
+
+    /// Reads the extents' part of the blocks from `first` on that `out`, filled with zeros, holds.
+    fn read_extents(
+        &self,
+        _guard: &pages::ReadGuard<'_>,
+        extents: &[ExtentRow],
+        first: u64,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let end = first + (out.len() / BLOCK_SIZE) as u64;
+        for extent in extents {
+            let Some(tags) = &extent.tags else { continue };
+            let (from, to) = (extent.lblock.max(first), extent.end().min(end));
+            let skip = from - extent.lblock;
+            let bytes = (from - first) as usize * BLOCK_SIZE..(to - first) as usize * BLOCK_SIZE;
+            let tags = &tags[skip as usize..(to - extent.lblock) as usize];
+            self.store.read_data(extent.addr.add(skip), extent.id.add(skip), tags, &mut out[bytes])?;
+        }
+        Ok(())
+    }
+
+    /// Writes all of `data` at `offset`, and returns its length.
+    ///
+    /// # Errors
+    /// [`Error::FileTooBig`], [`Error::NoSpace`], [`Error::IsDirectory`], [`Error::Invalid`]; of the store.
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX).ok_or(Error::FileTooBig)?;
+        self.admit()?;
+        if offset.is_multiple_of(BLOCK) && end.is_multiple_of(BLOCK) {
+            let _content = self.shared(ino);
+            let inode = self.view(|view| file(view, ino))?;
+            let stale_end = inode.has(FLAG_TAIL | FLAG_TRIM) && end > inode.size;
+            if !inode.has(FLAG_RESERVED) && !stale_end {
+                let sealed = Sealed { fresh: self.seal(offset / BLOCK, data)?, ..Sealed::default() };
+                self.put(ino, sealed, end)?;
+                return Ok(data.len());
+            }
+        }
+        let _content = self.exclusive(ino);
+        self.write_exclusive(ino, offset, data)?;
+        Ok(data.len())
+    }
+
+    /// Writes under the exclusive stripe: partial blocks, and into reserved ones.
+    fn write_exclusive(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<()> {
+        let inode = self.view(|view| file(view, ino))?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        let end = offset + data.len() as u64;
+        if end > inode.size {
+            self.prepare_growth(&inode, offset / BLOCK)?;
+        }
+        let pieces = self.whole_blocks(&inode, offset, data)?;
+        let mut sealed = Sealed::default();
+        for (lblock, bytes) in &pieces {
+            if let Err(error) = self.seal_piece(&inode, *lblock, bytes, &mut sealed) {
+                self.abandon(&sealed.fresh);
+                return Err(error);
+            }
+        }
+        self.put(ino, sealed, end)
+    }
+
+    /// Completes a write to whole blocks, with what the file holds around it: one piece, or up to three.
+    fn whole_blocks<'a>(&self, inode: &Inode, offset: u64, data: &'a [u8]) -> Result<Vec<(u64, Cow<'a, [u8]>)>> {
+        let end = offset + data.len() as u64;
+        let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
+        let (head, tail) = ((offset % BLOCK) as usize, (end % BLOCK) as usize);
+        if head == 0 && tail == 0 {
+            return Ok(vec![(first, Cow::Borrowed(data))]);
+        }
+        if data.len() <= COPIED_MAX {
+            let mut bytes = vec![0; (last - first + 1) as usize * BLOCK_SIZE];
+            if head != 0 {
+                self.old_block(inode, first, &mut bytes[..BLOCK_SIZE])?;
+            }
+            if tail != 0 && end < inode.size && (head == 0 || last != first) {
+                let at = bytes.len() - BLOCK_SIZE;
+                self.old_block(inode, last, &mut bytes[at..])?;
+            }
+            bytes[head..head + data.len()].copy_from_slice(data);
+            return Ok(vec![(first, Cow::Owned(bytes))]);
+        }
+        let mut pieces = Vec::with_capacity(3);
+        let mut rest = data;
+        if head != 0 {
+            let mut block = vec![0; BLOCK_SIZE];
+            self.old_block(inode, first, &mut block)?;
+            let (begin, after) = data.split_at(BLOCK_SIZE - head);
+            block[head..].copy_from_slice(begin);
+            pieces.push((first, Cow::Owned(block)));
+            rest = after;
+        }
+        let (middle, ending) = rest.split_at(rest.len() - tail);
+        pieces.push((offset.div_ceil(BLOCK), Cow::Borrowed(middle)));
+        if tail != 0 {
+            let mut block = vec![0; BLOCK_SIZE];
+            if end < inode.size {
+                self.old_block(inode, last, &mut block)?;
+            }
+            block[..tail].copy_from_slice(ending);
+            pieces.push((last, Cow::Owned(block)));
+        }
+        Ok(pieces)
+    }
+
+    /// Fills `out`, one block of zeros, with what the file holds there: zeros after its end.
+    fn old_block(&self, inode: &Inode, lblock: u64, out: &mut [u8]) -> Result<()> {
+        let inside = inode.size.saturating_sub(lblock * BLOCK).min(BLOCK) as usize;
+        if inside == 0 {
+            return Ok(());
+        }
+        let guard = self.store.reader();
+        let extents = self.view(|view| Ok(view.extents(inode.ino, lblock, lblock + 1, 1)?))?;
+        self.read_extents(&guard, &extents, lblock, out)?;
+        out[inside..].fill(0);
+        Ok(())
+    }
+
+    /// Seals a piece, into reserved blocks where the file has them.
+    fn seal_piece(&self, inode: &Inode, first: u64, bytes: &[u8], sealed: &mut Sealed) -> Result<()> {
+        let blocks = (bytes.len() / BLOCK_SIZE) as u64;
+        let mut at = first;
+        if inode.has(FLAG_RESERVED) {
+            let extents = self.view(|view| Ok(view.extents(inode.ino, first, first + blocks, blocks as usize)?))?;
+            for extent in extents.iter().filter(|extent| extent.tags.is_none()) {
+                let part = extent.slice(first, first + blocks);
+                let range =
+                    |from: u64, to: u64| (from - first) as usize * BLOCK_SIZE..(to - first) as usize * BLOCK_SIZE;
+                if at < part.lblock {
+                    sealed.fresh.extend(self.seal(at, &bytes[range(at, part.lblock)])?);
+                }
+                self.fill_reserved(&part, &bytes[range(part.lblock, part.end())], sealed)?;
+                at = part.end();
+            }
+        }
+        if at < first + blocks {
+            sealed.fresh.extend(self.seal(at, &bytes[(at - first) as usize * BLOCK_SIZE..])?);
+        }
+        Ok(())
+    }
+
+    /// Seals into reserved blocks, in extents of the usual length.
+    fn fill_reserved(&self, part: &ExtentRow, bytes: &[u8], sealed: &mut Sealed) -> Result<()> {
+        let mut done = 0;
+        for chunk in bytes.chunks(crate::limits::EXTENT_BLOCKS_MAX as usize * BLOCK_SIZE) {
+            let extent = self.store.write_reserved(part.addr.add(done), chunk)?;
+            sealed.filled.push(row(part.lblock + done, extent));
+            done += (chunk.len() / BLOCK_SIZE) as u64;
+        }
+        Ok(())
+    }
+
+    /// Seals whole blocks, for the file's blocks from `lblock` on, into fresh space.
+    fn seal(&self, mut lblock: u64, plain: &[u8]) -> Result<Vec<ExtentRow>> {
+        if plain.is_empty() {
+            return Ok(Vec::new());
+        }
+        let extents = self.with_space((plain.len() / BLOCK_SIZE) as u64, || self.store.write_data(plain))?;
+        Ok(extents
+            .into_iter()
+            .map(|extent| {
+                let row = row(lblock, extent);
+                lblock = row.end();
+                row
+            })
+            .collect())
+    }
+
+    /// Takes `blocks` blocks of space with `take`, unless that would touch what is reserved. Blocks that were freed since the
+    /// last commit become free with the next: so it commits, and tries once more, before it gives up.
+    pub(super) fn with_space<T>(&self, blocks: u64, take: impl Fn() -> pages::Result<T>) -> Result<T> {
+        let attempt = || if self.available() < blocks { Err(Error::NoSpace) } else { Ok(take()?) };
+        match attempt() {
+            Err(error) if error.is_no_space() => {
+                self.sync()?;
+                attempt()
+            }
+            done => done,
+        }
+    }
+
+    /// Puts sealed blocks in the file's rows, in place of what was there, and moves its end to at least `end`. On an error
+    /// abandons them.
+    fn put(&self, ino: Ino, sealed: Sealed, end: u64) -> Result<()> {
+        let done = self.change(|tx| {
+            let mut inode = file(tx, ino)?;
+            put(tx, &mut inode, &sealed)?;
+            if end > inode.size {
+                inode.size = end;
+                inode.set(FLAG_TAIL, false);
+            }
+            let now = now();
+            inode.mtime = now;
+            inode.ctime = now;
+            Ok(tx.put_inode(&inode)?)
+        });
+        if done.is_err() {
+            self.abandon(&sealed.fresh);
+        }
+        done
+    }
+
+    fn abandon(&self, fresh: &[ExtentRow]) {
+        for extent in fresh {
+            self.store.abandon(extent.run());
+        }
+    }
+
+    /// Makes sure that a file that is about to grow has zeros after its present end; not needed in blocks from `rewritten`
+    /// on, which the caller writes whole. The caller holds the stripe exclusively.
+    pub(super) fn prepare_growth(&self, inode: &Inode, rewritten: u64) -> Result<()> {
+        if inode.has(FLAG_TRIM) {
+            self.trim(inode.ino, inode.size.div_ceil(BLOCK))?;
+        }
+        if inode.has(FLAG_TAIL) && inode.size / BLOCK < rewritten {
+            self.zero_in_block(inode, inode.size, (inode.size / BLOCK + 1) * BLOCK)?;
+            self.change(|tx| {
+                let mut inode = file(tx, inode.ino)?;
+                inode.set(FLAG_TAIL, false);
+                Ok(tx.put_inode(&inode)?)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Makes bytes `from..to`, which are in one block, zeros, if they are not. The caller holds the stripe exclusively.
+    pub(super) fn zero_in_block(&self, inode: &Inode, from: u64, to: u64) -> Result<()> {
+        let lblock = from / BLOCK;
+        let spans = self.view(|view| Ok(view.spans(inode.ino, lblock, lblock + 1, 1)?))?;
+        if spans.iter().all(|span| span.reserved) {
+            return Ok(());
+        }
+        let mut block = vec![0; BLOCK_SIZE];
+        self.old_block(inode, lblock, &mut block)?;
+        block[(from - lblock * BLOCK) as usize..(to - lblock * BLOCK) as usize].fill(0);
+        let sealed = Sealed { fresh: self.seal(lblock, &block)?, ..Sealed::default() };
+        let done = self.change(|tx| {
+            let mut inode = file(tx, inode.ino)?;
+            put(tx, &mut inode, &sealed)?;
+            Ok(tx.put_inode(&inode)?)
+        });
+        if done.is_err() {
+            self.abandon(&sealed.fresh);
+        }
+        done
+    }
+}
+
+fn row(lblock: u64, extent: Extent) -> ExtentRow {
+    ExtentRow { lblock, blocks: extent.blocks, addr: extent.addr, id: extent.id, tags: Some(extent.tags) }
+}
+
+/// Puts sealed blocks in the rows. The caller writes the inode.
+fn put(tx: &mut Tx<'_>, inode: &mut Inode, sealed: &Sealed) -> Result<()> {
+    let ino = inode.ino;
+    let mut at = 0;
+    while let Some(first) = sealed.fresh.get(at) {
+        // One search for each range of neighbours.
+        let mut end = first.lblock;
+        let neighbours = sealed.fresh[at..].iter().take_while(|extent| {
+            let next = extent.lblock == end;
+            end = if next { extent.end() } else { end };
+            next
+        });
+        at += neighbours.count();
+        let cleared = tx.clear(ino, first.lblock, end, usize::MAX >> 1)?;
+        inode.blocks = inode.blocks.saturating_sub(cleared.blocks) + (end - first.lblock);
+    }
+    for extent in &sealed.fresh {
+        tx.add_extent(ino, extent)?;
+    }
+    for extent in &sealed.filled {
+        tx.fill_extent(ino, extent)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Why a call failed, and the errno for it.
+
+use crate::{meta, pages};
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such name, or the folder was removed.
+    #[error("no such file or folder")]
+    NotFound,
+    /// The name exists.
+    #[error("the name exists")]
+    Exists,
+    /// A folder was needed.
+    #[error("not a folder")]
+    NotDirectory,
+    /// Anything but a folder was needed.
+    #[error("is a folder")]
+    IsDirectory,
+    /// The folder holds names.
+    #[error("the folder is not empty")]
+    NotEmpty,
+    /// A name, a target or an attribute's name is too long.
+    #[error("the name is too long")]
+    NameTooLong,
+    /// The call makes no sense.
+    #[error("invalid argument")]
+    Invalid,
+    /// Not with this kind of inode.
+    #[error("operation not permitted")]
+    NotPermitted,
+    /// A default ACL on something that is not a folder.
+    #[error("access denied")]
+    AccessDenied,
+    /// Beyond the largest file.
+    #[error("the file would be too big")]
+    FileTooBig,
+    /// Too many names for one inode.
+    #[error("too many links")]
+    TooManyLinks,
+    /// No such extended attribute.
+    #[error("no such attribute")]
+    NoAttribute,
+    /// An extended attribute's value is too long.
+    #[error("the attribute's value is too long")]
+    ValueTooLong,
+    /// The filesystem does not know this.
+    #[error("operation not supported")]
+    Unsupported,
+    /// No data, or no hole, at or after the offset.
+    #[error("no such offset")]
+    NoSuchOffset,
+    /// The inode no longer exists.
+    #[error("stale inode number")]
+    Stale,
+    /// No free block.
+    #[error("no space left on the volume")]
+    NoSpace,
+    /// The page store refused or failed.
+    #[error(transparent)]
+    Store(#[from] pages::Error),
+    /// The metadata refused or failed.
+    #[error(transparent)]
+    Meta(meta::Error),
+}
+
+/// Result of this module.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl From<meta::Error> for Error {
+    fn from(error: meta::Error) -> Self {
+        match error {
+            meta::Error::Full => Self::NoSpace,
+            other => Self::Meta(other),
+        }
+    }
+}
+
+impl Error {
+    /// The errno(3) of it.
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::NotFound => libc::ENOENT,
+            Self::Exists => libc::EEXIST,
+            Self::NotDirectory => libc::ENOTDIR,
+            Self::IsDirectory => libc::EISDIR,
+            Self::NotEmpty => libc::ENOTEMPTY,
+            Self::NameTooLong => libc::ENAMETOOLONG,
+            Self::Invalid => libc::EINVAL,
+            Self::NotPermitted => libc::EPERM,
+            Self::AccessDenied => libc::EACCES,
+            Self::FileTooBig => libc::EFBIG,
+            Self::TooManyLinks => libc::EMLINK,
+            Self::NoAttribute => libc::ENODATA,
+            Self::ValueTooLong => libc::E2BIG,
+            Self::Unsupported => libc::EOPNOTSUPP,
+            Self::NoSuchOffset => libc::ENXIO,
+            Self::Stale => libc::ESTALE,
+            Self::NoSpace | Self::Store(pages::Error::NoSpace) => libc::ENOSPC,
+            Self::Store(pages::Error::ReadOnly(_)) => libc::EROFS,
+            Self::Store(_) | Self::Meta(_) => libc::EIO,
+        }
+    }
+
+    /// Whether what was read is not what was written.
+    pub fn is_integrity(&self) -> bool {
+        matches!(
+            self,
+            Self::Store(pages::Error::Integrity(_) | pages::Error::Corrupt(_)) | Self::Meta(meta::Error::Corrupt(_))
+        )
+    }
+
+    /// Whether it is for want of space.
+    pub fn is_no_space(&self) -> bool {
+        self.errno() == libc::ENOSPC
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errno_of_the_layers_below() {
+        assert_eq!(Error::from(pages::Error::NoSpace).errno(), libc::ENOSPC);
+        assert_eq!(Error::from(pages::Error::ReadOnly(String::new())).errno(), libc::EROFS);
+        assert_eq!(Error::from(pages::Error::Integrity(String::new())).errno(), libc::EIO);
+        assert_eq!(Error::from(meta::Error::Full).errno(), libc::ENOSPC);
+        assert_eq!(Error::from(meta::Error::Corrupt("")).errno(), libc::EIO);
+    }
+}

@@ -1,0 +1,367 @@
+//! Names: looking them up, making and removing them, listing folders.
+
+use super::{
+    Attr, Caller, Error, Fs, Result,
+    acl::{self, Acl},
+    existing, folder, living_folder, now,
+    xattr::{put_acl, stored_acl},
+};
+use crate::{
+    limits::{LINK_MAX, NAME_MAX, SYMLINK_MAX},
+    meta::{FLAG_ACL_DEFAULT, Inode, Kind, S_IFMT, Tx},
+    units::Ino,
+};
+
+const S_ISGID: u32 = 0o2000;
+
+/// Cookie that resumes a listing after ".".
+const COOKIE_DOT: u64 = 1;
+/// Cookie that resumes a listing after "..". The names' cookies are greater.
+const COOKIE_DOT_DOT: u64 = 2;
+
+/// An entry of a listing.
+#[derive(Debug)]
+pub struct DirEntry<'a> {
+    /// What the name leads to.
+    pub ino: Ino,
+    /// What that is.
+    pub kind: Kind,
+    /// The name.
+    pub name: &'a [u8],
+    /// Where to resume the listing after this entry.
+    pub next_cookie: u64,
+    /// Its attributes, in a listing that asks for them.
+    pub attr: Option<Attr>,
+}
+
+impl Fs {
+    /// What `name` in folder `parent` leads to. "." is the inode itself, whatever it is, and ".." a folder's folder, so that
+    /// a file handle of NFS can be resolved. Counts a lookup.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NotDirectory`], [`Error::NameTooLong`]; [`Error::Stale`] for "." of a removed inode.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        if name.len() > NAME_MAX {
+            return Err(Error::NameTooLong);
+        }
+        self.view(|view| {
+            let inode = match name {
+                b"." => {
+                    let inode = existing(view, parent)?;
+                    if inode.nlink == 0 && !self.references().held(parent) {
+                        return Err(Error::Stale);
+                    }
+                    inode
+                }
+                b".." => existing(view, Ino(folder(view, parent)?.parent))?,
+                _ => match view.lookup(parent, name)? {
+                    Some(inode) => inode,
+                    None => return folder(view, parent).and(Err(Error::NotFound)),
+                },
+            };
+            self.references().looked_up(inode.ino);
+            Ok(Attr::from(&inode))
+        })
+    }
+
+    /// Makes a file, pipe, socket or device node. Counts a lookup.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], [`Error::NotFound`] when the folder was removed, [`Error::NoSpace`]; [`Error::Invalid`] for
+    /// another kind.
+    pub fn mknod(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32, rdev: u32) -> Result<Attr> {
+        let kind = match mode & S_IFMT {
+            0 => Kind::File,
+            _ => Kind::from_mode(mode).ok_or(Error::Invalid)?,
+        };
+        match kind {
+            Kind::CharDevice | Kind::BlockDevice => self.make(caller, parent, name, &New::node(kind, mode, rdev)),
+            Kind::File | Kind::Fifo | Kind::Socket => self.make(caller, parent, name, &New::node(kind, mode, 0)),
+            Kind::Directory | Kind::Symlink => Err(Error::Invalid),
+        }
+    }
+
+    /// Makes a folder. Counts a lookup.
+    ///
+    /// # Errors
+    /// As [`Fs::mknod`].
+    pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
+        self.make(caller, parent, name, &New::node(Kind::Directory, mode, 0))
+    }
+
+    /// Makes a symbolic link. Counts a lookup.
+    ///
+    /// # Errors
+    /// As [`Fs::mknod`]; [`Error::NameTooLong`] and [`Error::NotFound`] for a target that is too long or empty.
+    pub fn symlink(&self, caller: &Caller, parent: Ino, name: &[u8], target: &[u8]) -> Result<Attr> {
+        match target.len() {
+            0 => Err(Error::NotFound),
+            1..=SYMLINK_MAX if target.contains(&0) => Err(Error::Invalid),
+            1..=SYMLINK_MAX => {
+                let new = New { target: Some(target), ..New::node(Kind::Symlink, 0o777, 0) };
+                self.make(caller, parent, name, &new)
+            }
+            _ => Err(Error::NameTooLong),
+        }
+    }
+
+    /// Makes a regular file and opens it. Counts a lookup and an open.
+    ///
+    /// # Errors
+    /// As [`Fs::mknod`].
+    pub fn create(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
+        self.make(caller, parent, name, &New { open: true, ..New::node(Kind::File, mode, 0) })
+    }
+
+    fn make(&self, caller: &Caller, parent: Ino, name: &[u8], new: &New<'_>) -> Result<Attr> {
+        check_new_name(name)?;
+        self.admit_growth()?;
+        self.change(|tx| {
+            let inode = make(tx, caller, parent, name, new)?;
+            let mut references = self.references();
+            references.looked_up(inode.ino);
+            if new.open {
+                references.opened(inode.ino);
+            }
+            Ok(Attr::from(&inode))
+        })
+    }
+
+    /// Gives an inode another name. Counts a lookup.
+    ///
+    /// # Errors
+    /// [`Error::Exists`], [`Error::TooManyLinks`]; [`Error::NotPermitted`] for a folder; [`Error::NotFound`] for an orphan.
+    pub fn link(&self, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Attr> {
+        check_new_name(new_name)?;
+        self.admit_growth()?;
+        self.change(|tx| {
+            let mut inode = existing(tx, ino)?;
+            let mut parent = living_folder(tx, new_parent)?;
+            if inode.is_dir() {
+                return Err(Error::NotPermitted);
+            }
+            let slot = tx.slot(new_parent, new_name)?.ok_or(Error::Exists)?;
+            match inode.nlink {
+                0 => return Err(Error::NotFound),
+                LINK_MAX.. => return Err(Error::TooManyLinks),
+                _ => inode.nlink += 1,
+            }
+            let now = now();
+            inode.ctime = now;
+            tx.put_inode(&inode)?;
+            tx.insert_dentry(new_parent, slot, new_name, ino, inode.kind())?;
+            parent.mtime = now;
+            parent.ctime = now;
+            tx.put_inode(&parent)?;
+            self.references().looked_up(ino);
+            Ok(Attr::from(&inode))
+        })
+    }
+
+    /// Removes a name of anything but a folder.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::IsDirectory`], [`Error::NotDirectory`].
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.remove(parent, name, false)
+    }
+
+    /// Removes an empty folder.
+    ///
+    /// # Errors
+    /// [`Error::NotEmpty`], [`Error::NotFound`], [`Error::NotDirectory`]; [`Error::Invalid`] for ".".
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.remove(parent, name, true)
+    }
+
+    fn remove(&self, parent: Ino, name: &[u8], directory: bool) -> Result<()> {
+        check_old_name(name)?;
+        self.admit()?;
+        let unheld = self.change(|tx| {
+            let mut dir = folder(tx, parent)?;
+            let dentry = tx.find(parent, name)?.ok_or(Error::NotFound)?;
+            match (dentry.kind == Kind::Directory, directory) {
+                (true, false) => return Err(Error::IsDirectory),
+                (false, true) => return Err(Error::NotDirectory),
+                _ => {}
+            }
+            let now = now();
+            tx.delete_dentry(parent, dentry.cookie)?;
+            dir.mtime = now;
+            dir.ctime = now;
+            if directory {
+                dir.nlink = dir.nlink.saturating_sub(1);
+            }
+            tx.put_inode(&dir)?;
+            let mut inode = existing(tx, dentry.ino)?;
+            inode.ctime = now;
+            self.drop_name(tx, &mut inode)
+        })?;
+        if let Some(ino) = unheld {
+            self.reap(ino);
+        }
+        Ok(())
+    }
+
+    /// Takes a name away from an inode, whose dentry the caller removes, and writes its row. Returns the inode when nobody
+    /// holds it any more: it is to be freed after the operation.
+    pub(super) fn drop_name(&self, tx: &mut Tx<'_>, inode: &mut Inode) -> Result<Option<Ino>> {
+        if inode.is_dir() {
+            if tx.any_entry(inode.ino)? {
+                return Err(Error::NotEmpty);
+            }
+            inode.nlink = 0;
+        } else {
+            inode.nlink = inode.nlink.saturating_sub(1);
+        }
+        tx.put_inode(inode)?;
+        Ok((inode.nlink == 0 && self.references().orphaned(inode.ino)).then_some(inode.ino))
+    }
+
+    /// Calls `emit` for the entries after `cookie` (0: all, "." and ".." first), until it returns false because it did not
+    /// take the entry. With `plus` each entry comes with its attributes, and each one taken counts a lookup, except "." and
+    /// "..". `emit` runs while the metadata is locked: it must not call the filesystem.
+    ///
+    /// # Errors
+    /// [`Error::NotDirectory`], or of the metadata.
+    pub fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: &mut dyn FnMut(DirEntry<'_>) -> bool) -> Result<()> {
+        self.view(|view| {
+            let dir = folder(view, ino)?;
+            if cookie < COOKIE_DOT {
+                let attr = plus.then(|| Attr::from(&dir));
+                if !emit(DirEntry { ino, kind: Kind::Directory, name: b".", next_cookie: COOKIE_DOT, attr }) {
+                    return Ok(());
+                }
+            }
+            if cookie < COOKIE_DOT_DOT {
+                let parent = Ino(dir.parent);
+                // A removed folder may have outlived the one that held it.
+                let attr = if plus { Some(Attr::from(&view.inode(parent)?.unwrap_or(dir))) } else { None };
+                let next_cookie = COOKIE_DOT_DOT;
+                if !emit(DirEntry { ino: parent, kind: Kind::Directory, name: b"..", next_cookie, attr }) {
+                    return Ok(());
+                }
+            }
+            let mut references = self.references();
+            view.list(ino, cookie.max(COOKIE_DOT_DOT), plus, |listed| {
+                let dentry = listed.dentry;
+                let attr = listed.inode.as_ref().map(Attr::from);
+                let entry = DirEntry {
+                    ino: dentry.ino,
+                    kind: dentry.kind,
+                    name: listed.name,
+                    next_cookie: dentry.cookie,
+                    attr,
+                };
+                let taken = emit(entry);
+                if taken && plus {
+                    references.looked_up(dentry.ino);
+                }
+                taken
+            })?;
+            Ok(())
+        })
+    }
+}
+
+/// What to make.
+pub(super) struct New<'a> {
+    kind: Kind,
+    mode: u32,
+    rdev: u32,
+    target: Option<&'a [u8]>,
+    open: bool,
+}
+
+impl New<'_> {
+    pub fn node(kind: Kind, mode: u32, rdev: u32) -> Self {
+        Self { kind, mode: mode & 0o7777, rdev, target: None, open: false }
+    }
+}
+
+/// Makes an inode with a name in `parent`: its group, mode and ACLs are partly the folder's.
+fn make(tx: &mut Tx<'_>, caller: &Caller, parent: Ino, name: &[u8], new: &New<'_>) -> Result<Inode> {
+    let mut dir = living_folder(tx, parent)?;
+    let slot = tx.slot(parent, name)?.ok_or(Error::Exists)?;
+    let mut inode = blank(tx, caller, new)?;
+    if dir.mode & S_ISGID != 0 {
+        inode.gid = dir.gid;
+        if inode.is_dir() {
+            inode.mode |= S_ISGID;
+        }
+    }
+    if inode.is_dir() {
+        inode.parent = parent.0;
+        dir.nlink = dir.nlink.checked_add(1).ok_or(Error::TooManyLinks)?;
+    }
+    inherit(tx, &dir, caller, &mut inode)?;
+    tx.insert_inode(&inode, new.target)?;
+    tx.insert_dentry(parent, slot, name, inode.ino, new.kind)?;
+    dir.mtime = inode.mtime;
+    dir.ctime = inode.ctime;
+    tx.put_inode(&dir)?;
+    Ok(inode)
+}
+
+/// An inode of `caller` that is nowhere yet.
+pub(super) fn blank(tx: &mut Tx<'_>, caller: &Caller, new: &New<'_>) -> Result<Inode> {
+    let now = now();
+    Ok(Inode {
+        ino: tx.new_ino()?,
+        mode: new.kind.mode() | new.mode,
+        uid: caller.uid,
+        gid: caller.gid,
+        nlink: if new.kind == Kind::Directory { 2 } else { 1 },
+        rdev: new.rdev,
+        parent: 0,
+        flags: 0,
+        size: new.target.map_or(0, |target| target.len() as u64),
+        blocks: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+    })
+}
+
+/// Applies the folder's default ACL to the new inode, or without one the umask (posix_acl_create()).
+fn inherit(tx: &mut Tx<'_>, dir: &Inode, caller: &Caller, inode: &mut Inode) -> Result<()> {
+    if inode.kind() == Kind::Symlink {
+        return Ok(());
+    }
+    let default: Option<Acl> = if dir.has(FLAG_ACL_DEFAULT) { stored_acl(tx, dir.ino, acl::DEFAULT)? } else { None };
+    let Some(default) = default else {
+        inode.mode &= !(caller.umask & 0o777);
+        return Ok(());
+    };
+    let mut access = default.clone();
+    let (mode, trivial) = access.create(inode.mode);
+    inode.mode = mode;
+    if !trivial {
+        put_acl(tx, inode, acl::ACCESS, &access)?;
+    }
+    if inode.is_dir() {
+        put_acl(tx, inode, acl::DEFAULT, &default)?;
+    }
+    Ok(())
+}
+
+/// Checks a name that is to be made.
+pub(super) fn check_new_name(name: &[u8]) -> Result<()> {
+    match name {
+        b"." | b".." => Err(Error::Exists),
+        _ => check_old_name(name),
+    }
+}
+
+/// Checks a name that is to be removed.
+pub(super) fn check_old_name(name: &[u8]) -> Result<()> {
+    match name {
+        b"" => Err(Error::NotFound),
+        b"." => Err(Error::Invalid),
+        b".." => Err(Error::NotEmpty),
+        _ if name.len() > NAME_MAX => Err(Error::NameTooLong),
+        _ if name.iter().any(|byte| matches!(byte, b'/' | 0)) => Err(Error::Invalid),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,150 @@
+//! Who holds an inode besides its names: the kernel's lookups, and opens.
+
+use std::collections::{HashMap, hash_map::Entry};
+
+use super::{Fs, Result, STEP};
+use crate::{
+    meta::{FLAG_TRIM, Tx},
+    units::Ino,
+};
+
+#[derive(Debug, Default)]
+struct Counts {
+    lookups: u64,
+    opens: u64,
+    /// The last name is gone: who drops the last reference frees the inode.
+    orphan: bool,
+}
+
+/// The counts of every inode that has any.
+#[derive(Debug, Default)]
+pub(super) struct References(HashMap<Ino, Counts>);
+
+impl References {
+    /// Counts a lookup.
+    pub fn looked_up(&mut self, ino: Ino) {
+        self.0.entry(ino).or_default().lookups += 1;
+    }
+
+    /// Counts an open.
+    pub fn opened(&mut self, ino: Ino) {
+        self.0.entry(ino).or_default().opens += 1;
+    }
+
+    /// Marks an inode that lost its last name. Returns whether nobody holds it, so that it can be freed.
+    pub fn orphaned(&mut self, ino: Ino) -> bool {
+        match self.0.get_mut(&ino) {
+            Some(counts) => {
+                counts.orphan = true;
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// Whether anybody holds it.
+    pub fn held(&self, ino: Ino) -> bool {
+        self.0.contains_key(&ino)
+    }
+
+    /// Takes back counts. Returns whether an orphan lost its last one.
+    fn drop_counts(&mut self, ino: Ino, lookups: u64, opens: u64) -> bool {
+        let Entry::Occupied(mut entry) = self.0.entry(ino) else {
+            return false;
+        };
+        let counts = entry.get_mut();
+        counts.lookups = counts.lookups.saturating_sub(lookups);
+        counts.opens = counts.opens.saturating_sub(opens);
+        counts.lookups == 0 && counts.opens == 0 && entry.remove().orphan
+    }
+}
+
+impl Fs {
+    /// Takes back `n` lookups.
+    pub fn forget(&self, ino: Ino, n: u64) {
+        let last = self.references().drop_counts(ino, n, 0);
+        if last {
+            self.reap(ino);
+        }
+    }
+
+    /// Takes back an open.
+    pub fn release(&self, ino: Ino) {
+        let last = self.references().drop_counts(ino, 0, 1);
+        if last {
+            self.reap(ino);
+        }
+    }
+
+    /// Frees an orphan that nobody holds. What cannot be freed now is freed by the next mount.
+    pub(super) fn reap(&self, ino: Ino) {
+        if let Err(error) = self.try_reap(ino) {
+            log::warn!("inode {} stays without a name until the next mount: {error}", ino.0);
+        }
+    }
+
+    pub(super) fn try_reap(&self, ino: Ino) -> Result<()> {
+        loop {
+            self.admit()?;
+            let more = self.change(|tx| {
+                let Some(mut inode) = tx.inode(ino)? else {
+                    return Ok(false);
+                };
+                if inode.nlink > 0 || self.references().held(ino) {
+                    return Ok(false);
+                }
+                let cleared = tx.clear(ino, 0, u64::MAX >> 1, STEP)?;
+                if cleared.more {
+                    inode.blocks = inode.blocks.saturating_sub(cleared.blocks);
+                    tx.put_inode(&inode)?;
+                } else {
+                    tx.delete_inode(&inode)?;
+                }
+                Ok(cleared.more)
+            })?;
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Frees orphans, and finishes truncations, that a crash interrupted.
+    pub(super) fn finish_interrupted(&self) -> Result<()> {
+        for (ino, lblock) in self.view(|view| Ok(view.trims()?))? {
+            self.trim(ino, lblock)?;
+        }
+        loop {
+            let orphans = self.view(|view| Ok(view.orphans(STEP)?))?;
+            if orphans.is_empty() {
+                return Ok(());
+            }
+            for ino in orphans {
+                self.try_reap(ino)?;
+            }
+        }
+    }
+
+    /// Frees the file's blocks from `lblock` on, in steps. The caller holds the file's stripe exclusively, or is alone.
+    pub(super) fn trim(&self, ino: Ino, lblock: u64) -> Result<()> {
+        while self.change(|tx| trim_step(tx, ino, lblock))? {
+            self.admit()?;
+        }
+        Ok(())
+    }
+}
+
+/// One step of a truncation: says whether more are needed. An inode that is gone needs none.
+fn trim_step(tx: &mut Tx<'_>, ino: Ino, lblock: u64) -> Result<bool> {
+    let Some(mut inode) = tx.inode(ino)? else {
+        tx.set_trim(ino, None)?;
+        return Ok(false);
+    };
+    let cleared = tx.clear(ino, lblock, u64::MAX >> 1, STEP)?;
+    inode.blocks = inode.blocks.saturating_sub(cleared.blocks);
+    if !cleared.more {
+        tx.set_trim(ino, None)?;
+        inode.set(FLAG_TRIM, false);
+    }
+    tx.put_inode(&inode)?;
+    Ok(cleared.more)
+}

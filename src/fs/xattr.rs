@@ -1,0 +1,174 @@
+//! Extended attributes (xattr(7)), and the two of them that are access control lists.
+
+use super::{Error, Fs, Result, acl, acl::Acl, existing, now};
+use crate::{
+    limits::{XATTR_LIST_MAX, XATTR_NAME_MAX, XATTR_VALUE_MAX},
+    meta::{FLAG_XATTR, Inode, Kind, Tx, xattr_flag},
+    units::Ino,
+};
+
+/// Namespaces that are stored; the kernel says who may use them. Of `system.` there are only the ACLs.
+const NAMESPACES: &[&[u8]] = &[b"user.", b"trusted.", b"security."];
+
+impl Fs {
+    /// The attribute's value.
+    ///
+    /// # Errors
+    /// [`Error::NoAttribute`] when there is none of that name, [`Error::Unsupported`] for an unknown namespace.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        check_name(name)?;
+        self.view(|view| {
+            // Asked for before every first write (security.capability), mostly in vain.
+            if !existing(view, ino)?.has(own_flag(name)) {
+                return Err(Error::NoAttribute);
+            }
+            view.xattr(ino, name)?.ok_or(Error::NoAttribute)
+        })
+    }
+
+    /// The names of all attributes, each followed by NUL, as listxattr(2) returns them.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], or of the metadata.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.view(|view| if existing(view, ino)?.has(FLAG_XATTR) { Ok(view.xattr_names(ino)?) } else { Ok(Vec::new()) })
+    }
+
+    /// Sets an attribute. `flags` is 0, `XATTR_CREATE` (it must not exist) or `XATTR_REPLACE` (it must exist). An access
+    /// ACL also sets the permission bits, and is not kept when they say the same.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] and [`Error::NoAttribute`] for the flags; [`Error::ValueTooLong`], [`Error::NameTooLong`],
+    /// [`Error::NoSpace`] for the bounds (the list of names has one, too); [`Error::Invalid`] for an invalid ACL,
+    /// [`Error::AccessDenied`] for a default ACL of something that is no folder, [`Error::Unsupported`] for an ACL of a
+    /// symbolic link or an unknown namespace.
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        check_name(name)?;
+        if value.len() > XATTR_VALUE_MAX {
+            return Err(Error::ValueTooLong);
+        }
+        if flags & !(libc::XATTR_CREATE | libc::XATTR_REPLACE) != 0 || flags == libc::XATTR_CREATE | libc::XATTR_REPLACE
+        {
+            return Err(Error::Invalid);
+        }
+        self.admit_growth()?;
+        self.change(|tx| {
+            let mut inode = existing(tx, ino)?;
+            inode.ctime = now();
+            if is_acl(name) {
+                set_acl(tx, &mut inode, name, value)?;
+            } else {
+                let names = if inode.has(FLAG_XATTR) { tx.xattr_names(ino)? } else { Vec::new() };
+                let exists = names.split(|byte| *byte == 0).any(|other| other == name);
+                match flags {
+                    libc::XATTR_CREATE if exists => return Err(Error::Exists),
+                    libc::XATTR_REPLACE if !exists => return Err(Error::NoAttribute),
+                    _ => {}
+                }
+                if !exists && names.len() + name.len() + 1 > XATTR_LIST_MAX {
+                    return Err(Error::NoSpace);
+                }
+                tx.put_xattr(ino, name, value)?;
+                inode.set(FLAG_XATTR, true);
+            }
+            Ok(tx.put_inode(&inode)?)
+        })
+    }
+
+    /// Removes an attribute.
+    ///
+    /// # Errors
+    /// [`Error::NoAttribute`] when there is none of that name.
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        check_name(name)?;
+        self.admit()?;
+        self.change(|tx| {
+            let mut inode = existing(tx, ino)?;
+            if !inode.has(FLAG_XATTR) || !tx.delete_xattr(ino, name)? {
+                // As ext4: there is always an access ACL, if only the one that the mode is.
+                return if is_acl(name) { Ok(()) } else { Err(Error::NoAttribute) };
+            }
+            inode.ctime = now();
+            removed(tx, &mut inode, name)?;
+            Ok(tx.put_inode(&inode)?)
+        })
+    }
+}
+
+fn is_acl(name: &[u8]) -> bool {
+    name == acl::ACCESS || name == acl::DEFAULT
+}
+
+/// The flag of an ACL; no flag for another name.
+fn acl_flag(name: &[u8]) -> u32 {
+    xattr_flag(name) & !FLAG_XATTR
+}
+
+/// The flag without which there is no attribute of that name.
+fn own_flag(name: &[u8]) -> u32 {
+    if is_acl(name) { acl_flag(name) } else { FLAG_XATTR }
+}
+
+fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > XATTR_NAME_MAX {
+        return Err(Error::NameTooLong);
+    }
+    let stored = NAMESPACES.iter().any(|space| name.len() > space.len() && name.starts_with(space));
+    if !stored && !is_acl(name) {
+        return Err(Error::Unsupported);
+    }
+    if name.contains(&0) { Err(Error::Invalid) } else { Ok(()) }
+}
+
+/// Clears the flags that spoke of a removed attribute.
+fn removed(tx: &Tx<'_>, inode: &mut Inode, name: &[u8]) -> Result<()> {
+    inode.set(acl_flag(name), false);
+    let any = !tx.xattr_names(inode.ino)?.is_empty();
+    inode.set(FLAG_XATTR, any);
+    Ok(())
+}
+
+/// Sets, or with an empty value removes, one of the lists. The caller writes the inode.
+fn set_acl(tx: &mut Tx<'_>, inode: &mut Inode, name: &[u8], value: &[u8]) -> Result<()> {
+    if inode.kind() == Kind::Symlink {
+        return Err(Error::Unsupported);
+    }
+    let mut list = Acl::parse(value)?;
+    if name == acl::DEFAULT && !inode.is_dir() && list.is_some() {
+        return Err(Error::AccessDenied);
+    }
+    if name == acl::ACCESS
+        && let Some(access) = &list
+    {
+        let (mode, trivial) = access.mode(inode.mode);
+        inode.mode = mode;
+        if trivial {
+            list = None;
+        }
+    }
+    match list {
+        Some(list) => put_acl(tx, inode, name, &list),
+        None => {
+            if inode.has(acl_flag(name)) {
+                tx.delete_xattr(inode.ino, name)?;
+                removed(tx, inode, name)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Stores a list. The caller writes the inode.
+pub(super) fn put_acl(tx: &mut Tx<'_>, inode: &mut Inode, name: &[u8], list: &Acl) -> Result<()> {
+    tx.put_xattr(inode.ino, name, &list.encode())?;
+    inode.set(xattr_flag(name), true);
+    Ok(())
+}
+
+/// The list that the inode's flags say it has.
+pub(super) fn stored_acl(tx: &Tx<'_>, ino: Ino, name: &[u8]) -> Result<Option<Acl>> {
+    match tx.xattr(ino, name)? {
+        Some(value) => Acl::parse(&value),
+        None => Ok(None),
+    }
+}

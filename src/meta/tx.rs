@@ -1,0 +1,531 @@
+//! Typed queries ([`View`]) and changes ([`Tx`]) of the tables.
+
+use std::ops::Deref;
+
+use rusqlite::{CachedStatement, Connection, Params, Row, params};
+
+use super::{
+    Error, INO_MAX, Result,
+    rows::{
+        self, Dentry, ExtentRow, FLAG_ACL_ACCESS, FLAG_ACL_DEFAULT, FLAG_XATTR, Inode, Kind, Slot, TagPlace,
+        inode_columns,
+    },
+    siphash::HashKey,
+};
+use crate::{
+    limits::XATTR_VALUE_MAX,
+    units::{BlockAddr, Ino, Run, Tag},
+};
+
+/// Cookies that a name may have, from its hash on: the length of a linear probe.
+const PROBE: u64 = 16;
+
+/// Cookies below are for "." and "..", and for the beginning of a folder.
+const COOKIE_MIN: u64 = 16;
+
+/// Cookies have 62 bits: they are positive as a `loff_t`, probe included.
+const COOKIE_MASK: u64 = (1 << 62) - 1;
+
+/// Longest list of tags, in blocks, that stays in the extent's own row.
+const INLINE_TAGS_MAX: usize = 8;
+
+const INODE: &str = concat!("SELECT ", inode_columns!(), " FROM inode i WHERE i.ino = ?");
+const LOOKUP: &str = concat!(
+    "SELECT ",
+    inode_columns!(),
+    " FROM dentry d LEFT JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND d.cookie BETWEEN ? AND ? AND d.name = ?"
+);
+const FIND: &str = "SELECT cookie, ino, kind FROM dentry WHERE parent = ? AND cookie BETWEEN ? AND ? AND name = ?";
+const PROBED: &str = "SELECT cookie, name FROM dentry WHERE parent = ? AND cookie BETWEEN ? AND ? ORDER BY cookie";
+const ANY: &str = "SELECT 1 FROM dentry WHERE parent = ? LIMIT 1";
+const LIST: &str = "SELECT cookie, ino, kind, name FROM dentry WHERE parent = ? AND cookie > ? ORDER BY cookie";
+const LIST_PLUS: &str = concat!(
+    "SELECT d.cookie, d.ino, d.kind, d.name, ",
+    inode_columns!(),
+    " FROM dentry d LEFT JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie"
+);
+/// From the extent that holds block ?2 (or, if none does, some earlier one or the next) to block ?3, at most ?4.
+const EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags FROM extent WHERE ino = ?1 AND lblock >= \
+     ifnull((SELECT lblock FROM extent WHERE ino = ?1 AND lblock <= ?2 ORDER BY lblock DESC LIMIT 1), ?2) \
+     AND lblock < ?3 ORDER BY lblock LIMIT ?4";
+const ALL_EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags, ino FROM extent WHERE (ino, lblock) > (?1, ?2) \
+     ORDER BY ino, lblock LIMIT ?3";
+const TAGS: &str = "SELECT tags FROM tags WHERE addr = ?";
+const ORPHANS: &str = "SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino LIMIT ?";
+const XATTR: &str = "SELECT value FROM xattr WHERE ino = ? AND name = ?";
+const XATTRS: &str = "SELECT name FROM xattr WHERE ino = ? ORDER BY name";
+const TARGET: &str = "SELECT target FROM inode WHERE ino = ?";
+
+/// Every query, for the test that each one is a search by key.
+#[cfg(test)]
+pub(super) const QUERIES: &[&str] =
+    &[INODE, LOOKUP, FIND, PROBED, ANY, LIST, LIST_PLUS, EXTENTS, ALL_EXTENTS, TAGS, ORPHANS, XATTR, XATTRS, TARGET];
+
+/// Reads the tables.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    conn: &'a Connection,
+    key: HashKey,
+}
+
+/// An entry of a folder's listing.
+#[derive(Debug)]
+pub struct Listed<'a> {
+    /// Where it is and what it leads to.
+    pub dentry: Dentry,
+    /// Its name.
+    pub name: &'a [u8],
+    /// The inode, when asked for.
+    pub inode: Option<Inode>,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(conn: &'a Connection, key: HashKey) -> Self {
+        Self { conn, key }
+    }
+
+    fn prepare(&self, sql: &'static str) -> Result<CachedStatement<'a>> {
+        Ok(self.conn.prepare_cached(sql)?)
+    }
+
+    fn one<T>(&self, sql: &'static str, by: impl Params, f: impl FnOnce(&Row<'_>) -> Result<T>) -> Result<Option<T>> {
+        let mut statement = self.prepare(sql)?;
+        let mut rows = statement.query(by)?;
+        rows.next()?.map(f).transpose()
+    }
+
+    fn all<T>(&self, sql: &'static str, by: impl Params, mut f: impl FnMut(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
+        let mut statement = self.prepare(sql)?;
+        let mut rows = statement.query(by)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            found.push(f(row)?);
+        }
+        Ok(found)
+    }
+
+    /// The inode, if it exists.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], or of SQLite; so for every method here.
+    pub fn inode(&self, ino: Ino) -> Result<Option<Inode>> {
+        self.one(INODE, (ino.0 as i64,), |row| Inode::from_row(row, 0))
+    }
+
+    /// The inode that `name` in folder `parent` leads to.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Inode>> {
+        let first = self.first_cookie(name);
+        self.one(LOOKUP, (parent.0 as i64, first, first + PROBE as i64 - 1, name), |row| Inode::from_row(row, 0))
+    }
+
+    /// The dentry of `name` in folder `parent`.
+    pub fn find(&self, parent: Ino, name: &[u8]) -> Result<Option<Dentry>> {
+        let first = self.first_cookie(name);
+        self.one(FIND, (parent.0 as i64, first, first + PROBE as i64 - 1, name), dentry)
+    }
+
+    /// A free place for `name` in folder `parent`: nothing when the name exists.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when all places that the name may have are taken by others, which needs sixteen colliding hashes.
+    pub fn slot(&self, parent: Ino, name: &[u8]) -> Result<Option<Slot>> {
+        let first = self.first_cookie(name);
+        let mut statement = self.prepare(PROBED)?;
+        let mut rows = statement.query((parent.0 as i64, first, first + PROBE as i64 - 1))?;
+        let mut free = first as u64;
+        while let Some(row) = rows.next()? {
+            if rows::name(row, 1)? == name {
+                return Ok(None);
+            }
+            if rows::unsigned(row, 0)? == free {
+                free += 1;
+            }
+        }
+        if free < first as u64 + PROBE { Ok(Some(Slot(free))) } else { Err(Error::Full) }
+    }
+
+    fn first_cookie(&self, name: &[u8]) -> i64 {
+        (self.key.hash(name) & COOKIE_MASK).clamp(COOKIE_MIN, COOKIE_MASK - PROBE) as i64
+    }
+
+    /// Whether folder `parent` holds any name.
+    pub fn any_entry(&self, parent: Ino) -> Result<bool> {
+        Ok(self.one(ANY, (parent.0 as i64,), |_| Ok(()))?.is_some())
+    }
+
+    /// Calls `emit` with the entries of folder `parent` after `cookie` in the order of their cookies, until it returns
+    /// false.
+    pub fn list(&self, parent: Ino, cookie: u64, inodes: bool, mut emit: impl FnMut(Listed<'_>) -> bool) -> Result<()> {
+        let mut statement = self.prepare(if inodes { LIST_PLUS } else { LIST })?;
+        let mut rows = statement.query((parent.0 as i64, i64::try_from(cookie).unwrap_or(i64::MAX)))?;
+        while let Some(row) = rows.next()? {
+            let inode = if inodes { Some(Inode::from_row(row, 4)?) } else { None };
+            if !emit(Listed { dentry: dentry(row)?, name: rows::name(row, 3)?, inode }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// At most `limit` extents of the file that overlap blocks `from..to`, in order, with their tags.
+    pub fn extents(&self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Vec<ExtentRow>> {
+        let mut found = self.extents_without_tags(ino, from, to, limit)?;
+        found.retain(|(extent, _)| extent.end() > from);
+        found.into_iter().map(|(extent, place)| self.with_tags(extent, place)).collect()
+    }
+
+    /// As [`View::extents`], but only where they are.
+    pub fn spans(&self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Vec<Span>> {
+        let mut found = self.extents_without_tags(ino, from, to, limit)?;
+        found.retain(|(extent, _)| extent.end() > from);
+        let span = |(extent, place): (ExtentRow, TagPlace)| Span {
+            from: extent.lblock.max(from),
+            to: extent.end().min(to),
+            reserved: matches!(place, TagPlace::Reserved),
+        };
+        Ok(found.into_iter().map(span).collect())
+    }
+
+    /// As [`View::extents`], but the first may end before `from`.
+    fn extents_without_tags(&self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Vec<(ExtentRow, TagPlace)>> {
+        let by = (ino.0 as i64, from as i64, to as i64, limit as i64);
+        let found = self.all(EXTENTS, by, ExtentRow::from_row)?;
+        if found.windows(2).any(|pair| pair[0].0.end() > pair[1].0.lblock) {
+            return Err(Error::Corrupt("two extents of a file overlap"));
+        }
+        Ok(found)
+    }
+
+    /// At most `limit` extents of all files after the given one (inode, first block), in order, with their tags.
+    pub fn extents_after(&self, after: Option<(Ino, u64)>, limit: usize) -> Result<Vec<(Ino, ExtentRow)>> {
+        let (ino, lblock) = after.map_or((0, 0), |(ino, lblock)| (ino.0 as i64, lblock as i64));
+        let found = self.all(ALL_EXTENTS, (ino, lblock, limit as i64), |row| {
+            Ok((Ino(rows::unsigned(row, 6)?), ExtentRow::from_row(row)?))
+        })?;
+        found.into_iter().map(|(ino, (extent, place))| Ok((ino, self.with_tags(extent, place)?))).collect()
+    }
+
+    fn with_tags(&self, mut extent: ExtentRow, place: TagPlace) -> Result<ExtentRow> {
+        extent.tags = match place {
+            TagPlace::Reserved => None,
+            TagPlace::Inline(tags) => Some(tags),
+            TagPlace::Table => Some(self.table_tags(extent.addr, extent.blocks)?),
+        };
+        Ok(extent)
+    }
+
+    fn table_tags(&self, addr: BlockAddr, blocks: u64) -> Result<Vec<Tag>> {
+        self.one(TAGS, (addr.0 as i64,), |row| rows::parse_tags(row.get_ref(0)?.as_blob()?, blocks))?
+            .ok_or(Error::Corrupt("an extent has lost its tags"))
+    }
+
+    /// At most `limit` inodes without a name.
+    pub fn orphans(&self, limit: usize) -> Result<Vec<Ino>> {
+        self.all(ORPHANS, (limit as i64,), |row| Ok(Ino(rows::unsigned(row, 0)?)))
+    }
+
+    /// Files whose blocks from the given one on are still to be freed.
+    pub fn trims(&self) -> Result<Vec<(Ino, u64)>> {
+        self.all("SELECT ino, lblock FROM trim", (), |row| Ok((Ino(rows::unsigned(row, 0)?), rows::unsigned(row, 1)?)))
+    }
+
+    /// An extended attribute's value.
+    pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.one(XATTR, (ino.0 as i64, name), |row| {
+            let value = row.get_ref(0)?.as_blob()?;
+            if value.len() <= XATTR_VALUE_MAX {
+                Ok(value.to_vec())
+            } else {
+                Err(Error::Corrupt("an extended attribute is too long"))
+            }
+        })
+    }
+
+    /// Names of the extended attributes, each followed by NUL.
+    pub fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>> {
+        let mut statement = self.prepare(XATTRS)?;
+        let mut rows = statement.query((ino.0 as i64,))?;
+        let mut names = Vec::new();
+        while let Some(row) = rows.next()? {
+            names.extend_from_slice(rows::name(row, 0)?);
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    /// A symbolic link's target.
+    pub fn target(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
+        let target =
+            self.one(TARGET, (ino.0 as i64,), |row| Ok(row.get_ref(0)?.as_blob_or_null()?.map(<[u8]>::to_vec)))?;
+        Ok(target.flatten())
+    }
+}
+
+fn dentry(row: &Row<'_>) -> Result<Dentry> {
+    Ok(Dentry { cookie: rows::unsigned(row, 0)?, ino: Ino(rows::unsigned(row, 1)?), kind: rows::kind(row, 2)? })
+}
+
+/// Blocks of a file that an extent covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// First block.
+    pub from: u64,
+    /// First block after.
+    pub to: u64,
+    /// Reserved and never written: reads as zeros.
+    pub reserved: bool,
+}
+
+/// Which blocks an operation began or ceased to refer to.
+#[derive(Debug, Default)]
+pub struct Blocks {
+    /// A row refers to these now.
+    pub published: Vec<Run>,
+    /// No row refers to these any more.
+    pub freed: Vec<Run>,
+}
+
+/// What [`Tx::clear`] did.
+#[derive(Clone, Copy, Debug)]
+pub struct Cleared {
+    /// Blocks freed.
+    pub blocks: u64,
+    /// Whether extents of the range are left, because the limit was reached.
+    pub more: bool,
+}
+
+/// Changes the tables: one operation of the filesystem.
+pub struct Tx<'a> {
+    view: View<'a>,
+    next_ino: &'a mut u64,
+    blocks: Blocks,
+}
+
+impl<'a> Deref for Tx<'a> {
+    type Target = View<'a>;
+
+    fn deref(&self) -> &View<'a> {
+        &self.view
+    }
+}
+
+impl<'a> Tx<'a> {
+    pub(super) fn new(view: View<'a>, next_ino: &'a mut u64) -> Self {
+        Self { view, next_ino, blocks: Blocks::default() }
+    }
+
+    pub(super) fn into_blocks(self) -> Blocks {
+        self.blocks
+    }
+
+    /// Runs a statement and returns how many rows it changed.
+    fn execute(&self, sql: &'static str, values: impl Params) -> Result<usize> {
+        Ok(self.view.prepare(sql)?.execute(values)?)
+    }
+
+    /// Runs a statement that must change exactly one row.
+    fn execute_one(&self, sql: &'static str, values: impl Params) -> Result<()> {
+        match self.execute(sql, values)? {
+            1 => Ok(()),
+            _ => Err(Error::Corrupt("a row that was just read is gone")),
+        }
+    }
+
+    /// An inode number that was never used.
+    ///
+    /// # Errors
+    /// [`Error::Full`] after 2^63 of them. The other methods fail with errors of SQLite and [`Error::Corrupt`].
+    pub fn new_ino(&mut self) -> Result<Ino> {
+        if *self.next_ino > INO_MAX {
+            return Err(Error::Full);
+        }
+        let ino = Ino(*self.next_ino);
+        *self.next_ino += 1;
+        Ok(ino)
+    }
+
+    /// Adds an inode; `target` is a symbolic link's.
+    pub fn insert_inode(&mut self, inode: &Inode, target: Option<&[u8]>) -> Result<()> {
+        let Inode { atime, mtime, ctime, btime, .. } = inode;
+        self.execute_one(
+            "INSERT INTO inode VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                inode.ino.0 as i64,
+                inode.mode,
+                inode.uid,
+                inode.gid,
+                inode.nlink,
+                inode.rdev,
+                inode.parent as i64,
+                inode.flags,
+                inode.size as i64,
+                inode.blocks as i64,
+                atime.s,
+                atime.ns,
+                mtime.s,
+                mtime.ns,
+                ctime.s,
+                ctime.ns,
+                btime.s,
+                btime.ns,
+                target
+            ],
+        )
+    }
+
+    /// Writes an inode's changed row.
+    pub fn put_inode(&mut self, inode: &Inode) -> Result<()> {
+        let Inode { atime, mtime, ctime, .. } = inode;
+        self.execute_one(
+            "UPDATE inode SET mode = ?, uid = ?, gid = ?, nlink = ?, parent = ?, flags = ?, size = ?, blocks = ?, \
+             atime_s = ?, atime_ns = ?, mtime_s = ?, mtime_ns = ?, ctime_s = ?, ctime_ns = ? WHERE ino = ?",
+            params![
+                inode.mode,
+                inode.uid,
+                inode.gid,
+                inode.nlink,
+                inode.parent as i64,
+                inode.flags,
+                inode.size as i64,
+                inode.blocks as i64,
+                atime.s,
+                atime.ns,
+                mtime.s,
+                mtime.ns,
+                ctime.s,
+                ctime.ns,
+                inode.ino.0 as i64
+            ],
+        )
+    }
+
+    /// Deletes an inode with its extended attributes. Its extents must be gone.
+    pub fn delete_inode(&mut self, inode: &Inode) -> Result<()> {
+        if inode.has(FLAG_XATTR) {
+            self.execute("DELETE FROM xattr WHERE ino = ?", (inode.ino.0 as i64,))?;
+        }
+        self.execute("DELETE FROM trim WHERE ino = ?", (inode.ino.0 as i64,))?;
+        self.execute_one("DELETE FROM inode WHERE ino = ?", (inode.ino.0 as i64,))
+    }
+
+    /// Adds a name to a folder, at a place from [`View::slot`].
+    pub fn insert_dentry(&mut self, parent: Ino, slot: Slot, name: &[u8], ino: Ino, kind: Kind) -> Result<()> {
+        self.execute_one(
+            "INSERT INTO dentry(parent, cookie, ino, kind, name) VALUES(?, ?, ?, ?, ?)",
+            (parent.0 as i64, slot.0 as i64, ino.0 as i64, kind.mode(), name),
+        )
+    }
+
+    /// Makes a name lead elsewhere.
+    pub fn set_dentry(&mut self, parent: Ino, cookie: u64, ino: Ino, kind: Kind) -> Result<()> {
+        self.execute_one(
+            "UPDATE dentry SET ino = ?, kind = ? WHERE parent = ? AND cookie = ?",
+            (ino.0 as i64, kind.mode(), parent.0 as i64, cookie as i64),
+        )
+    }
+
+    /// Removes a name.
+    pub fn delete_dentry(&mut self, parent: Ino, cookie: u64) -> Result<()> {
+        self.execute_one("DELETE FROM dentry WHERE parent = ? AND cookie = ?", (parent.0 as i64, cookie as i64))
+    }
+
+    /// Adds an extent where the file has none, and publishes its blocks.
+    pub fn add_extent(&mut self, ino: Ino, extent: &ExtentRow) -> Result<()> {
+        self.insert_extent(ino, extent)?;
+        self.blocks.published.push(extent.run());
+        Ok(())
+    }
+
+    /// Turns reserved blocks that were now written into data. They are published already.
+    pub fn fill_extent(&mut self, ino: Ino, extent: &ExtentRow) -> Result<()> {
+        let freed = self.blocks.freed.len();
+        self.clear(ino, extent.lblock, extent.end(), usize::MAX)?;
+        let same = self.blocks.freed.drain(freed..).eq([extent.run()]);
+        if !same {
+            return Err(Error::Corrupt("reserved blocks moved while they were written"));
+        }
+        self.insert_extent(ino, extent)
+    }
+
+    fn insert_extent(&mut self, ino: Ino, extent: &ExtentRow) -> Result<()> {
+        let tags = extent.tags.as_ref().map(|tags| tags.as_flattened());
+        let inline = match tags {
+            Some(bytes) if bytes.len() > INLINE_TAGS_MAX * size_of::<Tag>() => {
+                self.execute_one("INSERT INTO tags(addr, tags) VALUES(?, ?)", (extent.addr.0 as i64, bytes))?;
+                Some(&[][..])
+            }
+            other => other,
+        };
+        self.execute_one(
+            "INSERT INTO extent(ino, lblock, blocks, addr, epoch, counter, tags) VALUES(?, ?, ?, ?, ?, ?, ?)",
+            (
+                ino.0 as i64,
+                extent.lblock as i64,
+                extent.blocks as i64,
+                extent.addr.0 as i64,
+                extent.id.epoch,
+                extent.id.counter as i64,
+                inline,
+            ),
+        )
+    }
+
+    /// Takes file blocks `from..to` out of at most `limit` extents, frees them, and keeps what of those extents is outside.
+    pub fn clear(&mut self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Cleared> {
+        let found = self.extents_without_tags(ino, from, to, limit)?;
+        let mut cleared = Cleared { blocks: 0, more: found.len() == limit };
+        for (extent, place) in found {
+            if extent.end() <= from {
+                continue;
+            }
+            self.execute_one("DELETE FROM extent WHERE ino = ? AND lblock = ?", (ino.0 as i64, extent.lblock as i64))?;
+            let (in_table, addr) = (matches!(place, TagPlace::Table), extent.addr);
+            let whole = from <= extent.lblock && extent.end() <= to;
+            let extent = if whole { extent } else { self.with_tags(extent, place)? };
+            if in_table {
+                self.execute_one("DELETE FROM tags WHERE addr = ?", (addr.0 as i64,))?;
+            }
+            if extent.lblock < from {
+                self.insert_extent(ino, &extent.slice(extent.lblock, from))?;
+            }
+            if extent.end() > to {
+                self.insert_extent(ino, &extent.slice(to, extent.end()))?;
+            }
+            let (first, end) = (from.max(extent.lblock), to.min(extent.end()));
+            self.blocks.freed.push(Run::new(extent.addr.add(first - extent.lblock), end - first));
+            cleared.blocks += end - first;
+        }
+        Ok(cleared)
+    }
+
+    /// Remembers, or with `None` forgets, that the file's blocks from `lblock` on are to be freed.
+    pub fn set_trim(&mut self, ino: Ino, lblock: Option<u64>) -> Result<()> {
+        match lblock {
+            Some(lblock) => {
+                self.execute("INSERT OR REPLACE INTO trim(ino, lblock) VALUES(?, ?)", (ino.0 as i64, lblock as i64))
+            }
+            None => self.execute("DELETE FROM trim WHERE ino = ?", (ino.0 as i64,)),
+        }?;
+        Ok(())
+    }
+
+    /// Sets an extended attribute. The inode's flags are the caller's: [`xattr_flag`].
+    pub fn put_xattr(&mut self, ino: Ino, name: &[u8], value: &[u8]) -> Result<()> {
+        self.execute("INSERT OR REPLACE INTO xattr(ino, name, value) VALUES(?, ?, ?)", (ino.0 as i64, name, value))?;
+        Ok(())
+    }
+
+    /// Removes an extended attribute; says whether it was there.
+    pub fn delete_xattr(&mut self, ino: Ino, name: &[u8]) -> Result<bool> {
+        Ok(self.execute("DELETE FROM xattr WHERE ino = ? AND name = ?", (ino.0 as i64, name))? == 1)
+    }
+}
+
+/// The flags of an inode that has the extended attribute `name`.
+pub fn xattr_flag(name: &[u8]) -> u32 {
+    match name {
+        b"system.posix_acl_access" => FLAG_XATTR | FLAG_ACL_ACCESS,
+        b"system.posix_acl_default" => FLAG_XATTR | FLAG_ACL_DEFAULT,
+        _ => FLAG_XATTR,
+    }
+}
