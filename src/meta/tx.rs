@@ -48,6 +48,9 @@ const LIST_PLUS: &str = concat!(
 const EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags FROM extent WHERE ino = ?1 AND lblock >= \
      ifnull((SELECT lblock FROM extent WHERE ino = ?1 AND lblock <= ?2 ORDER BY lblock DESC LIMIT 1), ?2) \
      AND lblock < ?3 ORDER BY lblock LIMIT ?4";
+/// Extents of all files after block ?2 of file ?1, at most ?3.
+const ALL_EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags, ino FROM extent \
+     WHERE (ino, lblock) > (?1, ?2) ORDER BY ino, lblock LIMIT ?3";
 const TAGS: &str = "SELECT tags FROM tags WHERE addr = ?";
 const ORPHANS: &str = "SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino LIMIT ?";
 const XATTR: &str = "SELECT value FROM xattr WHERE ino = ? AND name = ?";
@@ -57,7 +60,7 @@ const TARGET: &str = "SELECT target FROM inode WHERE ino = ?";
 /// Every query, for the test that each one is a search by key.
 #[cfg(test)]
 pub(super) const QUERIES: &[&str] =
-    &[INODE, LOOKUP, FIND, PROBED, ANY, LIST, LIST_PLUS, EXTENTS, TAGS, ORPHANS, XATTR, XATTRS, TARGET];
+    &[INODE, LOOKUP, FIND, PROBED, ANY, LIST, LIST_PLUS, EXTENTS, ALL_EXTENTS, TAGS, ORPHANS, XATTR, XATTRS, TARGET];
 
 /// Reads the tables.
 #[derive(Clone, Copy)]
@@ -170,6 +173,14 @@ impl<'a> View<'a> {
         let mut found = self.extents_without_tags(ino, from, to, limit)?;
         found.retain(|(extent, _)| extent.end() > from);
         found.into_iter().map(|(extent, place)| self.with_tags(extent, place)).collect()
+    }
+
+    /// At most `limit` extents of all files after block `lblock` of file `ino`, in order.
+    pub fn all_extents(&self, ino: Ino, lblock: u64, limit: usize) -> Result<Vec<(Ino, ExtentRow)>> {
+        let found = self.all(ALL_EXTENTS, (ino.0 as i64, lblock as i64, limit as i64), |row| {
+            Ok((Ino(rows::unsigned(row, 6)?), ExtentRow::from_row(row)?))
+        })?;
+        found.into_iter().map(|(ino, (extent, place))| Ok((ino, self.with_tags(extent, place)?))).collect()
     }
 
     /// As [`View::extents`], but only where they are.
