@@ -1,1 +1,142 @@
-//! Placeholder of the module `cli`.
+//! The command line: arguments to a validated configuration, one file a command, exit codes.
+
+mod check;
+mod create;
+mod device;
+mod devices;
+mod failure;
+mod find;
+mod logging;
+mod mount;
+mod options;
+mod registry;
+mod secret;
+mod status;
+mod umount;
+mod watch;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+
+pub use failure::{ExitCode, Failure};
+
+use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
+
+/// Where the host remembers what it has seen of each volume.
+const WITNESS_DIR: &str = "/var/lib/scelle";
+
+/// An encrypted, replicated filesystem that writes only to devices a signed registry approves.
+#[derive(Debug, Parser)]
+#[command(name = "scelle", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 refused by policy, 4 wrong key, 5 integrity damage, \
+                        6 degraded, 7 busy.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a volume on devices that the registry approves
+    Create(create::Arguments),
+    /// Mount a volume; leaves a daemon behind
+    Mount(mount::Arguments),
+    /// Unmount, and wait until everything is durable and the daemon has ended
+    Umount(umount::Arguments),
+    /// Show how the mounted volumes are
+    Status(status::Arguments),
+    /// Verify everything on every replica of a volume that is not mounted
+    Check(check::Arguments),
+    /// Show devices and what the policy says of them
+    Device(device::Arguments),
+    /// Make, sign and verify registries
+    Registry(registry::Arguments),
+}
+
+/// Where the documents are that approve devices.
+#[derive(Clone, Debug, Args)]
+struct Documents {
+    /// The signed registry; its signatures are beside it
+    #[arg(long, value_name = "FILE", default_value = REGISTRY_PATH)]
+    registry: PathBuf,
+    /// The trust anchors: officers' public keys and the threshold
+    #[arg(long, value_name = "FILE", default_value = TRUST_PATH)]
+    trust: PathBuf,
+}
+
+/// Where the passphrase comes from.
+#[derive(Clone, Debug, Args)]
+struct Passphrase {
+    /// Read the passphrase from this file, `-` for standard input; else from the systemd credential
+    /// scelle.passphrase; else from the terminal
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+}
+
+/// Runs the command line `arguments`, the program's name first, and returns the exit code.
+pub fn run(arguments: Vec<OsString>) -> u8 {
+    let helper = arguments.first().is_some_and(|name| is_mount_helper(name));
+    let outcome = if helper { mount::as_helper(&arguments[1..]) } else { dispatch(arguments) };
+    match outcome {
+        Ok(code) => code as u8,
+        Err(failure) => {
+            eprintln!("scelle: {failure}");
+            failure.code as u8
+        }
+    }
+}
+
+/// Whether mount(8) calls us, as `mount.scelle` or `mount.fuse.scelle`.
+fn is_mount_helper(name: &OsStr) -> bool {
+    let name = Path::new(name).file_name();
+    name.is_some_and(|name| name == "mount.scelle" || name == "mount.fuse.scelle")
+}
+
+fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // A closed pipe is no reason to fail.
+            let _ = error.print();
+            return Ok(match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::Done,
+                _ => ExitCode::Usage,
+            });
+        }
+    };
+    if !matches!(cli.command, Command::Mount(_)) {
+        logging::to_terminal();
+    }
+    match cli.command {
+        Command::Create(arguments) => create::run(&arguments),
+        Command::Mount(arguments) => mount::run(&arguments),
+        Command::Umount(arguments) => umount::run(&arguments),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Device(arguments) => device::run(&arguments),
+        Command::Registry(arguments) => registry::run(&arguments),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn mount_helpers_are_recognised_by_name() {
+        for (name, expected) in
+            [("/sbin/mount.scelle", true), ("mount.fuse.scelle", true), ("scelle", false), ("/x/mount.scelle/y", false)]
+        {
+            assert_eq!(is_mount_helper(OsStr::new(name)), expected, "{name}");
+        }
+    }
+}

@@ -1,1 +1,29 @@
-//! Placeholder of the module `control`.
+//! The control socket of a mounted volume: the protocol as plain data, its server and its client.
+//!
+//! `/run/scelle/UUID.sock` is a Unix stream socket that only root can open. The client sends one JSON object on one
+//! line, the daemon answers with one on one line and closes. Every line is at most
+//! [`CONTROL_MESSAGE_MAX`](crate::limits::CONTROL_MESSAGE_MAX) bytes, every wait is bounded.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `{"request":"status"}` | `{"status":{…}}`, the volume's part of `scelle status --json` |
+//! | `{"request":"sync"}` | `{"done":null}` once everything that reached the daemon is durable |
+//! | `{"request":"await-end"}` | `{"waiting":{"pid":N}}` at once; `{"done":null}` when the volume is closed |
+//! | anything else | `{"error":{"code":"…","text":"…"}}` |
+
+mod client;
+mod line;
+mod protocol;
+mod report;
+mod server;
+
+pub use client::{Client, ClientError, EndWatch, daemons};
+pub use protocol::{
+    Answer, Capacity, Errors, Problem, Reason, RegistryStatus, Replica, Request, Resync, Scrub, State, StatusReport,
+    Verdict, VolumeStatus,
+};
+pub use report::report;
+pub use server::{Handler, Server};
+
+/// Where the daemons' sockets are.
+pub const RUN_DIR: &str = "/run/scelle";

@@ -12,6 +12,7 @@ pub mod faulty;
 pub mod host;
 pub mod identity;
 pub mod memory;
+pub mod process;
 pub mod raw;
 pub mod sys;
 

@@ -1,1 +1,24 @@
-//! Placeholder of the module `fuse`.
+//! The FUSE adapter: requests of the kernel to calls of [`Fs`], and nothing else.
+//!
+//! What the connection is set to, and why:
+//!
+//! | setting | why |
+//! |---|---|
+//! | writeback cache | small writes cost no round trip; the kernel hands a file's data over at the latest on close |
+//! | entry and attribute lifetimes of a year, names that do not exist included | we are the only writer |
+//! | `default_permissions`, POSIX ACLs | the kernel decides who may do what, from our modes and ACLs |
+//! | `FUSE_DONT_MASK` | a default ACL replaces the umask, so the filesystem applies it |
+//! | `FUSE_EXPORT_SUPPORT` | NFS servers find an inode by number: `lookup` of `.` and `..` |
+//! | `FUSE_ATOMIC_O_TRUNC` | opening with `O_TRUNC` is one request, not two |
+//! | readdirplus when the caller seems to want attributes | `ls -l` needs one request a page of names |
+//! | requests of 1 MiB, 128 in the background | fewer round trips |
+//! | locks | left to the kernel: there is one host |
+
+mod attr;
+mod handlers;
+mod session;
+mod sync;
+mod tune;
+
+pub use session::{MountConfig, Session};
+pub use tune::tune_readahead;

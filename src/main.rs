@@ -1,3 +1,7 @@
 //! The `scelle` command: it only dispatches to [`scelle::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(scelle::cli::run(std::env::args_os().collect()))
+}

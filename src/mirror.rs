@@ -270,7 +270,8 @@ impl Mirror {
     /// When no in-sync replica takes writes.
     pub fn submit(&self, addr: BlockAddr, sealed: Arc<AlignedBuf>) -> Result<()> {
         let blocks = (sealed.len() / BLOCK_SIZE) as u64;
-        let mut inner = self.wait(|inner| inner.in_flight_bytes < IN_FLIGHT_BYTES_MAX);
+        let run = Run::new(addr, blocks);
+        let mut inner = self.wait(|inner| inner.in_flight_bytes < IN_FLIGHT_BYTES_MAX && !inner.overlaps(run));
         let targets: Vec<usize> = inner.writable().collect();
         if !inner.replicas.iter().any(|s| s.state == State::InSync) {
             return Err(Error::NoReplica(inner.reasons()));

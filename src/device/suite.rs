@@ -1,1 +1,248 @@
+#![allow(clippy::unwrap_used)]
+//! One suite for every kind of block device.
 
+use std::io::IoSlice;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use super::faulty::{Effect, Fault, FaultyDevice, Operation};
+use super::identity::DevNo;
+use super::memory::MemoryDevice;
+use super::raw::{Access, OpenError, RawDevice};
+use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice};
+use crate::registry::Transport;
+
+const SIZE: u64 = 4 << 20;
+
+fn pattern(len: usize, seed: u8) -> AlignedBuf {
+    let mut buf = AlignedBuf::zeroed(len);
+    for (i, byte) in buf.iter_mut().enumerate() {
+        *byte = (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ seed;
+    }
+    buf
+}
+
+/// Everything that [`BlockDevice`] promises, on a fresh device of [`SIZE`] zero bytes.
+fn suite(device: &dyn BlockDevice) {
+    assert_eq!(device.size_bytes(), SIZE);
+    assert!(matches!(device.logical_block_size(), 512 | 4096));
+    let mut all = AlignedBuf::zeroed(SIZE as usize);
+    device.read_at(0, &mut all).unwrap();
+    assert!(all.iter().all(|b| *b == 0));
+
+    reads_what_was_written(device);
+    refuses_what_does_not_fit(device);
+    gathers_many_slices(device);
+    takes_unaligned_memory(device);
+    device.flush().unwrap();
+}
+
+fn reads_what_was_written(device: &dyn BlockDevice) {
+    for (offset, len) in [(0, 4096), (8192, 65536), (SIZE - 4096, 4096), (1 << 20, 1 << 20)] {
+        let data = pattern(len, offset as u8);
+        device.write_at(offset, &[IoSlice::new(&data)]).unwrap();
+        device.flush().unwrap();
+        let mut back = AlignedBuf::zeroed(len);
+        device.read_at(offset, &mut back).unwrap();
+        assert!(back[..] == data[..], "{len} bytes at {offset}");
+    }
+    let mut untouched = AlignedBuf::zeroed(4096);
+    device.read_at(4096, &mut untouched).unwrap();
+    assert!(untouched.iter().all(|b| *b == 0));
+}
+
+fn refuses_what_does_not_fit(device: &dyn BlockDevice) {
+    let mut buf = AlignedBuf::zeroed(8192);
+    let before = {
+        let mut before = AlignedBuf::zeroed(4096);
+        device.read_at(SIZE - 4096, &mut before).unwrap();
+        before
+    };
+    for offset in [SIZE - 4096, SIZE, u64::MAX - 4095, 1, 511] {
+        assert!(matches!(device.read_at(offset, &mut buf), Err(Error::OutOfRange { .. })), "{offset}");
+        let data = IoSlice::new(&buf);
+        assert!(matches!(device.write_at(offset, &[data]), Err(Error::OutOfRange { .. })), "{offset}");
+    }
+    assert!(matches!(device.read_at(0, &mut buf[..100]), Err(Error::OutOfRange { .. })));
+    assert!(matches!(device.write_at(0, &[IoSlice::new(&buf[..100])]), Err(Error::OutOfRange { .. })));
+    let mut after = AlignedBuf::zeroed(4096);
+    device.read_at(SIZE - 4096, &mut after).unwrap();
+    assert!(after[..] == before[..], "a refused write changed the device");
+}
+
+fn gathers_many_slices(device: &dyn BlockDevice) {
+    // More slices than one system call takes, some of them empty.
+    let data = pattern(1100 * 512, 9);
+    let mut slices: Vec<IoSlice<'_>> = data[..1100 * 512].chunks(512).map(IoSlice::new).collect();
+    slices.insert(3, IoSlice::new(&[]));
+    if device.logical_block_size() == 512 {
+        device.write_at(4096 * 3, &slices).unwrap();
+        let mut back = AlignedBuf::zeroed(1100 * 512);
+        device.read_at(4096 * 3, &mut back[..1100 * 512]).unwrap();
+        assert!(back[..1100 * 512] == data[..1100 * 512]);
+    }
+    device.write_at(0, &[]).unwrap();
+    device.read_at(0, &mut []).unwrap();
+}
+
+fn takes_unaligned_memory(device: &dyn BlockDevice) {
+    let data = pattern(3 * 4096, 77);
+    // Two slices that together are whole blocks, at odd addresses.
+    let (a, b) = data[1..=8192].split_at(1000);
+    device.write_at(65536, &[IoSlice::new(a), IoSlice::new(b)]).unwrap();
+    let mut back = AlignedBuf::zeroed(3 * 4096);
+    device.read_at(65536, &mut back[1..=8192]).unwrap();
+    assert!(back[1..=8192] == data[1..=8192]);
+}
+
+#[test]
+fn memory_keeps_the_promises() {
+    suite(&MemoryDevice::new("memory", SIZE));
+}
+
+#[test]
+fn faulty_without_faults_keeps_the_promises() {
+    suite(&FaultyDevice::new(Arc::new(MemoryDevice::new("memory", SIZE))));
+}
+
+#[test]
+fn raw_keeps_the_promises() {
+    let disk = LoopDisk::new(SIZE, 512);
+    suite(&RawDevice::open(&disk.path, Access::Exclusive).unwrap());
+    let disk = LoopDisk::new(SIZE, 4096);
+    let device = RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+    assert_eq!(device.logical_block_size(), 4096);
+    suite(&device);
+}
+
+/// A loop device of a sparse file, unbound and removed at the end.
+pub(crate) struct LoopDisk {
+    pub(crate) path: PathBuf,
+    pub(crate) image: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl LoopDisk {
+    pub(crate) fn new(size: u64, block: u32) -> Self {
+        Self::bind(size, &["--sector-size", &block.to_string()])
+    }
+
+    fn bind(size: u64, options: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        std::fs::File::create(&image).unwrap().set_len(size).unwrap();
+        let output = Command::new("losetup")
+            .args(["--find", "--show"])
+            .args(options)
+            .arg(&image)
+            .output()
+            .expect("losetup (util-linux) must be installed");
+        assert!(
+            output.status.success(),
+            "losetup failed; this test needs root and the loop driver: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+        Self { path, image, _folder: folder }
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
+    }
+}
+
+#[test]
+fn a_loop_device_says_what_the_driver_says() {
+    use std::os::unix::fs::MetadataExt;
+    let disk = LoopDisk::new(SIZE, 512);
+    let device = RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+    let root = device.facts().unwrap().root;
+    let image = std::fs::metadata(&disk.image).unwrap();
+    let file = root.loop_file.as_ref().unwrap();
+    assert_eq!(root.transport, Transport::Loop);
+    assert_eq!((root.size_bytes, root.logical_block), (SIZE, 512));
+    assert_eq!((file.fs_device, file.inode, file.offset), (DevNo::from_raw(image.dev()), image.ino(), 0));
+    assert!(root.problems.is_empty(), "{:?}", root.problems);
+    assert_eq!(root.dev, Some(device.dev()));
+    assert!(root.diskseq.is_some() && root.write_cache.is_some());
+    // A filesystem on a block device is followed down to it.
+    assert_eq!(root.children.len(), usize::from(file.fs_device.major != 0));
+}
+
+#[test]
+fn what_is_in_use_or_no_block_device_is_not_opened() {
+    let disk = LoopDisk::new(SIZE, 512);
+    let first = RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+    for access in [Access::Exclusive, Access::ExclusiveRead] {
+        assert!(matches!(RawDevice::open(&disk.path, access), Err(OpenError::InUse { .. })));
+    }
+    let reader = RawDevice::open(&disk.path, Access::SharedRead).unwrap();
+    assert!(reader.write_at(0, &[IoSlice::new(&pattern(512, 0)[..512])]).is_err());
+    drop(first);
+    RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+
+    let link = disk.image.with_file_name("link");
+    std::os::unix::fs::symlink(&disk.path, &link).unwrap();
+    let through_link = RawDevice::open(&link, Access::Exclusive).unwrap();
+    assert_eq!(Path::new(through_link.name()), disk.path);
+    for other in [disk.image.as_path(), Path::new("/dev/null"), Path::new("/tmp")] {
+        assert!(matches!(RawDevice::open(other, Access::Exclusive), Err(OpenError::NotBlockDevice { .. })));
+    }
+    assert!(matches!(RawDevice::open(Path::new("/dev/none"), Access::Exclusive), Err(OpenError::Io { .. })));
+}
+
+#[test]
+fn a_disk_resized_under_the_open_file_is_noticed() {
+    let disk = LoopDisk::new(SIZE, 512);
+    let device = RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+    device.facts().unwrap();
+    std::fs::OpenOptions::new().write(true).open(&disk.image).unwrap().set_len(SIZE * 2).unwrap();
+    assert!(Command::new("losetup").arg("--set-capacity").arg(&disk.path).status().unwrap().success());
+    let error = device.facts().unwrap_err().to_string();
+    assert!(error.contains("its size was"), "{error}");
+}
+
+#[test]
+fn a_read_only_disk_is_refused_for_writing() {
+    let disk = LoopDisk::bind(SIZE, &["--read-only"]);
+    let error = RawDevice::open(&disk.path, Access::Exclusive);
+    assert!(matches!(error, Err(OpenError::ReadOnly { .. } | OpenError::Io { .. })));
+    RawDevice::open(&disk.path, Access::ExclusiveRead).unwrap();
+}
+
+#[test]
+fn faults_do_what_they_say() {
+    let memory = Arc::new(MemoryDevice::new("memory", SIZE));
+    let device = FaultyDevice::new(memory.clone());
+    let data = pattern(8192, 1);
+    let write = |offset| device.write_at(offset, &[IoSlice::new(&data)]);
+
+    device.inject(Fault { skip: 1, times: 1, ..Fault::always(Operation::Write, Effect::Error(libc::EIO)) });
+    assert!(write(0).is_ok() && write(0).is_err() && write(0).is_ok());
+
+    device.heal();
+    device.inject(Fault { range: 65536..69632, ..Fault::always(Operation::Write, Effect::Torn(1000)) });
+    assert!(write(0).is_ok() && write(61440).is_err());
+    let image = memory.image();
+    assert!(image[61440..61952] == data[..512] && image[61952..69632].iter().all(|b| *b == 0));
+
+    device.heal();
+    device.inject(Fault::always(Operation::Write, Effect::Lost));
+    device.inject(Fault::always(Operation::Flush, Effect::Error(libc::EIO)));
+    assert!(write(1 << 20).is_ok() && device.flush().is_err());
+    assert!(memory.image()[1 << 20..][..8192].iter().all(|b| *b == 0));
+
+    device.heal();
+    device.inject(Fault { range: 0..4096, ..Fault::always(Operation::Read, Effect::Corrupt(0xff)) });
+    let mut back = AlignedBuf::zeroed(8192);
+    device.read_at(0, &mut back).unwrap();
+    assert!(back[..4096].iter().zip(&data[..4096]).all(|(a, b)| *a == !*b) && back[4096..] == data[4096..]);
+
+    device.unplug();
+    assert!(device.read_at(0, &mut back).is_err() && device.flush().is_err() && device.facts().is_err());
+    device.heal();
+    assert!(device.read_at(0, &mut back).is_ok() && device.facts().is_ok());
+}

@@ -102,6 +102,14 @@ impl Error {
         }
     }
 
+    /// Whether what was read is not what was written.
+    pub fn is_integrity(&self) -> bool {
+        matches!(
+            self,
+            Self::Store(pages::Error::Integrity(_) | pages::Error::Corrupt(_)) | Self::Meta(meta::Error::Corrupt(_))
+        )
+    }
+
     /// Whether it is for want of space.
     pub fn is_no_space(&self) -> bool {
         self.errno() == libc::ENOSPC

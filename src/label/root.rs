@@ -65,7 +65,7 @@ const HEIGHT_MAX: u8 = 8;
 /// Reference to the top of a Merkle tree of pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TreeRef {
-    /// Address of the top node (of the only page, when `height` is zero).
+    /// Address of the top node.
     pub addr: BlockAddr,
     /// Write identity of the top node.
     pub id: WriteId,
@@ -73,7 +73,7 @@ pub struct TreeRef {
     pub tag: Tag,
     /// Generation that wrote the top node.
     pub birth: Generation,
-    /// Levels of nodes above the pages.
+    /// Levels of nodes above the pages; zero when there is no tree.
     pub height: u8,
     /// Pages in the tree; zero: there is no tree.
     pub pages: u64,
@@ -116,8 +116,11 @@ pub const fn slot_offsets(slot: u64, device_bytes: u64) -> [u64; 2] {
 /// # Errors
 /// [`crypto::Error::Random`] when the system has no random bytes for the nonce.
 pub fn seal_root(keys: &Keys, volume: Uuid, root: &Root) -> Result<[u8; ROOT_BYTES], crypto::Error> {
+    Ok(seal_with_nonce(keys, volume, root, random_bytes()?))
+}
+
+pub(super) fn seal_with_nonce(keys: &Keys, volume: Uuid, root: &Root, nonce: [u8; 12]) -> [u8; ROOT_BYTES] {
     let mut block = [0; ROOT_BYTES];
-    let nonce = random_bytes::<12>()?;
     let record = &mut block[RECORD_AT..];
     Writer::new(record, 0)
         .put(&root.generation.0.to_le_bytes())
@@ -131,7 +134,7 @@ pub fn seal_root(keys: &Keys, volume: Uuid, root: &Root) -> Result<[u8; ROOT_BYT
     put_tree(record, SPACE_AT, &root.space);
     let tag = keys.root().seal_in_place(&binding(volume, slot(root.generation)), write_id(nonce), record);
     Writer::new(&mut block, 0).put(&nonce).skip(4).put(&tag);
-    Ok(block)
+    block
 }
 
 /// Opens the block found in `slot` of a ring: `None` unless it is whole, authentic, and belongs there.
@@ -165,11 +168,18 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
     plausible.then_some(root)
 }
 
-/// All roots of a ring of [`RING_BYTES`] bytes (less are looked at as far as they go), the newest first.
+/// Of two roots the one with the greater epoch, then the greater generation, is the later one: a replica that had
+/// committed alone and was then brought back keeps roots of an earlier epoch and a higher generation in its ring.
+fn later_first(root: &Root) -> std::cmp::Reverse<(u32, Generation)> {
+    std::cmp::Reverse((root.epoch, root.generation))
+}
+
+/// All roots of a ring of [`RING_BYTES`] bytes (less are looked at as far as they go), the newest first: by epoch, then by
+/// generation.
 pub fn newest_roots(keys: &Keys, volume: Uuid, ring: &[u8]) -> Vec<Root> {
     let slots = ring.chunks_exact(ROOT_BYTES).take(ROOT_SLOTS as usize).zip(0..);
     let mut roots: Vec<Root> = slots.filter_map(|(block, slot)| open_root(keys, volume, slot, block)).collect();
-    roots.sort_by_key(|root| std::cmp::Reverse(root.generation));
+    roots.sort_by_key(later_first);
     roots
 }
 
@@ -195,7 +205,7 @@ pub fn read_roots(
     if failed.len() == Area::BOTH.len() {
         return Err(failed.swap_remove(0));
     }
-    roots.sort_by_key(|root| std::cmp::Reverse(root.generation));
+    roots.sort_by_key(later_first);
     roots.dedup();
     Ok(roots)
 }

@@ -82,7 +82,7 @@ fn header_round_trips() {
     assert_eq!((next.sequence, next.label.as_str()), (6, "autre"));
 }
 
-/// Frozen: format version 1.
+/// Frozen, and computed with another implementation: format version 1.
 #[test]
 fn frozen_header() {
     let bytes = header().encode(&keys());
@@ -395,6 +395,15 @@ fn root_round_trips_only_in_its_slot() {
     );
 }
 
+/// Frozen, and computed with another implementation: format version 1.
+#[test]
+fn frozen_root() {
+    let sealed = root::seal_with_nonce(&keys(), VOLUME, &root(130), [0x99; 12]);
+    let hex: String = sha256(&[&sealed]).iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hex, "3db5fc7e4ad5a62ae0978925ff31e8b8990a08438016777b55db79aa3de9d279");
+    assert_eq!(open_root(&keys(), VOLUME, 2, &sealed), Some(root(130)));
+}
+
 #[test]
 fn no_damaged_or_torn_root_opens() {
     let old = seal_root(&keys(), VOLUME, &root(66)).unwrap();
@@ -432,6 +441,11 @@ fn roots_come_newest_first_from_both_areas() {
     let expected: Vec<u64> = (37..=101).rev().collect();
     assert_eq!(generations, expected);
     assert_eq!(roots[0], root(101));
+    // A later mount that went on from generation 50, on a device that had been further alone.
+    let later = Root { epoch: 4, ..root(51) };
+    let sealed = seal_root(&keys(), VOLUME, &later).unwrap();
+    device.write_at(root::slot_offsets(51, SIZE)[0], &[IoSlice::new(&sealed)]).unwrap();
+    assert_eq!(read_roots(&device, SIZE, &keys(), VOLUME).unwrap()[0], later);
 }
 
 #[test]

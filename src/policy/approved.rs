@@ -44,7 +44,7 @@ pub struct Refused {
     /// Name of the device.
     pub device: String,
     /// Every reason.
-    pub verdict: Verdict,
+    pub verdict: Box<Verdict>,
 }
 
 fn shown(verdict: &Verdict) -> String {
@@ -129,7 +129,7 @@ impl ApprovedDevice {
                 identity_digest: entry.identity_digest,
                 state: Mutex::new(State { entry: Arc::new(entry), verdict, fence: None }),
             }),
-            _ => Err(Refused { device: device.name().to_owned(), verdict }),
+            _ => Err(Refused { device: device.name().to_owned(), verdict: Box::new(verdict) }),
         }
     }
 

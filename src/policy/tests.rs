@@ -1,1 +1,381 @@
+#![allow(clippy::unwrap_used)]
 
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::device::faulty::FaultyDevice;
+use crate::device::host::{HostFacts, Virtualization};
+use crate::device::identity::{DeviceFacts, FactsError, IdentifiedDevice, Node};
+use crate::device::memory::MemoryDevice;
+use crate::device::{self, AlignedBuf, BlockDevice};
+use crate::registry::{Date, Registry, Status, Transport, VerifiedRegistry};
+
+const SIZE: u64 = 1 << 20;
+
+fn day(text: &str) -> Date {
+    Date::parse(text).unwrap()
+}
+
+fn today() -> Date {
+    day("2026-11-21")
+}
+
+fn host(virtualization: Virtualization) -> HostFacts {
+    HostFacts { virtualization, vendor: None, product: None }
+}
+
+fn physical() -> HostFacts {
+    host(Virtualization::Physical)
+}
+
+/// A sovereign disk.
+fn nvme() -> DeviceFacts {
+    let mut root = Node::bare("nvme0n1", Transport::NvmePcie);
+    root.wwid = Some("eui.0025385b21b0a6c1".into());
+    root.serial = Some("S4EWNX0R512345".into());
+    root.model = Some("Disk 1".into());
+    root.size_bytes = 3_840_755_982_336;
+    DeviceFacts { root }
+}
+
+fn registry_with(facts: &DeviceFacts, change: impl FnOnce(&mut Registry)) -> VerifiedRegistry {
+    let mut document = laboratory::registry_for(&[("disk-1", facts.clone())], day("2026-11-01"), day("2026-12-31"));
+    document.policy.virtual_hosts = false;
+    change(&mut document);
+    laboratory::sign(&document).unwrap().verify().unwrap()
+}
+
+fn codes(verdict: &Verdict) -> Vec<ReasonCode> {
+    let mut codes: Vec<_> = verdict.reasons.iter().map(|r| r.code).collect();
+    codes.dedup();
+    codes
+}
+
+#[track_caller]
+fn refused(change: impl FnOnce(&mut Registry), code: ReasonCode) {
+    let verdict = examine(&registry_with(&nvme(), change), &nvme(), &physical(), today());
+    assert_eq!((verdict.approved, codes(&verdict)), (false, vec![code]), "{:?}", verdict.reasons);
+}
+
+#[track_caller]
+fn device_refused(change: impl FnOnce(&mut Node), expected: &[ReasonCode]) {
+    let mut facts = nvme();
+    change(&mut facts.root);
+    let verdict = examine(&registry_with(&nvme(), |_| ()), &facts, &physical(), today());
+    assert_eq!((verdict.approved, &codes(&verdict)[..]), (false, expected), "{:?}", verdict.reasons);
+}
+
+#[test]
+fn a_listed_device_is_approved_with_every_rule_shown() {
+    let verdict = examine(&registry_with(&nvme(), |_| ()), &nvme(), &physical(), today());
+    assert!(verdict.approved, "{:?}", verdict.reasons);
+    assert_eq!((verdict.registry_id.as_deref(), verdict.site.as_deref()), (Some("disk-1"), Some("laboratory")));
+    assert!(verdict.rules.len() >= 12 && verdict.rules.iter().all(|r| r.passed));
+}
+
+#[test]
+fn every_predicate_refuses_alone() {
+    use ReasonCode::*;
+    refused(|r| r.valid_until = day("2026-11-20"), RegistryExpired);
+    refused(|r| r.issued = day("2026-11-22"), RegistryNotYetValid);
+    refused(|r| r.devices.clear(), DeviceNotListed);
+    refused(|r| r.devices[0].status = Status::Revoked, DeviceRevoked);
+    refused(|r| r.devices[0].site = "elsewhere".into(), SiteUnknown);
+    refused(|r| r.sites[0].inspection_valid_until = day("2026-11-20"), InspectionExpired);
+    refused(|r| r.sites[0].inspected = day("2026-11-22"), InspectionInFuture);
+    refused(|r| r.sites[0].owner = "Cloud Inc.".into(), OwnerNotApproved);
+    refused(|r| r.sites[0].administrator = "Cloud Inc.".into(), AdministratorNotApproved);
+    refused(|r| r.sites[0].country = "IE".into(), CountryNotApproved);
+    refused(|r| r.sites[0].jurisdictions.push("US".into()), JurisdictionNotApproved);
+    refused(|r| r.policy.transports = vec![Transport::Sas], TransportNotAllowed);
+    let twin = |r: &mut Registry| {
+        let mut twin = r.devices[0].clone();
+        twin.id = "disk-2".into();
+        r.devices.push(twin);
+    };
+    refused(twin, DeviceListedTwice);
+}
+
+#[test]
+fn validity_includes_its_first_and_last_day() {
+    let registry = registry_with(&nvme(), |_| ());
+    for (date, approved) in [("2026-10-31", false), ("2026-11-01", true), ("2026-12-31", true), ("2027-01-01", false)] {
+        assert_eq!(examine(&registry, &nvme(), &physical(), day(date)).approved, approved, "{date}");
+    }
+}
+
+#[test]
+fn every_field_of_the_identity_must_match() {
+    use ReasonCode::*;
+    device_refused(|n| n.wwid = Some("eui.0".into()), &[WwidMismatch]);
+    device_refused(|n| n.serial = Some("S4EWNX0R512346".into()), &[SerialMismatch]);
+    device_refused(|n| n.serial = None, &[SerialMismatch]);
+    device_refused(|n| n.model = None, &[ModelMismatch]);
+    device_refused(|n| n.size_bytes -= 512, &[SizeMismatch]);
+    device_refused(|n| (n.wwid, n.serial) = (None, None), &[DeviceNotListed]);
+    // The enrolled identity over a network.
+    device_refused(|n| n.transport = Transport::NvmeTcp, &[TransportNotAllowed, TransportMismatch]);
+    device_refused(|n| n.transport = Transport::Unknown, &[TransportUnknown, TransportMismatch]);
+}
+
+#[test]
+fn what_could_not_be_read_refuses() {
+    use crate::device::identity::Problem;
+    use ReasonCode::*;
+    device_refused(|n| n.problems.push(Problem::Unreadable("x".into())), &[ChainUnreadable]);
+    device_refused(|n| n.problems.push(Problem::Cycle), &[ChainCycle]);
+    device_refused(|n| n.problems.push(Problem::TooDeep), &[ChainTooDeep]);
+    device_refused(|n| n.problems.push(Problem::TooManyNodes), &[ChainTooLarge]);
+}
+
+#[test]
+fn hosts_that_are_virtual_or_silent_are_refused_unless_allowed() {
+    let (strict, lax) = (registry_with(&nvme(), |_| ()), registry_with(&nvme(), |r| r.policy.virtual_hosts = true));
+    for (kind, code) in
+        [(Virtualization::Virtual, ReasonCode::HostVirtual), (Virtualization::Unknown, ReasonCode::HostUnknown)]
+    {
+        assert_eq!(codes(&examine(&strict, &nvme(), &host(kind), today())), [code]);
+        assert!(examine(&lax, &nvme(), &host(kind), today()).approved);
+    }
+}
+
+#[test]
+fn every_node_and_leaf_of_a_chain_counts() {
+    let registry = registry_with(&nvme(), |_| ());
+    let above = |transport, children| {
+        let mut root = Node::bare("top", transport);
+        root.children = children;
+        examine(&registry, &DeviceFacts { root }, &physical(), today())
+    };
+    assert!(above(Transport::Partition, vec![nvme().root]).approved);
+    assert_eq!(
+        codes(&above(Transport::Partition, vec![])),
+        [ReasonCode::TransportUnknown, ReasonCode::DeviceNotListed]
+    );
+    assert_eq!(codes(&above(Transport::Dm, vec![nvme().root])), [ReasonCode::ChainNodeNotAllowed]);
+    let stranger = Node::bare("nbd0", Transport::Nbd);
+    let mixed = above(Transport::Md, vec![nvme().root, stranger]);
+    assert!(!mixed.approved && mixed.has(ReasonCode::ChainNodeNotAllowed));
+    assert!(mixed.has(ReasonCode::TransportNotAllowed) && mixed.has(ReasonCode::ChainLeavesDiffer));
+}
+
+fn loop_facts() -> DeviceFacts {
+    use crate::device::identity::{DevNo, LoopFile};
+    let mut root = Node::bare("loop3", Transport::Loop);
+    root.size_bytes = SIZE;
+    root.loop_file = Some(LoopFile {
+        fs_device: DevNo { major: 254, minor: 0 },
+        inode: 77,
+        offset: 0,
+        fs_type: Some("ext4".into()),
+    });
+    root.children = vec![Node::bare("vda", Transport::Virtio)];
+    DeviceFacts { root }
+}
+
+#[test]
+fn a_loop_device_is_approved_by_a_laboratory_registry_only() {
+    let registry = registry_with(&loop_facts(), |_| ());
+    assert!(registry.is_laboratory());
+    assert!(examine(&registry, &loop_facts(), &physical(), today()).approved);
+    let changed = |change: &dyn Fn(&mut Node)| {
+        let mut facts = loop_facts();
+        change(&mut facts.root);
+        codes(&examine(&registry, &facts, &physical(), today()))
+    };
+    assert_eq!(changed(&|n| n.loop_file.as_mut().unwrap().inode = 78), [ReasonCode::DeviceNotListed]);
+    assert_eq!(changed(&|n| n.loop_file.as_mut().unwrap().fs_device.minor = 1), [ReasonCode::FsDeviceMismatch]);
+    assert_eq!(changed(&|n| n.loop_file.as_mut().unwrap().offset = 512), [ReasonCode::LoopOffset]);
+    assert_eq!(changed(&|n| n.size_bytes += 512), [ReasonCode::SizeMismatch]);
+    // Bound to a block device, or not bound: no file to recognise it by.
+    assert!(changed(&|n| n.loop_file = None).contains(&ReasonCode::TransportNotAllowed));
+    let sovereign = registry_with(&nvme(), |_| ());
+    let verdict = examine(&sovereign, &loop_facts(), &physical(), today());
+    assert!(!verdict.approved && verdict.has(ReasonCode::TransportNotAllowed));
+}
+
+#[test]
+fn reason_codes_are_stable() {
+    assert_eq!(ReasonCode::DeviceNotListed.to_string(), "device-not-listed");
+    let reason = Reason::new(ReasonCode::RegistryExpired, "old");
+    assert_eq!(serde_json::to_string(&reason).unwrap(), r#"{"code":"registry-expired","text":"old"}"#);
+}
+
+fn memory_registry(devices: &[(&str, &dyn IdentifiedDevice)], version: u64) -> VerifiedRegistry {
+    let facts: Vec<_> = devices.iter().map(|(id, d)| (*id, d.facts().unwrap())).collect();
+    let mut document = laboratory::registry_for(&facts, day("2026-11-01"), day("2026-12-31"));
+    document.version = version;
+    laboratory::sign(&document).unwrap().verify().unwrap()
+}
+
+fn write(device: &ApprovedDevice) -> Result<(), WriteError> {
+    let buf = AlignedBuf::zeroed(4096);
+    device.write_at(0, &[IoSlice::new(&buf)])
+}
+
+#[test]
+fn a_refused_device_is_not_touched() {
+    let (a, b) = (Arc::new(MemoryDevice::new("a", SIZE)), Arc::new(MemoryDevice::new("b", SIZE)));
+    let faulty = Arc::new(FaultyDevice::new(b));
+    let registry = memory_registry(&[("a", &*a)], 1);
+    let error = ApprovedDevice::approve(faulty.clone(), &registry, &physical(), today()).unwrap_err();
+    assert_eq!(codes(&error.verdict), [ReasonCode::DeviceNotListed]);
+    assert!(error.to_string().contains("[device-not-listed]"), "{error}");
+    assert_eq!(faulty.counts(), Default::default());
+}
+
+#[test]
+fn the_gate_closes_before_the_next_write() {
+    let faulty = Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::new("a", SIZE))));
+    let registry = memory_registry(&[("a", &*faulty)], 2);
+    let device = ApprovedDevice::approve(faulty.clone(), &registry, &physical(), today()).unwrap();
+    assert!(device.is_laboratory() && device.fence_reason().is_none());
+    assert_eq!((device.registry_version(), device.registry_entry().registry_id.as_str()), (2, "a"));
+    write(&device).unwrap();
+    device.flush().unwrap();
+    let before = faulty.counts();
+
+    // Expired; rolled back; unplugged: each closes the gate, and the next approval opens it.
+    let older = memory_registry(&[("a", &*faulty)], 1);
+    let refusals: [(&dyn Fn() -> Verdict, ReasonCode); 3] = [
+        (&|| device.recheck(&registry, &physical(), day("2027-01-01")), ReasonCode::RegistryExpired),
+        (&|| device.recheck(&older, &physical(), today()), ReasonCode::RegistryRolledBack),
+        (
+            &|| {
+                faulty.unplug();
+                device.recheck(&registry, &physical(), today())
+            },
+            ReasonCode::DeviceUnreadable,
+        ),
+    ];
+    for (refuse, code) in refusals {
+        let verdict = refuse();
+        assert!(!verdict.approved && verdict.has(code), "{:?}", verdict.reasons);
+        assert!(matches!(write(&device), Err(WriteError::Fenced { reason }) if reason.code == code));
+        assert!(matches!(device.flush(), Err(WriteError::Fenced { .. })));
+        assert_eq!(faulty.counts(), before);
+        assert_eq!(device.writes_in_flight(), 0);
+        faulty.heal();
+        assert!(device.recheck(&registry, &physical(), today()).approved);
+        assert!(device.fence_reason().is_none());
+    }
+    device.read_at(0, &mut AlignedBuf::zeroed(4096)).unwrap();
+
+    // The volume's own fence stays over an approving recheck.
+    device.fence(Reason::new(ReasonCode::Fenced, "it failed"));
+    assert!(device.recheck(&registry, &physical(), today()).approved);
+    assert!(matches!(write(&device), Err(WriteError::Fenced { reason }) if reason.text == "it failed"));
+    device.lift_fence();
+    write(&device).unwrap();
+}
+
+/// A device that becomes another one.
+struct Swapped(Mutex<(Arc<MemoryDevice>, Arc<MemoryDevice>)>);
+
+impl Swapped {
+    fn current(&self) -> Arc<MemoryDevice> {
+        self.0.lock().unwrap().0.clone()
+    }
+}
+
+impl BlockDevice for Swapped {
+    fn size_bytes(&self) -> u64 {
+        SIZE
+    }
+    fn logical_block_size(&self) -> u32 {
+        512
+    }
+    fn name(&self) -> &str {
+        "swapped"
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
+        self.current().read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {
+        self.current().write_at(offset, bufs)
+    }
+    fn flush(&self) -> device::Result<()> {
+        self.current().flush()
+    }
+}
+
+impl IdentifiedDevice for Swapped {
+    fn facts(&self) -> Result<DeviceFacts, FactsError> {
+        self.current().facts()
+    }
+}
+
+#[test]
+fn another_approved_device_in_its_place_is_refused() {
+    let (a, b) = (Arc::new(MemoryDevice::new("a", SIZE)), Arc::new(MemoryDevice::new("b", SIZE)));
+    let registry = memory_registry(&[("a", &*a), ("b", &*b)], 1);
+    let swapped = Arc::new(Swapped(Mutex::new((a, b))));
+    let device = ApprovedDevice::approve(swapped.clone(), &registry, &physical(), today()).unwrap();
+    write(&device).unwrap();
+    {
+        let pair = &mut *swapped.0.lock().unwrap();
+        std::mem::swap(&mut pair.0, &mut pair.1);
+    }
+    assert_eq!(codes(&device.recheck(&registry, &physical(), today())), [ReasonCode::DeviceSwapped]);
+    assert!(write(&device).is_err());
+}
+
+#[test]
+fn after_the_fence_no_write_lands() {
+    let memory = Arc::new(MemoryDevice::new("a", SIZE));
+    let faulty = Arc::new(FaultyDevice::new(memory.clone()));
+    let registry = memory_registry(&[("a", &*faulty)], 1);
+    let device = ApprovedDevice::approve(faulty.clone(), &registry, &physical(), today()).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = write(&device);
+                }
+            });
+        }
+        for _ in 0..200 {
+            device.fence(Reason::new(ReasonCode::Fenced, "test"));
+            while device.writes_in_flight() > 0 {
+                std::thread::yield_now();
+            }
+            let seen = faulty.counts();
+            std::thread::sleep(std::time::Duration::from_micros(50));
+            assert_eq!(faulty.counts(), seen);
+            device.lift_fence();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(faulty.counts().writes > 0);
+}
+
+#[test]
+fn a_volume_needs_distinct_devices_at_enough_sites() {
+    let (a, b) = (Arc::new(MemoryDevice::new("a", SIZE)), Arc::new(MemoryDevice::new("b", SIZE)));
+    let facts = [("a", a.facts().unwrap()), ("b", b.facts().unwrap())];
+    let mut document = laboratory::registry_for(&facts, day("2026-11-01"), day("2026-12-31"));
+    (document.policy.min_sites, document.policy.min_replicas) = (2, 2);
+    let mut other = document.sites[0].clone();
+    other.id = "second".into();
+    document.sites.push(other);
+    let entries = |document: &Registry| {
+        let registry = laboratory::sign(document).unwrap().verify().unwrap();
+        let approve = |d: &Arc<MemoryDevice>| {
+            ApprovedDevice::approve(d.clone(), &registry, &physical(), today()).unwrap().registry_entry()
+        };
+        (approve(&a), approve(&b), registry)
+    };
+    let found = |registry: &VerifiedRegistry, set: &[&ApprovedEntry]| -> Vec<ReasonCode> {
+        examine_set(registry, set).into_iter().map(|r| r.code).collect()
+    };
+    let (x, y, registry) = entries(&document);
+    assert_eq!(found(&registry, &[&x, &y]), [ReasonCode::TooFewSites]);
+    assert_eq!(found(&registry, &[&x]), [ReasonCode::TooFewSites, ReasonCode::TooFewReplicas]);
+    assert_eq!(found(&registry, &[&x, &x]), [ReasonCode::DeviceUsedTwice, ReasonCode::TooFewSites]);
+    document.devices[1].site = "second".into();
+    let (x, y, registry) = entries(&document);
+    assert_eq!(found(&registry, &[&x, &y]), []);
+}

@@ -1,1 +1,274 @@
+#![allow(clippy::unwrap_used)]
 
+use proptest::prelude::*;
+
+use super::*;
+
+const DOCUMENT: &str = r#"
+version = 7
+issued = 2026-11-21
+valid_until = 2027-05-31
+
+[policy]
+owners = ["Ministère de la Justice"]
+administrators = ["Ministère de la Justice"]
+countries = ["FR"]
+jurisdictions = ["FR"]
+transports = ["nvme-pcie", "sas", "sata"]
+min_sites = 1
+virtual_hosts = false
+
+[[site]]
+id = "tj-paris"
+name = "Tribunal judiciaire de Paris, salle 3"
+country = "FR"
+owner = "Ministère de la Justice"
+administrator = "Ministère de la Justice"
+jurisdictions = ["FR"]
+inspected = 2026-10-02
+inspection_valid_until = 2027-04-02
+
+[[device]]
+id = "paris-nvme-01"
+site = "tj-paris"
+status = "approved"
+identity = { transport = "nvme-pcie", wwid = "eui.0025385b21b0a6c1", serial = "S4EWNX0R512345", model = "Disk 1", size = 3840755982336 }
+"#;
+
+struct Lab {
+    officers: Vec<(String, KeyFiles)>,
+    anchors: TrustAnchors,
+}
+
+fn lab(threshold: usize, names: &[&str]) -> Lab {
+    let officers: Vec<_> = names.iter().map(|n| ((*n).to_owned(), keygen(n, None).unwrap())).collect();
+    let mut trust = format!("threshold = {threshold}\n");
+    for (name, keys) in &officers {
+        trust.push_str(&format!("[[officer]]\nname = \"{name}\"\npublic_key = \"{}\"\n", keys.public_key));
+    }
+    Lab { officers, anchors: TrustAnchors::parse(trust.as_bytes()).unwrap() }
+}
+
+impl Lab {
+    fn sign(&self, officer: usize, document: &[u8]) -> String {
+        sign(document, &self.officers[officer].1.secret, None, "test").unwrap()
+    }
+
+    fn verify(&self, document: &[u8], signatures: &[(&str, &str)]) -> Result<VerifiedRegistry, Error> {
+        let files: Vec<_> =
+            signatures.iter().map(|(officer, text)| SignatureFile { officer, bytes: text.as_bytes() }).collect();
+        verify(document, &files, &self.anchors)
+    }
+}
+
+fn counted(result: Result<VerifiedRegistry, Error>) -> usize {
+    match result {
+        Ok(registry) => registry.signers().len(),
+        Err(Error::TooFewSignatures { signers, .. }) => signers.len(),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn the_document_of_the_manual_parses_and_round_trips() {
+    let registry = Registry::parse(DOCUMENT.as_bytes()).unwrap();
+    assert_eq!(registry.version, 7);
+    assert_eq!(registry.valid_until.to_string(), "2027-05-31");
+    assert!(!registry.policy.is_laboratory());
+    assert_eq!(Registry::parse(registry.to_toml().unwrap().as_bytes()).unwrap(), registry);
+}
+
+#[test]
+fn what_is_missing_unknown_or_out_of_bounds_is_refused() {
+    for line in DOCUMENT.lines().filter(|l| l.contains(" = ")) {
+        let without = DOCUMENT.replace(line, "");
+        assert!(Registry::parse(without.as_bytes()).is_err(), "without {line}");
+        let renamed = DOCUMENT.replace(line, &format!("x{line}"));
+        assert!(Registry::parse(renamed.as_bytes()).is_err(), "renamed {line}");
+    }
+    for (from, to) in [
+        ("version = 7", "version = 0"),
+        ("version = 7", "version = -1"),
+        ("2027-05-31", "2026-11-20"),
+        ("2027-05-31", "2027-05-31T00:00:00Z"),
+        ("2027-05-31", "\"2027-05-31\""),
+        ("min_sites = 1", "min_sites = 0"),
+        ("min_sites = 1", "min_sites = 17"),
+        ("\"nvme-pcie\", \"sas\"", "\"nvme-tcp\", \"sas\""),
+        ("\"nvme-pcie\", \"sas\"", "\"dm\", \"sas\""),
+        ("\"nvme-pcie\", \"sas\"", "\"floppy\", \"sas\""),
+        ("countries = [\"FR\"]", "countries = [\"fr\"]"),
+        ("countries = [\"FR\"]", "countries = []"),
+        ("id = \"paris-nvme-01\"", "id = \"../x\""),
+        ("id = \"paris-nvme-01\"", "id = \"\""),
+        ("status = \"approved\"", "status = \"Approved\""),
+        (", model = \"Disk 1\"", ""),
+        (", model = \"Disk 1\"", ", model = \"\""),
+        (", model = \"Disk 1\"", ", model = \"Disk 1\", inode = 4"),
+        (", model = \"Disk 1\"", ", model = \"Disk 1\", colour = 4"),
+        ("size = 3840755982336", "size = 0"),
+        ("transport = \"nvme-pcie\", wwid", "transport = \"unknown\", wwid"),
+    ] {
+        assert!(DOCUMENT.contains(from), "{from}");
+        assert!(Registry::parse(DOCUMENT.replace(from, to).as_bytes()).is_err(), "{from} -> {to}");
+    }
+    let device = DOCUMENT.split_once("[[device]]").unwrap().1;
+    let twice = format!("{DOCUMENT}\n[[device]]{device}");
+    assert!(Registry::parse(twice.as_bytes()).unwrap_err().to_string().contains("two devices have the id"));
+    let huge = vec![b'#'; crate::limits::REGISTRY_BYTES_MAX + 1];
+    assert!(matches!(Registry::parse(&huge), Err(Error::TooLarge { .. })));
+}
+
+#[test]
+fn only_distinct_known_officers_count() {
+    let lab = lab(2, &["claire", "hugo", "ines"]);
+    let document = DOCUMENT.as_bytes();
+    let (a, b) = (lab.sign(0, document), lab.sign(1, document));
+    assert_eq!(counted(lab.verify(document, &[])), 0);
+    assert_eq!(counted(lab.verify(document, &[("claire", &a)])), 1);
+    // The same officer twice, with two different signatures; and under another's name.
+    let again = lab.sign(0, document);
+    assert_ne!(a, again);
+    assert_eq!(counted(lab.verify(document, &[("claire", &a), ("claire", &again)])), 1);
+    assert_eq!(counted(lab.verify(document, &[("claire", &a), ("hugo", &again)])), 1);
+    // A stranger does not count and does no harm.
+    let stranger = sign(document, &keygen("eve", None).unwrap().secret, None, "").unwrap();
+    assert_eq!(counted(lab.verify(document, &[("claire", &a), ("eve", &stranger)])), 1);
+    assert_eq!(counted(lab.verify(document, &[("claire", &a), ("hugo", &stranger)])), 1);
+    let verified = lab.verify(document, &[("eve", &stranger), ("hugo", &b), ("claire", &a)]).unwrap();
+    assert_eq!(verified.signers(), ["claire", "hugo"]);
+    assert_eq!((verified.version(), verified.threshold()), (7, 2));
+    assert_eq!(verified.anchors_digest(), lab.anchors.digest());
+}
+
+#[test]
+fn a_change_of_any_byte_voids_the_signatures() {
+    let lab = lab(1, &["claire"]);
+    let document = DOCUMENT.as_bytes();
+    let signature = lab.sign(0, document);
+    assert!(lab.verify(document, &[("claire", &signature)]).is_ok());
+    for i in 0..document.len() {
+        let mut changed = document.to_vec();
+        changed[i] ^= 1;
+        let result = lab.verify(&changed, &[("claire", &signature)]);
+        assert!(matches!(result, Err(Error::TooFewSignatures { .. })), "byte {i}");
+    }
+    assert!(lab.verify(&document[..document.len() - 1], &[("claire", &signature)]).is_err());
+    // Of the signature file, everything but the untrusted comment counts.
+    let first_line = signature.find('\n').unwrap();
+    for i in first_line + 1..signature.trim_end().len() {
+        let mut changed = signature.clone().into_bytes();
+        changed[i] ^= 1;
+        let file = SignatureFile { officer: "claire", bytes: &changed };
+        assert!(verify(document, &[file], &lab.anchors).is_err(), "byte {i}");
+    }
+    for end in 0..signature.trim_end().len() {
+        assert!(lab.verify(document, &[("claire", &signature[..end])]).is_err(), "cut at {end}");
+    }
+}
+
+#[test]
+fn passwords_protect_secret_keys() {
+    let keys = keygen("claire", Some("open sesame")).unwrap();
+    assert!(is_encrypted(&keys.secret).unwrap());
+    assert!(!is_encrypted(&keygen("claire", None).unwrap().secret).unwrap());
+    assert!(sign(b"x", &keys.secret, Some("wrong"), "").is_err());
+    assert!(sign(b"x", &keys.secret, None, "").is_err());
+    assert!(sign(b"x", &keys.secret, Some("open sesame"), "").is_ok());
+    assert!(sign(b"x", &keys.public, None, "").is_err());
+}
+
+#[test]
+fn trust_anchors_have_one_canonical_form() {
+    let lab = lab(2, &["hugo", "claire", "ines"]);
+    let bytes = lab.anchors.canonical_bytes();
+    let decoded = TrustAnchors::from_canonical_bytes(&bytes).unwrap();
+    assert_eq!((decoded.canonical_bytes(), decoded.digest()), (bytes.clone(), lab.anchors.digest()));
+    for end in 0..bytes.len() {
+        assert!(TrustAnchors::from_canonical_bytes(&bytes[..end]).is_err());
+    }
+    for i in 0..bytes.len() {
+        let mut changed = bytes.clone();
+        changed[i] ^= 1;
+        // A flipped bit of a key or a name is another officer, of the same canonical form; nothing panics.
+        if let Ok(other) = TrustAnchors::from_canonical_bytes(&changed) {
+            assert_eq!(other.canonical_bytes(), changed);
+            assert_ne!(other.digest(), lab.anchors.digest());
+        }
+    }
+}
+
+#[test]
+fn trust_anchors_that_would_weaken_the_threshold_are_refused() {
+    let (a, b) = (keygen("a", None).unwrap().public_key, keygen("b", None).unwrap().public_key);
+    let officer = |name: &str, key: &str| format!("[[officer]]\nname = \"{name}\"\npublic_key = \"{key}\"\n");
+    let parse = |text: String| TrustAnchors::parse(text.as_bytes());
+    assert!(parse(format!("threshold = 2\n{}{}", officer("a", &a), officer("b", &b))).is_ok());
+    for bad in [
+        format!("threshold = 0\n{}", officer("a", &a)),
+        format!("threshold = 2\n{}", officer("a", &a)),
+        format!("threshold = 2\n{}{}", officer("a", &a), officer("b", &a)),
+        format!("threshold = 2\n{}{}", officer("a", &a), officer("a", &b)),
+        format!("threshold = 1\n{}", officer("a", "AAAA")),
+        format!("threshold = 1\n{}", officer("../a", &a)),
+        format!("threshold = 1\nfallback = true\n{}", officer("a", &a)),
+        "threshold = 1\nofficer = []\n".into(),
+        String::new(),
+    ] {
+        assert!(parse(bad.clone()).is_err(), "{bad}");
+    }
+}
+
+/// Made by minisign 0.11 (`minisign -G -W`, `-S`, `-S -l`), of the text "scelle\n".
+mod stock {
+    pub const DOCUMENT: &[u8] = b"scelle\n";
+    pub const KEY: &str = "RWRZosbu2DkYphjGfzZv5y3c5qXASfDCM4rsQ3RrHdaYxhNvNwDOALDo";
+    pub const PREHASHED: &str = "untrusted comment: signature of a test\nRURZosbu2DkYpnMpi7ge5nN+MTWVcBXrlx2feJ8ri/Co5YKCVVulYpAPehkOdCNIqjrJj++//CDs26OPlGNecL0qpUY0zSJyXQ0=\ntrusted comment: made by the stock tool\nWlEmjRnpmaIafgN05cJS4f3YoUf8aK7MI41umfFayTq8FAOgb4mFNZFfo3nRTZge1LwwRzF78oVD6unyLK4YBw==\n";
+    pub const LEGACY: &str = "untrusted comment: signature of a test\nRWRZosbu2DkYplsMpAhJDzQfVxhsFWSbtwHTe5WtQiXLAgFb4N8VHr+GauR/hWJIu6iqPgn1Vd2mko79jgeEVwwzKJaOo8ACWAg=\ntrusted comment: made by the stock tool\nHI9Hk/z6O+77jaoFKaTrwc14vu5J4UqiP4TPoKRDORz2gOVkNQy78mbwf93EwH8HPkgrCvXnSKuLtAy/cv5PAg==\n";
+}
+
+#[test]
+fn signatures_of_the_stock_tool_verify() {
+    let key = minisign::PublicKey::from_base64(stock::KEY).unwrap();
+    for signature in [stock::PREHASHED, stock::LEGACY] {
+        assert_eq!(keys::verify_signature(&key, stock::DOCUMENT, signature.as_bytes()), Ok(()));
+        assert!(keys::verify_signature(&key, b"scella\n", signature.as_bytes()).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn parsers_survive_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        let _ = Registry::parse(&bytes);
+        let _ = TrustAnchors::parse(&bytes);
+        let _ = TrustAnchors::from_canonical_bytes(&bytes);
+        let key = minisign::PublicKey::from_base64(stock::KEY).unwrap();
+        prop_assert!(keys::verify_signature(&key, b"x", &bytes).is_err());
+        if let Ok(text) = std::str::from_utf8(&bytes) {
+            let _ = is_encrypted(text);
+            let _ = sign(b"x", text, Some("x"), "");
+            let _ = Date::parse(text);
+        }
+    }
+
+    #[test]
+    fn the_registry_parser_survives_edits(at in 0..DOCUMENT.len(), cut in 0..40usize, put in "[a-z0-9\\[\\]{}\"=.,\n é-]{0,12}") {
+        let mut bytes = DOCUMENT.as_bytes().to_vec();
+        let end = (at + cut).min(bytes.len());
+        bytes.splice(at..end, put.bytes());
+        if let Ok(registry) = Registry::parse(&bytes) {
+            prop_assert_eq!(&Registry::parse(registry.to_toml().unwrap().as_bytes()).unwrap(), &registry);
+        }
+    }
+
+    #[test]
+    fn signature_files_of_the_right_shape_do_not_panic(a in "[A-Za-z0-9+/]{0,110}={0,2}", b in "[A-Za-z0-9+/]{0,100}={0,2}") {
+        let key = minisign::PublicKey::from_base64(stock::KEY).unwrap();
+        let text = format!("untrusted comment: x\n{a}\ntrusted comment: y\n{b}\n");
+        prop_assert!(keys::verify_signature(&key, b"x", text.as_bytes()).is_err());
+        let text = format!("untrusted comment: x\nRWQ{a}\n");
+        let _ = sign(b"x", &text, Some("x"), "");
+    }
+}

@@ -1,0 +1,56 @@
+//! `scelle check`.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::failure::{ExitCode, Failure};
+use super::{Documents, Passphrase, devices, secret};
+use crate::device::raw::Access;
+use crate::volume::{CheckReport, Sealed};
+
+/// Arguments of `scelle check`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    documents: Documents,
+    #[command(flatten)]
+    passphrase: Passphrase,
+    /// The devices of one volume
+    #[arg(required = true, value_name = "DEV")]
+    devices: Vec<PathBuf>,
+}
+
+/// Verifies the volume; writes nothing.
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let registry = devices::load_registry(&arguments.documents)?;
+    let approved = devices::approve(&arguments.devices, &registry, Access::ExclusiveRead)?;
+    let sealed = Sealed::read(approved)?;
+    let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    bar.set_style(ProgressStyle::default_bar());
+    let report = sealed.unlock(&secret)?.check(&mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
+    bar.finish_and_clear();
+    print!("{}", text(&report));
+    Ok(if report.count > 0 { ExitCode::Integrity } else { ExitCode::Done })
+}
+
+fn text(report: &CheckReport) -> String {
+    let mut text = String::new();
+    for damage in &report.damages {
+        let whom = if damage.device.is_empty() { "volume" } else { &damage.device };
+        let hope = if damage.recoverable { "another replica has it" } else { "no replica has it" };
+        text.push_str(&format!("damage: {whom}: {} ({hope})\n", damage.what));
+    }
+    for skipped in &report.skipped {
+        text.push_str(&format!("skipped: {skipped}\n"));
+    }
+    let (generation, blocks, count) = (report.generation, report.blocks, report.count);
+    text.push_str(&format!("generation {generation}: {blocks} blocks verified, {count} damaged\n"));
+    text
+}

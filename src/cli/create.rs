@@ -1,0 +1,73 @@
+//! `scelle create`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::failure::{ExitCode, Failure};
+use super::{Documents, Passphrase, devices, secret};
+use crate::device::raw::Access;
+use crate::limits::VOLUME_LABEL_MAX;
+use crate::volume::{self, CreateOptions};
+
+/// Arguments of `scelle create`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Name of the volume, at most 64 bytes
+    #[arg(long, default_value = "")]
+    label: String,
+    #[command(flatten)]
+    documents: Documents,
+    #[command(flatten)]
+    passphrase: Passphrase,
+    /// The devices; each becomes a replica
+    #[arg(required = true, value_name = "DEV")]
+    devices: Vec<PathBuf>,
+}
+
+/// Makes the volume and prints its UUID.
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    check_label(&arguments.label)?;
+    let registry = devices::load_registry(&arguments.documents)?;
+    let approved = devices::approve(&arguments.devices, &registry, Access::Exclusive)?;
+    if approved.len() == 1 {
+        eprintln!("scelle: warning: a volume on one device has no second copy: what that device loses is lost");
+    }
+    let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Create)?;
+    let options = CreateOptions { label: arguments.label.clone(), ..CreateOptions::default() };
+    let uuid = volume::create(approved, &registry, &secret, &options)?;
+    println!("{uuid}");
+    if registry.is_laboratory() {
+        eprintln!("scelle: not sovereign: laboratory registry");
+    }
+    Ok(ExitCode::Done)
+}
+
+/// A label is shown in mount tables and chosen on command lines: no control characters, and not what looks like a path.
+fn check_label(label: &str) -> Result<(), Failure> {
+    let wrong = if label.len() > VOLUME_LABEL_MAX {
+        format!("is longer than {VOLUME_LABEL_MAX} bytes")
+    } else if label.chars().any(char::is_control) {
+        "has control characters".into()
+    } else if label.contains('/') {
+        "has a slash".into()
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage("label", format!("the label {label:?} {wrong}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_checked() {
+        for good in ["", "greffe", "Pièces à conviction", &"x".repeat(64)] {
+            assert!(check_label(good).is_ok(), "{good}");
+        }
+        for bad in ["a/b", "a\nb", "a\0b", &"x".repeat(65)] {
+            assert!(check_label(bad).is_err(), "{bad}");
+        }
+    }
+}

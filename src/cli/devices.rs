@@ -1,0 +1,164 @@
+//! From names on the command line to devices that the registry approves, or a failure that says why not.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Documents;
+use super::failure::{ExitCode, Failure};
+use crate::crypto;
+use crate::device::host::HostFacts;
+use crate::device::raw::{Access, OpenError, RawDevice};
+use crate::device::sys::Kernel;
+use crate::label;
+use crate::policy::load::{self, LoadError};
+use crate::policy::{ApprovedDevice, Refused, examine_set};
+use crate::registry::{self, Date, VerifiedRegistry};
+use crate::volume;
+
+/// Reads and verifies the registry.
+pub(super) fn load_registry(documents: &Documents) -> Result<VerifiedRegistry, Failure> {
+    load::load(&documents.registry, &documents.trust).map(|(registry, _)| registry).map_err(Failure::from)
+}
+
+/// Today, by the host's clock.
+pub(super) fn today() -> Result<Date, Failure> {
+    Date::today().ok_or_else(|| {
+        Failure::failed("clock", "the host's clock shows a date that cannot be: no validity can be judged")
+            .advise("Set the clock, then try again.")
+    })
+}
+
+/// Opens the devices and has the policy examine each, and all together. Nothing is written.
+pub(super) fn approve(
+    paths: &[PathBuf],
+    registry: &VerifiedRegistry,
+    access: Access,
+) -> Result<Vec<ApprovedDevice>, Failure> {
+    let (host, today) = (HostFacts::read(&Kernel), today()?);
+    refuse_repeated(paths)?;
+    let mut approved = Vec::with_capacity(paths.len());
+    for path in paths {
+        let device = RawDevice::open(path, access)?;
+        approved.push(ApprovedDevice::approve(Arc::new(device), registry, &host, today)?);
+    }
+    let entries: Vec<_> = approved.iter().map(ApprovedDevice::registry_entry).collect();
+    let entries: Vec<_> = entries.iter().map(AsRef::as_ref).collect();
+    let reasons = examine_set(registry, &entries);
+    if let Some(first) = reasons.first() {
+        let text = reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        return Err(Failure::new(ExitCode::Refused, first.code.to_string(), format!("these devices together: {text}")));
+    }
+    Ok(approved)
+}
+
+/// The same device twice would otherwise be "in use": by ourselves.
+fn refuse_repeated(paths: &[PathBuf]) -> Result<(), Failure> {
+    let mut seen: Vec<(PathBuf, &Path)> = Vec::new();
+    for path in paths {
+        // What does not exist is reported by opening it.
+        let Ok(node) = std::fs::canonicalize(path) else { continue };
+        if let Some((_, earlier)) = seen.iter().find(|(other, _)| *other == node) {
+            let text = format!("{} and {} are the same device", earlier.display(), path.display());
+            return Err(Failure::usage("device-twice", text).advise("Give each device once."));
+        }
+        seen.push((node, path));
+    }
+    Ok(())
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        let text = format!("the registry is not accepted: {error}");
+        match &error {
+            LoadError::Io { .. } => Self::usage("registry-unreadable", text)
+                .advise("Give --registry FILE and --trust FILE, or install both documents in /etc/scelle."),
+            LoadError::Registry { source, .. } => match source {
+                registry::Error::TooFewSignatures { .. } => Self::new(ExitCode::Refused, "registry-signatures", text)
+                    .advise("The signatures must be beside the registry, as FILE.OFFICER.minisig."),
+                registry::Error::Syntax { .. } | registry::Error::TooLarge { .. } => {
+                    Self::usage("registry-syntax", text)
+                }
+                registry::Error::Invalid { .. } => Self::usage("registry-invalid", text),
+                registry::Error::Key(_) => Self::usage("registry-key", text),
+            },
+        }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        let text = error.to_string();
+        match error {
+            OpenError::InUse { .. } => Self::new(ExitCode::Busy, "device-in-use", text)
+                .advise("Is the volume mounted already? See scelle status, and findmnt for other filesystems."),
+            OpenError::NotBlockDevice { .. } => Self::usage("device-kind", text),
+            OpenError::ReadOnly { .. } => Self::failed("device-read-only", text),
+            OpenError::Geometry { .. } => Self::usage("device-geometry", text),
+            OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Self::usage("device-not-found", text)
+            }
+            OpenError::Io { .. } => Self::failed("device-open", text),
+        }
+    }
+}
+
+impl From<Refused> for Failure {
+    fn from(refused: Refused) -> Self {
+        let reason = refused.verdict.reasons.first().map_or_else(String::new, |reason| reason.code.to_string());
+        Self::new(ExitCode::Refused, reason, format!("{refused}; not one byte was written to it"))
+            .advise(format!("The whole verdict: scelle device inspect {}", refused.device))
+    }
+}
+
+impl From<volume::Error> for Failure {
+    fn from(error: volume::Error) -> Self {
+        use volume::ErrorKind as Kind;
+        let code = match error.kind() {
+            Kind::Usage | Kind::NotAVolume => ExitCode::Usage,
+            Kind::Refused => ExitCode::Refused,
+            Kind::WrongKey => ExitCode::WrongKey,
+            Kind::Integrity => ExitCode::Integrity,
+            Kind::Busy => ExitCode::Busy,
+            Kind::Degraded => ExitCode::Degraded,
+            Kind::Io => ExitCode::Failed,
+        };
+        Self::new(code, reason(&error), error.to_string())
+    }
+}
+
+/// The stable code of each failure of a volume.
+fn reason(error: &volume::Error) -> &'static str {
+    use volume::Error as E;
+    match error {
+        E::Label { source, .. } => label_reason(source),
+        E::NotEmpty { .. } => "device-not-empty",
+        E::DeviceCount { .. } => "device-count",
+        E::SameDevice { .. } => "device-twice",
+        E::MixedVolumes { .. } => "device-of-another-volume",
+        E::NotEnrolled { .. } => "device-not-enrolled",
+        E::Registry(_) => "registry-other",
+        E::Incomplete { .. } => "volume-incomplete",
+        E::Diverged(_) => "volume-diverged",
+        E::NoRoot(_) => "volume-no-root",
+        E::RolledBack { .. } => "volume-rolled-back",
+        E::ReadOnlyFeatures(_) => "format-read-only",
+        E::Crypto(crypto::Error::WrongKey) => "wrong-key",
+        E::Crypto(_) => "crypto",
+        E::Store(_) => "store",
+        E::Fs(_) => "filesystem",
+        E::System { .. } => "system",
+    }
+}
+
+fn label_reason(error: &label::Error) -> &'static str {
+    use label::Error as E;
+    match error {
+        E::NotScelle => "not-a-volume",
+        E::UnsupportedVersion { .. } | E::UnknownIncompatFeature { .. } => "format-newer",
+        E::Truncated { .. } => "device-truncated",
+        E::DeviceSize { .. } => "device-size",
+        E::Device(_) => "device-io",
+        E::Crypto(crypto::Error::WrongKey) => "wrong-key",
+        _ => "label-damaged",
+    }
+}

@@ -1,0 +1,208 @@
+//! The process behind a mount: it opens the volume, serves the kernel, and closes the volume whatever ended the mount.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use super::super::failure::{ExitCode, Failure};
+use super::super::watch::Watch;
+use super::super::{WITNESS_DIR, devices, find};
+use super::Request;
+use crate::control::{self, Handler, Problem, Server, VolumeStatus};
+use crate::crypto::Secret;
+use crate::device::process::{self, EndSignals, Unmount};
+use crate::device::raw::Access;
+use crate::fuse::{MountConfig, Session, tune_readahead};
+use crate::policy::ApprovedDevice;
+use crate::registry::VerifiedRegistry;
+use crate::volume::{Open, OpenOptions, Sealed};
+
+/// Longest wait for the daemon of an earlier mount to let go of the devices.
+const CLOSING_WAIT: Duration = Duration::from_secs(60);
+
+/// How often it is looked at.
+const CLOSING_POLL: Duration = Duration::from_millis(20);
+
+/// A mounted volume whose requests are not yet served.
+pub(super) struct Mounted {
+    session: Session,
+    served: Arc<Served>,
+    server: Server,
+    mountpoint: PathBuf,
+    signals: EndSignals,
+}
+
+/// Opens the volume and mounts it.
+pub(super) fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failure> {
+    let system = |what: &str, error: std::io::Error| Failure::failed("system", format!("{what}: {error}"));
+    // Before the first thread: threads inherit what is blocked.
+    let signals = EndSignals::block().map_err(|error| system("blocking signals", error))?;
+    for (what, error) in process::harden() {
+        log::warn!("{what}: {error}");
+    }
+    if let Err(error) = process::lock_memory() {
+        log::warn!("keys could be written to swap: memory cannot be locked: {error}");
+    }
+    let registry = devices::load_registry(&request.documents)?;
+    let approved = approve(request, &registry)?;
+    let assembled = Sealed::read(approved)?.unlock(secret)?;
+    let options = OpenOptions {
+        read_only: request.options.read_only,
+        degraded: request.options.degraded,
+        accept_rollback: request.options.accept_rollback,
+        witness: Some(WITNESS_DIR.into()),
+        ..OpenOptions::default()
+    };
+    let open = assembled.open(&registry, &options)?;
+    let config = config(request, &open);
+    let (uuid, fs) = (open.uuid(), Arc::clone(open.fs()));
+    let served = Served::new(open, request, registry).map_err(|error| system("starting the watch", error))?;
+    let server = Server::start(control::RUN_DIR.as_ref(), &uuid.to_string(), Arc::clone(&served) as Arc<dyn Handler>)
+        .map_err(|error| system("the control socket", error));
+    let mounted = server.and_then(|server| {
+        let session = Session::mount(fs, &config).map_err(|error| {
+            Failure::failed("mount", format!("cannot mount at {}: {error}", request.mountpoint.display()))
+        })?;
+        Ok((server, session))
+    });
+    match mounted {
+        Ok((server, session)) => {
+            if let Err(error) = tune_readahead(&request.mountpoint) {
+                log::warn!("read-ahead stays at the kernel's default: {error}");
+            }
+            Ok(Mounted { session, served, server, mountpoint: request.mountpoint.clone(), signals })
+        }
+        Err(failure) => {
+            if let Err(problem) = served.close() {
+                log::error!("{}", problem.text);
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// Has the devices approved; when they are busy because the daemon of an unmounted volume is still closing it, waits.
+fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<ApprovedDevice>, Failure> {
+    let access = if request.options.read_only { Access::ExclusiveRead } else { Access::Exclusive };
+    let deadline = Instant::now() + CLOSING_WAIT;
+    loop {
+        match devices::approve(&request.sources, registry, access) {
+            Err(failure) if failure.code == ExitCode::Busy && Instant::now() < deadline && is_daemon_closing() => {
+                std::thread::sleep(CLOSING_POLL);
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Whether some daemon serves a volume that is no longer mounted.
+fn is_daemon_closing() -> bool {
+    let mounts = find::mounts();
+    let is_mounted =
+        |status: &VolumeStatus| mounts.iter().any(|mount| mount.mountpoint == PathBuf::from(&status.mountpoint));
+    let daemons = control::daemons(control::RUN_DIR.as_ref()).unwrap_or_default();
+    daemons.iter().filter_map(|daemon| daemon.status().ok()).any(|status| !is_mounted(&status))
+}
+
+fn config(request: &Request, open: &Open) -> MountConfig {
+    let name = if open.label().is_empty() { open.uuid().to_string() } else { open.label().to_owned() };
+    let laboratory = if open.sovereign() { "" } else { " (not sovereign: laboratory registry)" };
+    MountConfig {
+        mountpoint: request.mountpoint.clone(),
+        source: format!("scelle:{name}{laboratory}"),
+        read_only: request.options.read_only,
+        no_exec: request.options.no_exec,
+        suid: request.options.suid,
+        dev: request.options.dev,
+        sync: request.options.sync,
+    }
+}
+
+impl Mounted {
+    /// Serves until the volume is unmounted, by whomever; then closes it.
+    pub(super) fn serve(self) -> Result<ExitCode, Failure> {
+        let Self { session, served, server, mountpoint, signals } = self;
+        let spawned = std::thread::Builder::new().name("signals".into()).spawn(move || obey(&signals, &mountpoint));
+        if let Err(error) = spawned {
+            log::warn!("no thread for signals: {error}; use scelle umount");
+        }
+        let ended = session.run();
+        if let Err(error) = &ended {
+            log::error!("the connection to the kernel broke: {error}");
+        }
+        let outcome = served.close();
+        server.finish(&outcome);
+        match (outcome, ended) {
+            (Err(problem), _) => {
+                log::error!("{}", problem.text);
+                Err(Failure::failed(&problem.code, problem.text))
+            }
+            (Ok(()), Err(error)) => {
+                Err(Failure::failed("fuse", format!("the connection to the kernel broke: {error}")))
+            }
+            (Ok(()), Ok(())) => Ok(ExitCode::Done),
+        }
+    }
+}
+
+/// A signal unmounts; while the folder is in use it leaves the tree at once, and the daemon ends with its last user.
+fn obey(signals: &EndSignals, mountpoint: &std::path::Path) {
+    while let Ok(signal) = signals.wait() {
+        log::info!("signal {signal}: unmounting {}", mountpoint.display());
+        match process::unmount(mountpoint, Unmount::Plain) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                log::warn!("{} is in use: the daemon ends with its last user", mountpoint.display());
+                if let Err(error) = process::unmount(mountpoint, Unmount::Lazy) {
+                    log::error!("unmounting {}: {error}", mountpoint.display());
+                }
+            }
+            Err(error) => log::error!("unmounting {}: {error}", mountpoint.display()),
+            Ok(()) => {}
+        }
+    }
+}
+
+/// What the control socket asks, answered from the open volume; and once that is closed, from the last answer.
+struct Served {
+    open: RwLock<Option<Open>>,
+    watch: Mutex<Option<Watch>>,
+    last: Mutex<VolumeStatus>,
+    mountpoint: String,
+}
+
+impl Served {
+    fn new(open: Open, request: &Request, registry: VerifiedRegistry) -> std::io::Result<Arc<Self>> {
+        let mirror = open.store().mirror();
+        let approved: Vec<_> = (0..mirror.len()).filter_map(|index| mirror.device(index).cloned()).collect();
+        let mountpoint = request.mountpoint.to_string_lossy().into_owned();
+        let last = Mutex::new(control::report(&open, &registry, &mountpoint, &[]));
+        let watch = Watch::start(request.documents.clone(), registry, approved)?;
+        Ok(Arc::new(Self { open: RwLock::new(Some(open)), watch: Mutex::new(Some(watch)), last, mountpoint }))
+    }
+
+    /// The last commit, and the end of everything but the control socket.
+    fn close(&self) -> Result<(), Problem> {
+        drop(self.watch.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let open = self.open.write().unwrap_or_else(PoisonError::into_inner).take();
+        open.map_or(Ok(()), Open::close)
+            .map_err(|error| Problem { code: "last-commit".into(), text: format!("the last commit failed: {error}") })
+    }
+}
+
+impl Handler for Served {
+    fn status(&self) -> VolumeStatus {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let found = self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Watch::found);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(open), Some(found)) = (open.as_ref(), found) {
+            *last = control::report(open, &found.registry, &self.mountpoint, &found.concerns);
+        }
+        last.clone()
+    }
+
+    fn sync(&self) -> Result<(), Problem> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = open.as_ref() else { return Ok(()) };
+        open.fs().sync().map_err(|error| Problem { code: "sync".into(), text: format!("not durable: {error}") })
+    }
+}

@@ -1,0 +1,153 @@
+//! The `-o` options of `mount`: one table row an option, parsed strictly.
+
+use std::path::PathBuf;
+
+use super::failure::Failure;
+
+/// What `-o` asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Go on although a replica that was in sync is absent.
+    pub degraded: bool,
+    /// Go on although every device shows an older state than this host has seen.
+    pub accept_rollback: bool,
+    /// Let nobody execute anything.
+    pub no_exec: bool,
+    /// Honour set-user-id and set-group-id bits.
+    pub suid: bool,
+    /// Honour device nodes.
+    pub dev: bool,
+    /// Every write is durable when it returns.
+    pub sync: bool,
+    /// The signed registry.
+    pub registry: Option<PathBuf>,
+    /// The trust anchors.
+    pub trust: Option<PathBuf>,
+    /// Where the passphrase is.
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// What an option does with what is already set.
+enum Effect {
+    Set(fn(&mut MountOptions)),
+    SetValue(fn(&mut MountOptions, PathBuf)),
+    /// Means something to mount(8), systemd or the kernel's defaults, and nothing here.
+    Neutral,
+}
+
+use Effect::{Neutral, Set, SetValue};
+
+/// Every option that is understood. Names starting with `x-` or `X-` are comments to us, as fstab(5) has it.
+const TABLE: &[(&str, Effect)] = &[
+    ("ro", Set(|o| o.read_only = true)),
+    ("rw", Set(|o| o.read_only = false)),
+    ("degraded", Set(|o| o.degraded = true)),
+    ("accept-rollback", Set(|o| o.accept_rollback = true)),
+    ("exec", Set(|o| o.no_exec = false)),
+    ("noexec", Set(|o| o.no_exec = true)),
+    ("suid", Set(|o| o.suid = true)),
+    ("nosuid", Set(|o| o.suid = false)),
+    ("dev", Set(|o| o.dev = true)),
+    ("nodev", Set(|o| o.dev = false)),
+    ("sync", Set(|o| o.sync = true)),
+    ("async", Set(|o| o.sync = false)),
+    ("registry", SetValue(|o, v| o.registry = Some(v))),
+    ("trust", SetValue(|o, v| o.trust = Some(v))),
+    ("passphrase-file", SetValue(|o, v| o.passphrase_file = Some(v))),
+    ("defaults", Neutral),
+    ("auto", Neutral),
+    ("noauto", Neutral),
+    ("nofail", Neutral),
+    ("_netdev", Neutral),
+    ("user", Neutral),
+    ("nouser", Neutral),
+    ("users", Neutral),
+    ("owner", Neutral),
+    ("group", Neutral),
+    // Reading never changes an access time; `atime` and `strictatime` would ask for what is not kept, and are unknown.
+    ("noatime", Neutral),
+    ("relatime", Neutral),
+    ("nodiratime", Neutral),
+    // Always so, and commonly written in fstab lines for FUSE.
+    ("allow_other", Neutral),
+    ("default_permissions", Neutral),
+];
+
+/// Parses the arguments of all `-o`, each a comma-separated list; a later option wins over an earlier one.
+///
+/// # Errors
+/// An option that is not in the table, a value where none belongs, or none where one does: exit code 2.
+pub fn parse(lists: &[String]) -> Result<MountOptions, Failure> {
+    let mut options = MountOptions::default();
+    for item in lists.iter().flat_map(|list| list.split(',')).filter(|item| !item.is_empty()) {
+        let (name, value) = item.split_once('=').map_or((item, None), |(name, value)| (name, Some(value)));
+        if name.starts_with("x-") || name.starts_with("X-") {
+            continue;
+        }
+        let Some((_, effect)) = TABLE.iter().find(|(known, _)| *known == name) else {
+            return Err(Failure::usage("mount-option-unknown", format!("mount option '{name}' is not known"))
+                .advise("See the list of options in scelle(8)."));
+        };
+        match (effect, value) {
+            (Set(set), None) => set(&mut options),
+            (SetValue(set), Some(value)) if !value.is_empty() => set(&mut options, PathBuf::from(value)),
+            (SetValue(_), _) => {
+                return Err(Failure::usage("mount-option-value", format!("mount option '{name}' needs a value")));
+            }
+            (Neutral, None) => {}
+            (Set(_) | Neutral, Some(_)) => {
+                return Err(Failure::usage("mount-option-value", format!("mount option '{name}' takes no value")));
+            }
+        }
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn one(list: &str) -> Result<MountOptions, Failure> {
+        parse(&[list.to_string()])
+    }
+
+    #[test]
+    fn options_are_understood() {
+        let options = one("rw,degraded,noatime,,registry=/etc/r.toml,x-systemd.automount,_netdev,nofail").unwrap();
+        assert!(options.degraded && !options.read_only);
+        assert_eq!(options.registry, Some(PathBuf::from("/etc/r.toml")));
+        assert_eq!(one("").unwrap(), MountOptions::default());
+    }
+
+    #[test]
+    fn the_last_word_counts() {
+        assert!(!one("ro,rw").unwrap().read_only);
+        assert!(parse(&["rw".into(), "ro".into()]).unwrap().read_only);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for (bad, reason) in [
+            ("force", "mount-option-unknown"),
+            ("strictatime", "mount-option-unknown"),
+            ("RO", "mount-option-unknown"),
+            ("ro=1", "mount-option-value"),
+            ("registry", "mount-option-value"),
+            ("registry=", "mount-option-value"),
+            ("nofail=yes", "mount-option-value"),
+        ] {
+            let failure = one(bad).unwrap_err();
+            assert_eq!((failure.reason.as_str(), failure.code as u8), (reason, 2), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_table_names_no_option_twice() {
+        for (index, (name, _)) in TABLE.iter().enumerate() {
+            assert!(TABLE[..index].iter().all(|(other, _)| other != name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! `scelle status`.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use clap::Args;
+
+use super::failure::{ExitCode, Failure};
+use super::umount::absolute;
+use crate::control::{self, Replica, State, StatusReport, VolumeStatus};
+
+/// Arguments of `scelle status`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// A label, a UUID or a mount point; every mounted volume if left out
+    volume: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks the daemons and prints; exit code 6 when something is not as it should be.
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let daemons = control::daemons(Path::new(control::RUN_DIR))
+        .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
+    // A socket whose daemon was killed answers nothing, and its volume is not mounted.
+    let all = daemons.iter().filter_map(|daemon| daemon.status().ok());
+    let wanted = arguments.volume.as_deref();
+    let report =
+        StatusReport { volumes: all.filter(|volume| wanted.is_none_or(|name| is_called(volume, name))).collect() };
+    if let Some(name) = wanted.filter(|_| report.volumes.is_empty()) {
+        return Err(Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
+            .advise("scelle status without a name shows all that are mounted."));
+    }
+    if arguments.json {
+        let json = serde_json::to_string(&report).map_err(|error| Failure::failed("json", error.to_string()))?;
+        println!("{json}");
+    } else {
+        print!("{}", text(&report));
+    }
+    let healthy = report.volumes.iter().all(|volume| volume.state == State::Healthy && volume.advice.is_empty());
+    Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
+}
+
+fn is_called(volume: &VolumeStatus, name: &str) -> bool {
+    volume.label == name
+        || volume.uuid.eq_ignore_ascii_case(name)
+        || (name.contains('/') && Path::new(&volume.mountpoint) == absolute(Path::new(name)))
+}
+
+fn text(report: &StatusReport) -> String {
+    let mut out = String::new();
+    if report.volumes.is_empty() {
+        out.push_str("no volume is mounted\n");
+    }
+    for volume in &report.volumes {
+        // Writing to a String cannot fail.
+        let _ = write_volume(&mut out, volume);
+    }
+    out
+}
+
+fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
+    let state = match volume.state {
+        State::Healthy => "healthy",
+        State::Degraded => "DEGRADED",
+        State::ReadOnly => "READ-ONLY",
+    };
+    let label = if volume.label.is_empty() { "(no label)" } else { &volume.label };
+    writeln!(out, "{label}  {}  on {}: {state}", volume.uuid, volume.mountpoint)?;
+    let (used, total) = (bytes(volume.capacity.used_bytes), bytes(volume.capacity.total_bytes));
+    writeln!(out, "  generation {}, {used} of {total} used", volume.generation)?;
+    let registry = &volume.registry;
+    let signers = registry.signatures.join(", ");
+    writeln!(
+        out,
+        "  registry version {}, valid until {}, signed by {signers}",
+        registry.version, registry.valid_until
+    )?;
+    if !volume.sovereign {
+        writeln!(out, "  NOT SOVEREIGN: laboratory registry")?;
+    }
+    for replica in &volume.replicas {
+        write_replica(out, replica)?;
+    }
+    for reason in &volume.advice {
+        writeln!(out, "  ! {} [{}]", reason.text, reason.code)?;
+    }
+    Ok(())
+}
+
+fn write_replica(out: &mut String, replica: &Replica) -> std::fmt::Result {
+    let device = if replica.device.is_empty() { "-" } else { &replica.device };
+    writeln!(out, "  replica {}  {device}  {}, generation {}", replica.registry_id, replica.state, replica.generation)?;
+    let law = replica.jurisdictions.join(", ");
+    let Replica { site, site_name, country, owner, administrator, .. } = replica;
+    writeln!(out, "    at {site} ({site_name}, {country}); owner {owner}, administrator {administrator}, law {law}")?;
+    for reason in &replica.verdict.reasons {
+        writeln!(out, "    refused: {} [{}]", reason.text, reason.code)?;
+    }
+    let errors = replica.errors;
+    if errors != control::Errors::default() {
+        let control::Errors { read, write, integrity, repaired } = errors;
+        writeln!(out, "    errors: {read} read, {write} write, {integrity} integrity; {repaired} repaired")?;
+    }
+    Ok(())
+}
+
+/// A number of bytes for people, in binary units.
+fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let power = (count.max(1).ilog2() / 10) as usize;
+    if power == 0 {
+        return format!("{count} B");
+    }
+    format!("{:.1} {}", count as f64 / (1u64 << (10 * power)) as f64, units[power])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_readable() {
+        for (count, expected) in
+            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536 << 20, "1.5 GiB"), (u64::MAX, "16.0 EiB")]
+        {
+            assert_eq!(bytes(count), expected);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! `scelle umount`: it returns when the volume is closed and the daemon has ended, so that the devices are free.
+
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::failure::{ExitCode, Failure};
+use crate::control::{self, Client, ClientError};
+use crate::device::process::{self, Unmount};
+
+/// Longest wait for the last commit and the daemon's end.
+const END_WAIT: Duration = Duration::from_secs(300);
+
+/// How often the daemon's end is looked for once it has said that the volume is closed.
+const POLL: Duration = Duration::from_millis(5);
+
+/// Most processes that a message names.
+const USERS_SHOWN: usize = 5;
+
+/// Arguments of `scelle umount`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Where the volume is mounted
+    mountpoint: PathBuf,
+}
+
+/// Unmounts and waits.
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let mountpoint = absolute(&arguments.mountpoint);
+    let daemon = daemon_at(&mountpoint)?;
+    let watch = match &daemon {
+        Some(client) => Some(client.watch_end().map_err(|error| Failure::failed("control", error.to_string()))?),
+        None => None,
+    };
+    process::unmount(&mountpoint, Unmount::Plain).map_err(|error| unmount_failure(&mountpoint, &error))?;
+    let Some(watch) = watch else { return Ok(ExitCode::Done) };
+    let pid = watch.pid;
+    match watch.wait(END_WAIT) {
+        Ok(()) => {}
+        Err(ClientError::Refused(problem)) => {
+            return Err(Failure::new(ExitCode::Failed, problem.code, format!("unmounted, but {}", problem.text)));
+        }
+        Err(ClientError::Io { source, .. }) if source.kind() == ErrorKind::TimedOut => {
+            let text =
+                format!("unmounted, but the daemon (process {pid}) has not closed the volume within {END_WAIT:?}");
+            return Err(Failure::failed("umount-timeout", text).advise("It goes on trying; see the system's log."));
+        }
+        Err(error) => {
+            let text = format!("unmounted, but the daemon (process {pid}) ended without closing the volume: {error}");
+            return Err(Failure::failed("umount-died", text).advise("What was fsynced is safe; see the system's log."));
+        }
+    }
+    let deadline = Instant::now() + END_WAIT;
+    while is_alive(pid) {
+        if Instant::now() > deadline {
+            let text = format!("the volume is closed, but the daemon (process {pid}) has not ended");
+            return Err(Failure::failed("umount-timeout", text));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(ExitCode::Done)
+}
+
+/// The path without symbolic links in its folders; the last name is not touched, a dead mount would not answer.
+pub(super) fn absolute(path: &Path) -> PathBuf {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    match (whole.parent().and_then(|parent| parent.canonicalize().ok()), whole.file_name()) {
+        (Some(parent), Some(name)) => parent.join(name),
+        _ => whole.canonicalize().unwrap_or(whole),
+    }
+}
+
+/// The daemon that serves the mount at `mountpoint`.
+fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Failure> {
+    let daemons = control::daemons(Path::new(control::RUN_DIR))
+        .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
+    let serves = |client: &Client| client.status().is_ok_and(|s| Path::new(&s.mountpoint) == mountpoint);
+    Ok(daemons.into_iter().find(serves))
+}
+
+fn unmount_failure(mountpoint: &Path, error: &std::io::Error) -> Failure {
+    let place = mountpoint.display();
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => {
+            let users = users(mountpoint);
+            let advice = if users.is_empty() {
+                "Close what is open there, or leave the folder.".to_string()
+            } else {
+                format!("Used by {}.", users.join(", "))
+            };
+            Failure::new(ExitCode::Busy, "umount-busy", format!("{place} is in use")).advise(advice)
+        }
+        Some(libc::EINVAL | libc::ENOENT) => {
+            Failure::usage("umount-not-mounted", format!("{place} is not a mount point"))
+        }
+        Some(libc::EPERM) => Failure::failed("umount-permission", format!("{place}: only root may unmount")),
+        _ => Failure::failed("umount", format!("{place}: {error}")),
+    }
+}
+
+/// Processes with a working folder, a program or an open file under `mountpoint`, as far as /proc tells.
+fn users(mountpoint: &Path) -> Vec<String> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let inside = |link: PathBuf| std::fs::read_link(link).is_ok_and(|target| target.starts_with(mountpoint));
+    let mut found = Vec::new();
+    for process in processes.flatten() {
+        let name = process.file_name();
+        if !name.as_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        let path = process.path();
+        let files = std::fs::read_dir(path.join("fd")).into_iter().flatten().flatten().map(|file| file.path());
+        if ["cwd", "root", "exe"].into_iter().map(|link| path.join(link)).chain(files).any(inside) {
+            let command = std::fs::read_to_string(path.join("comm")).unwrap_or_default();
+            found.push(format!("{} (process {})", command.trim(), name.to_string_lossy()));
+        }
+        if found.len() == USERS_SHOWN {
+            break;
+        }
+    }
+    found
+}
+
+/// Whether the process still holds anything: a zombie does not.
+fn is_alive(pid: u32) -> bool {
+    // The state follows the command's name, which may hold spaces and brackets (proc_pid_stat(5)).
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after = stat.iter().rposition(|&byte| byte == b')').and_then(|at| stat.get(at + 2));
+    after.is_some_and(|state| !matches!(state, b'Z' | b'X'))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_last_name_is_kept_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(real.join("a")).unwrap();
+        std::os::unix::fs::symlink("a", real.join("b")).unwrap();
+        std::fs::create_dir(real.join("a/c")).unwrap();
+        assert_eq!(absolute(&real.join("b/c")), real.join("a/c"));
+        assert_eq!(absolute(&real.join("b/gone")), real.join("a/gone"));
+        assert_eq!(absolute(Path::new("/")), Path::new("/"));
+    }
+
+    #[test]
+    fn we_are_alive() {
+        assert!(is_alive(std::process::id()));
+        assert!(!is_alive(u32::MAX));
+    }
+}

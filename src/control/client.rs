@@ -1,0 +1,230 @@
+//! The command line's side of the control socket.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::line;
+use super::protocol::{Answer, Problem, Request, VolumeStatus};
+use crate::units::Uuid;
+
+/// Longest wait for an answer. A sync may have to wait for slow disks.
+const ANSWER_WAIT: Duration = Duration::from_secs(120);
+
+/// Most sockets that [`daemons`] looks at.
+const DAEMONS_MAX: usize = 1024;
+
+/// What can go wrong while talking to a daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The socket failed.
+    #[error("control socket {path}: {source}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The daemon said no.
+    #[error("{} ({})", .0.text, .0.code)]
+    Refused(Problem),
+    /// The daemon answered something else than what was asked.
+    #[error("control socket {0}: the daemon gave an answer that does not fit the question")]
+    Unexpected(PathBuf),
+}
+
+/// A daemon that can be asked.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// The daemon of the volume `uuid`, mounted or not.
+    pub fn new(dir: &Path, uuid: Uuid) -> Self {
+        Self { path: dir.join(format!("{uuid}.sock")) }
+    }
+
+    /// Asks for the status.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; `NotFound` and `ConnectionRefused` mean that no daemon runs.
+    pub fn status(&self) -> Result<VolumeStatus, ClientError> {
+        match self.ask(Request::Status)?.0 {
+            Answer::Status(status) => Ok(*status),
+            _ => Err(ClientError::Unexpected(self.path.clone())),
+        }
+    }
+
+    /// Returns once everything that had reached the daemon is durable.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn sync(&self) -> Result<(), ClientError> {
+        match self.ask(Request::Sync)?.0 {
+            Answer::Done => Ok(()),
+            _ => Err(ClientError::Unexpected(self.path.clone())),
+        }
+    }
+
+    /// Asks to be told of the end; the answer comes through [`EndWatch::wait`].
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn watch_end(&self) -> Result<EndWatch, ClientError> {
+        match self.ask(Request::AwaitEnd)? {
+            (Answer::Waiting { pid }, stream) => Ok(EndWatch { path: self.path.clone(), stream, pid }),
+            _ => Err(ClientError::Unexpected(self.path.clone())),
+        }
+    }
+
+    fn ask(&self, request: Request) -> Result<(Answer, UnixStream), ClientError> {
+        let exchange = || {
+            let mut stream = UnixStream::connect(&self.path)?;
+            line::send(&mut stream, &request, ANSWER_WAIT)?;
+            Ok((line::receive(&mut stream, Some(ANSWER_WAIT))?, stream))
+        };
+        match exchange().map_err(|source| ClientError::Io { path: self.path.clone(), source })? {
+            (Answer::Error(problem), _) => Err(ClientError::Refused(problem)),
+            answer => Ok(answer),
+        }
+    }
+}
+
+/// A connection on which the daemon will say that the volume is closed.
+#[derive(Debug)]
+pub struct EndWatch {
+    path: PathBuf,
+    stream: UnixStream,
+    /// Process number of the daemon.
+    pub pid: u32,
+}
+
+impl EndWatch {
+    /// Waits for the end of the volume, at most `wait`.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] when the last commit failed, `TimedOut` when the end did not come, `UnexpectedEof` when
+    /// the daemon died on the way.
+    pub fn wait(mut self, wait: Duration) -> Result<(), ClientError> {
+        match line::receive(&mut self.stream, Some(wait)) {
+            Ok(Answer::Done) => Ok(()),
+            Ok(Answer::Error(problem)) => Err(ClientError::Refused(problem)),
+            Ok(_) => Err(ClientError::Unexpected(self.path)),
+            Err(source) => Err(ClientError::Io { path: self.path, source }),
+        }
+    }
+}
+
+/// The daemons that have a socket in `dir`, in the order of their UUIDs. A folder that does not exist holds none; a
+/// socket whose daemon has died is left out by [`Client::status`] failing, not here.
+///
+/// # Errors
+/// What reading the folder says.
+pub fn daemons(dir: &Path) -> io::Result<Vec<Client>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries.take(DAEMONS_MAX) {
+        let name = entry?.file_name();
+        let uuid = name.to_str().and_then(|name| name.strip_suffix(".sock")).and_then(Uuid::parse);
+        found.extend(uuid);
+    }
+    found.sort();
+    Ok(found.into_iter().map(|uuid| Client::new(dir, uuid)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::io::{Read, Write};
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::Arc;
+
+    use super::super::protocol::sample;
+    use super::super::server::{Handler, Server};
+    use super::*;
+
+    struct Fixed;
+
+    impl Handler for Fixed {
+        fn status(&self) -> VolumeStatus {
+            sample()
+        }
+
+        fn sync(&self) -> Result<(), Problem> {
+            Err(Problem { code: "read-only".into(), text: "the volume is read-only".into() })
+        }
+    }
+
+    const UUID: Uuid = Uuid::from_random([7; 16]);
+
+    fn start(dir: &Path) -> Server {
+        Server::start(dir, &UUID.to_string(), Arc::new(Fixed)).unwrap()
+    }
+
+    #[test]
+    fn status_and_refusals_arrive() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("run");
+        let server = start(&dir);
+        let client = daemons(&dir).unwrap().pop().unwrap();
+        assert_eq!(client.status().unwrap(), sample());
+        assert!(matches!(client.sync().unwrap_err(), ClientError::Refused(problem) if problem.code == "read-only"));
+        let mode = fs::symlink_metadata(dir.join(format!("{UUID}.sock"))).unwrap().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(server);
+        assert!(daemons(&dir).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_end_is_announced_to_all_who_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = start(dir.path());
+        let client = Client::new(dir.path(), UUID);
+        let (good, bad) = (client.watch_end().unwrap(), client.watch_end().unwrap());
+        assert_eq!(good.pid, std::process::id());
+        // Both requests are registered once a later request was answered: the server is serial.
+        client.status().unwrap();
+        server.finish(&Err(Problem { code: "commit".into(), text: "the last commit failed".into() }));
+        for watch in [good, bad] {
+            assert!(matches!(watch.wait(Duration::from_secs(5)), Err(ClientError::Refused(_))));
+        }
+    }
+
+    #[test]
+    fn one_daemon_a_volume_and_a_dead_socket_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = start(dir.path());
+        let again = Server::start(dir.path(), &UUID.to_string(), Arc::new(Fixed)).unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::AddrInUse);
+        drop(server);
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap());
+        assert!(matches!(Client::new(dir.path(), UUID).status().unwrap_err(), ClientError::Io { .. }));
+        drop(start(dir.path()));
+    }
+
+    #[test]
+    fn what_is_not_a_request_is_answered_and_survived() {
+        let dir = tempfile::tempdir().unwrap();
+        let _server = start(dir.path());
+        let path = dir.path().join(format!("{UUID}.sock"));
+        for bad in [&b"\n"[..], b"{\"request\":\"format\"}\n", b"\xff\xfe\0\n"] {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(bad).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.contains("control-request"), "{answer}");
+        }
+        // Too long a line, and a client that hangs up.
+        let mut stream = UnixStream::connect(&path).unwrap();
+        let _ = stream.write_all(&vec![b'x'; crate::limits::CONTROL_MESSAGE_MAX + 8192]);
+        drop(stream);
+        assert_eq!(Client::new(dir.path(), UUID).status().unwrap(), sample());
+    }
+}

@@ -1,0 +1,58 @@
+//! One line in, one line out, both bounded in length and time.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::limits::CONTROL_MESSAGE_MAX;
+
+/// Reads one line and decodes it. `wait` bounds the whole line, so that a peer who sends a byte now and then cannot
+/// hold the reader; `None` waits as long as it takes.
+///
+/// # Errors
+/// `TimedOut`, `UnexpectedEof`, `InvalidData` for a line that is too long or not what was expected, or the socket's.
+pub(super) fn receive<T: DeserializeOwned>(stream: &mut UnixStream, wait: Option<Duration>) -> io::Result<T> {
+    let deadline = wait.map(|wait| Instant::now() + wait);
+    let mut line = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(left)?;
+        let count = match stream.read(&mut chunk) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error),
+        };
+        let fresh = &chunk[..count];
+        if let Some(end) = fresh.iter().position(|&byte| byte == b'\n') {
+            line.extend_from_slice(&fresh[..end]);
+            return serde_json::from_slice(&line).map_err(|error| io::Error::new(ErrorKind::InvalidData, error));
+        }
+        line.extend_from_slice(fresh);
+        if line.len() >= CONTROL_MESSAGE_MAX {
+            return Err(io::Error::new(ErrorKind::InvalidData, "the line is longer than the protocol allows"));
+        }
+    }
+}
+
+/// Encodes and sends one line.
+///
+/// # Errors
+/// `InvalidData` when it would be too long, `WouldBlock` when the peer does not read within `wait`, or the socket's.
+pub(super) fn send<T: Serialize>(stream: &mut UnixStream, message: &T, wait: Duration) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+    line.push(b'\n');
+    if line.len() > CONTROL_MESSAGE_MAX {
+        return Err(io::Error::new(ErrorKind::InvalidData, "the message is longer than the protocol allows"));
+    }
+    stream.set_write_timeout(Some(wait))?;
+    stream.write_all(&line)
+}

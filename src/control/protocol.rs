@@ -1,0 +1,269 @@
+//! What travels over the control socket. The status structures are the stable JSON of `scelle status --json`: keys are
+//! added, never changed.
+
+use serde::{Deserialize, Serialize};
+
+/// What a client asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// The volume's status.
+    Status,
+    /// Make durable what has reached the daemon.
+    Sync,
+    /// Say when the volume is closed.
+    AwaitEnd,
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(Box<VolumeStatus>),
+    /// First answer to [`Request::AwaitEnd`].
+    Waiting {
+        /// Process number of the daemon.
+        pid: u32,
+    },
+    /// What was asked for has happened.
+    Done,
+    /// It has not.
+    Error(Problem),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Stable reason code.
+    pub code: String,
+    /// What happened and what to do.
+    pub text: String,
+}
+
+/// The document that `scelle status --json` prints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Every mounted volume, or the one that was asked for.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+/// State of a volume as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Every replica is in sync.
+    Healthy,
+    /// The volume goes on with fewer replicas than it has.
+    Degraded,
+    /// Changes are refused.
+    ReadOnly,
+}
+
+/// One mounted volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// The volume's UUID.
+    pub uuid: String,
+    /// Its label.
+    pub label: String,
+    /// Where it is mounted.
+    pub mountpoint: String,
+    /// State as a whole.
+    pub state: State,
+    /// Whether the registry is a real one; false for a laboratory registry.
+    pub sovereign: bool,
+    /// Last durable commit.
+    pub generation: u64,
+    /// Room, in bytes of file data and metadata on each replica.
+    pub capacity: Capacity,
+    /// The registry in force.
+    pub registry: RegistryStatus,
+    /// Every replica of the volume.
+    pub replicas: Vec<Replica>,
+    /// Last verification of everything.
+    pub scrub: Scrub,
+    /// Process number of the daemon.
+    #[serde(default)]
+    pub pid: u32,
+    /// What is wrong and what to do, in sentences; empty when healthy.
+    #[serde(default)]
+    pub advice: Vec<Reason>,
+}
+
+/// Room on each replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// All of it, in bytes.
+    pub total_bytes: u64,
+    /// What is in use, in bytes.
+    pub used_bytes: u64,
+}
+
+/// The registry in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryStatus {
+    /// Its version.
+    pub version: u64,
+    /// Last day it is valid, `YYYY-MM-DD`.
+    pub valid_until: String,
+    /// The officers whose signatures were verified.
+    pub signatures: Vec<String>,
+}
+
+/// One replica: the device, who answers for it, and how it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Device node, or empty when the replica is missing.
+    pub device: String,
+    /// Identifier of the device in the registry.
+    pub registry_id: String,
+    /// Identifier of the site.
+    pub site: String,
+    /// Name of the site.
+    pub site_name: String,
+    /// Country of the site, ISO 3166-1 alpha-2.
+    pub country: String,
+    /// Who owns the device.
+    pub owner: String,
+    /// Who administers it.
+    pub administrator: String,
+    /// Whose law can compel owner or administrator.
+    pub jurisdictions: Vec<String>,
+    /// `in-sync`, `resyncing`, `stale`, `missing`, `faulty` or `refused`.
+    pub state: String,
+    /// Last commit the replica holds.
+    pub generation: u64,
+    /// The policy's verdict on the device.
+    pub verdict: Verdict,
+    /// What went wrong since the volume was mounted.
+    pub errors: Errors,
+    /// Progress of a resync, when one is under way.
+    pub resync: Option<Resync>,
+}
+
+/// The policy's verdict.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Whether the device may be written to.
+    pub approved: bool,
+    /// Why not.
+    pub reasons: Vec<Reason>,
+}
+
+/// A stable code and its sentence.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Stable reason code.
+    pub code: String,
+    /// What happened, why, and what to do.
+    pub text: String,
+}
+
+/// Counts of errors since the volume was mounted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Errors {
+    /// Reads the device failed.
+    pub read: u64,
+    /// Writes and flushes the device failed.
+    pub write: u64,
+    /// Blocks that did not authenticate.
+    pub integrity: u64,
+    /// Blocks that were rewritten from another replica.
+    pub repaired: u64,
+}
+
+/// Progress of a resync.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resync {
+    /// Bytes copied so far.
+    pub done_bytes: u64,
+    /// Bytes to copy in all.
+    pub total_bytes: u64,
+}
+
+/// Last verification of everything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scrub {
+    /// `never`, `running` or `finished`.
+    pub state: String,
+    /// When the last one finished, RFC 3339 in UTC.
+    pub last_finished: Option<String>,
+    /// Errors it found.
+    pub errors: u64,
+}
+
+impl Default for Scrub {
+    fn default() -> Self {
+        Self { state: "never".into(), last_finished: None, errors: 0 }
+    }
+}
+
+#[cfg(test)]
+pub(super) fn sample() -> VolumeStatus {
+    VolumeStatus {
+        uuid: "a5a5a5a5-a5a5-45a5-a5a5-a5a5a5a5a5a5".into(),
+        label: "greffe".into(),
+        mountpoint: "/srv/greffe".into(),
+        state: State::ReadOnly,
+        sovereign: true,
+        generation: 12,
+        capacity: Capacity { total_bytes: 1 << 30, used_bytes: 4096 },
+        registry: RegistryStatus { version: 7, valid_until: "2027-05-31".into(), signatures: vec!["officer-1".into()] },
+        replicas: vec![Replica { device: "/dev/nvme0n1".into(), state: "in-sync".into(), ..Replica::default() }],
+        scrub: Scrub::default(),
+        pid: 1,
+        advice: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn status_keeps_its_keys() {
+        let json = serde_json::to_value(StatusReport { volumes: vec![sample()] }).unwrap();
+        let volume = &json["volumes"][0];
+        let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        for key in ["uuid", "label", "mountpoint", "state", "sovereign", "generation", "capacity", "registry"] {
+            assert!(keys(volume).iter().any(|k| k == key), "{key}");
+        }
+        assert_eq!(volume["state"], "read-only");
+        assert_eq!(keys(&volume["capacity"]), ["total_bytes", "used_bytes"]);
+        assert_eq!(keys(&volume["registry"]), ["signatures", "valid_until", "version"]);
+        assert_eq!(keys(&volume["scrub"]), ["errors", "last_finished", "state"]);
+        let replica = &volume["replicas"][0];
+        assert_eq!(
+            keys(replica),
+            [
+                "administrator",
+                "country",
+                "device",
+                "errors",
+                "generation",
+                "jurisdictions",
+                "owner",
+                "registry_id",
+                "resync",
+                "site",
+                "site_name",
+                "state",
+                "verdict"
+            ]
+        );
+        assert_eq!(keys(&replica["errors"]), ["integrity", "read", "repaired", "write"]);
+        assert!(replica["resync"].is_null());
+    }
+
+    #[test]
+    fn requests_have_the_documented_form() {
+        let text = serde_json::to_string(&Request::AwaitEnd).unwrap();
+        assert_eq!(text, r#"{"request":"await-end"}"#);
+        assert_eq!(serde_json::from_str::<Request>(r#"{"request":"status"}"#).unwrap(), Request::Status);
+        for bad in [r#"{"request":"format"}"#, "{}", "[]", "null", ""] {
+            assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The status of an open volume as the control socket and `scelle status --json` show it.
+
+use super::protocol::{Capacity, Errors, Reason, RegistryStatus, Replica, Scrub, State, Verdict, VolumeStatus};
+use crate::mirror;
+use crate::policy::ApprovedDevice;
+use crate::registry::VerifiedRegistry;
+use crate::units::BLOCK_SIZE;
+use crate::volume::{Open, ReplicaStatus};
+
+/// What is true of `open` now, under `registry`, mounted at `mountpoint`. `concerns` are what the caller knows beyond
+/// the volume: the registry file no longer verifies, say.
+pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concerns: &[Reason]) -> VolumeStatus {
+    let status = open.status();
+    let trouble = status.trouble().is_some();
+    let state = match (&status.read_only, trouble) {
+        (Some(_), _) => State::ReadOnly,
+        (None, true) => State::Degraded,
+        (None, false) => State::Healthy,
+    };
+    let mut advice = concerns.to_vec();
+    advice.extend(
+        status
+            .read_only
+            .iter()
+            .map(|why| Reason { code: "read-only".into(), text: format!("no change is accepted: {why}") }),
+    );
+    advice.extend(status.replicas.iter().filter_map(advise));
+    let mirror = open.store().mirror();
+    let replicas = status.replicas.iter().enumerate();
+    VolumeStatus {
+        uuid: status.uuid.to_string(),
+        label: status.label,
+        mountpoint: mountpoint.to_owned(),
+        state,
+        sovereign: status.sovereign,
+        generation: status.generation.0,
+        capacity: Capacity {
+            total_bytes: status.usage.total_blocks * BLOCK_SIZE as u64,
+            used_bytes: status.usage.total_blocks.saturating_sub(status.usage.free_blocks) * BLOCK_SIZE as u64,
+        },
+        registry: RegistryStatus {
+            version: registry.version(),
+            valid_until: registry.valid_until().to_string(),
+            signatures: registry.signers().to_vec(),
+        },
+        replicas: replicas.map(|(i, r)| replica(r, registry, mirror.device(i).map(AsRef::as_ref))).collect(),
+        scrub: Scrub::default(),
+        pid: std::process::id(),
+        advice,
+    }
+}
+
+fn advise(replica: &ReplicaStatus) -> Option<Reason> {
+    let why = replica.reason.as_deref().unwrap_or("no further reason is known");
+    let id = &replica.registry_id;
+    let what = match replica.state {
+        mirror::State::InSync | mirror::State::Resyncing => return None,
+        mirror::State::Stale => format!("{id} was left behind by earlier commits: {why}. It is not written to"),
+        mirror::State::Missing => format!("{id} is not there. Attach it and mount again"),
+        mirror::State::Faulty => format!("{id} failed: {why}. Have the device looked at or replaced"),
+        mirror::State::Refused => format!("{id} is refused by the policy: {why}. See scelle device inspect"),
+    };
+    Some(Reason { code: format!("replica-{}", state_name(replica.state)), text: what })
+}
+
+fn state_name(state: mirror::State) -> &'static str {
+    match state {
+        mirror::State::InSync => "in-sync",
+        mirror::State::Resyncing => "resyncing",
+        mirror::State::Stale => "stale",
+        mirror::State::Missing => "missing",
+        mirror::State::Faulty => "faulty",
+        mirror::State::Refused => "refused",
+    }
+}
+
+fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, device: Option<&ApprovedDevice>) -> Replica {
+    let entry = registry.devices().iter().find(|entry| entry.id == status.registry_id);
+    let site = entry.and_then(|entry| registry.site(&entry.site));
+    let text = |of: fn(&crate::registry::Site) -> &String| site.map_or_else(String::new, |site| of(site).clone());
+    let verdict = device.map(ApprovedDevice::verdict).map_or_else(Verdict::default, |verdict| Verdict {
+        approved: verdict.approved,
+        reasons: verdict.reasons.iter().map(|r| Reason { code: r.code.to_string(), text: r.text.clone() }).collect(),
+    });
+    Replica {
+        device: status.device.clone(),
+        registry_id: status.registry_id.clone(),
+        site: text(|site| &site.id),
+        site_name: text(|site| &site.name),
+        country: text(|site| &site.country),
+        owner: text(|site| &site.owner),
+        administrator: text(|site| &site.administrator),
+        jurisdictions: site.map_or_else(Vec::new, |site| site.jurisdictions.clone()),
+        state: state_name(status.state).into(),
+        generation: status.generation.0,
+        verdict,
+        errors: Errors {
+            read: status.errors.read,
+            write: status.errors.write,
+            integrity: status.errors.integrity,
+            repaired: status.errors.repaired,
+        },
+        resync: None,
+    }
+}

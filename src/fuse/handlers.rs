@@ -1,0 +1,469 @@
+//! One handler a request.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::attr::{absent, file_attr, file_type, from_system, set_time};
+use super::sync::Syncer;
+use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
+use crate::limits::REQUEST_BYTES_MAX;
+use crate::units::Ino;
+
+/// How long the kernel may believe what it was told. Nobody else changes the volume, so: long.
+const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Inode numbers are never reused, so one generation is enough.
+const GENERATION: Generation = Generation(0);
+
+/// Requests that the kernel may have in flight beside the synchronous ones (write-back, read-ahead).
+const BACKGROUND_MAX: u16 = 128;
+
+/// Damaged or failing devices can produce an error a request: at most one log line in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pages stay cached over open and close: nobody else changes them.
+const FILE_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
+
+/// The same for the names in a folder.
+const FOLDER_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_CACHE_DIR);
+
+const CAPABILITIES: [InitFlags; 9] = [
+    InitFlags::FUSE_WRITEBACK_CACHE,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_EXPORT_SUPPORT,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+];
+
+thread_local! {
+    /// What a read is put together in before it is sent; one an event loop.
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The filesystem as the library wants it.
+pub(super) struct Adapter {
+    fs: Arc<Fs>,
+    syncer: Syncer,
+}
+
+impl Adapter {
+    pub(super) fn new(fs: Arc<Fs>, loops: usize) -> std::io::Result<Self> {
+        Ok(Self { syncer: Syncer::start(Arc::clone(&fs), loops)?, fs })
+    }
+}
+
+/// The errno for the kernel; failures that no caller has caused are logged.
+pub(super) fn errno(error: &fs::Error) -> Errno {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let code = error.errno();
+    if code == libc::EIO {
+        let now = 1 + START.get_or_init(Instant::now).elapsed().as_millis() as u64;
+        let last = LAST.load(Ordering::Relaxed);
+        if last == 0 || now.saturating_sub(last) >= LOG_INTERVAL.as_millis() as u64 {
+            LAST.store(now, Ordering::Relaxed);
+            log::error!("a request failed: {error}");
+        }
+    }
+    Errno::from_i32(code)
+}
+
+const fn ino(number: INodeNo) -> Ino {
+    Ino(number.0)
+}
+
+fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), umask }
+}
+
+fn entry(result: fs::Result<Attr>, reply: ReplyEntry) {
+    match result {
+        Ok(attr) => reply.entry(&LIFETIME, &file_attr(&attr), GENERATION),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn attributes(result: fs::Result<Attr>, reply: ReplyAttr) {
+    match result {
+        Ok(attr) => reply.attr(&LIFETIME, &file_attr(&attr)),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+fn empty(result: fs::Result<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// The two-step answer of getxattr(2) and listxattr(2): the length when asked for 0 bytes, else the bytes if they fit.
+fn sized(result: fs::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() <= size as usize => reply.data(&value),
+        Ok(_) => reply.error(Errno::ERANGE),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for capability in CAPABILITIES.into_iter().chain([InitFlags::FUSE_CACHE_SYMLINKS]) {
+            if config.add_capabilities(capability).is_err() {
+                log::warn!("the kernel's FUSE lacks {capability:?}");
+            }
+        }
+        // A value that is too large is answered with the largest that is not.
+        let _ = config.set_max_write(REQUEST_BYTES_MAX as u32).or_else(|most| config.set_max_write(most));
+        let _ = config.set_max_readahead(4 << 20).or_else(|most| config.set_max_readahead(most));
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.fs.lookup(ino(parent), name.as_bytes()) {
+            Err(fs::Error::NotFound) => reply.entry(&LIFETIME, &absent(), GENERATION),
+            other => entry(other, reply),
+        }
+    }
+
+    fn forget(&self, _: &Request, number: INodeNo, lookups: u64) {
+        self.fs.forget(ino(number), lookups);
+    }
+
+    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        attributes(self.fs.getattr(ino(number)), reply);
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = SetAttr {
+            mode,
+            uid,
+            gid,
+            size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+            ctime: ctime.map(from_system),
+        };
+        attributes(self.fs.setattr(ino(number), &change), reply);
+    }
+
+    fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
+        match self.fs.readlink(ino(number)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        entry(self.fs.mknod(&caller(request, umask), ino(parent), name.as_bytes(), mode, rdev), reply);
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        entry(self.fs.mkdir(&caller(request, umask), ino(parent), name.as_bytes(), mode), reply);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        entry(self.fs.symlink(&caller(request, 0), ino(parent), name.as_bytes(), target), reply);
+    }
+
+    fn link(&self, _: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        entry(self.fs.link(ino(number), ino(parent), name.as_bytes()), reply);
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(self.fs.unlink(ino(parent), name.as_bytes()), reply);
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(self.fs.rmdir(ino(parent), name.as_bytes()), reply);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        // NOREPLACE comes to us only when the kernel has found the new name free: a whiteout beside it is what is left.
+        let flags = match flags {
+            RenameFlags::RENAME_EXCHANGE => fs::RenameFlags::Exchange,
+            RenameFlags::RENAME_NOREPLACE => fs::RenameFlags::NoReplace,
+            flags if flags.contains(RenameFlags::RENAME_WHITEOUT) => fs::RenameFlags::Whiteout,
+            _ => fs::RenameFlags::Plain,
+        };
+        empty(self.fs.rename(ino(parent), name.as_bytes(), ino(new_parent), new_name.as_bytes(), flags), reply);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _: i32,
+        reply: ReplyCreate,
+    ) {
+        match self.fs.create(&caller(request, umask), ino(parent), name.as_bytes(), mode) {
+            Ok(attr) => reply.created(&LIFETIME, &file_attr(&attr), GENERATION, FileHandle(0), FILE_FLAGS),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.fs.open_file(ino(number), flags.0 & libc::O_TRUNC != 0) {
+            Ok(()) => reply.opened(FileHandle(0), FILE_FLAGS),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(ino(number));
+        reply.ok();
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            match self.fs.read(ino(number), offset, size as usize, buffer) {
+                Ok(_) => reply.data(buffer),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.fs.write(ino(number), offset, data) {
+            Ok(count) => reply.written(count as u32),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        empty(self.fs.fallocate(ino(number), offset, length, mode as u32), reply);
+    }
+
+    fn lseek(&self, _: &Request, number: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let seek = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        match self.fs.seek(ino(number), offset, seek) {
+            Ok(found) => reply.offset(found as i64),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        from: INodeNo,
+        _: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        match self.fs.copy_range(ino(from), from_offset, ino(to), to_offset, length) {
+            Ok(count) => reply.written(count as u32),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // The kernel has written the file's pages back already, and does not ask again after this answer.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.syncer.sync(&self.fs, reply);
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.syncer.sync(&self.fs, reply);
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FOLDER_FLAGS);
+    }
+
+    fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectory) {
+        let listed = self.fs.readdir(ino(number), cookie, false, &mut |entry| {
+            let kind = file_type(entry.kind);
+            !reply.add(INodeNo(entry.ino.0), entry.next_cookie, kind, OsStr::from_bytes(entry.name))
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
+        let listed = self.fs.readdir(ino(number), cookie, true, &mut |entry| {
+            let name = OsStr::from_bytes(entry.name);
+            let attr = entry.attr.as_ref().map_or_else(absent, file_attr);
+            !reply.add(INodeNo(entry.ino.0), entry.next_cookie, name, &LIFETIME, &attr, GENERATION)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let s = self.fs.statfs();
+        let (free, available) = (s.blocks_free, s.blocks_available);
+        reply.statfs(s.blocks, free, available, s.files, s.files_free, s.block_size, s.name_max, s.block_size);
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        number: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        empty(self.fs.setxattr(ino(number), name.as_bytes(), value, flags), reply);
+    }
+
+    fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        sized(self.fs.getxattr(ino(number), name.as_bytes()), size, reply);
+    }
+
+    fn listxattr(&self, _: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        sized(self.fs.listxattr(ino(number)), size, reply);
+    }
+
+    fn removexattr(&self, _: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(self.fs.removexattr(ino(number), name.as_bytes()), reply);
+    }
+
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        // Never asked with default_permissions.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // The kernel then takes files for always ready, as they are.
+        reply.error(Errno::ENOSYS);
+    }
+}

@@ -1,0 +1,165 @@
+//! Offline verification of everything: every label copy, every root, every node, page and data block on every replica,
+//! the space map against what is referred to, and the metadata's tables against each other. Writes nothing.
+
+use super::{Assembled, Error};
+use crate::fs::Fs;
+use crate::mirror::State;
+use crate::pages::{Finding, Store, StoreOptions, Walk};
+use crate::space::Bitmap;
+use crate::units::{BlockAddr, Generation, Run};
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The device, or empty when it concerns the volume as a whole.
+    pub device: String,
+    /// What is wrong.
+    pub what: String,
+    /// Whether another replica still has it.
+    pub recoverable: bool,
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Default)]
+pub struct CheckReport {
+    /// The generation that was checked.
+    pub generation: Generation,
+    /// Blocks read and verified, over all replicas.
+    pub blocks: u64,
+    /// What is wrong, at most [`DAMAGES_MAX`] rows.
+    pub damages: Vec<Damage>,
+    /// Number of findings, also those not listed.
+    pub count: u64,
+    /// Replicas that could not be checked, and why.
+    pub skipped: Vec<String>,
+}
+
+/// Extents that are read from the tables at once.
+const EXTENTS_AT_ONCE: usize = 1024;
+
+/// Most rows of a report.
+pub const DAMAGES_MAX: usize = 1000;
+
+impl CheckReport {
+    fn add(&mut self, device: &str, what: String, recoverable: bool) {
+        self.count += 1;
+        if self.damages.len() < DAMAGES_MAX {
+            self.damages.push(Damage { device: device.to_owned(), what, recoverable });
+        }
+    }
+}
+
+impl Assembled {
+    /// Verifies the newest root and all that it refers to, on every replica present. `progress` is told blocks done
+    /// and blocks in all.
+    ///
+    /// # Errors
+    /// When there is no root to check from, or the metadata cannot be read from any replica.
+    pub fn check(self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, Error> {
+        let choice = self.choose(true)?;
+        let mut report = CheckReport { generation: choice.root.generation, ..CheckReport::default() };
+        self.check_labels(&mut report);
+        let (mirror, device_bytes) = self.mirror(&choice.states)?;
+        let store = Store::open(
+            mirror,
+            StoreOptions {
+                keys: self.keys.volume_key().keys(self.header.volume),
+                volume: self.header.volume,
+                total_blocks: self.header.data_blocks,
+                device_bytes,
+                root: choice.root,
+                epoch: choice.root.epoch,
+            },
+        )?;
+        store.poison_quietly("opened to be checked".to_owned());
+        let in_sync: Vec<usize> =
+            choice.states.iter().enumerate().filter(|(_, s)| **s == State::InSync).map(|(i, _)| i).collect();
+        for (index, state) in choice.states.iter().enumerate().filter(|(_, s)| **s != State::InSync) {
+            report.skipped.push(format!("{} is {state:?}: not checked", self.name(index)));
+        }
+        let total = (store.usage().total_blocks - store.persisted().free()) * in_sync.len() as u64;
+        let mut used = Bitmap::new(self.header.data_blocks);
+        let mut examine = |report: &mut CheckReport, unit: &Walk| {
+            let run = Run::new(unit.at.addr, 1);
+            if let Err(error) = used.set(run) {
+                report.add("", format!("two things are stored in one place: {error}"), false);
+            }
+            let found: Vec<Finding> = in_sync.iter().map(|replica| store.examine(unit, *replica)).collect();
+            let recoverable = found.contains(&Finding::Good);
+            for (replica, finding) in in_sync.iter().zip(found) {
+                let what = match finding {
+                    Finding::Good => continue,
+                    Finding::Damaged => "does not verify".to_owned(),
+                    Finding::Unreadable(error) => error,
+                };
+                let what = format!("block {} ({:?}): {what}", unit.at.addr.0, unit.at.kind);
+                report.add(&self.name(*replica), what, recoverable);
+            }
+            report.blocks += in_sync.len() as u64;
+            if report.blocks.is_multiple_of(1024) {
+                progress(report.blocks, total);
+            }
+        };
+        for unit in store.metadata_units()? {
+            examine(&mut report, &unit);
+        }
+        let fs = Fs::open(store.clone())?;
+        let mut reserved: Vec<Run> = Vec::new();
+        let mut after = None;
+        loop {
+            let found = fs.scan(after.as_ref(), EXTENTS_AT_ONCE)?;
+            for scanned in &found {
+                let extent = &scanned.extent;
+                match &extent.tags {
+                    None => reserved.push(extent.run()),
+                    Some(tags) => {
+                        for (i, tag) in (0..).zip(tags) {
+                            examine(&mut report, &store.data_unit(extent.addr.add(i), extent.id.add(i), *tag));
+                        }
+                    }
+                }
+            }
+            after = found.into_iter().next_back();
+            if after.is_none() {
+                break;
+            }
+        }
+        for run in reserved {
+            if let Err(error) = used.set(run) {
+                report.add("", format!("reserved space is stored in one place with something else: {error}"), false);
+            }
+        }
+        for sentence in fs.self_check()? {
+            report.add("", sentence, false);
+        }
+        compare(&mut report, &used, &store.persisted());
+        Ok(report)
+    }
+
+    fn check_labels(&self, report: &mut CheckReport) {
+        for replica in &self.replicas {
+            for area in &replica.damaged {
+                report.add(replica.device.name(), format!("label copy {area:?} is damaged or outdated"), true);
+            }
+        }
+    }
+}
+
+/// What is referred to against what the space map says.
+fn compare(report: &mut CheckReport, used: &Bitmap, stored: &Bitmap) {
+    if used.allocated_runs() == stored.allocated_runs() {
+        return;
+    }
+    for (from, against, what) in
+        [(used, stored, "is in use and marked free"), (stored, used, "is marked in use, and nothing refers to it")]
+    {
+        let wrong = from
+            .allocated_runs()
+            .into_iter()
+            .flat_map(|run| (0..run.blocks).map(move |i| run.addr.add(i)))
+            .filter(|addr: &BlockAddr| !against.is_allocated(*addr));
+        for addr in wrong {
+            report.add("", format!("block {} {what}", addr.0), false);
+        }
+    }
+}

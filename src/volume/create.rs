@@ -1,0 +1,228 @@
+//! Making a volume: nothing is written before every device has been looked at, and the headers come last, so that a
+//! volume exists wholly or not at all.
+
+use std::collections::HashSet;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{Error, System};
+use crate::crypto::{KdfParams, Secret, VolumeKey, derive_slot_key, random_bytes, wrap_key};
+use crate::device::AlignedBuf;
+use crate::fs::Fs;
+use crate::label::{self, Area, Fields, Header, KeySlot, ReplicaRow, Root};
+use crate::limits::{KEY_SLOTS_MAX, REPLICAS_MAX};
+use crate::mirror::{Mirror, State};
+use crate::pages::{Store, StoreOptions};
+use crate::policy::{ApprovedDevice, examine_set};
+use crate::registry::VerifiedRegistry;
+use crate::units::{BLOCK_SIZE, Uuid};
+
+/// What the administrator decides about a new volume.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// Label of the volume, at most 64 bytes.
+    pub label: String,
+    /// Cost of the first key slot.
+    pub kdf: KdfParams,
+    /// Owner of the root folder.
+    pub root_uid: u32,
+    /// Group of the root folder.
+    pub root_gid: u32,
+    /// Permissions of the root folder, e.g. `0o755`.
+    pub root_mode: u32,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        Self { label: String::new(), kdf: KdfParams::DEFAULT, root_uid: 0, root_gid: 0, root_mode: 0o755 }
+    }
+}
+
+/// Signatures of what may already be on a device: name, byte offset, bytes (from the sources of libblkid).
+const SIGNATURES: &[(&str, usize, &[u8])] = &[
+    ("an ext2, ext3 or ext4 filesystem", 0x438, &[0x53, 0xef]),
+    ("an XFS filesystem", 0, b"XFSB"),
+    ("a btrfs filesystem", 0x10040, b"_BHRfS_M"),
+    ("an encrypted LUKS volume", 0, b"LUKS\xba\xbe"),
+    ("an LVM physical volume", 512 + 24, b"LVM2 001"),
+    ("a partition table (GPT)", 512, b"EFI PART"),
+    ("a partition table (GPT, 4096-byte blocks)", 4096, b"EFI PART"),
+    ("a partition table or a boot sector", 510, &[0x55, 0xaa]),
+    ("swap space", 4086, b"SWAPSPACE2"),
+    ("a member of an md array", 4096, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    ("a member of an md array", 0, &[0xfc, 0x4e, 0x2b, 0xa9]),
+    ("a member of a ZFS pool", 128 << 10, &[0x0c, 0xb1, 0xba]),
+    ("a bcachefs or bcache device", 4096 + 24, &[0xc6, 0x85, 0x73, 0xf6]),
+];
+
+/// Bytes that are looked at for signatures.
+const PROBE_BYTES: usize = 132 << 10;
+
+/// Makes a volume on `devices`, which become its replicas 0, 1, … in this order.
+///
+/// # Errors
+/// When a device is given twice, too small, already holds something, or fails. Before the first error of a device
+/// nothing is written anywhere.
+pub fn create(
+    devices: Vec<ApprovedDevice>,
+    registry: &VerifiedRegistry,
+    secret: &Secret,
+    options: &CreateOptions,
+) -> Result<Uuid, Error> {
+    if devices.is_empty() || devices.len() > REPLICAS_MAX {
+        return Err(Error::DeviceCount { found: devices.len() });
+    }
+    let devices: Vec<Arc<ApprovedDevice>> = devices.into_iter().map(Arc::new).collect();
+    let mut identities: HashSet<[u8; 32]> = HashSet::new();
+    for device in &devices {
+        refuse_content(device)?;
+        if !identities.insert(device.registry_entry().identity_digest) {
+            let name = device.name().to_owned();
+            return Err(Error::SameDevice { first: name.clone(), second: name });
+        }
+    }
+    let entries: Vec<_> = devices.iter().map(|device| device.registry_entry()).collect();
+    let entries: Vec<&_> = entries.iter().map(|entry| &**entry).collect();
+    let reasons = examine_set(registry, &entries);
+    if !reasons.is_empty() {
+        let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+        return Err(Error::Registry(format!("the policy refuses these devices together: {}", reasons.join("; "))));
+    }
+    let key = VolumeKey::generate()?;
+    let headers = headers(&devices, registry, &key, secret, options)?;
+    let volume = headers.first().map(|header| header.volume).unwrap_or_default();
+    let keys = key.keys(volume);
+    for (device, header) in devices.iter().zip(&headers) {
+        // Everything of the label but the header: a crash from here on leaves no volume.
+        let area = label::new_area(&[0; label::HEADER_BYTES])
+            .map_err(|source| Error::Label { device: device.name().to_owned(), source: source.into() })?;
+        for at in Area::BOTH {
+            write(device, at.offset(header.device_bytes), &area)?;
+        }
+        flush(device)?;
+    }
+    let replicas = devices.iter().map(|device| (Some(device.clone()), State::InSync)).collect();
+    let mirror = Mirror::new(replicas).map_err(|source| System::error("starting a replica's thread", source))?;
+    let store = Store::open(
+        Arc::new(mirror),
+        StoreOptions {
+            keys: key.keys(volume),
+            volume,
+            total_blocks: headers.first().map(|header| header.data_blocks).unwrap_or_default(),
+            device_bytes: headers.iter().map(|header| header.device_bytes).collect(),
+            root: Root { registry_version: registry.version(), ..Root::default() },
+            epoch: 1,
+        },
+    )?;
+    let fs = Fs::format(store.clone(), options.root_mode, options.root_uid, options.root_gid)?;
+    fs.sync()?;
+    drop(fs);
+    let all = (1 << devices.len()) - 1;
+    if store.mirror().in_sync() != all {
+        let reasons = (0..devices.len()).filter_map(|i| store.mirror().state(i).1).collect::<Vec<_>>().join("; ");
+        return Err(Error::System {
+            action: "writing the first commit".to_owned(),
+            source: std::io::Error::other(reasons),
+        });
+    }
+    for (device, header) in devices.iter().zip(&headers) {
+        let mut block = AlignedBuf::zeroed(label::HEADER_BYTES);
+        block.copy_from_slice(&header.encode(&keys));
+        for at in Area::BOTH {
+            write(device, at.offset(header.device_bytes), &block)?;
+        }
+        flush(device)?;
+    }
+    Ok(volume)
+}
+
+fn headers(
+    devices: &[Arc<ApprovedDevice>],
+    registry: &VerifiedRegistry,
+    key: &VolumeKey,
+    secret: &Secret,
+    options: &CreateOptions,
+) -> Result<Vec<Header>, Error> {
+    let volume = Uuid::from_random(random_bytes()?);
+    let mut rows: [Option<ReplicaRow>; REPLICAS_MAX] = Default::default();
+    for (row, device) in rows.iter_mut().zip(devices) {
+        let entry = device.registry_entry();
+        *row = Some(ReplicaRow {
+            device: Uuid::from_random(random_bytes()?),
+            registry_id: entry.registry_id.clone(),
+            identity: entry.identity_digest,
+        });
+    }
+    let bytes = |device: &ApprovedDevice| device.size_bytes() - device.size_bytes() % BLOCK_SIZE as u64;
+    let smallest = devices.iter().map(|device| label::data_blocks(bytes(device))).min().unwrap_or_default();
+    let mut fields = Fields {
+        compat: 0,
+        ro_compat: 0,
+        incompat: 0,
+        sequence: 1,
+        volume,
+        device: Uuid::default(),
+        replica_index: 0,
+        label: options.label.clone(),
+        created_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64),
+        sovereign: !registry.is_laboratory(),
+        trust_digest: registry.anchors_digest(),
+        data_blocks: smallest,
+        device_bytes: 0,
+        key_slots: Default::default(),
+        replicas: rows,
+    };
+    let salt = random_bytes::<32>()?;
+    let slot_key = derive_slot_key(secret, &salt, &options.kdf)?;
+    let wrapped = wrap_key(key, &slot_key, &fields.wrap_digest())?;
+    let mut slots: [Option<KeySlot>; KEY_SLOTS_MAX] = Default::default();
+    slots[0] = Some(KeySlot { label: "first".to_owned(), params: options.kdf, salt, wrapped });
+    fields.key_slots = slots;
+    let mut headers = Vec::with_capacity(devices.len());
+    for (index, device) in devices.iter().enumerate() {
+        fields.replica_index = index as u16;
+        fields.device = fields.replicas[index].as_ref().map(|row| row.device).unwrap_or_default();
+        fields.device_bytes = bytes(device);
+        let header = Header::new(fields.clone());
+        headers.push(header.map_err(|source| Error::Label { device: device.name().to_owned(), source })?);
+    }
+    Ok(headers)
+}
+
+/// Refuses a device that is too small or carries a label or another system's signature.
+fn refuse_content(device: &ApprovedDevice) -> Result<(), Error> {
+    let name = device.name().to_owned();
+    match label::read(device) {
+        Ok(found) => {
+            let claims = found.newest.claims();
+            let content = format!("scelle volume {} ({:?})", claims.volume, claims.label);
+            return Err(Error::NotEmpty { device: name, content });
+        }
+        Err(label::Error::NotScelle) => {}
+        Err(source @ (label::Error::DeviceSize { .. } | label::Error::Device(_))) => {
+            return Err(Error::Label { device: name, source });
+        }
+        Err(other) => {
+            return Err(Error::NotEmpty { device: name, content: format!("a scelle label ({other})") });
+        }
+    }
+    let mut head = AlignedBuf::zeroed(PROBE_BYTES);
+    device.read_at(0, &mut head).map_err(|e| Error::Label { device: name.clone(), source: e.into() })?;
+    for (content, offset, signature) in SIGNATURES {
+        if head[*offset..].starts_with(signature) {
+            return Err(Error::NotEmpty { device: name, content: (*content).to_owned() });
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn write(device: &ApprovedDevice, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    device.write_at(offset, &[IoSlice::new(bytes)]).map_err(|error| {
+        System::error(&format!("writing the label of {}", device.name()), std::io::Error::other(error))
+    })
+}
+
+pub(super) fn flush(device: &ApprovedDevice) -> Result<(), Error> {
+    device.flush().map_err(|error| System::error(&format!("flushing {}", device.name()), std::io::Error::other(error)))
+}

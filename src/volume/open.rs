@@ -1,0 +1,311 @@
+//! A volume in use: the filesystem, the thread that commits, the witness, the status.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::create::{flush, write};
+use super::{Assembled, Error, ErrorKind, OpenOptions, System, witness};
+use crate::device::AlignedBuf;
+use crate::fs::Fs;
+use crate::label::{self, Header};
+use crate::limits::COMMIT_INTERVAL_MS;
+use crate::mirror::{ErrorCounts, State};
+use crate::pages::{Store, StoreOptions, Usage};
+use crate::policy::examine_set;
+use crate::registry::VerifiedRegistry;
+use crate::units::{Generation, Uuid};
+
+/// How often the commit thread looks; what it finds dirty for half of the promised second is committed.
+const TICK: Duration = Duration::from_millis(COMMIT_INTERVAL_MS / 5);
+
+/// How often the witness is written while the volume is in use.
+const WITNESS_INTERVAL: Duration = Duration::from_secs(10);
+
+/// One replica, as the status shows it.
+#[derive(Clone, Debug)]
+pub struct ReplicaStatus {
+    /// Device node; empty when the replica is missing.
+    pub device: String,
+    /// Its entry in the registry.
+    pub registry_id: String,
+    /// Its state.
+    pub state: State,
+    /// Why it is in this state, when it is not in sync.
+    pub reason: Option<String>,
+    /// The last generation it holds.
+    pub generation: Generation,
+    /// Errors since the mount.
+    pub errors: ErrorCounts,
+}
+
+/// What `scelle status` shows of an open volume.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// The volume.
+    pub uuid: Uuid,
+    /// Its label.
+    pub label: String,
+    /// Whether its registry is a sovereign one; else a laboratory's.
+    pub sovereign: bool,
+    /// Why no change is accepted, when none is.
+    pub read_only: Option<String>,
+    /// The last durable generation.
+    pub generation: Generation,
+    /// Space.
+    pub usage: Usage,
+    /// The replicas, in the order of the replica table.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// A volume in use.
+pub struct Open {
+    header: Header,
+    store: Arc<Store>,
+    fs: Arc<Fs>,
+    read_only: bool,
+    /// Generation of each replica that was left behind.
+    left_at: Vec<Generation>,
+    witness: Option<PathBuf>,
+    ticker: Option<Ticker>,
+}
+
+struct Ticker {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: JoinHandle<()>,
+}
+
+impl Assembled {
+    /// Opens the volume: chooses the root, refuses what [`super`] lists, makes this mount's epoch durable, and starts
+    /// the thread that commits.
+    ///
+    /// # Errors
+    /// See [`Error::kind`]. On a refusal nothing has been written.
+    pub fn open(self, registry: &VerifiedRegistry, options: &OpenOptions) -> Result<Open, Error> {
+        let volume = self.header.volume;
+        if !options.read_only && !self.header.writable() {
+            return Err(Error::ReadOnlyFeatures(volume));
+        }
+        let left_at: Vec<Generation> =
+            self.roots().iter().map(|r| r.flatten().map_or(Generation(0), |root| root.generation)).collect();
+        let choice = self.choose(options.degraded)?;
+        self.check_registry(registry, &choice.root)?;
+        check_witness(options, volume, choice.root.generation)?;
+        let too_few = self.too_few(registry, &choice.states);
+        let read_only = options.read_only || too_few.is_some();
+        let (mirror, device_bytes) = self.mirror(&choice.states)?;
+        let mut root = choice.root;
+        // Invariant: 2^32 mounts, one a second, take 136 years.
+        let epoch = root.epoch.saturating_add(1);
+        root.registry_version = root.registry_version.max(registry.version());
+        let store = Store::open(
+            mirror,
+            StoreOptions {
+                keys: self.keys.volume_key().keys(self.header.volume),
+                volume,
+                total_blocks: self.header.data_blocks,
+                device_bytes,
+                root,
+                epoch,
+            },
+        )?;
+        if read_only {
+            store.poison_quietly(too_few.unwrap_or_else(|| "mounted read-only".to_owned()));
+        } else {
+            // The epoch is durable before anything is sealed in it.
+            store.commit(store.stage())?;
+            self.mend_labels()?;
+        }
+        let fs = Arc::new(Fs::open(store.clone())?);
+        let mut open =
+            Open { header: self.header, store, fs, read_only, left_at, witness: options.witness.clone(), ticker: None };
+        if !read_only {
+            open.remember();
+            open.ticker = Some(open.start_ticker()?);
+        }
+        Ok(open)
+    }
+
+    /// Why the policy does not let the replicas that are in sync take writes together.
+    fn too_few(&self, registry: &VerifiedRegistry, states: &[State]) -> Option<String> {
+        let in_sync = |r: &&super::Replica| states.get(usize::from(r.header.replica_index)) == Some(&State::InSync);
+        let entries: Vec<_> = self.replicas.iter().filter(in_sync).map(|r| r.device.registry_entry()).collect();
+        let entries: Vec<&_> = entries.iter().map(|entry| &**entry).collect();
+        let reasons: Vec<String> = examine_set(registry, &entries).iter().map(ToString::to_string).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
+    /// Writes damaged or outdated label copies anew.
+    fn mend_labels(&self) -> Result<(), Error> {
+        for replica in &self.replicas {
+            let outdated = replica.header.sequence != self.header.sequence;
+            if replica.damaged.is_empty() && !outdated {
+                continue;
+            }
+            let mut header = replica.header.clone();
+            if outdated {
+                let mut fields = label::Fields::clone(&self.header);
+                fields.device = header.device;
+                fields.replica_index = header.replica_index;
+                fields.device_bytes = header.device_bytes;
+                let device = replica.device.name().to_owned();
+                header = Header::new(fields).map_err(|source| Error::Label { device, source })?;
+            }
+            let areas: &[label::Area] = if outdated { &label::Area::BOTH } else { &replica.damaged };
+            let mut block = AlignedBuf::zeroed(label::HEADER_BYTES);
+            block.copy_from_slice(&header.encode(&self.keys));
+            for area in areas {
+                log::warn!("{}: label copy {area:?} is written anew", replica.device.name());
+                write(&replica.device, area.offset(header.device_bytes), &block)?;
+                flush(&replica.device)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_witness(options: &OpenOptions, volume: Uuid, found: Generation) -> Result<(), Error> {
+    let Some(folder) = &options.witness else { return Ok(()) };
+    let seen = witness::read(folder, volume)
+        .map_err(|e| System::error(&format!("reading the witness of volume {volume} in {}", folder.display()), e))?;
+    match seen {
+        Some(seen) if seen > found && options.accept_rollback => {
+            log::warn!("volume {volume}: rollback from generation {seen} to {found} accepted by the administrator");
+            Ok(())
+        }
+        Some(seen) if seen > found => Err(Error::RolledBack { volume, found, seen }),
+        _ => Ok(()),
+    }
+}
+
+impl Open {
+    /// The filesystem.
+    pub fn fs(&self) -> &Arc<Fs> {
+        &self.fs
+    }
+
+    /// The page store below it.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The volume.
+    pub fn uuid(&self) -> Uuid {
+        self.header.volume
+    }
+
+    /// Its label.
+    pub fn label(&self) -> &str {
+        &self.header.label
+    }
+
+    /// Whether its registry is a sovereign one; else a laboratory's.
+    pub fn sovereign(&self) -> bool {
+        self.header.sovereign
+    }
+
+    /// What is true at this moment.
+    pub fn status(&self) -> Status {
+        let mirror = self.store.mirror();
+        let generation = self.store.generation();
+        let replica = |index: usize| {
+            let (state, reason) = mirror.state(index);
+            let row = self.header.replicas.get(index).and_then(Option::as_ref);
+            let left_at = self.left_at.get(index).copied().unwrap_or_default();
+            ReplicaStatus {
+                device: mirror.device(index).map_or(String::new(), |device| device.name().to_owned()),
+                registry_id: row.map_or(String::new(), |row| row.registry_id.clone()),
+                state,
+                reason,
+                generation: if state == State::InSync { generation } else { left_at },
+                errors: mirror.errors(index),
+            }
+        };
+        Status {
+            uuid: self.header.volume,
+            label: self.header.label.clone(),
+            sovereign: self.header.sovereign,
+            read_only: self.store.writable().err().map(|error| error.to_string()),
+            generation,
+            usage: self.store.usage(),
+            replicas: (0..mirror.len()).map(replica).collect(),
+        }
+    }
+
+    /// The last commit, then the end. Always ends: a device that does not answer is fenced.
+    ///
+    /// # Errors
+    /// When the last commit fails; the volume is closed all the same.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.stop();
+        if self.read_only {
+            return Ok(());
+        }
+        let result = self.fs.sync();
+        self.remember();
+        Ok(result?)
+    }
+
+    fn stop(&mut self) {
+        let Some(Ticker { stop, thread }) = self.ticker.take() else { return };
+        *stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        stop.1.notify_all();
+        if thread.join().is_err() {
+            log::error!("the commit thread panicked");
+        }
+    }
+
+    fn remember(&self) {
+        if let Some(folder) = &self.witness
+            && let Err(error) = witness::write(folder, self.header.volume, self.store.generation())
+        {
+            log::error!("the witness in {} cannot be written: {error}", folder.display());
+        }
+    }
+
+    fn start_ticker(&self) -> Result<Ticker, Error> {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let (fs, store, witness) = (self.fs.clone(), self.store.clone(), self.witness.clone());
+        let (volume, signal) = (self.header.volume, stop.clone());
+        let run = move || {
+            let mut remembered = (Instant::now(), store.generation());
+            loop {
+                let stopped = signal.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let (stopped, _) = signal.1.wait_timeout(stopped, TICK).unwrap_or_else(PoisonError::into_inner);
+                if *stopped {
+                    return;
+                }
+                drop(stopped);
+                if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.writable().is_ok() {
+                    // The reason is in the store from now on, and in every answer.
+                    let _ = fs.sync();
+                }
+                let generation = store.generation();
+                if remembered.0.elapsed() >= WITNESS_INTERVAL && remembered.1 != generation {
+                    remembered = (Instant::now(), generation);
+                    if let Some(Err(error)) = witness.as_ref().map(|f| witness::write(f, volume, generation)) {
+                        log::error!("the witness of volume {volume} cannot be written: {error}");
+                    }
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("commit".to_owned()).spawn(run);
+        let thread = thread.map_err(|source| System::error("starting the commit thread", source))?;
+        Ok(Ticker { stop, thread })
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Status {
+    /// What kind of trouble it is in, for exit codes; nothing when healthy.
+    pub fn trouble(&self) -> Option<ErrorKind> {
+        let whole = self.replicas.iter().all(|replica| replica.state == State::InSync);
+        (!whole || self.read_only.is_some()).then_some(ErrorKind::Degraded)
+    }
+}

@@ -1,0 +1,58 @@
+//! The host's memory of the last generation of a volume: one small file each. It recognises that *all* replicas were
+//! set back together, which nothing on the devices can show.
+
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use crate::units::{Generation, Uuid};
+
+fn file(folder: &Path, volume: Uuid) -> PathBuf {
+    folder.join(format!("{volume}.generation"))
+}
+
+/// What the host remembers; nothing when it has never mounted the volume.
+///
+/// # Errors
+/// When the file cannot be read or is not a number: then nothing is known, and saying so is the caller's.
+pub fn read(folder: &Path, volume: Uuid) -> std::io::Result<Option<Generation>> {
+    let text = match std::fs::read_to_string(file(folder, volume)) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let number = text.trim().parse().map_err(|_| std::io::Error::from(ErrorKind::InvalidData))?;
+    Ok(Some(Generation(number)))
+}
+
+/// Remembers a generation: written beside, synced, renamed over.
+///
+/// # Errors
+/// The system's.
+pub fn write(folder: &Path, volume: Uuid, generation: Generation) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    let target = file(folder, volume);
+    let beside = target.with_extension("new");
+    let mut out = std::fs::File::create(&beside)?;
+    writeln!(out, "{generation}")?;
+    out.sync_all()?;
+    std::fs::rename(beside, target)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn remembers_the_last_generation() {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = Uuid([3; 16]);
+        assert_eq!(read(folder.path(), volume).unwrap(), None);
+        for generation in [5, 12] {
+            write(folder.path(), volume, Generation(generation)).unwrap();
+            assert_eq!(read(folder.path(), volume).unwrap(), Some(Generation(generation)));
+        }
+        std::fs::write(file(folder.path(), volume), "x").unwrap();
+        assert!(read(folder.path(), volume).is_err());
+    }
+}
