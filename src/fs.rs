@@ -39,6 +39,7 @@ mod names;
 mod references;
 mod rename;
 mod resize;
+mod scan;
 #[cfg(test)]
 mod tests;
 mod xattr;
@@ -57,9 +58,10 @@ pub use error::{Error, Result};
 pub use names::DirEntry;
 pub use rename::RenameFlags;
 pub use resize::{COPY_MAX, Seek};
+pub use scan::Scanned;
 
 use crate::{
-    meta::{ExtentRow, Inode, Meta, S_IFMT, Tx, View},
+    meta::{Inode, Meta, S_IFMT, Tx, View},
     pages::{self, Store},
     units::{BLOCK_SIZE, Ino},
 };
@@ -71,6 +73,9 @@ const STRIPES: usize = 1024;
 
 /// Most extents that are freed without letting go of the metadata.
 const STEP: usize = 1024;
+
+/// How often blocks that were given up, but that readers still hold, are waited for before the volume counts as full.
+const SPACE_ATTEMPTS: u32 = 8;
 
 /// Who creates something.
 #[derive(Clone, Copy, Debug)]
@@ -213,20 +218,6 @@ impl Fs {
         Ok(self.meta().self_check()?)
     }
 
-    /// Every extent of every file, with its tags.
-    ///
-    /// # Errors
-    /// Of SQLite, or of damaged metadata.
-    pub fn for_each_extent(&self, visit: &mut dyn FnMut(&ExtentRow)) -> Result<()> {
-        let mut after = None;
-        loop {
-            let found = self.view(|view| Ok(view.extents_after(after, STEP)?))?;
-            let Some((ino, last)) = found.last() else { return Ok(()) };
-            after = Some((*ino, last.lblock));
-            found.iter().for_each(|(_, extent)| visit(extent));
-        }
-    }
-
     /// The metadata. A panic while it was held (never in a release build, which aborts) left at worst an open savepoint,
     /// which the next operation's end takes along or the next commit refuses.
     fn meta(&self) -> MutexGuard<'_, Meta> {
@@ -269,12 +260,22 @@ impl Fs {
     /// As [`Fs::admit`], for an operation that takes space: some must be free beyond what is reserved.
     fn admit_growth(&self) -> Result<()> {
         self.admit()?;
-        if self.available() > 0 {
-            return Ok(());
+        self.with_space(1, || Ok(()))
+    }
+
+    /// Takes `blocks` blocks of space with `take`, unless that would touch what is reserved. Blocks that were given up
+    /// become free with the next commit that no reader outlives: so it commits, and tries again, before it gives up.
+    fn with_space<T>(&self, blocks: u64, take: impl Fn() -> pages::Result<T>) -> Result<T> {
+        let attempt = || if self.available() < blocks { Err(Error::NoSpace) } else { Ok(take()?) };
+        let mut outcome = attempt();
+        for _ in 0..SPACE_ATTEMPTS {
+            match &outcome {
+                Err(error) if error.is_no_space() && self.store.has_unreleased() => self.checkpoint()?,
+                _ => break,
+            }
+            outcome = attempt();
         }
-        // Blocks freed since the last commit become free with the next one.
-        self.sync()?;
-        if self.available() > 0 { Ok(()) } else { Err(Error::NoSpace) }
+        outcome
     }
 
     /// Blocks that users may still take.

@@ -117,7 +117,8 @@ impl Walk<'_> {
         match node.transport {
             Transport::Loop => self.identify_loop(node, dev),
             Transport::Virtio => node.serial = reader.text("serial"),
-            Transport::NvmePcie | Transport::NvmeTcp | Transport::NvmeRdma | Transport::NvmeFc => {
+            // Also of one with a transport that is not recognised: a refusal can then name the entry it resembles.
+            _ if node.name.starts_with("nvme") => {
                 node.wwid = reader.text("wwid");
                 node.serial = reader.text("device/serial");
                 node.model = reader.text("device/model");

@@ -22,9 +22,19 @@ impl Fs {
     pub fn sync(&self) -> Result<()> {
         let wanted = self.changes.load(Ordering::Acquire);
         let mut committed = lock(&self.commit);
-        if committed.changes >= wanted {
-            return Ok(());
-        }
+        if committed.changes >= wanted { Ok(()) } else { self.commit_in(&mut committed) }
+    }
+
+    /// As [`Fs::sync`], but commits even when no operation waits: for what else a root records, and to make blocks free
+    /// that were given up.
+    ///
+    /// # Errors
+    /// As [`Fs::sync`].
+    pub fn checkpoint(&self) -> Result<()> {
+        self.commit_in(&mut lock(&self.commit))
+    }
+
+    fn commit_in(&self, committed: &mut Committed) -> Result<()> {
         let (batch, changes) = {
             let mut meta = self.meta();
             let batch = meta.commit(|| self.store.stage())?;

@@ -251,19 +251,6 @@ impl Fs {
             .collect())
     }
 
-    /// Takes `blocks` blocks of space with `take`, unless that would touch what is reserved. Blocks that were freed since the
-    /// last commit become free with the next: so it commits, and tries once more, before it gives up.
-    pub(super) fn with_space<T>(&self, blocks: u64, take: impl Fn() -> pages::Result<T>) -> Result<T> {
-        let attempt = || if self.available() < blocks { Err(Error::NoSpace) } else { Ok(take()?) };
-        match attempt() {
-            Err(error) if error.is_no_space() => {
-                self.sync()?;
-                attempt()
-            }
-            done => done,
-        }
-    }
-
     /// Puts sealed blocks in the file's rows, in place of what was there, and moves its end to at least `end`. On an error
     /// abandons them.
     fn put(&self, ino: Ino, sealed: Sealed, end: u64) -> Result<()> {

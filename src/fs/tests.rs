@@ -5,29 +5,111 @@ mod life;
 mod names;
 mod xattrs;
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, ops::Deref, sync::Arc};
 
 use super::*;
+use crate::{
+    crypto::VolumeKey,
+    device::{BlockDevice, host::HostFacts, identity::IdentifiedDevice, memory::MemoryDevice, sys::Kernel},
+    label::{self, Root},
+    limits::LABEL_SIZE,
+    mirror::{Mirror, State},
+    pages::StoreOptions,
+    policy::{ApprovedDevice, laboratory},
+    registry::Date,
+    space::Bitmap,
+    units::{Run, Uuid},
+};
 
 /// Blocks of a test's volume.
 const BLOCKS: u64 = 4096;
 
+const VOLUME: Uuid = Uuid([1; 16]);
+
 const USER: Caller = Caller { uid: 1000, gid: 100, umask: 0o022 };
 
-/// An empty store: the only place that knows what it is made of.
-fn store(blocks: u64) -> Arc<Store> {
-    Store::stand_in(blocks)
+/// A filesystem on one replica in memory.
+struct Lab {
+    fs: Fs,
+    device: Arc<MemoryDevice>,
+    key: VolumeKey,
+    blocks: u64,
+    epoch: u32,
 }
 
-fn new_fs() -> Fs {
-    Fs::format(store(BLOCKS), 0o755, 0, 0).unwrap()
+impl Deref for Lab {
+    type Target = Fs;
+
+    fn deref(&self) -> &Fs {
+        &self.fs
+    }
+}
+
+fn approved(device: &Arc<MemoryDevice>) -> ApprovedDevice {
+    let facts = device.facts().unwrap();
+    let day = |text| Date::parse(text).unwrap();
+    let document =
+        laboratory::registry_for(&[(&*facts.root.name, facts.clone())], day("2026-01-01"), day("2027-01-01"));
+    let registry = laboratory::sign(&document).unwrap().verify().unwrap();
+    ApprovedDevice::approve(device.clone(), &registry, &HostFacts::read(&Kernel), day("2026-06-01")).unwrap()
+}
+
+fn open_store(device: &Arc<MemoryDevice>, key: &VolumeKey, blocks: u64, root: Root, epoch: u32) -> Arc<Store> {
+    let mirror = Mirror::new(vec![(Some(Arc::new(approved(device))), State::InSync)]).unwrap();
+    let options = StoreOptions {
+        keys: key.keys(VOLUME),
+        volume: VOLUME,
+        total_blocks: blocks,
+        device_bytes: vec![device.size_bytes()],
+        root,
+        epoch,
+    };
+    Store::open(Arc::new(mirror), options).unwrap()
+}
+
+fn sized_fs(blocks: u64) -> Lab {
+    let device = Arc::new(MemoryDevice::new("m0", blocks * BLOCK_SIZE as u64 + 2 * LABEL_SIZE));
+    let key = VolumeKey::generate().unwrap();
+    let store = open_store(&device, &key, blocks, Root::default(), 1);
+    let fs = Fs::format(store, 0o755, 0, 0).unwrap();
+    fs.sync().unwrap();
+    Lab { fs, device, key, blocks, epoch: 1 }
+}
+
+fn new_fs() -> Lab {
+    sized_fs(BLOCKS)
 }
 
 /// Another mount of the same volume. What was not synced is lost.
-fn remount(fs: Fs) -> Fs {
-    let store = Arc::clone(&fs.store);
+fn remount(lab: Lab) -> Lab {
+    let Lab { fs, device, key, blocks, epoch } = lab;
     drop(fs);
-    Fs::open(store).unwrap()
+    let root = label::read_roots(&*device, device.size_bytes(), &key.keys(VOLUME), VOLUME).unwrap()[0];
+    let epoch = epoch + 1;
+    let fs = Fs::open(open_store(&device, &key, blocks, root, epoch)).unwrap();
+    Lab { fs, device, key, blocks, epoch }
+}
+
+/// Commits; then the blocks in use must be those of the pages and of the extents, no more and no less.
+#[track_caller]
+fn nothing_is_lost(lab: &Lab) {
+    lab.checkpoint().unwrap();
+    let mut used = Bitmap::new(lab.blocks);
+    for unit in lab.store.metadata_units().unwrap() {
+        used.set(Run::new(unit.at.addr, 1)).unwrap();
+    }
+    let mut last: Option<Scanned> = None;
+    loop {
+        let found = lab.scan(last.as_ref(), 10).unwrap();
+        for scanned in &found {
+            used.set(scanned.extent.run()).unwrap();
+        }
+        match found.into_iter().next_back() {
+            Some(scanned) => last = Some(scanned),
+            None => break,
+        }
+    }
+    assert_eq!(used.allocated_runs(), lab.store.persisted().allocated_runs());
 }
 
 fn new_file(fs: &Fs, name: &str) -> Ino {

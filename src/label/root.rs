@@ -116,8 +116,11 @@ pub const fn slot_offsets(slot: u64, device_bytes: u64) -> [u64; 2] {
 /// # Errors
 /// [`crypto::Error::Random`] when the system has no random bytes for the nonce.
 pub fn seal_root(keys: &Keys, volume: Uuid, root: &Root) -> Result<[u8; ROOT_BYTES], crypto::Error> {
+    Ok(seal_with_nonce(keys, volume, root, random_bytes()?))
+}
+
+pub(super) fn seal_with_nonce(keys: &Keys, volume: Uuid, root: &Root, nonce: [u8; 12]) -> [u8; ROOT_BYTES] {
     let mut block = [0; ROOT_BYTES];
-    let nonce = random_bytes::<12>()?;
     let record = &mut block[RECORD_AT..];
     Writer::new(record, 0)
         .put(&root.generation.0.to_le_bytes())
@@ -131,7 +134,7 @@ pub fn seal_root(keys: &Keys, volume: Uuid, root: &Root) -> Result<[u8; ROOT_BYT
     put_tree(record, SPACE_AT, &root.space);
     let tag = keys.root().seal_in_place(&binding(volume, slot(root.generation)), write_id(nonce), record);
     Writer::new(&mut block, 0).put(&nonce).skip(4).put(&tag);
-    Ok(block)
+    block
 }
 
 /// Opens the block found in `slot` of a ring: `None` unless it is whole, authentic, and belongs there.

@@ -82,7 +82,7 @@ fn header_round_trips() {
     assert_eq!((next.sequence, next.label.as_str()), (6, "autre"));
 }
 
-/// Frozen: format version 1.
+/// Frozen, and computed with another implementation: format version 1.
 #[test]
 fn frozen_header() {
     let bytes = header().encode(&keys());
@@ -393,6 +393,15 @@ fn root_round_trips_only_in_its_slot() {
         open_root(&keys(), VOLUME, 0, &seal_root(&keys(), VOLUME, &Root::default()).unwrap()),
         Some(Root::default())
     );
+}
+
+/// Frozen, and computed with another implementation: format version 1.
+#[test]
+fn frozen_root() {
+    let sealed = root::seal_with_nonce(&keys(), VOLUME, &root(130), [0x99; 12]);
+    let hex: String = sha256(&[&sealed]).iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hex, "3db5fc7e4ad5a62ae0978925ff31e8b8990a08438016777b55db79aa3de9d279");
+    assert_eq!(open_root(&keys(), VOLUME, 2, &sealed), Some(root(130)));
 }
 
 #[test]

@@ -48,8 +48,9 @@ const LIST_PLUS: &str = concat!(
 const EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags FROM extent WHERE ino = ?1 AND lblock >= \
      ifnull((SELECT lblock FROM extent WHERE ino = ?1 AND lblock <= ?2 ORDER BY lblock DESC LIMIT 1), ?2) \
      AND lblock < ?3 ORDER BY lblock LIMIT ?4";
-const ALL_EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags, ino FROM extent WHERE (ino, lblock) > (?1, ?2) \
-     ORDER BY ino, lblock LIMIT ?3";
+/// Extents of all files after block ?2 of file ?1, at most ?3.
+const ALL_EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags, ino FROM extent \
+     WHERE (ino, lblock) > (?1, ?2) ORDER BY ino, lblock LIMIT ?3";
 const TAGS: &str = "SELECT tags FROM tags WHERE addr = ?";
 const ORPHANS: &str = "SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino LIMIT ?";
 const XATTR: &str = "SELECT value FROM xattr WHERE ino = ? AND name = ?";
@@ -174,6 +175,14 @@ impl<'a> View<'a> {
         found.into_iter().map(|(extent, place)| self.with_tags(extent, place)).collect()
     }
 
+    /// At most `limit` extents of all files after block `lblock` of file `ino`, in order.
+    pub fn all_extents(&self, ino: Ino, lblock: u64, limit: usize) -> Result<Vec<(Ino, ExtentRow)>> {
+        let found = self.all(ALL_EXTENTS, (ino.0 as i64, lblock as i64, limit as i64), |row| {
+            Ok((Ino(rows::unsigned(row, 6)?), ExtentRow::from_row(row)?))
+        })?;
+        found.into_iter().map(|(ino, (extent, place))| Ok((ino, self.with_tags(extent, place)?))).collect()
+    }
+
     /// As [`View::extents`], but only where they are.
     pub fn spans(&self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Vec<Span>> {
         let mut found = self.extents_without_tags(ino, from, to, limit)?;
@@ -194,15 +203,6 @@ impl<'a> View<'a> {
             return Err(Error::Corrupt("two extents of a file overlap"));
         }
         Ok(found)
-    }
-
-    /// At most `limit` extents of all files after the given one (inode, first block), in order, with their tags.
-    pub fn extents_after(&self, after: Option<(Ino, u64)>, limit: usize) -> Result<Vec<(Ino, ExtentRow)>> {
-        let (ino, lblock) = after.map_or((0, 0), |(ino, lblock)| (ino.0 as i64, lblock as i64));
-        let found = self.all(ALL_EXTENTS, (ino, lblock, limit as i64), |row| {
-            Ok((Ino(rows::unsigned(row, 6)?), ExtentRow::from_row(row)?))
-        })?;
-        found.into_iter().map(|(ino, (extent, place))| Ok((ino, self.with_tags(extent, place)?))).collect()
     }
 
     fn with_tags(&self, mut extent: ExtentRow, place: TagPlace) -> Result<ExtentRow> {

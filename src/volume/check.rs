@@ -34,6 +34,9 @@ pub struct CheckReport {
     pub skipped: Vec<String>,
 }
 
+/// Extents that are read from the tables at once.
+const EXTENTS_AT_ONCE: usize = 1024;
+
 /// Most rows of a report.
 pub const DAMAGES_MAX: usize = 1000;
 
@@ -102,14 +105,25 @@ impl Assembled {
         }
         let fs = Fs::open(store.clone())?;
         let mut reserved: Vec<Run> = Vec::new();
-        fs.for_each_extent(&mut |extent| match &extent.tags {
-            None => reserved.push(extent.run()),
-            Some(tags) => {
-                for (i, tag) in (0..).zip(tags) {
-                    examine(&mut report, &store.data_unit(extent.addr.add(i), extent.id.add(i), *tag));
+        let mut after = None;
+        loop {
+            let found = fs.scan(after.as_ref(), EXTENTS_AT_ONCE)?;
+            for scanned in &found {
+                let extent = &scanned.extent;
+                match &extent.tags {
+                    None => reserved.push(extent.run()),
+                    Some(tags) => {
+                        for (i, tag) in (0..).zip(tags) {
+                            examine(&mut report, &store.data_unit(extent.addr.add(i), extent.id.add(i), *tag));
+                        }
+                    }
                 }
             }
-        })?;
+            after = found.into_iter().next_back();
+            if after.is_none() {
+                break;
+            }
+        }
         for run in reserved {
             if let Err(error) = used.set(run) {
                 report.add("", format!("reserved space is stored in one place with something else: {error}"), false);

@@ -1,0 +1,31 @@
+//! Approved devices in memory, through the same documents and the same policy as any other device.
+
+use std::sync::Arc;
+
+use scelle::device::IdentifiedDevice;
+use scelle::device::host::{HostFacts, Virtualization};
+use scelle::policy::{ApprovedDevice, laboratory};
+use scelle::registry::{Date, VerifiedRegistry};
+
+/// A signed laboratory registry that names these devices, and a host and a day on which it holds.
+pub fn registry_of(devices: &[Arc<dyn IdentifiedDevice>]) -> (VerifiedRegistry, HostFacts, Date) {
+    let ids: Vec<String> = (1..=devices.len()).map(|n| format!("memory-{n}")).collect();
+    let facts: Vec<_> = ids
+        .iter()
+        .zip(devices)
+        .map(|(id, device)| (id.as_str(), device.facts().expect("facts of a test device")))
+        .collect();
+    let (from, until) = (Date::new(2026, 1, 1).expect("a day"), Date::new(2027, 1, 1).expect("a day"));
+    let documents = laboratory::sign(&laboratory::registry_for(&facts, from, until)).expect("a signed registry");
+    let host = HostFacts { virtualization: Virtualization::Unknown, vendor: None, product: None };
+    (documents.verify().expect("a verified registry"), host, from)
+}
+
+/// The devices, each approved by one registry that names them all.
+pub fn approve_memory(devices: Vec<Arc<dyn IdentifiedDevice>>) -> Vec<ApprovedDevice> {
+    let (registry, host, today) = registry_of(&devices);
+    devices
+        .into_iter()
+        .map(|device| ApprovedDevice::approve(device, &registry, &host, today).expect("a device the registry names"))
+        .collect()
+}
