@@ -150,9 +150,12 @@ impl Lab {
     }
 }
 
+/// Gone, or a zombie whose every thread has ended.
 fn is_gone(pid: u64) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_none_or(|after| matches!(after.trim_start().chars().next(), None | Some('Z' | 'X')))
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let state = stat.rsplit(')').next().and_then(|after| after.trim_start().chars().next());
+    matches!(state, None | Some('Z' | 'X')) && threads <= 1
 }
 
 impl Drop for Lab {
@@ -184,7 +187,13 @@ pub fn stderr(out: &Output) -> String {
 /// Asserts success.
 #[track_caller]
 pub fn ok(out: &Output) {
-    assert!(out.status.success(), "exit {:?}: {}{}", out.status.code(), String::from_utf8_lossy(&out.stdout), stderr(out));
+    assert!(
+        out.status.success(),
+        "exit {:?}: {}{}",
+        out.status.code(),
+        String::from_utf8_lossy(&out.stdout),
+        stderr(out)
+    );
 }
 
 /// Asserts an exit code and the stable reason code in the message.

@@ -138,8 +138,9 @@ fn a_newer_format() {
     let lab = volume(1);
     let head = fs::read(&lab.disks[0].image).unwrap()[..512].to_vec();
     let mut newer = head.clone();
-    // The version follows the magic number.
-    newer[8] = 99;
+    // The version follows the magic number. A single changed byte would be recognised as damage.
+    newer[8] = 2;
+    newer[300] = 1;
     damage(&lab.disks[0], &[0, 31 << 20], &newer);
     refused(&lab, 2, "format-newer", || lab.mount());
 }
@@ -186,7 +187,8 @@ fn registries_that_are_not_accepted() {
         text.lines().map(line).collect()
     };
     let expired = set(&set(&good, "issued", "2020-01-01"), "valid_until", "2020-12-31");
-    fs::write(&registry, set(&set(&expired, "inspected", "2020-01-01"), "inspection_valid_until", "2020-12-31")).unwrap();
+    fs::write(&registry, set(&set(&expired, "inspected", "2020-01-01"), "inspection_valid_until", "2020-12-31"))
+        .unwrap();
     sign(&lab);
     refused(&lab, 3, "registry-expired", || lab.mount());
     fs::remove_file(&registry).unwrap();
