@@ -66,8 +66,16 @@ fn registry() {
 #[test]
 fn the_manual_lists_the_exit_codes() {
     let manual = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("man/scelle.8")).unwrap();
-    for line in ["0\tdone", "1\tfailed", "2\tusage", "3\trefused by policy", "4\twrong key", "5\tintegrity", "6\tdegraded", "7\tbusy"]
-    {
+    for line in [
+        "0\tdone",
+        "1\tfailed",
+        "2\tusage",
+        "3\trefused by policy",
+        "4\twrong key",
+        "5\tintegrity",
+        "6\tdegraded",
+        "7\tbusy",
+    ] {
         assert!(manual.contains(&format!("\n{line}")), "{line}");
     }
 }

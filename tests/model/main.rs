@@ -4,8 +4,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod folder;
+mod inprocess;
 #[path = "../lab/mod.rs"]
 mod lab;
+#[path = "../common/lab.rs"]
+#[allow(dead_code)]
+mod lab_memory;
 mod op;
 mod reference;
 mod rng;
@@ -51,6 +55,14 @@ fn step(number: usize, op: &Op, reference: &mut Reference, target: &mut dyn Targ
 fn brief(value: &dyn std::fmt::Debug) -> String {
     let text = format!("{value:?}");
     text.chars().take(300).collect()
+}
+
+/// Operations straight on the filesystem: many more, with remounts and a check of the devices at the end.
+#[test]
+fn the_filesystem_does_what_the_reference_does() {
+    let mut target = inprocess::InProcess::new(inprocess::Disks::new(1 << 30));
+    run(rng::seed(), 5_000, &mut Reference::new(0o755), &mut target);
+    target.close().check();
 }
 
 /// Operations through the kernel, on a real mount. An unmount and mount takes a second, so there are few.
