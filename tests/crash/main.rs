@@ -58,11 +58,7 @@ impl Bench {
     }
 
     /// The volume on copies of `disks`; `None` is a device that is not there.
-    fn assemble(
-        &self,
-        disks: &[Option<Disk>],
-        log: &Log,
-    ) -> Result<(Assembled, Vec<Arc<Recording>>), volume::Error> {
+    fn assemble(&self, disks: &[Option<Disk>], log: &Log) -> Result<(Assembled, Vec<Arc<Recording>>), volume::Error> {
         let present = disks.iter().enumerate().filter_map(|(i, d)| d.clone().map(|d| (i, d)));
         let devices: Vec<Arc<Recording>> =
             present.map(|(i, disk)| Arc::new(Recording::new(i, SIZE, disk, log.clone()))).collect();
