@@ -37,7 +37,7 @@ impl Layout {
                 _ => runs.push(Run::new(addr, 1)),
             }
         }
-        let buffer = |run: Run| (run, AlignedBuf::zeroed(run.blocks as usize * BLOCK_SIZE));
+        let buffer = |run: Run| (run, AlignedBuf::scratch(run.blocks as usize * BLOCK_SIZE));
         Self { runs: runs.into_iter().map(buffer).collect() }
     }
 

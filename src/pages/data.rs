@@ -72,7 +72,7 @@ impl Store {
     }
 
     fn seal_run(&self, run: Run, plain: &[u8], extents: &mut Vec<Extent>) -> Result<()> {
-        let mut sealed = AlignedBuf::zeroed(plain.len());
+        let mut sealed = AlignedBuf::scratch(plain.len());
         let first = self.identities(run.blocks);
         let cipher = self.keys.data(self.epoch);
         let mut tags = vec![NO_TAG; run.blocks as usize];
