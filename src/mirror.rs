@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::device::{self, AlignedBuf};
 use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
@@ -35,7 +35,7 @@ pub mod choice;
 mod queue;
 
 use choice::Candidate;
-use queue::{Job, Queue};
+use queue::{Job, Queue, Ticket};
 
 /// Most bytes in flight before a writer waits.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
@@ -123,7 +123,10 @@ pub struct Mirror {
 /// What the replicas' threads and the callers share.
 struct Shared {
     state: Mutex<Inner>,
-    changed: Condvar,
+    /// A run is written everywhere, or a replica was fenced.
+    written: Condvar,
+    /// A flush is done everywhere, or a replica was fenced.
+    flushed: Condvar,
 }
 
 struct Inner {
@@ -131,18 +134,26 @@ struct Inner {
     /// Runs submitted and not yet written everywhere: blocks, and how many replicas are still at it.
     in_flight: BTreeMap<u64, (u64, usize)>,
     in_flight_bytes: usize,
+    /// Threads that wait for [`Shared::written`]: without any, a write's end is nobody's business, and a notification a
+    /// system call.
+    waiting_for_writes: usize,
 }
 
 #[derive(Clone)]
 struct Status {
     state: State,
     reason: Option<String>,
-    busy_since: Option<Instant>,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A replica was fenced: everybody looks again.
+    fn notify_all(&self) {
+        self.written.notify_all();
+        self.flushed.notify_all();
     }
 }
 
@@ -168,6 +179,12 @@ impl Inner {
                 self.in_flight.remove(&start);
             }
         }
+    }
+
+    /// Whether every replica that was asked to flush has done so or takes no writes any more.
+    fn flushed(&self, ticket: &Ticket) -> bool {
+        let writable = self.writable().fold(0, |mask, index| mask | 1 << index);
+        ticket.asked & writable & !ticket.done.load(Ordering::Acquire) == 0
     }
 
     fn reasons(&self) -> String {
@@ -203,16 +220,18 @@ impl Mirror {
         replicas: Vec<(Option<Arc<ApprovedDevice>>, State)>,
         timeout: Duration,
     ) -> std::io::Result<Self> {
-        let status = |state: State| Status { state, reason: None, busy_since: None };
+        let status = |state: State| Status { state, reason: None };
         let inner = Inner {
             replicas: replicas.iter().map(|(_, state)| status(*state)).collect(),
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
+            waiting_for_writes: 0,
         };
-        let shared = Arc::new(Shared { state: Mutex::new(inner), changed: Condvar::new() });
+        let state = Mutex::new(inner);
+        let shared = Arc::new(Shared { state, written: Condvar::new(), flushed: Condvar::new() });
         let mut started = Vec::new();
         for (index, (device, _)) in replicas.into_iter().enumerate() {
-            let queue = Arc::new(Queue::default());
+            let queue = Arc::new(Queue::new());
             if let Some(device) = &device {
                 let worker = Worker { index, device: device.clone(), queue: queue.clone(), shared: shared.clone() };
                 std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || worker.run())?;
@@ -271,28 +290,40 @@ impl Mirror {
     pub fn submit(&self, addr: BlockAddr, sealed: Arc<AlignedBuf>) -> Result<()> {
         let blocks = (sealed.len() / BLOCK_SIZE) as u64;
         let run = Run::new(addr, blocks);
-        let mut inner = self.wait(|inner| inner.in_flight_bytes < IN_FLIGHT_BYTES_MAX && !inner.overlaps(run));
-        let targets: Vec<usize> = inner.writable().collect();
+        let mut inner =
+            self.wait_for_writes(|inner| inner.in_flight_bytes < IN_FLIGHT_BYTES_MAX && !inner.overlaps(run));
         if !inner.replicas.iter().any(|s| s.state == State::InSync) {
             return Err(Error::NoReplica(inner.reasons()));
         }
-        inner.in_flight.insert(addr.0, (blocks, targets.len()));
+        let targets = inner.writable().count();
+        inner.in_flight.insert(addr.0, (blocks, targets));
         inner.in_flight_bytes += sealed.len();
-        for index in targets {
-            let job = Job::Write { offset: device_offset(addr), data: sealed.clone(), run: Some(addr.0) };
-            self.replicas[index].queue.push(job);
-        }
+        self.queue(inner, |_| [Job::Write { offset: device_offset(addr), data: sealed.clone(), run: Some(addr.0) }]);
         Ok(())
+    }
+
+    /// Queues jobs for every replica that takes writes. Their threads are woken when the lock is free: it is the first
+    /// thing that they want.
+    fn queue<const N: usize>(&self, inner: MutexGuard<'_, Inner>, jobs: impl Fn(usize) -> [Job; N]) {
+        let mut asleep: u64 = 0;
+        for index in inner.writable() {
+            for job in jobs(index) {
+                asleep |= u64::from(self.replicas[index].queue.push(job)) << index;
+            }
+        }
+        drop(inner);
+        for (index, replica) in self.replicas.iter().enumerate() {
+            if asleep >> index & 1 == 1 {
+                replica.queue.wake();
+            }
+        }
     }
 
     /// Queues bytes outside the data area (a root) at the byte `offsets` of each replica, behind everything else.
     pub fn submit_label(&self, data: &Arc<AlignedBuf>, offsets: impl Fn(usize) -> [u64; 2]) {
-        let inner = self.shared.lock();
-        for index in inner.writable() {
-            for offset in offsets(index) {
-                self.replicas[index].queue.push(Job::Write { offset, data: data.clone(), run: None });
-            }
-        }
+        self.queue(self.shared.lock(), |index| {
+            offsets(index).map(|offset| Job::Write { offset, data: data.clone(), run: None })
+        });
     }
 
     /// Returns when everything submitted so far is on stable storage of every replica that is still in sync; a
@@ -301,21 +332,11 @@ impl Mirror {
     /// # Errors
     /// When no in-sync replica is left.
     pub fn flush(&self) -> Result<()> {
-        let ticket = Arc::new(AtomicU64::new(0));
-        let targets: Vec<usize> = {
-            let inner = self.shared.lock();
-            let targets: Vec<usize> = inner.writable().collect();
-            for index in &targets {
-                self.replicas[*index].queue.push(Job::Flush(ticket.clone()));
-            }
-            targets
-        };
-        let inner = self.wait(|inner| {
-            let done = ticket.load(Ordering::Acquire);
-            let over =
-                |i: &usize| done >> i & 1 == 1 || !matches!(inner.replicas[*i].state, State::InSync | State::Resyncing);
-            targets.iter().all(over)
-        });
+        let inner = self.shared.lock();
+        let asked = inner.writable().fold(0, |mask, index| mask | 1 << index);
+        let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0) });
+        self.queue(inner, |_| [Job::Flush(ticket.clone())]);
+        let inner = self.wait(self.shared.lock(), &self.shared.flushed, |inner| inner.flushed(&ticket));
         if inner.replicas.iter().any(|s| s.state == State::InSync) {
             Ok(())
         } else {
@@ -323,28 +344,37 @@ impl Mirror {
         }
     }
 
-    /// Waits until `done`; replicas that work on one job for longer than the bound are fenced, so it always ends.
-    fn wait(&self, done: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
+    /// Waits until `done`, which only the end of a write changes.
+    fn wait_for_writes(&self, done: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
         let mut inner = self.shared.lock();
-        loop {
-            if done(&inner) {
-                return inner;
-            }
-            inner = self
-                .shared
-                .changed
-                .wait_timeout(inner, self.timeout / 4)
-                .map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
-            let now = Instant::now();
+        if done(&inner) {
+            return inner;
+        }
+        inner.waiting_for_writes += 1;
+        let mut inner = self.wait(inner, &self.shared.written, done);
+        inner.waiting_for_writes -= 1;
+        inner
+    }
+
+    /// Waits until `done`; replicas that work on one job for longer than the bound are fenced, so it always ends.
+    fn wait<'a>(
+        &self,
+        mut inner: MutexGuard<'a, Inner>,
+        changed: &Condvar,
+        done: impl Fn(&Inner) -> bool,
+    ) -> MutexGuard<'a, Inner> {
+        while !done(&inner) {
+            inner = changed.wait_timeout(inner, self.timeout / 4).map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
             for (index, replica) in self.replicas.iter().enumerate() {
-                let status = &inner.replicas[index];
-                let stuck = status.busy_since.is_some_and(|since| now.duration_since(since) > self.timeout);
-                if stuck && matches!(status.state, State::InSync | State::Resyncing) {
+                let stuck = replica.queue.busy_for() > self.timeout;
+                if stuck && matches!(inner.replicas[index].state, State::InSync | State::Resyncing) {
                     let reason = format!("did not answer for {} s", self.timeout.as_secs());
                     fence(&mut inner, index, &replica.queue, State::Faulty, &reason);
+                    self.shared.notify_all();
                 }
             }
         }
+        inner
     }
 
     /// Takes a replica out of the set: nothing more is written to it or read from it.
@@ -355,7 +385,7 @@ impl Mirror {
                 device.fence(Reason::new(ReasonCode::Fenced, reason));
             }
             fence(&mut inner, index, &replica.queue, state, reason);
-            self.shared.changed.notify_all();
+            self.shared.notify_all();
         }
     }
 
@@ -464,7 +494,7 @@ impl Mirror {
 
     /// The replicas to read `run` from, best first, once nothing of the run is in flight any more.
     fn read_order(&self, run: Run) -> Vec<usize> {
-        let inner = self.wait(|inner| !inner.overlaps(run));
+        let inner = self.wait_for_writes(|inner| !inner.overlaps(run));
         let candidates = inner.replicas.iter().enumerate().map(|(index, status)| Candidate {
             index,
             state: status.state,
@@ -477,7 +507,9 @@ impl Mirror {
     /// behind.
     pub fn close(&self) {
         for replica in &self.replicas {
-            replica.queue.push(Job::End);
+            if replica.queue.push(Job::End) {
+                replica.queue.wake();
+            }
         }
     }
 }
@@ -496,7 +528,6 @@ fn fence(inner: &mut Inner, index: usize, queue: &Queue, state: State, reason: &
     log::error!("replica {index} is fenced: {reason}");
     status.state = state;
     status.reason = Some(reason.to_owned());
-    status.busy_since = None;
     for start in queue.drop_all() {
         inner.finish(start);
     }
@@ -513,37 +544,49 @@ impl Worker {
     fn run(&self) {
         loop {
             let (jobs, runs) = self.queue.take();
-            self.busy(true);
+            self.queue.set_busy(true);
             let outcome = match jobs.front() {
                 Some(Job::Write { offset, .. }) => self.write(*offset, &jobs),
                 Some(Job::Flush(_)) => self.device.flush().map_err(|e| (State::Faulty, e.to_string())),
                 Some(Job::End) | None => return,
             };
-            let mut inner = self.shared.lock();
-            inner.replicas[self.index].busy_since = None;
+            self.queue.set_busy(false);
             match outcome {
-                Ok(()) => {
-                    // Runs that a fence has already accounted for are not in the list any more.
-                    for start in self.queue.done(runs) {
-                        inner.finish(start);
-                    }
-                    if let Some(Job::Flush(ticket)) = jobs.front() {
-                        ticket.fetch_or(1 << self.index, Ordering::Release);
-                    }
-                }
+                Ok(()) => self.succeeded(jobs.front(), runs),
                 Err((state, reason)) => {
+                    let mut inner = self.shared.lock();
                     self.queue.errors.fetch_add(1, Ordering::Relaxed);
                     self.device.fence(Reason::new(ReasonCode::Fenced, reason.as_str()));
                     fence(&mut inner, self.index, &self.queue, state, &reason);
+                    drop(inner);
+                    self.shared.notify_all();
                 }
             }
-            drop(inner);
-            self.shared.changed.notify_all();
         }
     }
 
-    fn busy(&self, busy: bool) {
-        self.shared.lock().replicas[self.index].busy_since = busy.then(Instant::now);
+    /// Accounts for what was done, and wakes who waits for it and nobody else.
+    fn succeeded(&self, first: Option<&Job>, runs: Vec<u64>) {
+        let mut inner = self.shared.lock();
+        // Runs that a fence has already accounted for are not in the list any more.
+        for start in self.queue.done(runs) {
+            inner.finish(start);
+        }
+        let wakes_writers = inner.waiting_for_writes > 0;
+        let is_flushed = match first {
+            Some(Job::Flush(ticket)) => {
+                ticket.done.fetch_or(1 << self.index, Ordering::Release);
+                inner.flushed(ticket)
+            }
+            _ => false,
+        };
+        drop(inner);
+        if wakes_writers {
+            self.shared.written.notify_all();
+        }
+        if is_flushed {
+            self.shared.flushed.notify_all();
+        }
     }
 
     fn write(&self, offset: u64, jobs: &VecDeque<Job>) -> std::result::Result<(), (State, String)> {
@@ -571,7 +614,7 @@ fn with_buffer<T>(len: usize, f: impl FnOnce(&mut [u8]) -> T) -> T {
         static BUFFER: RefCell<Option<AlignedBuf>> = const { RefCell::new(None) };
     }
     let mut buf =
-        BUFFER.with_borrow_mut(Option::take).filter(|b| b.len() >= len).unwrap_or_else(|| AlignedBuf::zeroed(len));
+        BUFFER.with_borrow_mut(Option::take).filter(|b| b.len() >= len).unwrap_or_else(|| AlignedBuf::scratch(len));
     let result = f(&mut buf[..len]);
     BUFFER.with_borrow_mut(|slot| *slot = Some(buf));
     result

@@ -1,8 +1,9 @@
 //! A replica's queue: first in, first out, neighbours taken together.
 
 use std::collections::VecDeque;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::device::AlignedBuf;
 
@@ -17,9 +18,17 @@ pub(super) enum Job {
     /// Write `data` at a byte offset; `run` is the first block when it is a run of the data area.
     Write { offset: u64, data: Arc<AlignedBuf>, run: Option<u64> },
     /// Flush, then set the replica's bit.
-    Flush(Arc<AtomicU64>),
+    Flush(Arc<Ticket>),
     /// End the thread.
     End,
+}
+
+/// Who of the replicas that a flush was asked of has done it; bit `i` is replica `i`.
+pub(super) struct Ticket {
+    /// Those that were asked.
+    pub asked: u64,
+    /// Those that have flushed.
+    pub done: AtomicU64,
 }
 
 #[derive(Default)]
@@ -27,23 +36,60 @@ struct Inner {
     jobs: VecDeque<Job>,
     /// Runs that the thread is writing at this moment.
     current: Vec<u64>,
+    /// The thread sleeps, and nobody has undertaken to wake it.
+    idle: bool,
 }
 
-#[derive(Default)]
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     filled: Condvar,
     /// Failed writes and flushes.
     pub errors: AtomicU64,
+    began: Instant,
+    /// When the thread took the job that it is at: nanoseconds since `began`, at least 1; 0 when it is at none.
+    busy: AtomicU64,
 }
 
 impl Queue {
+    pub fn new() -> Self {
+        Self {
+            inner: Mutex::default(),
+            filled: Condvar::new(),
+            errors: AtomicU64::new(0),
+            began: Instant::now(),
+            busy: AtomicU64::new(0),
+        }
+    }
+
+    /// The thread begins or ends a job.
+    pub fn set_busy(&self, busy: bool) {
+        let since = if busy { u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1) } else { 0 };
+        self.busy.store(since, Ordering::Relaxed);
+    }
+
+    /// For how long the thread has been at one job; zero when it is at none.
+    pub fn busy_for(&self) -> Duration {
+        match self.busy.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.began.elapsed().saturating_sub(Duration::from_nanos(since)),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn push(&self, job: Job) {
-        self.lock().jobs.push_back(job);
+    /// Adds a job. Returns whether the thread sleeps: then the caller must call [`Queue::wake`], once it has let go of what
+    /// the thread will want.
+    #[must_use]
+    pub fn push(&self, job: Job) -> bool {
+        let mut inner = self.lock();
+        inner.jobs.push_back(job);
+        std::mem::take(&mut inner.idle)
+    }
+
+    /// Wakes the thread.
+    pub fn wake(&self) {
         self.filled.notify_one();
     }
 
@@ -64,7 +110,9 @@ impl Queue {
                 inner.current.clone_from(&runs);
                 return (taken, runs);
             }
+            inner.idle = true;
             inner = self.filled.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner.idle = false;
         }
     }
 
