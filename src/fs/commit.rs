@@ -37,7 +37,9 @@ impl Fs {
     fn commit_in(&self, committed: &mut Committed) -> Result<()> {
         let (batch, changes) = {
             let mut meta = self.meta();
-            let batch = meta.commit(|| self.store.stage())?;
+            let batch = meta
+                .commit(|| self.store.stage())
+                .inspect_err(|error| self.store.poison(format!("the metadata cannot be committed: {error}")))?;
             let changes = self.changes.load(Ordering::Relaxed);
             self.staged.store(changes, Ordering::Relaxed);
             *lock(&self.dirty_since) = None;

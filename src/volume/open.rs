@@ -111,10 +111,12 @@ impl Assembled {
             states[resync.index] = State::Resyncing;
         }
         let (mirror, device_bytes) = self.mirror(&states)?;
-        let mut root = choice.root;
+        if read_only {
+            mirror.stop_mending();
+        }
+        let root = choice.root;
         // Invariant: 2^32 mounts, one a second, take 136 years.
         let epoch = root.epoch.saturating_add(1);
-        root.registry_version = root.registry_version.max(registry.version());
         let store = Store::open(
             mirror,
             StoreOptions {
@@ -126,13 +128,14 @@ impl Assembled {
                 epoch,
             },
         )?;
+        store.saw_registry(registry.version());
         if read_only {
             store.poison_quietly(too_few.unwrap_or_else(|| "mounted read-only".to_owned()));
         } else {
             self.level_roots(&roots, &choice, store.mirror())?;
             // The epoch is durable before anything is sealed in it.
             store.commit(store.stage())?;
-            self.mend_labels()?;
+            self.mend_labels(store.mirror())?;
         }
         let fs = Arc::new(Fs::open(store.clone())?);
         let mut open = Open {
@@ -207,11 +210,13 @@ impl Assembled {
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
-    /// Writes damaged or outdated label copies anew.
-    fn mend_labels(&self) -> Result<(), Error> {
+    /// Writes damaged or outdated label copies of the replicas in use anew; one that fails is fenced.
+    fn mend_labels(&self, mirror: &Mirror) -> Result<(), Error> {
         for replica in &self.replicas {
             let outdated = replica.header.sequence != self.header.sequence;
-            if replica.damaged.is_empty() && !outdated {
+            let index = usize::from(replica.header.replica_index);
+            let in_use = matches!(mirror.state(index).0, State::InSync | State::Resyncing);
+            if !in_use || replica.damaged.is_empty() && !outdated {
                 continue;
             }
             let mut header = replica.header.clone();
@@ -228,8 +233,10 @@ impl Assembled {
             block.copy_from_slice(&header.encode(&self.keys));
             for area in areas {
                 log::warn!("{}: label copy {area:?} is written anew", replica.device.name());
-                write(&replica.device, area.offset(header.device_bytes), &block)?;
-                flush(&replica.device)?;
+                let written = write(&replica.device, area.offset(header.device_bytes), &block);
+                if let Err(error) = written.and_then(|()| flush(&replica.device)) {
+                    mirror.fence(index, State::Faulty, &error.to_string());
+                }
             }
         }
         Ok(())
@@ -334,7 +341,7 @@ impl Open {
         if self.read_only {
             return Ok(());
         }
-        let result = self.fs.sync();
+        let result = self.fs.checkpoint();
         self.remember();
         Ok(result?)
     }

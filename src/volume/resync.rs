@@ -4,7 +4,7 @@
 //! root of that moment refers to. That is read from the replicas in sync, verified, and written to it, but for units of
 //! mounts before the last one in which the replica was in sync: those it has. Blocks that are freed meanwhile are not
 //! used again before the copying of their part is done (a reader is held), so nothing new is overwritten with something
-//! old. When all is copied the replica is in sync; the next commit flushes it and its root says so. If the power fails
+//! old. When all is copied and flushed the replica is in sync, and the next root says so. If the power fails
 //! before, it is stale again and the next mount begins anew.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::Error;
 use crate::fs::Fs;
 use crate::mirror::State;
-use crate::pages::{Store, Walk};
+use crate::pages::{self, Store, Walk};
 use crate::units::BLOCK_SIZE;
 
 /// Extents that are copied under one reader.
@@ -75,10 +75,12 @@ impl Resync {
                 break;
             }
         }
+        // What was copied is on stable storage before any root can name the replica.
+        store.mirror().flush().map_err(pages::Error::from)?;
         if !store.mirror().promote(self.index) {
             return Ok(false);
         }
-        // The flush of this commit covers what was copied, its root names the replica.
+        // The root of this commit names the replica.
         fs.checkpoint()?;
         let in_sync = store.mirror().state(self.index).0 == State::InSync;
         if in_sync {

@@ -15,6 +15,7 @@ mod rng;
 
 mod corruption;
 mod device;
+mod failing;
 mod resync;
 mod workload;
 
