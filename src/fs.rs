@@ -49,7 +49,8 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 pub use crate::meta::{Kind, Time};
@@ -268,11 +269,16 @@ impl Fs {
     fn with_space<T>(&self, blocks: u64, take: impl Fn() -> pages::Result<T>) -> Result<T> {
         let attempt = || if self.available() < blocks { Err(Error::NoSpace) } else { Ok(take()?) };
         let mut outcome = attempt();
-        for _ in 0..SPACE_ATTEMPTS {
+        for tried in 0..SPACE_ATTEMPTS {
             match &outcome {
-                Err(error) if error.is_no_space() && self.store.has_unreleased() => self.checkpoint()?,
+                Err(error) if error.is_no_space() && self.store.has_unreleased() => {}
                 _ => break,
             }
+            if tried > 0 {
+                // A reader outlived the commit; it ends when its blocks have come from a device.
+                thread::sleep(Duration::from_millis(1 << tried));
+            }
+            self.checkpoint()?;
             outcome = attempt();
         }
         outcome

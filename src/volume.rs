@@ -20,7 +20,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::crypto::{self, Keys, Secret};
+use crate::crypto::{self, Keys, Secret, VolumeKey};
 use crate::fs;
 use crate::label::{self, Header, Root};
 use crate::limits::REPLICAS_MAX;
@@ -305,8 +305,24 @@ impl Sealed {
             source => Error::Label { device: name, source },
         })?;
         let keys = unlocked.keys;
-        let mut replicas =
-            vec![Replica { device: first.device, header: unlocked.header, damaged: areas(unlocked.damaged) }];
+        let first = Replica { device: first.device, header: unlocked.header, damaged: areas(unlocked.damaged) };
+        Self::authenticate(keys, vec![first], members)
+    }
+
+    /// As [`Sealed::unlock`], by one who has got the volume key from a key slot before ([`Assembled::volume_key`]): to open
+    /// a volume again without paying for the slot again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Integrity`] for a label that the key does not authenticate.
+    pub fn unlock_again(self, key: &VolumeKey) -> Result<Assembled, Error> {
+        Self::authenticate(key.keys(self.uuid), Vec::new(), self.members.into_iter())
+    }
+
+    fn authenticate(
+        keys: Keys,
+        mut replicas: Vec<Replica>,
+        members: impl Iterator<Item = Member>,
+    ) -> Result<Assembled, Error> {
         for member in members {
             let name = member.device.name().to_owned();
             let (header, damaged) =
@@ -360,6 +376,11 @@ impl Assembled {
     /// Its label.
     pub fn label(&self) -> &str {
         &self.header.label
+    }
+
+    /// The volume key, for [`Sealed::unlock_again`].
+    pub fn volume_key(&self) -> &VolumeKey {
+        self.keys.volume_key()
     }
 
     /// The authenticated key slots: number and what the administrator calls it.

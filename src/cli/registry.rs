@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
-use super::Documents;
 use super::devices::today;
 use super::failure::{ExitCode, Failure};
 use crate::device::identity::{DeviceFacts, IdentifiedDevice};
@@ -35,7 +34,7 @@ pub enum RegistryCommand {
     /// Sign a registry; writes REGISTRY.NAME.minisig beside it
     Sign(Sign),
     /// Verify a registry's signatures, content and validity
-    Verify(Documents),
+    Verify(Verify),
     /// Show what a registry says, without regard to its signatures
     Show(Show),
 }
@@ -95,6 +94,17 @@ pub struct Sign {
     password: Password,
 }
 
+/// Arguments of `verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The registry; its signatures are beside it
+    #[arg(default_value = load::REGISTRY_PATH)]
+    registry: PathBuf,
+    /// The trust anchors: officers' public keys and the threshold
+    #[arg(long, value_name = "FILE", default_value = load::TRUST_PATH)]
+    trust: PathBuf,
+}
+
 /// Arguments of `show`.
 #[derive(Debug, Args)]
 pub struct Show {
@@ -116,7 +126,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         RegistryCommand::Keygen(arguments) => keygen(arguments, out),
         RegistryCommand::New(arguments) => new(arguments, out),
         RegistryCommand::Sign(arguments) => sign(arguments, out),
-        RegistryCommand::Verify(documents) => verify(documents, out),
+        RegistryCommand::Verify(arguments) => verify(arguments, out),
         RegistryCommand::Show(arguments) => show(arguments, out),
     }?;
     Ok(ExitCode::Done)
@@ -239,15 +249,15 @@ fn sign(arguments: &Sign, out: &mut dyn Write) -> Result<(), Failure> {
     print(out, &format!("{}: version {}, {valid}, {counts}{laboratory}\n", path.display(), parsed.version))
 }
 
-fn verify(documents: &Documents, out: &mut dyn Write) -> Result<(), Failure> {
-    let (verified, anchors) = load::load(&documents.registry, &documents.trust)?;
+fn verify(arguments: &Verify, out: &mut dyn Write) -> Result<(), Failure> {
+    let (verified, anchors) = load::load(&arguments.registry, &arguments.trust)?;
     let today = today()?;
     let kind = if verified.is_laboratory() { "laboratory registry, not sovereign" } else { "sovereign registry" };
     print(
         out,
         &format!(
             "{}: version {}, {kind}\nsigned by {} ({} of {} officers required)\nvalid {} to {}\n",
-            documents.registry.display(),
+            arguments.registry.display(),
             verified.version(),
             verified.signers().join(", "),
             verified.threshold(),

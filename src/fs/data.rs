@@ -325,18 +325,25 @@ fn row(lblock: u64, extent: Extent) -> ExtentRow {
 /// Puts sealed blocks in the rows. The caller writes the inode.
 fn put(tx: &mut Tx<'_>, inode: &mut Inode, sealed: &Sealed) -> Result<()> {
     let ino = inode.ino;
+    // Past its end a file has blocks only if some were reserved, or a truncation is not finished.
+    let end = if inode.has(FLAG_RESERVED | FLAG_TRIM) { u64::MAX } else { inode.size.div_ceil(BLOCK) };
     let mut at = 0;
     while let Some(first) = sealed.fresh.get(at) {
         // One search for each range of neighbours.
-        let mut end = first.lblock;
-        let neighbours = sealed.fresh[at..].iter().take_while(|extent| {
-            let next = extent.lblock == end;
-            end = if next { extent.end() } else { end };
-            next
-        });
-        at += neighbours.count();
-        let cleared = tx.clear(ino, first.lblock, end, usize::MAX >> 1)?;
-        inode.blocks = inode.blocks.saturating_sub(cleared.blocks) + (end - first.lblock);
+        let mut next = first.lblock;
+        at += sealed.fresh[at..]
+            .iter()
+            .take_while(|extent| {
+                let neighbour = extent.lblock == next;
+                next = if neighbour { extent.end() } else { next };
+                neighbour
+            })
+            .count();
+        if first.lblock < end {
+            let cleared = tx.clear(ino, first.lblock, next, usize::MAX >> 1)?;
+            inode.blocks = inode.blocks.saturating_sub(cleared.blocks);
+        }
+        inode.blocks += next - first.lblock;
     }
     for extent in &sealed.fresh {
         tx.add_extent(ino, extent)?;

@@ -1,0 +1,212 @@
+//! Crash test (promise P5): every device logs its writes; at any point of the log the power fails, any subset of what
+//! was not flushed survives, torn at 512 bytes, on each replica by itself. What is found then must be a state that the
+//! filesystem passed through, no older than the last sync that had returned, and whole in every check.
+//!
+//! Corruption test (promise P4): any byte of anything is changed, on one replica or on all.
+//!
+//! `SCELLE_SEED` repeats a run.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/lab.rs"]
+mod lab;
+#[path = "../model/rng.rs"]
+mod rng;
+
+mod corruption;
+mod device;
+mod workload;
+
+use std::sync::Arc;
+
+use device::{Disk, Event, Log, Recording, Survival};
+use rng::Rng;
+use scelle::crypto::{KdfParams, Secret, VolumeKey};
+use scelle::device::IdentifiedDevice;
+use scelle::device::host::HostFacts;
+use scelle::policy::ApprovedDevice;
+use scelle::registry::{Date, VerifiedRegistry};
+use scelle::volume::{self, Assembled, CreateOptions, OpenOptions, Sealed};
+use workload::Tree;
+
+const SIZE: u64 = 17 << 20;
+
+/// A volume on recording devices, with what is needed to open any copy of its disks.
+struct Bench {
+    registry: VerifiedRegistry,
+    host: HostFacts,
+    today: Date,
+    key: VolumeKey,
+    disks: Vec<Disk>,
+}
+
+impl Bench {
+    fn new(replicas: usize) -> Self {
+        let log = Log::default();
+        let fresh = |i| Arc::new(Recording::new(i, SIZE, Disk::default(), log.clone()));
+        let devices: Vec<Arc<Recording>> = (0..replicas).map(fresh).collect();
+        let named: Vec<Arc<dyn IdentifiedDevice>> = devices.iter().map(|d| d.clone() as _).collect();
+        let (registry, host, today) = lab::registry_of(&named);
+        let approve = |d: &Arc<Recording>| ApprovedDevice::approve(d.clone(), &registry, &host, today).unwrap();
+        let secret = Secret::new(b"correct horse".to_vec()).unwrap();
+        let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
+        volume::create(devices.iter().map(approve).collect(), &registry, &secret, &options).unwrap();
+        let sealed = Sealed::read(devices.iter().map(approve).collect()).unwrap();
+        let key = sealed.unlock(&secret).unwrap().volume_key().clone();
+        let disks = devices.iter().map(|d| d.disk()).collect();
+        Self { registry, host, today, key, disks }
+    }
+
+    /// The volume on copies of `disks`; `None` is a device that is not there.
+    fn assemble(
+        &self,
+        disks: &[Option<Disk>],
+        log: &Log,
+    ) -> Result<(Assembled, Vec<Arc<Recording>>), volume::Error> {
+        let present = disks.iter().enumerate().filter_map(|(i, d)| d.clone().map(|d| (i, d)));
+        let devices: Vec<Arc<Recording>> =
+            present.map(|(i, disk)| Arc::new(Recording::new(i, SIZE, disk, log.clone()))).collect();
+        let approve =
+            |d: &Arc<Recording>| ApprovedDevice::approve(d.clone(), &self.registry, &self.host, self.today).unwrap();
+        let assembled = Sealed::read(devices.iter().map(approve).collect())?.unlock_again(&self.key)?;
+        Ok((assembled, devices))
+    }
+
+    fn open(&self, assembled: Assembled, degraded: bool) -> Result<volume::Open, volume::Error> {
+        assembled.open(&self.registry, &OpenOptions { degraded, ..OpenOptions::default() })
+    }
+}
+
+/// What a run of the workload left: the log, and the tree after each operation.
+struct Run {
+    log: Vec<Event>,
+    states: Vec<Tree>,
+}
+
+fn run_workload(bench: &Bench, steps: usize, rng: &mut Rng) -> Run {
+    let log = Log::default();
+    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
+    let (assembled, _devices) = bench.assemble(&all, &log).unwrap();
+    let open = bench.open(assembled, false).unwrap();
+    let fs = open.fs();
+    let mut states = vec![workload::look(fs).unwrap()];
+    // The very beginning is durable: it is what the disks hold.
+    log.lock().unwrap().splice(0..0, [Event::State, Event::Synced(0)]);
+    for _ in 0..steps {
+        workload::step(fs, rng);
+        let tree = workload::look(fs).unwrap();
+        if states.last() != Some(&tree) {
+            states.push(tree);
+            log.lock().unwrap().push(Event::State);
+        }
+        if rng.one_in(4) {
+            let state = states.len() - 1;
+            fs.sync().unwrap();
+            log.lock().unwrap().push(Event::Synced(state));
+        }
+    }
+    let log = log.lock().unwrap().clone();
+    Run { log, states }
+}
+
+/// Every crash state that is tried; returns how many, and one of them to go on from.
+fn crash_everywhere(bench: &Bench, run: &Run, per_point: usize, rng: &mut Rng) -> (usize, Vec<Disk>) {
+    let mut durable = bench.disks.clone();
+    let mut pending: Vec<Vec<(u64, Arc<[u8]>)>> = vec![Vec::new(); durable.len()];
+    let (mut synced, mut reached, mut tried) = (0, 0, 0);
+    let mut next = bench.disks.clone();
+    for (point, event) in run.log.iter().enumerate() {
+        match event {
+            Event::Write(device, offset, bytes) => pending[*device].push((*offset, bytes.clone())),
+            Event::Flush(device) => {
+                for (offset, bytes) in pending[*device].drain(..) {
+                    durable[*device].write(offset, &bytes);
+                }
+            }
+            // States are pushed after the operation, whose writes may be in flight already: but not committed.
+            Event::State => reached += 1,
+            Event::Synced(state) => synced = *state,
+        }
+        for _ in 0..per_point {
+            let survival: Vec<Survival> = durable.iter().map(|_| Survival::draw(rng)).collect();
+            let disks: Vec<Disk> =
+                survival.iter().enumerate().map(|(i, s)| s.apply(&durable[i], &pending[i], rng)).collect();
+            // One replica alone must do as well as all of them.
+            let only = (disks.len() > 1 && rng.one_in(3)).then(|| rng.below(disks.len() as u64) as usize);
+            let present: Vec<Option<Disk>> =
+                disks.iter().enumerate().map(|(i, d)| only.is_none_or(|o| o == i).then(|| d.clone())).collect();
+            let whole_check = rng.one_in(8);
+            let what = || format!("crash at event {point} of {}, {survival:?}, only {only:?}", run.log.len());
+            let tree = recover(bench, &present, whole_check).unwrap_or_else(|error| panic!("{}: {error}", what()));
+            let last = reached.min(run.states.len());
+            let found = run.states[synced..last].iter().position(|state| *state == tree);
+            assert!(found.is_some(), "{}: a state that never was, or older than state {synced}: {tree:#?}", what());
+            tried += 1;
+            if only.is_none() && rng.one_in(run.log.len() as u64 * per_point as u64 / 4) {
+                next = disks;
+            }
+        }
+    }
+    (tried, next)
+}
+
+fn recover(bench: &Bench, disks: &[Option<Disk>], whole_check: bool) -> Result<Tree, volume::Error> {
+    let log = Log::default();
+    let degraded = disks.iter().any(Option::is_none);
+    let (assembled, devices) = bench.assemble(disks, &log)?;
+    let open = bench.open(assembled, degraded)?;
+    let tree = workload::look(open.fs())?;
+    let status = open.status();
+    assert!(status.read_only.is_none());
+    assert!(
+        status.replicas.iter().all(|r| r.errors == scelle::mirror::ErrorCounts::default()),
+        "{:?}",
+        status.replicas
+    );
+    open.close()?;
+    if whole_check {
+        let mut left = devices.iter().map(|d| d.disk());
+        let disks: Vec<Option<Disk>> = disks.iter().map(|d| d.as_ref().and_then(|_| left.next())).collect();
+        let report = bench.assemble(&disks, &log)?.0.check(&mut |_, _| {})?;
+        assert!(report.count == 0 && report.blocks > 0, "{:?}", report.damages);
+    }
+    Ok(tree)
+}
+
+fn campaign(seed: u64, replicas: usize, rounds: usize, steps: usize, per_point: usize) -> usize {
+    println!("seed {seed}, {replicas} replicas: repeat with SCELLE_SEED={seed}");
+    let mut rng = Rng::new(seed);
+    let mut bench = Bench::new(replicas);
+    let mut tried = 0;
+    for _ in 0..rounds {
+        let run = run_workload(&bench, steps, &mut rng);
+        let (count, next) = crash_everywhere(&bench, &run, per_point, &mut rng);
+        tried += count;
+        // The next round begins with what a crash left behind.
+        bench.disks = next;
+    }
+    println!("{tried} crash states with {replicas} replicas");
+    tried
+}
+
+#[test]
+fn p5_any_crash_leaves_a_state_the_filesystem_passed_through() {
+    let seed = rng::seed();
+    let tried =
+        [1, 2, 3].into_iter().map(|replicas| campaign(seed + replicas, replicas as usize, 3, 40, 2)).sum::<usize>();
+    assert!(tried >= 2000, "only {tried} crash states");
+}
+
+/// A test of the test: when flushes are lies, some crash loses what was synced.
+#[test]
+fn the_crash_test_notices_flushes_that_do_nothing() {
+    let mut rng = Rng::new(7);
+    let bench = Bench::new(1);
+    let mut run = run_workload(&bench, 40, &mut rng);
+    run.log.retain(|event| !matches!(event, Event::Flush(_)));
+    let outcome = std::panic::catch_unwind(|| crash_everywhere(&bench, &run, 4, &mut Rng::new(8)));
+    assert!(outcome.is_err(), "nobody noticed");
+}
+
+/// What [`Bench`] shares between threads that panic on purpose is not changed by them.
+impl std::panic::RefUnwindSafe for Bench {}
