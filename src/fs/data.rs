@@ -35,14 +35,11 @@ struct Sealed {
 }
 
 impl Fs {
-    /// Counts an open of an existing file, after truncating it if asked to.
+    /// Counts an open of an existing file. Truncating it is a call of its own.
     ///
     /// # Errors
-    /// [`Error::Stale`]; those of truncation.
-    pub fn open_file(&self, ino: Ino, truncate: bool) -> Result<()> {
-        if truncate {
-            self.setattr(ino, &super::SetAttr { size: Some(0), ..Default::default() })?;
-        }
+    /// [`Error::Stale`].
+    pub fn open_file(&self, ino: Ino) -> Result<()> {
         self.view(|view| {
             existing(view, ino)?;
             self.references().opened(ino);

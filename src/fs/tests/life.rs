@@ -14,7 +14,7 @@ fn an_orphan_lives_while_it_is_known_or_open() {
     assert_eq!(read_all(&fs, attr.ino), b"secret");
     fs.release(attr.ino);
     fails(fs.getattr(attr.ino), libc::ESTALE);
-    fails(fs.open_file(attr.ino, false), libc::ESTALE);
+    fails(fs.open_file(attr.ino), libc::ESTALE);
     sound(&fs);
 }
 
