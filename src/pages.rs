@@ -46,6 +46,7 @@ mod walk;
 pub use commit::StagedBatch;
 pub use data::Extent;
 pub use readers::ReadGuard;
+pub use vfs::is_integrity;
 pub use walk::{Finding, Walk};
 
 use readers::Readers;
@@ -82,6 +83,17 @@ pub enum Error {
     /// SQLite refused to open the database.
     #[error("metadata database: {0}")]
     Database(#[from] rusqlite::Error),
+}
+
+impl Error {
+    /// Whether what was read is not what was written.
+    pub fn is_integrity(&self) -> bool {
+        match self {
+            Self::Integrity(_) | Self::Corrupt(_) => true,
+            Self::Database(error) => is_integrity(error),
+            _ => false,
+        }
+    }
 }
 
 /// Result of a store operation.

@@ -182,7 +182,7 @@ impl Error {
             Self::NoRoot(_) => ErrorKind::Integrity,
             Self::Crypto(crypto::Error::WrongKey) => ErrorKind::WrongKey,
             Self::Crypto(_) | Self::System { .. } => ErrorKind::Io,
-            Self::Store(pages::Error::Integrity(_) | pages::Error::Corrupt(_)) => ErrorKind::Integrity,
+            Self::Store(error) if error.is_integrity() => ErrorKind::Integrity,
             Self::Store(_) => ErrorKind::Io,
             Self::Fs(error) if error.is_integrity() => ErrorKind::Integrity,
             Self::Fs(_) => ErrorKind::Io,
@@ -438,8 +438,8 @@ impl Assembled {
     }
 
     /// Decides which root to go on from and what each replica is.
-    fn choose(&self, degraded: bool) -> Result<recovery::Choice, Error> {
-        let choice = recovery::choose(&self.roots()).map_err(|conflict| match conflict {
+    fn choose(&self, roots: &[Option<Option<Root>>], degraded: bool) -> Result<recovery::Choice, Error> {
+        let choice = recovery::choose(roots).map_err(|conflict| match conflict {
             recovery::Conflict::NoRoot => Error::NoRoot(self.header.volume),
             recovery::Conflict::Diverged { one, other } => {
                 Error::Diverged(format!("{} and {} each went on without the other", self.name(one), self.name(other)))

@@ -43,9 +43,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 fn text(report: &CheckReport) -> String {
     let mut text = String::new();
     for damage in &report.damages {
-        let whom = if damage.device.is_empty() { "volume" } else { &damage.device };
-        let hope = if damage.recoverable { "another replica has it" } else { "no replica has it" };
-        text.push_str(&format!("damage: {whom}: {} ({hope})\n", damage.what));
+        let line = match (damage.device.as_str(), damage.recoverable) {
+            ("", _) => format!("damage: volume: {}\n", damage.what),
+            (device, true) => format!("damage: {device}: {} (another replica has it)\n", damage.what),
+            (device, false) => format!("damage: {device}: {} (no replica has it)\n", damage.what),
+        };
+        text.push_str(&line);
     }
     for skipped in &report.skipped {
         text.push_str(&format!("skipped: {skipped}\n"));

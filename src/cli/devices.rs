@@ -104,9 +104,18 @@ impl From<OpenError> for Failure {
 
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
-        let reason = refused.verdict.reasons.first().map_or_else(String::new, |reason| reason.code.to_string());
-        Self::new(ExitCode::Refused, reason, format!("{refused}; not one byte was written to it"))
-            .advise(format!("The whole verdict: scelle device inspect {}", refused.device))
+        let Refused { device, verdict } = refused;
+        let mut reasons = verdict.reasons.iter();
+        let code = reasons.clone().next().map_or_else(String::new, |reason| reason.code.to_string());
+        // The first reason's code ends the message; the others stand beside their text.
+        let first = reasons.next().map_or("", |reason| reason.text.as_str());
+        let others: String = reasons.map(|reason| format!("; {reason}")).collect();
+        Self::new(
+            ExitCode::Refused,
+            code,
+            format!("{device} is refused, and nothing was written to it: {first}{others}"),
+        )
+        .advise(format!("The whole verdict: scelle device inspect {device}"))
     }
 }
 

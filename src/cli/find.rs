@@ -68,10 +68,12 @@ fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Failure> {
     Ok(found.into_iter().map(|(path, _)| path).collect())
 }
 
-/// Whether the topmost mount at `mountpoint` is one of ours whose daemon has died.
+/// Whether the topmost mount at `mountpoint` is one of ours whose daemon has died. Attributes stay cached after that;
+/// opening does not.
 pub(super) fn is_dead_mount(mountpoint: &Path) -> bool {
-    let dead = fs::metadata(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN));
-    dead && mounts().iter().rev().find(|mount| mount.mountpoint == mountpoint).is_some_and(|m| m.kind == "fuse.scelle")
+    let ours =
+        mounts().iter().rev().find(|mount| mount.mountpoint == mountpoint).is_some_and(|m| m.kind == "fuse.scelle");
+    ours && fs::read_dir(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }
 
 /// A line of the mount table.

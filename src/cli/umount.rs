@@ -124,12 +124,13 @@ fn users(mountpoint: &Path) -> Vec<String> {
     found
 }
 
-/// Whether the process still holds anything: a zombie does not.
+/// Whether the process still holds anything: a zombie does not, unless only its first thread has ended so far.
 fn is_alive(pid: u32) -> bool {
     // The state follows the command's name, which may hold spaces and brackets (proc_pid_stat(5)).
     let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     let after = stat.iter().rposition(|&byte| byte == b')').and_then(|at| stat.get(at + 2));
-    after.is_some_and(|state| !matches!(state, b'Z' | b'X'))
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    after.is_some_and(|state| threads > 1 || !matches!(state, b'Z' | b'X'))
 }
 
 #[cfg(test)]

@@ -104,10 +104,12 @@ impl Error {
 
     /// Whether what was read is not what was written.
     pub fn is_integrity(&self) -> bool {
-        matches!(
-            self,
-            Self::Store(pages::Error::Integrity(_) | pages::Error::Corrupt(_)) | Self::Meta(meta::Error::Corrupt(_))
-        )
+        match self {
+            Self::Store(error) => error.is_integrity(),
+            Self::Meta(meta::Error::Corrupt(_)) => true,
+            Self::Meta(meta::Error::Sql(error)) => pages::is_integrity(error),
+            _ => false,
+        }
     }
 
     /// Whether it is for want of space.

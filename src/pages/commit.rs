@@ -174,8 +174,8 @@ impl Store {
         if nothing && state.root.in_sync == self.mirror.in_sync() && state.root.epoch == self.epoch {
             if !abandoned.is_empty() {
                 self.mirror.flush()?;
-                self.release(state, self.generation().0, abandoned)?;
             }
+            self.release(state, self.generation().0, abandoned)?;
             return Ok(self.generation());
         }
         let generation = state.root.generation.next();

@@ -15,6 +15,14 @@ use rusqlite::{Connection, OpenFlags, ffi};
 use super::{Error, Page, Result, Store};
 use crate::units::BLOCK_SIZE;
 
+/// Extended result code with which SQLite reports a page that no replica has as it was written.
+const INTEGRITY_CODE: c_int = ffi::SQLITE_IOERR_DATA;
+
+/// Whether SQLite failed because no replica has a page as it was written.
+pub fn is_integrity(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|e| e.extended_code == INTEGRITY_CODE)
+}
+
 const NAME: &CStr = c"scelle";
 
 /// Stores whose database is about to be opened.
@@ -175,7 +183,10 @@ unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, out: *mut c_void, len: c
         let part = (BLOCK_SIZE - within).min(out.len() - at);
         if let Err(error) = store.read_page(position / BLOCK_SIZE as u64, &mut page) {
             log::error!("page {} of the metadata database: {error}", position / BLOCK_SIZE as u64);
-            return ffi::SQLITE_IOERR_READ;
+            return match error {
+                Error::Integrity(_) | Error::Corrupt(_) => INTEGRITY_CODE,
+                _ => ffi::SQLITE_IOERR_READ,
+            };
         }
         out[at..at + part].copy_from_slice(&page[within..within + part]);
         at += part;

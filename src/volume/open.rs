@@ -6,12 +6,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::create::{flush, write};
-use super::{Assembled, Error, ErrorKind, OpenOptions, System, witness};
+use super::{Assembled, Error, ErrorKind, OpenOptions, System, recovery, witness};
 use crate::device::AlignedBuf;
 use crate::fs::Fs;
-use crate::label::{self, Header};
+use crate::label::{self, Header, Root};
 use crate::limits::COMMIT_INTERVAL_MS;
-use crate::mirror::{ErrorCounts, State};
+use crate::mirror::{ErrorCounts, Mirror, State};
 use crate::pages::{Store, StoreOptions, Usage};
 use crate::policy::examine_set;
 use crate::registry::VerifiedRegistry;
@@ -87,9 +87,9 @@ impl Assembled {
         if !options.read_only && !self.header.writable() {
             return Err(Error::ReadOnlyFeatures(volume));
         }
-        let left_at: Vec<Generation> =
-            self.roots().iter().map(|r| r.flatten().map_or(Generation(0), |root| root.generation)).collect();
-        let choice = self.choose(options.degraded)?;
+        let roots = self.roots();
+        let left_at = roots.iter().map(|r| r.flatten().map_or(Generation(0), |root| root.generation)).collect();
+        let choice = self.choose(&roots, options.degraded)?;
         self.check_registry(registry, &choice.root)?;
         check_witness(options, volume, choice.root.generation)?;
         let too_few = self.too_few(registry, &choice.states);
@@ -113,6 +113,7 @@ impl Assembled {
         if read_only {
             store.poison_quietly(too_few.unwrap_or_else(|| "mounted read-only".to_owned()));
         } else {
+            self.level_roots(&roots, &choice, store.mirror())?;
             // The epoch is durable before anything is sealed in it.
             store.commit(store.stage())?;
             self.mend_labels()?;
@@ -125,6 +126,33 @@ impl Assembled {
             open.ticker = Some(open.start_ticker()?);
         }
         Ok(open)
+    }
+
+    /// Writes the chosen root to in-sync replicas that do not have it, because the power failed between the roots. So no
+    /// in-sync replica is ever more than one root behind, however often that happens, and one that is further behind
+    /// was replaced by an old copy ([`super::recovery`]). The replicas that have the root keep theirs untouched.
+    fn level_roots(
+        &self,
+        roots: &[Option<Option<Root>>],
+        choice: &recovery::Choice,
+        mirror: &Mirror,
+    ) -> Result<(), Error> {
+        let sealed = label::seal_root(&self.keys, self.header.volume, &choice.root)?;
+        let mut block = AlignedBuf::zeroed(label::ROOT_BYTES);
+        block.copy_from_slice(&sealed);
+        for replica in &self.replicas {
+            let index = usize::from(replica.header.replica_index);
+            let has = roots.get(index).is_some_and(|found| found.flatten() == Some(choice.root));
+            if has || choice.states.get(index) != Some(&State::InSync) {
+                continue;
+            }
+            let offsets = label::slot_offsets(label::slot(choice.root.generation), replica.header.device_bytes);
+            let written = offsets.iter().try_for_each(|offset| write(&replica.device, *offset, &block));
+            if let Err(error) = written.and_then(|()| flush(&replica.device)) {
+                mirror.fence(index, State::Faulty, &error.to_string());
+            }
+        }
+        Ok(())
     }
 
     /// Why the policy does not let the replicas that are in sync take writes together.
@@ -272,11 +300,10 @@ impl Open {
             let mut remembered = (Instant::now(), store.generation());
             loop {
                 let stopped = signal.0.lock().unwrap_or_else(PoisonError::into_inner);
-                let (stopped, _) = signal.1.wait_timeout(stopped, TICK).unwrap_or_else(PoisonError::into_inner);
-                if *stopped {
+                let waited = signal.1.wait_timeout_while(stopped, TICK, |stopped| !*stopped);
+                if *waited.unwrap_or_else(PoisonError::into_inner).0 {
                     return;
                 }
-                drop(stopped);
                 if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.writable().is_ok() {
                     // The reason is in the store from now on, and in every answer.
                     let _ = fs.sync();

@@ -4,10 +4,18 @@
 #![allow(clippy::unwrap_used)]
 
 mod folder;
+mod inprocess;
+#[path = "../lab/mod.rs"]
+mod lab;
+#[path = "../common/lab.rs"]
+#[allow(dead_code)]
+mod lab_memory;
 mod op;
 mod reference;
 mod rng;
 mod target;
+
+use std::process::Command;
 
 use folder::Folder;
 use op::Op;
@@ -49,12 +57,51 @@ fn brief(value: &dyn std::fmt::Debug) -> String {
     text.chars().take(300).collect()
 }
 
-/// The reference itself, against the filesystem that `SCELLE_MODEL_DIR` names (an empty folder on ext4, say): for whoever
-/// changes the reference. Without the variable there is nothing to check it against.
+/// Operations straight on the filesystem: many more, with remounts and a check of the devices at the end.
 #[test]
-fn reference_agrees_with_a_kernel_filesystem() {
-    let Some(dir) = std::env::var_os("SCELLE_MODEL_DIR") else { return };
-    let mut target = Folder::new(dir.into(), Box::new(|| ()));
+fn the_filesystem_does_what_the_reference_does() {
+    let mut target = inprocess::InProcess::new(inprocess::Disks::new(1 << 30));
+    run(rng::seed(), 5_000, &mut Reference::new(0o755), &mut target);
+    target.close().check();
+}
+
+/// Operations through the kernel, on a real mount. An unmount and mount takes a second, so there are few.
+#[test]
+fn a_mounted_volume_does_what_the_reference_does() {
+    let lab = lab::Lab::mounted(2, 512);
+    let remount = || {
+        lab::ok(&lab.umount());
+        lab::ok(&lab.mount());
+    };
+    let mut target = Folder::new(lab.mountpoint.clone(), Box::new(remount));
+    run(rng::seed(), 5_000, &mut Reference::new(0o755), &mut target);
+    drop(target);
+    lab::ok(&lab.umount());
+    lab::ok(&lab.check());
+}
+
+/// The reference itself, against ext4: otherwise we would only know that two of our programs agree.
+#[test]
+fn the_reference_does_what_ext4_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, mountpoint) = (dir.path().join("image"), dir.path().join("mnt"));
+    std::fs::create_dir(&mountpoint).unwrap();
+    std::fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
+    // With ea_inode, extended attributes may be larger than a block.
+    lab::ok(&lab::run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096", "-O", "ea_inode"]).arg(&image)));
+    lab::ok(&lab::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mountpoint)));
+    let _unmount = Unmount(&mountpoint);
+    let root = mountpoint.join("root");
+    std::fs::create_dir(&root).unwrap();
+    let mut target = Folder::new(root, Box::new(|| ()));
     let perm = target.stat(&Vec::new()).unwrap().mode & 0o7777;
     run(rng::seed(), 20_000, &mut Reference::new(perm), &mut target);
+}
+
+struct Unmount<'a>(&'a std::path::Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        lab::run(Command::new("umount").arg("-l").arg(self.0));
+    }
 }

@@ -51,7 +51,6 @@ pub(super) fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failu
         degraded: request.options.degraded,
         accept_rollback: request.options.accept_rollback,
         witness: Some(WITNESS_DIR.into()),
-        ..OpenOptions::default()
     };
     let open = assembled.open(&registry, &options)?;
     let config = config(request, &open);
@@ -99,7 +98,7 @@ fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<Approve
 fn is_daemon_closing() -> bool {
     let mounts = find::mounts();
     let is_mounted =
-        |status: &VolumeStatus| mounts.iter().any(|mount| mount.mountpoint == PathBuf::from(&status.mountpoint));
+        |status: &VolumeStatus| mounts.iter().any(|mount| mount.mountpoint == std::path::Path::new(&status.mountpoint));
     let daemons = control::daemons(control::RUN_DIR.as_ref()).unwrap_or_default();
     daemons.iter().filter_map(|daemon| daemon.status().ok()).any(|status| !is_mounted(&status))
 }

@@ -1,0 +1,214 @@
+//! A laboratory for tests: sparse files behind loop devices, a registry that approves them, the `scelle` command. It cleans
+//! up what it made, also when a test panics.
+
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+pub const SCELLE: &str = env!("CARGO_BIN_EXE_scelle");
+pub const PASSPHRASE: &str = "correct horse battery staple";
+
+/// A sparse file and the loop device over it.
+pub struct Disk {
+    pub image: PathBuf,
+    pub device: PathBuf,
+}
+
+impl Disk {
+    pub fn new(image: PathBuf, bytes: u64) -> Self {
+        File::create(&image).unwrap().set_len(bytes).unwrap();
+        let device = Self::attach(&image);
+        Self { image, device }
+    }
+
+    fn attach(image: &Path) -> PathBuf {
+        let out = run(Command::new("losetup").args(["--find", "--show"]).arg(image));
+        assert!(out.status.success(), "losetup: these tests need root and loop devices: {}", stderr(&out));
+        PathBuf::from(String::from_utf8(out.stdout).unwrap().trim())
+    }
+
+    /// What the image holds, through the device's own cache.
+    pub fn bytes(&self) -> Vec<u8> {
+        fs::read(&self.image).unwrap()
+    }
+
+    pub fn detach(&self) {
+        run(Command::new("losetup").arg("-d").arg(&self.device));
+    }
+
+    /// Attaches the image again, perhaps to another device node.
+    pub fn reattach(&mut self) {
+        self.device = Self::attach(&self.image);
+    }
+}
+
+pub struct Lab {
+    pub dir: tempfile::TempDir,
+    pub disks: Vec<Disk>,
+    pub mountpoint: PathBuf,
+}
+
+impl Lab {
+    /// `count` disks of `mib` MiB, all approved.
+    pub fn new(count: usize, mib: u64) -> Self {
+        assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse");
+        let dir = tempfile::Builder::new().prefix("scelle-lab").tempdir_in("/var/tmp").unwrap();
+        let mountpoint = dir.path().join("mnt");
+        fs::create_dir(&mountpoint).unwrap();
+        fs::write(dir.path().join("passphrase"), PASSPHRASE).unwrap();
+        let mut lab = Self { dir, disks: Vec::new(), mountpoint };
+        for index in 0..count {
+            lab.disks.push(Disk::new(lab.dir.path().join(format!("disk-{index}")), mib << 20));
+        }
+        lab.approve(&lab.devices());
+        lab
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn devices(&self) -> Vec<PathBuf> {
+        self.disks.iter().map(|disk| disk.device.clone()).collect()
+    }
+
+    /// Makes and signs a registry of exactly these devices.
+    pub fn approve(&self, devices: &[PathBuf]) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/laboratory");
+        let out = run(Command::new(script).env("SCELLE", SCELLE).arg(self.dir.path()).args(devices));
+        assert!(out.status.success(), "scripts/laboratory: {}", stderr(&out));
+    }
+
+    /// `scelle COMMAND --registry … --trust … --passphrase-file … ARGUMENTS`.
+    pub fn with_documents(&self, command: &str, arguments: &[&OsStr]) -> Output {
+        let mut scelle = Command::new(SCELLE);
+        scelle.arg(command);
+        for (option, file) in
+            [("--registry", "registry.toml"), ("--trust", "trust.toml"), ("--passphrase-file", "passphrase")]
+        {
+            scelle.arg(option).arg(self.path(file));
+        }
+        run(scelle.args(arguments))
+    }
+
+    pub fn create(&self) -> Output {
+        let devices = self.devices();
+        let arguments: Vec<&OsStr> = devices.iter().map(|device| device.as_os_str()).collect();
+        self.with_documents("create", &arguments)
+    }
+
+    /// Mounts the given devices with `-o options`.
+    pub fn mount_devices(&self, devices: &[PathBuf], options: &str) -> Output {
+        let mut arguments: Vec<&OsStr> = vec!["-o".as_ref(), options.as_ref()];
+        arguments.extend(devices.iter().map(|device| device.as_os_str()));
+        arguments.push(self.mountpoint.as_os_str());
+        self.with_documents("mount", &arguments)
+    }
+
+    pub fn mount(&self) -> Output {
+        self.mount_devices(&self.devices(), "")
+    }
+
+    pub fn umount(&self) -> Output {
+        run(Command::new(SCELLE).arg("umount").arg(&self.mountpoint))
+    }
+
+    pub fn check(&self) -> Output {
+        let devices = self.devices();
+        let arguments: Vec<&OsStr> = devices.iter().map(|device| device.as_os_str()).collect();
+        self.with_documents("check", &arguments)
+    }
+
+    /// A volume, mounted.
+    pub fn mounted(count: usize, mib: u64) -> Self {
+        let lab = Self::new(count, mib);
+        ok(&lab.create());
+        ok(&lab.mount());
+        lab
+    }
+
+    /// The status of our volume, as JSON.
+    pub fn status(&self) -> serde_json::Value {
+        let out = run(Command::new(SCELLE).args(["status", "--json"]).arg(&self.mountpoint));
+        let report: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
+        report["volumes"][0].clone()
+    }
+
+    pub fn daemon(&self) -> u64 {
+        self.status()["pid"].as_u64().expect("the volume is mounted")
+    }
+
+    /// SIGKILL to the daemon, and waits until it is gone.
+    pub fn kill_daemon(&self) {
+        let pid = self.daemon();
+        ok(&run(Command::new("kill").args(["-9", &pid.to_string()])));
+        wait_for("the killed daemon to go away", || is_gone(pid));
+    }
+}
+
+/// Gone, or a zombie whose every thread has ended.
+fn is_gone(pid: u64) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let state = stat.rsplit(')').next().and_then(|after| after.trim_start().chars().next());
+    matches!(state, None | Some('Z' | 'X')) && threads <= 1
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let pid = self.status()["pid"].as_u64();
+        for _ in 0..4 {
+            if !run(Command::new("umount").arg("-l").arg(&self.mountpoint)).status.success() {
+                break;
+            }
+        }
+        if let Some(pid) = pid {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !is_gone(pid) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        self.disks.iter().for_each(Disk::detach);
+    }
+}
+
+pub fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+pub fn stderr(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// Asserts success.
+#[track_caller]
+pub fn ok(out: &Output) {
+    assert!(
+        out.status.success(),
+        "exit {:?}: {}{}",
+        out.status.code(),
+        String::from_utf8_lossy(&out.stdout),
+        stderr(out)
+    );
+}
+
+/// Asserts an exit code and the stable reason code in the message.
+#[track_caller]
+pub fn fails(out: &Output, code: i32, reason: &str) {
+    let text = stderr(out);
+    assert_eq!(out.status.code(), Some(code), "{text}");
+    assert!(text.contains(&format!("[{reason}]")), "expected [{reason}] in: {text}");
+}
+
+#[track_caller]
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,80 @@
+//! The daemon is killed under load: what was fsynced is there afterwards, and the rest is some earlier state.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::lab::{Lab, ok};
+
+/// Writes numbered files by the rule "write, fsync, rename", until something fails; returns how many were done.
+fn writer(dir: &Path, stop: &AtomicBool) -> u64 {
+    let mut done = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let step = || -> std::io::Result<()> {
+            let temporary = dir.join("temporary");
+            let mut file = fs::File::create(&temporary)?;
+            file.write_all(&content(done))?;
+            file.sync_all()?;
+            fs::rename(&temporary, dir.join(format!("file-{done}")))?;
+            fs::File::open(dir)?.sync_all()
+        };
+        match step() {
+            Ok(()) => done += 1,
+            Err(_) => break,
+        }
+    }
+    done
+}
+
+fn content(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(1 + (number as usize * 97) % 3000)
+}
+
+#[test]
+fn nothing_fsynced_is_lost_when_the_daemon_is_killed() {
+    let lab = Lab::mounted(2, 256);
+    for round in 0..3 {
+        let stop = AtomicBool::new(false);
+        let dirs: Vec<_> = (0..3).map(|index| lab.mountpoint.join(format!("round-{round}-{index}"))).collect();
+        dirs.iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        fs::File::open(&lab.mountpoint).unwrap().sync_all().unwrap();
+        let done: Vec<u64> = std::thread::scope(|scope| {
+            let threads: Vec<_> = dirs.iter().map(|dir| scope.spawn(|| writer(dir, &stop))).collect();
+            std::thread::sleep(Duration::from_millis(700));
+            lab.kill_daemon();
+            stop.store(true, Ordering::Relaxed);
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        // The dead mount is cleared away by the next one.
+        ok(&lab.mount());
+        for (dir, done) in dirs.iter().zip(done) {
+            assert!(done > 0, "nothing was written in time");
+            for number in 0..done {
+                let found = fs::read(dir.join(format!("file-{number}")));
+                let whole = found.is_ok_and(|found| found == content(number));
+                assert!(whole, "{}: file-{number} of {done}", dir.display());
+            }
+            // One that was renamed may not have been reported; it is whole all the same.
+            if let Ok(found) = fs::read(dir.join(format!("file-{done}"))) {
+                assert!(found == content(done), "an empty file after write, fsync, rename");
+            }
+        }
+        assert_eq!(lab.status()["state"], "healthy");
+    }
+    ok(&lab.umount());
+    ok(&lab.check());
+}
+
+#[test]
+fn what_was_closed_a_while_ago_survives_too() {
+    let lab = Lab::mounted(2, 64);
+    fs::write(lab.mountpoint.join("deed"), "closed").unwrap();
+    // The bound is 1 s from reaching the daemon (promise P5); the rest is for a busy machine.
+    std::thread::sleep(Duration::from_millis(2000));
+    lab.kill_daemon();
+    ok(&lab.mount());
+    assert_eq!(fs::read_to_string(lab.mountpoint.join("deed")).unwrap(), "closed");
+    ok(&lab.umount());
+}

@@ -1,0 +1,214 @@
+//! What a volume is for: it keeps files, over remounts and with a device less.
+
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+
+use crate::lab::{Lab, SCELLE, fails, ok, run, stderr};
+
+/// Checksums and attributes of everything in a tree.
+fn checksums(dir: &Path) -> String {
+    let script = "find . -type f -print0 | sort -z | xargs -0 sha256sum; find . -printf '%p %y %m %s %T@ %l\\n' | sort";
+    let out = run(Command::new("sh").args(["-c", script]).current_dir(dir));
+    ok(&out);
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+#[test]
+fn a_tree_is_the_same_after_a_remount_and_on_both_replicas() {
+    let lab = Lab::mounted(2, 256);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    ok(&run(Command::new("cp").arg("-a").arg(&source).arg(lab.mountpoint.join("tree"))));
+    let before = checksums(&lab.mountpoint);
+    ok(&lab.umount());
+    assert_eq!(fs::read_dir(&lab.mountpoint).unwrap().count(), 0, "the folder is empty again");
+    ok(&lab.check());
+    ok(&lab.mount());
+    assert_eq!(checksums(&lab.mountpoint), before);
+    ok(&lab.umount());
+    // Same bytes at the same address: everything between the two label areas.
+    let (a, b) = (lab.disks[0].bytes(), lab.disks[1].bytes());
+    assert!(a[1 << 20..255 << 20] == b[1 << 20..255 << 20], "the data areas differ");
+    let needle = b"derive_slot_key";
+    assert!(!a.windows(needle.len()).any(|window| window == needle), "the device shows what is in a file");
+}
+
+#[test]
+fn status_says_who_holds_what() {
+    let lab = Lab::mounted(2, 64);
+    let status = lab.status();
+    assert_eq!(status["state"], "healthy", "{status}");
+    assert_eq!(status["sovereign"], false);
+    assert_eq!(status["mountpoint"], lab.mountpoint.to_str().unwrap());
+    assert_eq!(status["registry"]["signatures"].as_array().unwrap().len(), 2);
+    for (replica, disk) in status["replicas"].as_array().unwrap().iter().zip(&lab.disks) {
+        assert_eq!(replica["device"], disk.device.to_str().unwrap());
+        assert_eq!(replica["state"], "in-sync");
+        assert_eq!(replica["country"], "FR");
+        assert_eq!(replica["verdict"]["approved"], true);
+    }
+    let text = run(Command::new(SCELLE).arg("status").arg(&lab.mountpoint));
+    ok(&text);
+    assert!(String::from_utf8_lossy(&text.stdout).contains("NOT SOVEREIGN: laboratory registry"));
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(table.contains("fuse.scelle") && table.contains("not\\040sovereign:\\040laboratory\\040registry"));
+}
+
+#[test]
+fn one_device_missing_needs_the_administrators_word() {
+    let lab = Lab::mounted(2, 64);
+    fs::write(lab.mountpoint.join("deed"), "kept").unwrap();
+    ok(&lab.umount());
+    let one = lab.devices()[..1].to_vec();
+    fails(&lab.mount_devices(&one, ""), 6, "volume-incomplete");
+    ok(&lab.mount_devices(&one, "degraded"));
+    assert_eq!(fs::read_to_string(lab.mountpoint.join("deed")).unwrap(), "kept");
+    fs::write(lab.mountpoint.join("later"), "also kept").unwrap();
+    assert_eq!(lab.status()["state"], "degraded");
+    let status = run(Command::new(SCELLE).arg("status").arg(&lab.mountpoint));
+    assert_eq!(status.status.code(), Some(6));
+    ok(&lab.umount());
+    // The other one has been left behind; both together are one volume still.
+    ok(&lab.mount());
+    assert_eq!(fs::read_to_string(lab.mountpoint.join("later")).unwrap(), "also kept");
+    assert_eq!(lab.status()["replicas"][1]["state"], "stale");
+    ok(&lab.umount());
+}
+
+#[test]
+fn a_read_only_mount_changes_nothing() {
+    let lab = Lab::mounted(2, 64);
+    fs::write(lab.mountpoint.join("deed"), "kept").unwrap();
+    ok(&lab.umount());
+    let before: Vec<Vec<u8>> = lab.disks.iter().map(|disk| disk.bytes()).collect();
+    ok(&lab.mount_devices(&lab.devices(), "ro"));
+    assert_eq!(fs::read_to_string(lab.mountpoint.join("deed")).unwrap(), "kept");
+    let refused = fs::write(lab.mountpoint.join("new"), "x").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    ok(&lab.umount());
+    assert!(lab.disks.iter().map(|disk| disk.bytes()).eq(before), "a read-only mount wrote");
+}
+
+#[test]
+fn umount_refuses_while_somebody_is_inside_and_says_who() {
+    let lab = Lab::mounted(1, 64);
+    let open = fs::File::create(lab.mountpoint.join("open")).unwrap();
+    let refused = lab.umount();
+    fails(&refused, 7, "umount-busy");
+    assert!(stderr(&refused).contains(&format!("process {}", std::process::id())), "{}", stderr(&refused));
+    drop(open);
+    ok(&lab.umount());
+    fails(&lab.umount(), 2, "umount-not-mounted");
+}
+
+#[test]
+fn a_signal_ends_the_mount_in_order() {
+    let lab = Lab::mounted(2, 64);
+    fs::write(lab.mountpoint.join("deed"), "kept").unwrap();
+    ok(&run(Command::new("kill").arg(lab.daemon().to_string())));
+    crate::lab::wait_for("the daemon to unmount", || fs::read_dir(&lab.mountpoint).is_ok_and(|d| d.count() == 0));
+    // The devices are free, or mount waits for them.
+    ok(&lab.mount());
+    assert_eq!(fs::read_to_string(lab.mountpoint.join("deed")).unwrap(), "kept");
+    ok(&lab.umount());
+}
+
+#[test]
+fn a_volume_is_found_by_label_and_uuid() {
+    let lab = Lab::new(2, 64);
+    let label = format!("lab {}", std::process::id());
+    let devices = lab.devices();
+    let arguments = ["--label".as_ref(), label.as_ref(), devices[0].as_os_str(), devices[1].as_os_str()];
+    let created = lab.with_documents("create", &arguments);
+    ok(&created);
+    let uuid = String::from_utf8(created.stdout).unwrap();
+    for name in [label.as_str(), uuid.trim()] {
+        ok(&lab.with_documents("mount", &[name.as_ref(), lab.mountpoint.as_os_str()]));
+        ok(&run(Command::new(SCELLE).args(["status", name])));
+        ok(&lab.umount());
+    }
+    fails(&lab.with_documents("mount", &["no such".as_ref(), lab.mountpoint.as_os_str()]), 2, "volume-not-found");
+}
+
+#[test]
+fn times_at_the_ends_of_the_scale_do_no_harm() {
+    let lab = Lab::mounted(1, 64);
+    let path = lab.mountpoint.join("old");
+    fs::write(&path, "x").unwrap();
+    for seconds in [i64::MIN, i64::MIN + 1, -1, 0, i64::MAX] {
+        let time = rustix::fs::Timespec { tv_sec: seconds, tv_nsec: 999_999_999 };
+        let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+        // Whether it is taken or refused: the daemon lives.
+        let _ = rustix::fs::utimensat(rustix::fs::CWD, &path, &times, rustix::fs::AtFlags::empty());
+        assert!(fs::metadata(&path).is_ok(), "{seconds}");
+    }
+    ok(&lab.umount());
+}
+
+#[test]
+fn what_applications_count_on() {
+    let lab = Lab::mounted(2, 128);
+    let root = &lab.mountpoint;
+    // An unlinked file lives as long as it is open.
+    let mut open = fs::File::options().read(true).write(true).create_new(true).open(root.join("gone")).unwrap();
+    fs::remove_file(root.join("gone")).unwrap();
+    open.write_all(b"still here").unwrap();
+    open.seek(SeekFrom::Start(0)).unwrap();
+    assert_eq!(std::io::read_to_string(&open).unwrap(), "still here");
+    assert_eq!(open.metadata().unwrap().nlink(), 0);
+    drop(open);
+    // Appending from two descriptors loses nothing.
+    let (a, b) = (append(&root.join("log")), append(&root.join("log")));
+    for (index, mut file) in [&a, &b].into_iter().cycle().take(100).enumerate() {
+        writeln!(file, "line {index}").unwrap();
+    }
+    assert_eq!(fs::read_to_string(root.join("log")).unwrap().lines().count(), 100);
+    // Far out in a large file.
+    let far = fs::File::create(root.join("far")).unwrap();
+    far.write_all_at(b"end", (8 << 40) - 3).unwrap();
+    assert_eq!(far.metadata().unwrap().len(), 8 << 40);
+    assert!(far.metadata().unwrap().blocks() < 100, "holes take no room");
+    // ACLs: the group bits of the mode are their mask.
+    fs::write(root.join("acl"), "x").unwrap();
+    ok(&run(Command::new("setfacl").args(["-m", "u:1234:rw"]).arg(root.join("acl"))));
+    assert_eq!(fs::metadata(root.join("acl")).unwrap().permissions().mode() & 0o777, 0o664);
+    let shown = run(Command::new("getfacl").args(["-cn"]).arg(root.join("acl")));
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("user:1234:rw-"));
+    // A lock held by another process.
+    let script = format!("exec 9>{0}; flock 9; flock -n {0} true && exit 1; exit 0", root.join("lock").display());
+    ok(&run(Command::new("sh").args(["-c", &script])));
+    drop((a, b, far));
+    ok(&lab.umount());
+    ok(&lab.check());
+}
+
+fn append(path: &Path) -> fs::File {
+    fs::File::options().append(true).create(true).open(path).unwrap()
+}
+
+#[test]
+fn a_full_volume_says_so_and_recovers() {
+    let lab = Lab::mounted(1, 32);
+    let path = lab.mountpoint.join("big");
+    let block = vec![7; 1 << 20];
+    let file = fs::File::create(&path).unwrap();
+    let mut count = 0;
+    let error = loop {
+        // fsync: with the writeback cache, that is where the room is taken.
+        match file.write_all_at(&block, count << 20).and_then(|()| file.sync_all()) {
+            Ok(()) => count += 1,
+            Err(error) => break error,
+        }
+        assert!(count < 40, "more fits than there is");
+    };
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+    assert!(count >= 20, "only {count} MiB of 32 were usable");
+    drop(file);
+    fs::remove_file(&path).unwrap();
+    fs::write(lab.mountpoint.join("small"), &block).unwrap();
+    fs::File::open(lab.mountpoint.join("small")).unwrap().sync_all().unwrap();
+    ok(&lab.umount());
+    ok(&lab.check());
+}

@@ -1,0 +1,249 @@
+//! Every bad input has its own message and exit code, and not one byte is written.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::lab::{Disk, Lab, SCELLE, fails, ok, run};
+
+/// Carries `attempt` out and asserts that it fails as it should and leaves every image as it was.
+#[track_caller]
+fn refused(lab: &Lab, code: i32, reason: &str, attempt: impl FnOnce() -> Output) {
+    let before: Vec<Vec<u8>> = lab.disks.iter().map(Disk::bytes).collect();
+    fails(&attempt(), code, reason);
+    for (disk, before) in lab.disks.iter().zip(before) {
+        assert!(disk.bytes() == before, "{} was written to", disk.image.display());
+    }
+}
+
+fn volume(count: usize) -> Lab {
+    let lab = Lab::new(count, 32);
+    ok(&lab.create());
+    lab
+}
+
+/// Overwrites blocks of a device, below every label check.
+fn damage(disk: &Disk, offsets: &[u64], bytes: &[u8]) {
+    let file = File::options().write(true).open(&disk.device).unwrap();
+    for offset in offsets {
+        file.write_all_at(bytes, *offset).unwrap();
+    }
+    file.sync_all().unwrap();
+}
+
+#[test]
+fn a_wrong_passphrase() {
+    let lab = volume(2);
+    fs::write(lab.path("passphrase"), "wrong").unwrap();
+    refused(&lab, 4, "wrong-key", || lab.mount());
+    refused(&lab, 4, "wrong-key", || lab.check());
+    fs::write(lab.path("passphrase"), "").unwrap();
+    refused(&lab, 2, "passphrase-unusable", || lab.mount());
+    fs::remove_file(lab.path("passphrase")).unwrap();
+    refused(&lab, 2, "passphrase-file", || lab.mount());
+}
+
+#[test]
+fn a_device_without_a_volume() {
+    let lab = Lab::new(2, 32);
+    refused(&lab, 2, "not-a-volume", || lab.mount());
+    refused(&lab, 2, "not-a-volume", || lab.check());
+}
+
+#[test]
+fn a_device_the_registry_does_not_name() {
+    let lab = Lab::new(3, 32);
+    lab.approve(&lab.devices()[..2]);
+    refused(&lab, 3, "device-not-listed", || lab.create());
+    let create = |devices: &[PathBuf]| {
+        let arguments: Vec<&OsStr> = devices.iter().map(|device| device.as_os_str()).collect();
+        lab.with_documents("create", &arguments)
+    };
+    ok(&create(&lab.devices()[..2]));
+    refused(&lab, 3, "device-not-listed", || lab.mount());
+    refused(&lab, 3, "device-not-listed", || create(&lab.devices()[2..]));
+}
+
+#[test]
+fn a_device_that_holds_something() {
+    let lab = volume(2);
+    refused(&lab, 7, "device-not-empty", || lab.create());
+    let lab = Lab::new(1, 32);
+    ok(&run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&lab.disks[0].device)));
+    refused(&lab, 7, "device-not-empty", || lab.create());
+}
+
+#[test]
+fn a_device_in_use() {
+    let lab = Lab::new(1, 32);
+    ok(&run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&lab.disks[0].device)));
+    ok(&run(Command::new("mount").arg("-oro").arg(&lab.disks[0].device).arg(&lab.mountpoint)));
+    refused(&lab, 7, "device-in-use", || lab.create());
+    ok(&run(Command::new("umount").arg(&lab.mountpoint)));
+    let lab = Lab::mounted(1, 32);
+    let other = lab.path("other");
+    fs::create_dir(&other).unwrap();
+    let device = lab.devices().remove(0);
+    fails(&lab.with_documents("mount", &[device.as_os_str(), other.as_os_str()]), 7, "device-in-use");
+    assert_eq!(lab.status()["state"], "healthy", "the first mount goes on");
+}
+
+#[test]
+fn the_same_device_twice_and_devices_of_two_volumes() {
+    let lab = Lab::new(2, 32);
+    let devices = lab.devices();
+    let twice = [devices[0].clone(), devices[0].clone()];
+    refused(&lab, 2, "device-twice", || lab.with_documents("create", &[twice[0].as_os_str(), twice[1].as_os_str()]));
+    ok(&lab.with_documents("create", &[devices[0].as_os_str()]));
+    ok(&lab.with_documents("create", &[devices[1].as_os_str()]));
+    refused(&lab, 2, "device-twice", || lab.mount_devices(&twice, ""));
+    refused(&lab, 2, "device-of-another-volume", || lab.mount());
+}
+
+#[test]
+fn a_copy_of_a_replica_is_not_another_replica() {
+    let mut lab = volume(2);
+    let image = lab.path("copy");
+    fs::copy(&lab.disks[0].image, &image).unwrap();
+    lab.disks.push(Disk { device: PathBuf::new(), image });
+    lab.disks[2].reattach();
+    refused(&lab, 3, "device-not-listed", || lab.mount());
+}
+
+#[test]
+fn damaged_labels() {
+    let lab = volume(1);
+    let last = 31 << 20;
+    // One copy: the other is used, and the damaged one is written anew.
+    damage(&lab.disks[0], &[0], &[0x5a; 4096]);
+    ok(&lab.mount());
+    ok(&lab.umount());
+    ok(&lab.check());
+    damage(&lab.disks[0], &[0, last], &[0x5a; 4096]);
+    refused(&lab, 2, "not-a-volume", || lab.mount());
+}
+
+#[test]
+fn labels_damaged_behind_the_magic_number() {
+    let lab = volume(1);
+    damage(&lab.disks[0], &[512, (31 << 20) + 512], &[0x5a; 512]);
+    refused(&lab, 5, "label-damaged", || lab.mount());
+}
+
+#[test]
+fn a_newer_format() {
+    let lab = volume(1);
+    let head = fs::read(&lab.disks[0].image).unwrap()[..512].to_vec();
+    let mut newer = head.clone();
+    // The version follows the magic number. A single changed byte would be recognised as damage.
+    newer[8] = 2;
+    newer[300] = 1;
+    damage(&lab.disks[0], &[0, 31 << 20], &newer);
+    refused(&lab, 2, "format-newer", || lab.mount());
+}
+
+#[test]
+fn a_truncated_device() {
+    let mut lab = volume(1);
+    lab.disks[0].detach();
+    File::options().write(true).open(&lab.disks[0].image).unwrap().set_len(24 << 20).unwrap();
+    lab.disks[0].reattach();
+    // The registry names the size too, so that is what refuses it first.
+    refused(&lab, 3, "size-mismatch", || lab.mount());
+}
+
+#[test]
+fn a_registry_of_other_officers() {
+    let lab = volume(1);
+    // The same device, approved by keys that are not pinned in the volume.
+    lab.approve(&lab.devices());
+    refused(&lab, 3, "registry-other", || lab.mount());
+}
+
+#[test]
+fn registries_that_are_not_accepted() {
+    let lab = volume(1);
+    let registry = lab.path("registry.toml");
+    let good = fs::read_to_string(&registry).unwrap();
+    let signature = lab.path("registry.toml.officer-a.minisig");
+    let signed = fs::read(&signature).unwrap();
+
+    fs::remove_file(&signature).unwrap();
+    refused(&lab, 3, "registry-signatures", || lab.mount());
+    fs::write(&signature, "garbage").unwrap();
+    refused(&lab, 3, "registry-signatures", || lab.mount());
+    fs::write(&signature, signed).unwrap();
+    // One byte changed: no signature counts any more.
+    fs::write(&registry, good.replace("\"FR\"", "\"US\"")).unwrap();
+    refused(&lab, 3, "registry-signatures", || lab.mount());
+    fs::write(&registry, [0xff; 100]).unwrap();
+    refused(&lab, 3, "registry-signatures", || lab.mount());
+    // Well signed, but over.
+    let set = |text: &str, key: &str, value: &str| -> String {
+        let line = |line: &str| if line.starts_with(key) { format!("{key} = {value}\n") } else { format!("{line}\n") };
+        text.lines().map(line).collect()
+    };
+    let expired = set(&set(&good, "issued", "2020-01-01"), "valid_until", "2020-12-31");
+    fs::write(&registry, set(&set(&expired, "inspected", "2020-01-01"), "inspection_valid_until", "2020-12-31"))
+        .unwrap();
+    sign(&lab);
+    refused(&lab, 3, "registry-expired", || lab.mount());
+    fs::remove_file(&registry).unwrap();
+    refused(&lab, 2, "registry-unreadable", || lab.mount());
+    fs::write(&registry, &good).unwrap();
+    sign(&lab);
+    ok(&lab.mount());
+    ok(&lab.umount());
+    fs::write(lab.path("trust.toml"), "threshold = 0").unwrap();
+    refused(&lab, 2, "registry-syntax", || lab.mount());
+}
+
+fn sign(lab: &Lab) {
+    for officer in ["officer-a", "officer-b"] {
+        let _ = fs::remove_file(lab.path(&format!("registry.toml.{officer}.minisig")));
+        let mut sign = Command::new(SCELLE);
+        sign.args(["registry", "sign"]).arg(lab.path("registry.toml"));
+        ok(&run(sign.arg("--key").arg(lab.path(&format!("{officer}.key")))));
+    }
+}
+
+#[test]
+fn a_device_revoked_while_mounted_is_fenced() {
+    let lab = Lab::mounted(2, 64);
+    fs::write(lab.mountpoint.join("deed"), "kept").unwrap();
+    let registry = lab.path("registry.toml");
+    let text = fs::read_to_string(&registry).unwrap();
+    let at = text.rfind("\"approved\"").expect("a device's status");
+    let revoked = format!("{}\"revoked\"{}", &text[..at], &text[at + "\"approved\"".len()..]);
+    fs::write(&registry, revoked.replacen("version = 1", "version = 2", 1)).unwrap();
+    sign(&lab);
+    crate::lab::wait_for("the watch to see the new registry", || lab.status()["registry"]["version"] == 2);
+    let status = lab.status();
+    assert_eq!(status["replicas"][1]["verdict"]["approved"], false, "{status}");
+    let before = lab.disks[1].bytes();
+    let mut file = File::create(lab.mountpoint.join("later")).unwrap();
+    file.write_all(b"goes to one device only").unwrap();
+    file.sync_all().unwrap();
+    assert!(lab.disks[1].bytes() == before, "a revoked device was written to");
+    assert_eq!(lab.status()["replicas"][1]["state"], "refused", "{}", lab.status());
+    assert_eq!(fs::read_to_string(lab.mountpoint.join("deed")).unwrap(), "kept");
+    drop(file);
+    ok(&lab.umount());
+}
+
+#[test]
+fn mount_points_and_options_that_cannot_be() {
+    let lab = volume(1);
+    let device = lab.devices().remove(0);
+    let at = |place: &Path| lab.with_documents("mount", &[device.as_os_str(), place.as_os_str()]);
+    refused(&lab, 2, "mountpoint", || at(Path::new("/nonexistent/folder")));
+    refused(&lab, 2, "mountpoint", || at(&lab.path("registry.toml")));
+    refused(&lab, 2, "mount-option-unknown", || lab.mount_devices(std::slice::from_ref(&device), "force"));
+    let file = lab.path("registry.toml");
+    let mountpoint = lab.mountpoint.as_os_str();
+    refused(&lab, 2, "device-kind", || lab.with_documents("mount", &[file.as_os_str(), mountpoint]));
+    refused(&lab, 2, "device-not-found", || lab.with_documents("mount", &["/dev/nonexistent".as_ref(), mountpoint]));
+}
