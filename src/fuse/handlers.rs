@@ -317,12 +317,17 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.fs.write(ino(number), offset, data) {
+        let written = if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            self.fs.write_back(ino(number), offset, data)
+        } else {
+            self.fs.write(ino(number), offset, data)
+        };
+        match written {
             Ok(count) => reply.written(count as u32),
             Err(error) => reply.error(errno(&error)),
         }

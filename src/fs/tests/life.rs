@@ -136,8 +136,9 @@ fn attributes_are_set_all_at_once() {
     assert_eq!(fs.getattr(ino).unwrap(), attr);
     let ctime = Time { s: 7, ns: 0 };
     assert_eq!(fs.setattr(ino, &SetAttr { ctime: Some(ctime), ..SetAttr::default() }).unwrap().ctime, ctime);
-    let attr = truncate(&fs, ino, 3);
+    let attr = truncate(&fs, ino, 2);
     assert!(attr.ctime == attr.mtime && attr.ctime.s > 7);
+    assert_eq!(truncate(&fs, ino, 2).mtime, attr.mtime);
     fails(fs.setattr(Ino::ROOT, &SetAttr { size: Some(0), ..SetAttr::default() }), libc::EISDIR);
     let fifo = fs.mknod(&USER, Ino::ROOT, b"p", 0o010_644, 0).unwrap().ino;
     fails(fs.setattr(fifo, &SetAttr { size: Some(0), ..SetAttr::default() }), libc::EINVAL);
