@@ -448,17 +448,39 @@ impl Mirror {
 
     /// Writes a block that verified over a copy that did not. A failure fences the replica, as any failed write.
     pub fn mend(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
+        if self.copy(index, addr, sealed) {
+            self.replicas[index].counters.repaired.fetch_add(1, Ordering::Relaxed);
+            log::warn!("replica {index}: block {} was damaged and is written anew from another one", addr.0);
+        }
+    }
+
+    /// Writes a block to one replica; says whether it is there. A failure fences the replica, as any failed write.
+    pub fn copy(&self, index: usize, addr: BlockAddr, sealed: &[u8]) -> bool {
         let replica = &self.replicas[index];
-        let Some(device) = &replica.device else { return };
+        let Some(device) = &replica.device else { return false };
         match device.write_at(device_offset(addr), &[IoSlice::new(sealed)]) {
-            Ok(()) => {
-                replica.counters.repaired.fetch_add(1, Ordering::Relaxed);
-                log::warn!("{}: block {} was damaged and is written anew from another replica", device.name(), addr.0);
-            }
+            Ok(()) => true,
             Err(error) => {
                 replica.counters.write.fetch_add(1, Ordering::Relaxed);
-                self.fence(index, State::Faulty, &format!("repair failed: {error}"));
+                let state = match &error {
+                    WriteError::Fenced { .. } => State::Refused,
+                    WriteError::Device(_) => State::Faulty,
+                };
+                self.fence(index, state, &error.to_string());
+                false
             }
+        }
+    }
+
+    /// A resync is complete: the replica is in sync, unless it was fenced meanwhile. Says whether it is.
+    pub fn promote(&self, index: usize) -> bool {
+        let mut inner = self.shared.lock();
+        match inner.replicas.get_mut(index) {
+            Some(status) if status.state == State::Resyncing => {
+                status.state = State::InSync;
+                true
+            }
+            _ => false,
         }
     }
 

@@ -1,11 +1,13 @@
 //! A volume in use: the filesystem, the thread that commits, the witness, the status.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::create::{flush, write};
+use super::resync::Resync;
 use super::{Assembled, Error, ErrorKind, OpenOptions, System, recovery, witness};
 use crate::device::AlignedBuf;
 use crate::fs::Fs;
@@ -38,6 +40,8 @@ pub struct ReplicaStatus {
     pub generation: Generation,
     /// Errors since the mount.
     pub errors: ErrorCounts,
+    /// Bytes done and bytes in all of a resync that is under way.
+    pub resync: Option<(u64, u64)>,
 }
 
 /// What `scelle status` shows of an open volume.
@@ -69,6 +73,13 @@ pub struct Open {
     left_at: Vec<Generation>,
     witness: Option<PathBuf>,
     ticker: Option<Ticker>,
+    resyncs: Vec<Resyncing>,
+}
+
+struct Resyncing {
+    resync: Arc<Resync>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
 }
 
 struct Ticker {
@@ -94,7 +105,12 @@ impl Assembled {
         check_witness(options, volume, choice.root.generation)?;
         let too_few = self.too_few(registry, &choice.states);
         let read_only = options.read_only || too_few.is_some();
-        let (mirror, device_bytes) = self.mirror(&choice.states)?;
+        let behind = if read_only { Vec::new() } else { self.left_behind(&choice.states) };
+        let mut states = choice.states.clone();
+        for resync in &behind {
+            states[resync.index] = State::Resyncing;
+        }
+        let (mirror, device_bytes) = self.mirror(&states)?;
         let mut root = choice.root;
         // Invariant: 2^32 mounts, one a second, take 136 years.
         let epoch = root.epoch.saturating_add(1);
@@ -119,13 +135,40 @@ impl Assembled {
             self.mend_labels()?;
         }
         let fs = Arc::new(Fs::open(store.clone())?);
-        let mut open =
-            Open { header: self.header, store, fs, read_only, left_at, witness: options.witness.clone(), ticker: None };
+        let mut open = Open {
+            header: self.header,
+            store,
+            fs,
+            read_only,
+            left_at,
+            witness: options.witness.clone(),
+            ticker: None,
+            resyncs: Vec::new(),
+        };
         if !read_only {
             open.remember();
             open.ticker = Some(open.start_ticker()?);
+            for resync in behind {
+                open.start_resync(resync)?;
+            }
         }
         Ok(open)
+    }
+
+    /// The replicas present that the root does not name or that are too old, and what each of them has.
+    fn left_behind(&self, states: &[State]) -> Vec<Resync> {
+        let mut behind = Vec::new();
+        for replica in &self.replicas {
+            let index = usize::from(replica.header.replica_index);
+            if states.get(index) != Some(&State::Stale) {
+                continue;
+            }
+            let device = &replica.device;
+            let roots = label::read_roots(&**device, replica.header.device_bytes, &self.keys, self.header.volume);
+            let in_sync = roots.unwrap_or_default().into_iter().filter(|root| root.in_sync >> index & 1 == 1);
+            behind.push(Resync::new(index, in_sync.map(|root| root.epoch).max().unwrap_or(0)));
+        }
+        behind
     }
 
     /// Writes the chosen root to in-sync replicas that do not have it, because the power failed between the roots. So no
@@ -248,6 +291,7 @@ impl Open {
                 reason,
                 generation: if state == State::InSync { generation } else { left_at },
                 errors: mirror.errors(index),
+                resync: self.resync_progress(index, state),
             }
         };
         Status {
@@ -259,6 +303,26 @@ impl Open {
             usage: self.store.usage(),
             replicas: (0..mirror.len()).map(replica).collect(),
         }
+    }
+
+    fn resync_progress(&self, index: usize, state: State) -> Option<(u64, u64)> {
+        let resyncing = self.resyncs.iter().find(|r| r.resync.index == index)?;
+        (state == State::Resyncing).then(|| resyncing.resync.progress())
+    }
+
+    fn start_resync(&mut self, resync: Resync) -> Result<(), Error> {
+        let (resync, stop) = (Arc::new(resync), Arc::new(AtomicBool::new(false)));
+        log::warn!("replica {} was left behind: it is being resynced", resync.index);
+        let (fs, store, job, signal) = (self.fs.clone(), self.store.clone(), resync.clone(), stop.clone());
+        let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
+            if let Err(error) = job.run(&fs, &store, &signal) {
+                log::error!("resync of replica {} ended: {error}", job.index);
+                store.mirror().fence(job.index, State::Stale, &format!("its resync ended: {error}"));
+            }
+        });
+        let thread = thread.map_err(|source| System::error("starting a resync", source))?;
+        self.resyncs.push(Resyncing { resync, stop, thread });
+        Ok(())
     }
 
     /// The last commit, then the end. Always ends: a device that does not answer is fenced.
@@ -276,6 +340,12 @@ impl Open {
     }
 
     fn stop(&mut self) {
+        self.resyncs.iter().for_each(|r| r.stop.store(true, Ordering::Relaxed));
+        for resyncing in self.resyncs.drain(..) {
+            if resyncing.thread.join().is_err() {
+                log::error!("a resync panicked");
+            }
+        }
         let Some(Ticker { stop, thread }) = self.ticker.take() else { return };
         *stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
         stop.1.notify_all();
