@@ -84,6 +84,7 @@ fn a_full_volume_says_so_at_the_latest_on_fsync_and_recovers() {
     let file = fs::File::create(lab.mountpoint.join("after")).unwrap();
     file.write_all_at(&[7; 20 << 20], 0).unwrap();
     file.sync_all().unwrap();
+    drop(file);
     ok(&lab.umount());
     ok(&lab.check());
     ok(&lab.mount());
