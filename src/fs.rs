@@ -286,17 +286,18 @@ impl Fs {
     /// become free with the next commit that no reader outlives: so it commits, and tries again, before it gives up.
     fn with_space<T>(&self, blocks: u64, take: impl Fn() -> pages::Result<T>) -> Result<T> {
         let attempt = || if self.available() < blocks { Err(Error::NoSpace) } else { Ok(take()?) };
+        let mut seen = self.store.generation();
         let mut outcome = attempt();
         for tried in 0..SPACE_ATTEMPTS {
             match &outcome {
-                Err(error) if error.is_no_space() && self.store.has_unreleased() => {}
+                Err(error) if error.is_no_space() && self.release_space(seen)? => {}
                 _ => break,
             }
             if tried > 0 {
                 // A reader outlived the commit; it ends when its blocks have come from a device.
                 thread::sleep(Duration::from_millis(1 << tried));
             }
-            self.checkpoint()?;
+            seen = self.store.generation();
             outcome = attempt();
         }
         outcome

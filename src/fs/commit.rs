@@ -3,6 +3,7 @@
 use std::{sync::atomic::Ordering, time::Instant};
 
 use super::{Fs, Result, lock};
+use crate::units::Generation;
 
 /// What the last commit took along.
 #[derive(Debug, Default)]
@@ -32,6 +33,16 @@ impl Fs {
     /// As [`Fs::sync`].
     pub fn checkpoint(&self) -> Result<()> {
         self.commit_in(&mut lock(&self.commit))
+    }
+
+    /// Makes blocks free that were given up: waits for the commit in flight, which may hold them, and commits when others
+    /// are left. Returns whether anything was committed after generation `seen`, so that there may be more space than then.
+    pub(super) fn release_space(&self, seen: Generation) -> Result<bool> {
+        let mut committed = lock(&self.commit);
+        if self.store.has_unreleased() {
+            self.commit_in(&mut committed)?;
+        }
+        Ok(self.store.generation() != seen)
     }
 
     fn commit_in(&self, committed: &mut Committed) -> Result<()> {
