@@ -73,7 +73,7 @@ use references::References;
 const STRIPES: usize = 1024;
 
 /// Most extents that are freed without letting go of the metadata.
-const STEP: usize = 1024;
+const STEP: usize = 128;
 
 /// How often blocks that were given up, but that readers still hold, are waited for before the volume counts as full.
 const SPACE_ATTEMPTS: u32 = 8;
@@ -193,7 +193,10 @@ impl Fs {
         let fs = Self::assemble(store, meta);
         fs.existing(Ino::ROOT)?;
         if fs.store.writable().is_ok() {
-            fs.finish_interrupted()?;
+            // What is left is only space: it is tried again at the next mount.
+            if let Err(error) = fs.finish_interrupted() {
+                log::error!("what an interrupted removal left is not freed yet: {error}");
+            }
         }
         Ok(fs)
     }
@@ -217,6 +220,11 @@ impl Fs {
     /// Of SQLite.
     pub fn self_check(&self) -> Result<Vec<String>> {
         Ok(self.meta().self_check()?)
+    }
+
+    /// The page store below.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
     }
 
     /// The metadata. A panic while it was held (never in a release build, which aborts) left at worst an open savepoint,
@@ -251,11 +259,21 @@ impl Fs {
     /// so short that the next operation might not fit beside what is waiting.
     fn admit(&self) -> Result<()> {
         self.store.writable()?;
-        let waiting = self.changes.load(Ordering::Relaxed) - self.staged.load(Ordering::Relaxed);
+        // `staged` first: it never passes a `changes` read later, and another thread's commit may come between.
+        let staged = self.staged.load(Ordering::Acquire);
+        let waiting = self.changes.load(Ordering::Acquire).saturating_sub(staged);
         if waiting > 0 && self.store.pressure(waiting) {
             self.sync()?;
         }
-        Ok(())
+        // Not even one more operation might be committed: only while a reader holds what commits have freed.
+        for tried in 0..SPACE_ATTEMPTS {
+            if !self.store.pressure(1) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(1 << tried));
+            self.checkpoint()?;
+        }
+        if self.store.pressure(1) { Err(Error::NoSpace) } else { Ok(()) }
     }
 
     /// As [`Fs::admit`], for an operation that takes space: some must be free beyond what is reserved.
@@ -268,17 +286,18 @@ impl Fs {
     /// become free with the next commit that no reader outlives: so it commits, and tries again, before it gives up.
     fn with_space<T>(&self, blocks: u64, take: impl Fn() -> pages::Result<T>) -> Result<T> {
         let attempt = || if self.available() < blocks { Err(Error::NoSpace) } else { Ok(take()?) };
+        let mut seen = self.store.generation();
         let mut outcome = attempt();
         for tried in 0..SPACE_ATTEMPTS {
             match &outcome {
-                Err(error) if error.is_no_space() && self.store.has_unreleased() => {}
+                Err(error) if error.is_no_space() && self.release_space(seen)? => {}
                 _ => break,
             }
             if tried > 0 {
                 // A reader outlived the commit; it ends when its blocks have come from a device.
                 thread::sleep(Duration::from_millis(1 << tried));
             }
-            self.checkpoint()?;
+            seen = self.store.generation();
             outcome = attempt();
         }
         outcome

@@ -9,13 +9,14 @@
 //! | `default_permissions`, POSIX ACLs | the kernel decides who may do what, from our modes and ACLs |
 //! | `FUSE_DONT_MASK` | a default ACL replaces the umask, so the filesystem applies it |
 //! | `FUSE_EXPORT_SUPPORT` | NFS servers find an inode by number: `lookup` of `.` and `..` |
-//! | `FUSE_ATOMIC_O_TRUNC` | opening with `O_TRUNC` is one request, not two |
+//! | no `FUSE_ATOMIC_O_TRUNC` | with it the kernel forgets to take set-user-id bits from a file that is truncated so |
 //! | readdirplus when the caller seems to want attributes | `ls -l` needs one request a page of names |
 //! | requests of 1 MiB, 128 in the background | fewer round trips |
 //! | locks | left to the kernel: there is one host |
 
 mod attr;
 mod handlers;
+mod seek;
 mod session;
 mod sync;
 mod tune;

@@ -12,8 +12,9 @@
 //!
 //! A replica that fails a write or a flush, that is refused by the policy, or that does not answer for
 //! [`DEVICE_TIMEOUT_S`] is **fenced**: its queue is dropped, nothing is written to it again, and the next root records
-//! that it is no longer in sync. The others go on; with none left every write fails. A read error fences nobody: the
-//! block is mended from another replica.
+//! that it is no longer in sync. The others go on; with none left every write fails, and reads go on from those that held
+//! the last root. A read error fences nobody: the block is mended from another replica. Reads are made by the caller's
+//! thread and end when the kernel ends them (the block layer's own time limit, some tens of seconds for disks).
 //!
 //! # A block that is being written
 //!
@@ -22,7 +23,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -118,6 +119,10 @@ pub struct Mirror {
     replicas: Vec<Replica>,
     shared: Arc<Shared>,
     timeout: Duration,
+    /// The replicas that hold the last root: what is read when none is in sync any more.
+    durable: AtomicU64,
+    /// Whether damaged blocks are written anew.
+    mending: AtomicBool,
 }
 
 /// What the replicas' threads and the callers share.
@@ -198,6 +203,11 @@ impl Inner {
     }
 }
 
+/// Bit `i` for the `i`th true.
+fn mask(bits: impl Iterator<Item = bool>) -> u64 {
+    bits.enumerate().fold(0, |mask, (i, bit)| mask | u64::from(bit) << i)
+}
+
 /// Byte offset on the device of a block of the data area.
 pub fn device_offset(addr: BlockAddr) -> u64 {
     LABEL_SIZE + addr.bytes()
@@ -229,6 +239,10 @@ impl Mirror {
         };
         let state = Mutex::new(inner);
         let shared = Arc::new(Shared { state, written: Condvar::new(), flushed: Condvar::new() });
+        let durable = {
+            let inner = shared.lock();
+            mask(inner.replicas.iter().map(|status| status.state == State::InSync))
+        };
         let mut started = Vec::new();
         for (index, (device, _)) in replicas.into_iter().enumerate() {
             let queue = Arc::new(Queue::new());
@@ -238,7 +252,23 @@ impl Mirror {
             }
             started.push(Replica { device, queue, counters: Counters::default(), reading: AtomicUsize::new(0) });
         }
-        Ok(Self { replicas: started, shared, timeout })
+        Ok(Self {
+            replicas: started,
+            shared,
+            timeout,
+            durable: AtomicU64::new(durable),
+            mending: AtomicBool::new(true),
+        })
+    }
+
+    /// These replicas hold the last root: they are read when no replica is in sync any more.
+    pub(crate) fn set_durable(&self, replicas: u64) {
+        self.durable.store(replicas, Ordering::Release);
+    }
+
+    /// From now on nothing is written, not even a damaged block anew: for a volume opened read-only.
+    pub fn stop_mending(&self) {
+        self.mending.store(false, Ordering::Release);
     }
 
     /// Number of replicas, present or not.
@@ -273,13 +303,7 @@ impl Mirror {
 
     /// The replicas in sync at this moment, as the root records them: bit `i` is replica `i`.
     pub fn in_sync(&self) -> u64 {
-        let inner = self.shared.lock();
-        inner
-            .replicas
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| s.state == State::InSync)
-            .fold(0, |mask, (i, _)| mask | 1 << i)
+        mask(self.shared.lock().replicas.iter().map(|status| status.state == State::InSync))
     }
 
     /// Queues a sealed run for every replica that takes writes. Returns when it is queued; waits first while too
@@ -369,6 +393,9 @@ impl Mirror {
                 let stuck = replica.queue.busy_for() > self.timeout;
                 if stuck && matches!(inner.replicas[index].state, State::InSync | State::Resyncing) {
                     let reason = format!("did not answer for {} s", self.timeout.as_secs());
+                    if let Some(device) = &replica.device {
+                        device.fence(Reason::new(ReasonCode::Fenced, reason.as_str()));
+                    }
                     fence(&mut inner, index, &replica.queue, State::Faulty, &reason);
                     self.shared.notify_all();
                 }
@@ -476,8 +503,12 @@ impl Mirror {
         result
     }
 
-    /// Writes a block that verified over a copy that did not. A failure fences the replica, as any failed write.
+    /// Writes a block that verified over a copy that did not, on a replica in sync. A failure leaves the replica as good as
+    /// it was, so it is counted and no more.
     pub fn mend(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
+        if !self.mending.load(Ordering::Acquire) || self.state(index).0 != State::InSync {
+            return;
+        }
         let replica = &self.replicas[index];
         let Some(device) = &replica.device else { return };
         match device.write_at(device_offset(addr), &[IoSlice::new(sealed)]) {
@@ -487,8 +518,38 @@ impl Mirror {
             }
             Err(error) => {
                 replica.counters.write.fetch_add(1, Ordering::Relaxed);
-                self.fence(index, State::Faulty, &format!("repair failed: {error}"));
+                log::error!("{}: block {} is damaged and cannot be written anew: {error}", device.name(), addr.0);
             }
+        }
+    }
+
+    /// Writes a block to a replica that is being resynced; says whether it is there. A failure fences the replica, as any failed write.
+    pub fn copy(&self, index: usize, addr: BlockAddr, sealed: &[u8]) -> bool {
+        let replica = &self.replicas[index];
+        let Some(device) = &replica.device else { return false };
+        match device.write_at(device_offset(addr), &[IoSlice::new(sealed)]) {
+            Ok(()) => true,
+            Err(error) => {
+                replica.counters.write.fetch_add(1, Ordering::Relaxed);
+                let state = match &error {
+                    WriteError::Fenced { .. } => State::Refused,
+                    WriteError::Device(_) => State::Faulty,
+                };
+                self.fence(index, state, &error.to_string());
+                false
+            }
+        }
+    }
+
+    /// A resync is complete: the replica is in sync, unless it was fenced meanwhile. Says whether it is.
+    pub fn promote(&self, index: usize) -> bool {
+        let mut inner = self.shared.lock();
+        match inner.replicas.get_mut(index) {
+            Some(status) if status.state == State::Resyncing => {
+                status.state = State::InSync;
+                true
+            }
+            _ => false,
         }
     }
 
@@ -500,7 +561,13 @@ impl Mirror {
             state: status.state,
             reading: self.replicas[index].reading.load(Ordering::Relaxed),
         });
-        choice::read_order(candidates, run.addr)
+        let order = choice::read_order(candidates, run.addr);
+        if !order.is_empty() {
+            return order;
+        }
+        // Reads go on from who held the last root (promise P2); what it lacks does not verify.
+        let durable = self.durable.load(Ordering::Acquire);
+        (0..self.len()).filter(|i| durable >> i & 1 == 1 && self.replicas[*i].device.is_some()).collect()
     }
 
     /// Ends the replicas' threads once their queues are empty. Bounded: a thread that hangs in the kernel is left

@@ -146,6 +146,8 @@ pub struct Store {
     commit: Mutex<CommitState>,
     /// The last generation whose map readers see.
     generation: AtomicU64,
+    /// The newest registry that was in force.
+    registry_version: AtomicU64,
     readers: Readers,
     poisoned: OnceLock<String>,
 }
@@ -238,6 +240,7 @@ impl Store {
             staging: Mutex::new(staging),
             db: RwLock::new(db),
             generation: AtomicU64::new(root.generation.0),
+            registry_version: AtomicU64::new(root.registry_version),
             commit: Mutex::new(CommitState { root, persisted, space_tree, releasing: VecDeque::new() }),
             readers: Readers::default(),
             poisoned: OnceLock::new(),
@@ -269,6 +272,12 @@ impl Store {
         Usage { total_blocks: map.total(), free_blocks: map.free(), reserved_blocks: self.reserve }
     }
 
+    /// A registry of this version is in force: the next root records it, and no older one is accepted after that.
+    /// Says whether that is news.
+    pub fn saw_registry(&self, version: u64) -> bool {
+        self.registry_version.fetch_max(version, Ordering::AcqRel) < version
+    }
+
     /// Whether changes are possible.
     ///
     /// # Errors
@@ -293,8 +302,15 @@ impl Store {
     }
 
     /// Whether space is so short that the batch, of `operations` so far, must be committed before the next one.
+    ///
+    /// A removal gives up many runs in one operation, each perhaps in a region and a page of its own: they count too.
     pub fn pressure(&self, operations: u64) -> bool {
-        operations > 0 && (operations + 1).saturating_mul(BLOCKS_PER_OPERATION) > lock(&self.space).map().free()
+        let runs = {
+            let batch = lock(&self.batch);
+            (batch.freed.len() + batch.published.len()) as u64
+        };
+        let needed = (operations + 1).saturating_mul(BLOCKS_PER_OPERATION).saturating_add(runs.saturating_mul(2));
+        operations > 0 && needed > lock(&self.space).map().free()
     }
 
     /// Whether a commit would make blocks available that are taken at this moment.

@@ -13,7 +13,7 @@
 //! | registry of another kind, other trust anchors, or an older version than the volume has seen | refused |
 //! | every replica of the newest root present, at most one root behind | mounted |
 //! | one of them absent or further behind | refused unless `degraded` |
-//! | a replica the newest root does not name | left behind: `stale`, not read, not written |
+//! | a replica the newest root does not name | left behind: not read; resynced when mounted for writing, else `stale` |
 //! | two replicas that each went on without the other | refused, both named |
 //! | newest root older than the host's witness | refused: the whole volume was rolled back |
 
@@ -34,6 +34,7 @@ mod check;
 mod create;
 mod open;
 pub mod recovery;
+mod resync;
 pub mod witness;
 
 pub use check::{CheckReport, Damage};
@@ -445,7 +446,8 @@ impl Assembled {
                 Error::Diverged(format!("{} and {} each went on without the other", self.name(one), self.name(other)))
             }
         })?;
-        if !choice.absent.is_empty() && !degraded {
+        let usable = choice.states.contains(&mirror::State::InSync);
+        if !usable || !choice.absent.is_empty() && !degraded {
             let absent: Vec<String> = choice.absent.iter().map(|index| self.name(*index)).collect();
             let absent = format!("{} of the last commit is absent or too old", absent.join(", "));
             return Err(Error::Incomplete { volume: self.header.volume, absent });

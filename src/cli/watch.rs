@@ -10,8 +10,10 @@ use super::{Documents, devices};
 use crate::control::Reason;
 use crate::device::host::HostFacts;
 use crate::device::sys::Kernel;
-use crate::policy::ApprovedDevice;
-use crate::registry::VerifiedRegistry;
+use crate::fs::Fs;
+use crate::mirror::State;
+use crate::policy::{ApprovedEntry, examine_set};
+use crate::registry::{Date, VerifiedRegistry};
 
 /// Longest time between two looks at everything.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -36,17 +38,13 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Starts watching `approved`, which `registry` has approved.
-    pub(super) fn start(
-        documents: Documents,
-        registry: VerifiedRegistry,
-        approved: Vec<Arc<ApprovedDevice>>,
-    ) -> std::io::Result<Self> {
+    /// Starts watching the devices of `fs`'s volume, which `registry` has approved.
+    pub(super) fn start(documents: Documents, registry: VerifiedRegistry, fs: Arc<Fs>) -> std::io::Result<Self> {
         let found = Arc::new(Mutex::new(Found { registry, concerns: Vec::new() }));
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let thread = std::thread::Builder::new().name("watch".into()).spawn({
             let (found, stop) = (Arc::clone(&found), Arc::clone(&stop));
-            move || run(&documents, &approved, &found, &stop)
+            move || run(&documents, &fs, &found, &stop)
         })?;
         Ok(Self { found, stop, thread: Some(thread) })
     }
@@ -67,7 +65,7 @@ impl Drop for Watch {
     }
 }
 
-fn run(documents: &Documents, approved: &[Arc<ApprovedDevice>], found: &Mutex<Found>, stop: &(Mutex<bool>, Condvar)) {
+fn run(documents: &Documents, fs: &Fs, found: &Mutex<Found>, stop: &(Mutex<bool>, Condvar)) {
     let mut version = file_version(documents);
     let mut looked = Instant::now();
     loop {
@@ -79,7 +77,7 @@ fn run(documents: &Documents, approved: &[Arc<ApprovedDevice>], found: &Mutex<Fo
         drop(ending);
         let now = file_version(documents);
         if now != version || looked.elapsed() >= INTERVAL {
-            look(documents, approved, found);
+            look(documents, fs, found);
             (version, looked) = (now, Instant::now());
         }
     }
@@ -95,7 +93,7 @@ fn file_version(documents: &Documents) -> Vec<(u64, u64, i64, i64)> {
     vec![version(&documents.registry), version(folder)]
 }
 
-fn look(documents: &Documents, approved: &[Arc<ApprovedDevice>], found: &Mutex<Found>) {
+fn look(documents: &Documents, fs: &Fs, found: &Mutex<Found>) {
     let Ok(today) = devices::today() else { return };
     let mut known = found.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let before = known.concerns.clone();
@@ -129,14 +127,36 @@ fn look(documents: &Documents, approved: &[Arc<ApprovedDevice>], found: &Mutex<F
         Err(failure) => concern(&failure.reason, format!("{}; the registry in force stays", failure.text)),
     }
     known.registry = newer.unwrap_or(known.registry);
+    recheck(fs, &known.registry, today);
+    *found.lock().unwrap_or_else(PoisonError::into_inner) = known;
+}
+
+/// Examines every device anew. One that is refused is fenced; when those that are left may not take writes together, the
+/// volume is read-only; and what has changed is recorded in a root.
+fn recheck(fs: &Fs, registry: &VerifiedRegistry, today: Date) {
     let host = HostFacts::read(&Kernel);
-    for device in approved {
-        let was_approved = device.verdict().approved;
-        let verdict = device.recheck(&known.registry, &host, today);
-        if was_approved && !verdict.approved {
+    let (store, mirror) = (fs.store(), fs.store().mirror());
+    let before = mirror.in_sync();
+    let mut left: Vec<Arc<ApprovedEntry>> = Vec::new();
+    for index in 0..mirror.len() {
+        let Some(device) = mirror.device(index) else { continue };
+        let verdict = device.recheck(registry, &host, today);
+        let state = mirror.state(index).0;
+        if !verdict.approved && matches!(state, State::InSync | State::Resyncing) {
             let reasons: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
-            log::error!("{} is refused from now on: {}", device.name(), reasons.join("; "));
+            mirror.fence(index, State::Refused, &reasons.join("; "));
+        } else if state == State::InSync {
+            left.push(device.registry_entry());
         }
     }
-    *found.lock().unwrap_or_else(PoisonError::into_inner) = known;
+    let entries: Vec<&ApprovedEntry> = left.iter().map(AsRef::as_ref).collect();
+    let reasons: Vec<String> = examine_set(registry, &entries).iter().map(ToString::to_string).collect();
+    if store.writable().is_ok() && !reasons.is_empty() {
+        store.poison(reasons.join("; "));
+    }
+    let changed = store.saw_registry(registry.version()) || mirror.in_sync() != before;
+    if changed && store.writable().is_ok() {
+        // A commit that fails has said so, and the volume is read-only then.
+        let _ = fs.checkpoint();
+    }
 }

@@ -1,6 +1,6 @@
 //! The status of an open volume as the control socket and `scelle status --json` show it.
 
-use super::protocol::{Capacity, Errors, Reason, RegistryStatus, Replica, Scrub, State, Verdict, VolumeStatus};
+use super::protocol::{Capacity, Errors, Reason, RegistryStatus, Replica, Resync, Scrub, State, Verdict, VolumeStatus};
 use crate::mirror;
 use crate::policy::ApprovedDevice;
 use crate::registry::VerifiedRegistry;
@@ -100,6 +100,6 @@ fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, device: Option<&
             integrity: status.errors.integrity,
             repaired: status.errors.repaired,
         },
-        resync: None,
+        resync: status.resync.map(|(done_bytes, total_bytes)| Resync { done_bytes, total_bytes }),
     }
 }

@@ -91,8 +91,10 @@ impl Fs {
         }
         let (mut attr, trim) = self.change(|tx| {
             let mut inode = file(tx, ino)?;
+            let before = inode.size;
             let trim = super::resize::resize(tx, &mut inode, size)?;
-            let mtime = set.mtime.or(Some(SetTime::Now));
+            // For the same size the kernel says so when the time is to change: it does with ftruncate, not with truncate.
+            let mtime = set.mtime.or((size != before).then_some(SetTime::Now));
             apply(tx, &mut inode, &SetAttr { mtime, ..*set })?;
             tx.put_inode(&inode)?;
             Ok((Attr::from(&inode), trim))

@@ -3,6 +3,7 @@
 use std::{sync::atomic::Ordering, time::Instant};
 
 use super::{Fs, Result, lock};
+use crate::units::Generation;
 
 /// What the last commit took along.
 #[derive(Debug, Default)]
@@ -34,10 +35,22 @@ impl Fs {
         self.commit_in(&mut lock(&self.commit))
     }
 
+    /// Makes blocks free that were given up: waits for the commit in flight, which may hold them, and commits when others
+    /// are left. Returns whether anything was committed after generation `seen`, so that there may be more space than then.
+    pub(super) fn release_space(&self, seen: Generation) -> Result<bool> {
+        let mut committed = lock(&self.commit);
+        if self.store.has_unreleased() {
+            self.commit_in(&mut committed)?;
+        }
+        Ok(self.store.generation() != seen)
+    }
+
     fn commit_in(&self, committed: &mut Committed) -> Result<()> {
         let (batch, changes) = {
             let mut meta = self.meta();
-            let batch = meta.commit(|| self.store.stage())?;
+            let batch = meta
+                .commit(|| self.store.stage())
+                .inspect_err(|error| self.store.poison(format!("the metadata cannot be committed: {error}")))?;
             let changes = self.changes.load(Ordering::Relaxed);
             self.staged.store(changes, Ordering::Relaxed);
             *lock(&self.dirty_since) = None;

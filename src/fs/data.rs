@@ -25,6 +25,19 @@ pub(super) const BLOCK: u64 = BLOCK_SIZE as u64;
 /// to three pieces: an extent more costs less than the copy.
 const COPIED_MAX: usize = 128 << 10;
 
+/// How long the kernel holds written data back, in seconds: twice its default (`vm.dirty_expire_centisecs`). If a crash comes
+/// between such data and its times, the file at least does not keep older ones than that.
+const HELD_BACK_S_MAX: i64 = 60;
+
+/// What a write does to the times of modification and change.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stamp {
+    /// They become the clock's.
+    Now,
+    /// They become the clock's if they are older than what the kernel holds back.
+    IfOld,
+}
+
 /// Blocks of a file that were sealed for a write, not in any row yet.
 #[derive(Default)]
 struct Sealed {
@@ -35,14 +48,11 @@ struct Sealed {
 }
 
 impl Fs {
-    /// Counts an open of an existing file, after truncating it if asked to.
+    /// Counts an open of an existing file. Truncating it is a call of its own.
     ///
     /// # Errors
-    /// [`Error::Stale`]; those of truncation.
-    pub fn open_file(&self, ino: Ino, truncate: bool) -> Result<()> {
-        if truncate {
-            self.setattr(ino, &super::SetAttr { size: Some(0), ..Default::default() })?;
-        }
+    /// [`Error::Stale`].
+    pub fn open_file(&self, ino: Ino) -> Result<()> {
         self.view(|view| {
             existing(view, ino)?;
             self.references().opened(ino);
@@ -107,6 +117,20 @@ impl Fs {
     /// # Errors
     /// [`Error::FileTooBig`], [`Error::NoSpace`], [`Error::IsDirectory`], [`Error::Invalid`]; of the store.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        self.write_stamped(ino, offset, data, Stamp::Now)
+    }
+
+    /// As [`Fs::write`], for data that the kernel's writeback cache held back. The kernel has noted the times when it took
+    /// the data, and sends them afterwards with a `setattr`; but not when they have stayed the same for it, as with a
+    /// second write within one tick of its clock. So times that can be the right ones are left alone.
+    ///
+    /// # Errors
+    /// As [`Fs::write`].
+    pub fn write_back(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
+        self.write_stamped(ino, offset, data, Stamp::IfOld)
+    }
+
+    fn write_stamped(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp) -> Result<usize> {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX).ok_or(Error::FileTooBig)?;
         self.admit()?;
         if offset.is_multiple_of(BLOCK) && end.is_multiple_of(BLOCK) {
@@ -115,17 +139,17 @@ impl Fs {
             let stale_end = inode.has(FLAG_TAIL | FLAG_TRIM) && end > inode.size;
             if !inode.has(FLAG_RESERVED) && !stale_end {
                 let sealed = Sealed { fresh: self.seal(offset / BLOCK, data)?, ..Sealed::default() };
-                self.put(ino, sealed, end)?;
+                self.put(ino, sealed, end, stamp)?;
                 return Ok(data.len());
             }
         }
         let _content = self.exclusive(ino);
-        self.write_exclusive(ino, offset, data)?;
+        self.write_exclusive(ino, offset, data, stamp)?;
         Ok(data.len())
     }
 
     /// Writes under the exclusive stripe: partial blocks, and into reserved ones.
-    fn write_exclusive(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<()> {
+    fn write_exclusive(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp) -> Result<()> {
         let inode = self.view(|view| file(view, ino))?;
         if data.is_empty() {
             return Ok(());
@@ -142,7 +166,7 @@ impl Fs {
                 return Err(error);
             }
         }
-        self.put(ino, sealed, end)
+        self.put(ino, sealed, end, stamp)
     }
 
     /// Completes a write to whole blocks, with what the file holds around it: one piece, or up to three.
@@ -253,7 +277,7 @@ impl Fs {
 
     /// Puts sealed blocks in the file's rows, in place of what was there, and moves its end to at least `end`. On an error
     /// abandons them.
-    fn put(&self, ino: Ino, sealed: Sealed, end: u64) -> Result<()> {
+    fn put(&self, ino: Ino, sealed: Sealed, end: u64, stamp: Stamp) -> Result<()> {
         let done = self.change(|tx| {
             let mut inode = file(tx, ino)?;
             put(tx, &mut inode, &sealed)?;
@@ -262,8 +286,10 @@ impl Fs {
                 inode.set(FLAG_TAIL, false);
             }
             let now = now();
-            inode.mtime = now;
-            inode.ctime = now;
+            if stamp == Stamp::Now || now.s.saturating_sub(inode.mtime.s) > HELD_BACK_S_MAX {
+                inode.mtime = now;
+                inode.ctime = now;
+            }
             Ok(tx.put_inode(&inode)?)
         });
         if done.is_err() {

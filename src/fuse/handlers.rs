@@ -4,18 +4,19 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attr::{absent, file_attr, file_type, from_system, set_time};
+use super::seek::Seeker;
 use super::sync::Syncer;
 use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
 use crate::limits::REQUEST_BYTES_MAX;
@@ -39,7 +40,7 @@ const FILE_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
 /// The same for the names in a folder.
 const FOLDER_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_CACHE_DIR);
 
-const CAPABILITIES: [InitFlags; 9] = [
+const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_WRITEBACK_CACHE,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_ASYNC_DIO,
@@ -48,7 +49,6 @@ const CAPABILITIES: [InitFlags; 9] = [
     InitFlags::FUSE_EXPORT_SUPPORT,
     InitFlags::FUSE_POSIX_ACL,
     InitFlags::FUSE_DONT_MASK,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
 ];
 
 thread_local! {
@@ -60,11 +60,14 @@ thread_local! {
 pub(super) struct Adapter {
     fs: Arc<Fs>,
     syncer: Syncer,
+    seeker: Seeker,
 }
 
 impl Adapter {
-    pub(super) fn new(fs: Arc<Fs>, loops: usize) -> std::io::Result<Self> {
-        Ok(Self { syncer: Syncer::start(Arc::clone(&fs), loops)?, fs })
+    /// `notifier` is to be set before the first request is served.
+    pub(super) fn new(fs: Arc<Fs>, loops: usize, notifier: Arc<OnceLock<Notifier>>) -> std::io::Result<Self> {
+        let syncer = Syncer::start(Arc::clone(&fs), loops)?;
+        Ok(Self { syncer, seeker: Seeker::start(Arc::clone(&fs), notifier)?, fs })
     }
 }
 
@@ -250,18 +253,24 @@ impl Filesystem for Adapter {
         name: &OsStr,
         mode: u32,
         umask: u32,
-        _: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
         match self.fs.create(&caller(request, umask), ino(parent), name.as_bytes(), mode) {
-            Ok(attr) => reply.created(&LIFETIME, &file_attr(&attr), GENERATION, FileHandle(0), FILE_FLAGS),
+            Ok(attr) => {
+                self.seeker.opened(INodeNo(attr.ino.0), OpenFlags(flags));
+                reply.created(&LIFETIME, &file_attr(&attr), GENERATION, FileHandle(0), FILE_FLAGS);
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }
 
     fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.fs.open_file(ino(number), flags.0 & libc::O_TRUNC != 0) {
-            Ok(()) => reply.opened(FileHandle(0), FILE_FLAGS),
+        match self.fs.open_file(ino(number)) {
+            Ok(()) => {
+                self.seeker.opened(number, flags);
+                reply.opened(FileHandle(0), FILE_FLAGS);
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -271,11 +280,12 @@ impl Filesystem for Adapter {
         _: &Request,
         number: INodeNo,
         _: FileHandle,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
+        self.seeker.released(number, flags);
         self.fs.release(ino(number));
         reply.ok();
     }
@@ -307,12 +317,17 @@ impl Filesystem for Adapter {
         _: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match self.fs.write(ino(number), offset, data) {
+        let written = if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            self.fs.write_back(ino(number), offset, data)
+        } else {
+            self.fs.write(ino(number), offset, data)
+        };
+        match written {
             Ok(count) => reply.written(count as u32),
             Err(error) => reply.error(errno(&error)),
         }
@@ -338,10 +353,7 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        match self.fs.seek(ino(number), offset, seek) {
-            Ok(found) => reply.offset(found as i64),
-            Err(error) => reply.error(errno(&error)),
-        }
+        self.seeker.seek(&self.fs, number, offset, seek, reply);
     }
 
     fn copy_file_range(
@@ -465,5 +477,17 @@ impl Filesystem for Adapter {
     ) {
         // The kernel then takes files for always ready, as they are.
         reply.error(Errno::ENOSYS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With it, fs/fuse/dir.c drops the change of mode that should come with the truncation: a file that its owner, who is
+    /// not root, empties with `: >file` stayed set-user-id.
+    #[test]
+    fn regression_truncation_by_open_takes_set_user_id_bits() {
+        assert!(!CAPABILITIES.contains(&InitFlags::FUSE_ATOMIC_O_TRUNC));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use fuser::{Config, MountOption, SessionACL};
 
@@ -66,8 +66,11 @@ impl Session {
         library.acl = SessionACL::All;
         library.n_threads = Some(LOOPS);
         library.clone_fd = true;
-        let adapter = Adapter::new(fs, LOOPS)?;
-        Ok(Self { inner: fuser::Session::new(adapter, &config.mountpoint, &library)? })
+        let notifier = Arc::new(OnceLock::new());
+        let adapter = Adapter::new(fs, LOOPS, Arc::clone(&notifier))?;
+        let inner = fuser::Session::new(adapter, &config.mountpoint, &library)?;
+        let _ = notifier.set(inner.notifier());
+        Ok(Self { inner })
     }
 
     /// Serves requests until the filesystem is unmounted.

@@ -199,7 +199,20 @@ pub fn read_roots(
     for area in Area::BOTH {
         match device.read_at(area.offset(device_bytes) + RING_OFFSET, &mut ring) {
             Ok(()) => roots.extend(newest_roots(keys, volume, &ring)),
-            Err(e) => failed.push(e),
+            // One unreadable sector must not hide the other roots.
+            Err(e) => {
+                let mut readable = false;
+                for slot in 0..ROOT_SLOTS {
+                    let block = &mut ring[..ROOT_BYTES];
+                    if device.read_at(slot_offsets(slot, device_bytes)[area as usize], block).is_ok() {
+                        readable = true;
+                        roots.extend(open_root(keys, volume, slot, block));
+                    }
+                }
+                if !readable {
+                    failed.push(e);
+                }
+            }
         }
     }
     if failed.len() == Area::BOTH.len() {

@@ -171,14 +171,17 @@ impl Store {
     fn commit_in(&self, state: &mut CommitState, batch: StagedBatch) -> Result<Generation> {
         let Batch { published, freed, abandoned } = batch.runs;
         let nothing = batch.pages.is_empty() && published.is_empty() && freed.is_empty();
-        if nothing && state.root.in_sync == self.mirror.in_sync() && state.root.epoch == self.epoch {
+        let root_is_true = state.root.in_sync == self.mirror.in_sync()
+            && state.root.epoch == self.epoch
+            && state.root.registry_version == self.registry_version.load(Ordering::Acquire);
+        if nothing && root_is_true {
             if !abandoned.is_empty() {
                 self.mirror.flush()?;
             }
             self.release(state, self.generation().0, abandoned)?;
             return Ok(self.generation());
         }
-        let generation = state.root.generation.next();
+        let mut generation = state.root.generation.next();
         let CommitState { persisted, space_tree, .. } = &mut *state;
         let mut plan = Plan {
             store: self,
@@ -210,6 +213,12 @@ impl Store {
         }
         self.mirror.flush()?;
         self.publish_root(state, generation)?;
+        // A replica that failed in the middle of this must not be named by the root that is answered for: whoever mounts
+        // it alone later would go on from an older state, and nothing would show that two histories exist.
+        while state.root.in_sync != self.mirror.in_sync() {
+            generation = generation.next();
+            self.publish_root(state, generation)?;
+        }
         given_up.extend(abandoned);
         self.release(state, generation.0, given_up)?;
         Ok(generation)
@@ -283,8 +292,8 @@ impl Store {
             committed_unix_ns: since_epoch.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)),
             free_blocks: state.persisted.free(),
             db: self.db.read().unwrap_or_else(PoisonError::into_inner).to_ref(),
+            registry_version: self.registry_version.load(Ordering::Acquire),
             space: state.space_tree.to_ref(),
-            ..state.root
         };
         let sealed = label::seal_root(&self.keys, self.volume, &root).map_err(|e| Error::Io(e.to_string()))?;
         let mut buf = AlignedBuf::zeroed(BLOCK_SIZE);
@@ -294,6 +303,7 @@ impl Store {
         self.mirror.submit_label(&Arc::new(buf), |index| label::slot_offsets(slot, device_bytes(index)));
         self.mirror.flush()?;
         state.root = root;
+        self.mirror.set_durable(root.in_sync);
         self.generation.store(generation.0, Ordering::Release);
         lock(&self.staging).committing = Arc::default();
         Ok(())

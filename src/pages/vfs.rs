@@ -15,8 +15,12 @@ use rusqlite::{Connection, OpenFlags, ffi};
 use super::{Error, Page, Result, Store};
 use crate::units::BLOCK_SIZE;
 
-/// Extended result code with which SQLite reports a page that no replica has as it was written.
-const INTEGRITY_CODE: c_int = ffi::SQLITE_IOERR_DATA;
+/// Result codes for a page that no replica has as it was written, and for one that no replica can give. SQLite rolls a
+/// whole transaction back on `SQLITE_IOERR`, also in a SELECT (`sqlite3VdbeHalt`), and with it operations that were
+/// answered long ago; on `SQLITE_CORRUPT` only the statement fails. The plain code would make the database read-only, an
+/// extended one of our own does not.
+const INTEGRITY_CODE: c_int = ffi::SQLITE_CORRUPT | (101 << 8);
+const UNREADABLE_CODE: c_int = ffi::SQLITE_CORRUPT | (102 << 8);
 
 /// Whether SQLite failed because no replica has a page as it was written.
 pub fn is_integrity(error: &rusqlite::Error) -> bool {
@@ -185,7 +189,7 @@ unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, out: *mut c_void, len: c
             log::error!("page {} of the metadata database: {error}", position / BLOCK_SIZE as u64);
             return match error {
                 Error::Integrity(_) | Error::Corrupt(_) => INTEGRITY_CODE,
-                _ => ffi::SQLITE_IOERR_READ,
+                _ => UNREADABLE_CODE,
             };
         }
         out[at..at + part].copy_from_slice(&page[within..within + part]);

@@ -92,6 +92,23 @@ impl Store {
         true
     }
 
+    /// Reads a unit from a replica that has it and writes it to `replica`, which is being resynced.
+    ///
+    /// # Errors
+    /// When no in-sync replica has it. A write that fails fences `replica` instead.
+    pub fn copy_unit(&self, unit: &Walk, replica: usize) -> Result<()> {
+        let mut good = AlignedBuf::zeroed(BLOCK_SIZE);
+        self.mirror.read(Run::new(unit.at.addr, 1), &mut |_, sealed| {
+            let opens = self.opens(unit, sealed);
+            if opens {
+                good.copy_from_slice(sealed);
+            }
+            opens
+        })?;
+        self.mirror.copy(replica, unit.at.addr, &good);
+        Ok(())
+    }
+
     fn opens(&self, unit: &Walk, sealed: &[u8]) -> bool {
         let mut plain = [0; BLOCK_SIZE];
         let opened = match unit.at.kind {

@@ -60,6 +60,7 @@ impl Assembled {
         let mut report = CheckReport { generation: choice.root.generation, ..CheckReport::default() };
         self.check_labels(&mut report);
         let (mirror, device_bytes) = self.mirror(&choice.states)?;
+        mirror.stop_mending();
         let store = Store::open(
             mirror,
             StoreOptions {

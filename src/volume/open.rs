@@ -1,11 +1,13 @@
 //! A volume in use: the filesystem, the thread that commits, the witness, the status.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::create::{flush, write};
+use super::resync::Resync;
 use super::{Assembled, Error, ErrorKind, OpenOptions, System, recovery, witness};
 use crate::device::AlignedBuf;
 use crate::fs::Fs;
@@ -38,6 +40,8 @@ pub struct ReplicaStatus {
     pub generation: Generation,
     /// Errors since the mount.
     pub errors: ErrorCounts,
+    /// Bytes done and bytes in all of a resync that is under way.
+    pub resync: Option<(u64, u64)>,
 }
 
 /// What `scelle status` shows of an open volume.
@@ -69,6 +73,13 @@ pub struct Open {
     left_at: Vec<Generation>,
     witness: Option<PathBuf>,
     ticker: Option<Ticker>,
+    resyncs: Vec<Resyncing>,
+}
+
+struct Resyncing {
+    resync: Arc<Resync>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
 }
 
 struct Ticker {
@@ -94,11 +105,18 @@ impl Assembled {
         check_witness(options, volume, choice.root.generation)?;
         let too_few = self.too_few(registry, &choice.states);
         let read_only = options.read_only || too_few.is_some();
-        let (mirror, device_bytes) = self.mirror(&choice.states)?;
-        let mut root = choice.root;
+        let behind = if read_only { Vec::new() } else { self.left_behind(&choice.states) };
+        let mut states = choice.states.clone();
+        for resync in &behind {
+            states[resync.index] = State::Resyncing;
+        }
+        let (mirror, device_bytes) = self.mirror(&states)?;
+        if read_only {
+            mirror.stop_mending();
+        }
+        let root = choice.root;
         // Invariant: 2^32 mounts, one a second, take 136 years.
         let epoch = root.epoch.saturating_add(1);
-        root.registry_version = root.registry_version.max(registry.version());
         let store = Store::open(
             mirror,
             StoreOptions {
@@ -110,22 +128,50 @@ impl Assembled {
                 epoch,
             },
         )?;
+        store.saw_registry(registry.version());
         if read_only {
             store.poison_quietly(too_few.unwrap_or_else(|| "mounted read-only".to_owned()));
         } else {
             self.level_roots(&roots, &choice, store.mirror())?;
             // The epoch is durable before anything is sealed in it.
             store.commit(store.stage())?;
-            self.mend_labels()?;
+            self.mend_labels(store.mirror())?;
         }
         let fs = Arc::new(Fs::open(store.clone())?);
-        let mut open =
-            Open { header: self.header, store, fs, read_only, left_at, witness: options.witness.clone(), ticker: None };
+        let mut open = Open {
+            header: self.header,
+            store,
+            fs,
+            read_only,
+            left_at,
+            witness: options.witness.clone(),
+            ticker: None,
+            resyncs: Vec::new(),
+        };
         if !read_only {
             open.remember();
             open.ticker = Some(open.start_ticker()?);
+            for resync in behind {
+                open.start_resync(resync)?;
+            }
         }
         Ok(open)
+    }
+
+    /// The replicas present that the root does not name or that are too old, and what each of them has.
+    fn left_behind(&self, states: &[State]) -> Vec<Resync> {
+        let mut behind = Vec::new();
+        for replica in &self.replicas {
+            let index = usize::from(replica.header.replica_index);
+            if states.get(index) != Some(&State::Stale) {
+                continue;
+            }
+            let device = &replica.device;
+            let roots = label::read_roots(&**device, replica.header.device_bytes, &self.keys, self.header.volume);
+            let in_sync = roots.unwrap_or_default().into_iter().filter(|root| root.in_sync >> index & 1 == 1);
+            behind.push(Resync::new(index, in_sync.map(|root| root.epoch).max().unwrap_or(0)));
+        }
+        behind
     }
 
     /// Writes the chosen root to in-sync replicas that do not have it, because the power failed between the roots. So no
@@ -164,11 +210,13 @@ impl Assembled {
         (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
-    /// Writes damaged or outdated label copies anew.
-    fn mend_labels(&self) -> Result<(), Error> {
+    /// Writes damaged or outdated label copies of the replicas in use anew; one that fails is fenced.
+    fn mend_labels(&self, mirror: &Mirror) -> Result<(), Error> {
         for replica in &self.replicas {
             let outdated = replica.header.sequence != self.header.sequence;
-            if replica.damaged.is_empty() && !outdated {
+            let index = usize::from(replica.header.replica_index);
+            let in_use = matches!(mirror.state(index).0, State::InSync | State::Resyncing);
+            if !in_use || replica.damaged.is_empty() && !outdated {
                 continue;
             }
             let mut header = replica.header.clone();
@@ -185,8 +233,10 @@ impl Assembled {
             block.copy_from_slice(&header.encode(&self.keys));
             for area in areas {
                 log::warn!("{}: label copy {area:?} is written anew", replica.device.name());
-                write(&replica.device, area.offset(header.device_bytes), &block)?;
-                flush(&replica.device)?;
+                let written = write(&replica.device, area.offset(header.device_bytes), &block);
+                if let Err(error) = written.and_then(|()| flush(&replica.device)) {
+                    mirror.fence(index, State::Faulty, &error.to_string());
+                }
             }
         }
         Ok(())
@@ -248,6 +298,7 @@ impl Open {
                 reason,
                 generation: if state == State::InSync { generation } else { left_at },
                 errors: mirror.errors(index),
+                resync: self.resync_progress(index, state),
             }
         };
         Status {
@@ -261,6 +312,26 @@ impl Open {
         }
     }
 
+    fn resync_progress(&self, index: usize, state: State) -> Option<(u64, u64)> {
+        let resyncing = self.resyncs.iter().find(|r| r.resync.index == index)?;
+        (state == State::Resyncing).then(|| resyncing.resync.progress())
+    }
+
+    fn start_resync(&mut self, resync: Resync) -> Result<(), Error> {
+        let (resync, stop) = (Arc::new(resync), Arc::new(AtomicBool::new(false)));
+        log::warn!("replica {} was left behind: it is being resynced", resync.index);
+        let (fs, store, job, signal) = (self.fs.clone(), self.store.clone(), resync.clone(), stop.clone());
+        let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
+            if let Err(error) = job.run(&fs, &store, &signal) {
+                log::error!("resync of replica {} ended: {error}", job.index);
+                store.mirror().fence(job.index, State::Stale, &format!("its resync ended: {error}"));
+            }
+        });
+        let thread = thread.map_err(|source| System::error("starting a resync", source))?;
+        self.resyncs.push(Resyncing { resync, stop, thread });
+        Ok(())
+    }
+
     /// The last commit, then the end. Always ends: a device that does not answer is fenced.
     ///
     /// # Errors
@@ -270,12 +341,18 @@ impl Open {
         if self.read_only {
             return Ok(());
         }
-        let result = self.fs.sync();
+        let result = self.fs.checkpoint();
         self.remember();
         Ok(result?)
     }
 
     fn stop(&mut self) {
+        self.resyncs.iter().for_each(|r| r.stop.store(true, Ordering::Relaxed));
+        for resyncing in self.resyncs.drain(..) {
+            if resyncing.thread.join().is_err() {
+                log::error!("a resync panicked");
+            }
+        }
         let Some(Ticker { stop, thread }) = self.ticker.take() else { return };
         *stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
         stop.1.notify_all();

@@ -53,7 +53,8 @@ pub fn choose(replicas: &[Option<Option<Root>>]) -> Result<Choice, Conflict> {
         None => State::Missing,
         Some(newest) => {
             let named = root.in_sync >> index & 1 == 1;
-            let current = newest.is_some_and(|r| r.generation.0 + 1 >= root.generation.0);
+            let before = |r: Root| r.generation.next() == root.generation && r.epoch <= root.epoch;
+            let current = newest.is_some_and(|r| r == root || before(r));
             if named && current { State::InSync } else { State::Stale }
         }
     };
@@ -80,6 +81,11 @@ mod tests {
         let table: Vec<Row> = vec![
             ("all there", vec![at(1, 9, 3), at(1, 9, 3)], Ok((9, vec![InSync, InSync], vec![]))),
             ("crash between the roots", vec![at(1, 8, 3), at(1, 9, 3)], Ok((9, vec![InSync, InSync], vec![]))),
+            (
+                "copy of a history that was given up",
+                vec![at(1, 50, 3), at(2, 12, 3)],
+                Ok((12, vec![Stale, InSync], vec![0])),
+            ),
             ("old copy put back", vec![at(1, 7, 3), at(1, 9, 3)], Ok((9, vec![Stale, InSync], vec![0]))),
             ("one missing", vec![None, at(1, 9, 3)], Ok((9, vec![Missing, InSync], vec![0]))),
             ("one missing, known", vec![None, at(1, 9, 2)], Ok((9, vec![Missing, InSync], vec![]))),

@@ -1,10 +1,10 @@
-//! Approved devices in memory, through the same documents and the same policy as any other device.
+//! A signed registry for devices in memory: the same documents and the same policy as for any other device.
 
 use std::sync::Arc;
 
 use scelle::device::IdentifiedDevice;
 use scelle::device::host::{HostFacts, Virtualization};
-use scelle::policy::{ApprovedDevice, laboratory};
+use scelle::policy::laboratory;
 use scelle::registry::{Date, VerifiedRegistry};
 
 /// A signed laboratory registry that names these devices, and a host and a day on which it holds.
@@ -19,13 +19,4 @@ pub fn registry_of(devices: &[Arc<dyn IdentifiedDevice>]) -> (VerifiedRegistry, 
     let documents = laboratory::sign(&laboratory::registry_for(&facts, from, until)).expect("a signed registry");
     let host = HostFacts { virtualization: Virtualization::Unknown, vendor: None, product: None };
     (documents.verify().expect("a verified registry"), host, from)
-}
-
-/// The devices, each approved by one registry that names them all.
-pub fn approve_memory(devices: Vec<Arc<dyn IdentifiedDevice>>) -> Vec<ApprovedDevice> {
-    let (registry, host, today) = registry_of(&devices);
-    devices
-        .into_iter()
-        .map(|device| ApprovedDevice::approve(device, &registry, &host, today).expect("a device the registry names"))
-        .collect()
 }

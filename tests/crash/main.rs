@@ -15,6 +15,8 @@ mod rng;
 
 mod corruption;
 mod device;
+mod failing;
+mod resync;
 mod workload;
 
 use std::sync::Arc;
@@ -79,6 +81,8 @@ struct Run {
     states: Vec<Tree>,
     /// Events before the volume was open: what an earlier crash left on one replica alone may be older until then.
     opening: usize,
+    /// Replicas that were in sync at the beginning: each of them alone is the whole volume.
+    whole: Vec<usize>,
 }
 
 fn run_workload(bench: &Bench, steps: usize, rng: &mut Rng) -> Run {
@@ -105,7 +109,7 @@ fn run_workload(bench: &Bench, steps: usize, rng: &mut Rng) -> Run {
         }
     }
     let log = log.lock().unwrap().clone();
-    Run { log, states, opening }
+    Run { log, states, opening, whole: (0..bench.disks.len()).collect() }
 }
 
 /// Every crash state that is tried; returns how many, and one of them to go on from.
@@ -131,8 +135,7 @@ fn crash_everywhere(bench: &Bench, run: &Run, per_point: usize, rng: &mut Rng) -
             let disks: Vec<Disk> =
                 survival.iter().enumerate().map(|(i, s)| s.apply(&durable[i], &pending[i], rng)).collect();
             // One replica alone must do as well as all of them.
-            let only = (disks.len() > 1 && point >= run.opening && rng.one_in(3))
-                .then(|| rng.below(disks.len() as u64) as usize);
+            let only = (disks.len() > 1 && point >= run.opening && rng.one_in(3)).then(|| rng.pick(&run.whole));
             let present: Vec<Option<Disk>> =
                 disks.iter().enumerate().map(|(i, d)| only.is_none_or(|o| o == i).then(|| d.clone())).collect();
             let whole_check = rng.one_in(8);

@@ -113,7 +113,7 @@ fn write(fs: &Fs, ino: Ino, rng: &mut Rng) {
     let len = if rng.one_in(3) { (1 + rng.below(20)) * 4096 } else { 1 + rng.below(9000) };
     let data: Vec<u8> = (0..len).map(|_| rng.next() as u8).collect();
     if let Err(error) = fs.write(ino, offset, &data) {
-        assert!(matches!(error.errno(), libc::EISDIR | libc::EINVAL | libc::ENOSPC), "{error}");
+        assert!(matches!(error.errno(), libc::EISDIR | libc::EINVAL | libc::ENOSPC | libc::ESTALE), "{error}");
     }
 }
 

@@ -330,7 +330,7 @@ impl InProcess {
         let (parent, name) = self.parent(path)?;
         // This lookup is kept until the slot is closed.
         self.fs().lookup(parent, name).map_err(errno)?;
-        self.fs().open_file(ino, false).map_err(errno)?;
+        self.fs().open_file(ino).map_err(errno)?;
         self.close_slot(slot);
         self.slots[slot] = Some(ino);
         Ok(Outcome::Done)

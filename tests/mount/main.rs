@@ -7,4 +7,5 @@ mod lab;
 
 mod crash;
 mod lifecycle;
+mod posix;
 mod refusals;

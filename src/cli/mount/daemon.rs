@@ -171,11 +171,9 @@ struct Served {
 
 impl Served {
     fn new(open: Open, request: &Request, registry: VerifiedRegistry) -> std::io::Result<Arc<Self>> {
-        let mirror = open.store().mirror();
-        let approved: Vec<_> = (0..mirror.len()).filter_map(|index| mirror.device(index).cloned()).collect();
         let mountpoint = request.mountpoint.to_string_lossy().into_owned();
         let last = Mutex::new(control::report(&open, &registry, &mountpoint, &[]));
-        let watch = Watch::start(request.documents.clone(), registry, approved)?;
+        let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.fs()))?;
         Ok(Arc::new(Self { open: RwLock::new(Some(open)), watch: Mutex::new(Some(watch)), last, mountpoint }))
     }
 

@@ -1,0 +1,263 @@
+//! Promises P2, P4, P5 while devices fail under a volume in use.
+
+use std::sync::Arc;
+
+use scelle::crypto::{KdfParams, Secret};
+use scelle::device::faulty::{Effect, Fault, FaultyDevice, Operation};
+use scelle::device::memory::MemoryDevice;
+use scelle::device::{BlockDevice, IdentifiedDevice};
+use scelle::fs::{Caller, Fs};
+use scelle::limits::LABEL_SIZE;
+use scelle::mirror::State;
+use scelle::policy::ApprovedDevice;
+use scelle::units::Ino;
+use scelle::volume::{self, CreateOptions, Open, OpenOptions, Sealed};
+
+use super::lab;
+use super::rng::{self, Rng};
+use super::workload;
+
+const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+
+/// A volume on devices that fail when they are told to.
+struct Failing {
+    memory: Vec<Arc<MemoryDevice>>,
+    devices: Vec<Arc<FaultyDevice>>,
+}
+
+impl Failing {
+    fn new(replicas: usize) -> Self {
+        let memory: Vec<_> = (0..replicas).map(|i| Arc::new(MemoryDevice::new(&format!("m{i}"), 24 << 20))).collect();
+        let devices = memory.iter().map(|m| Arc::new(FaultyDevice::new(m.clone()))).collect();
+        let failing = Self { memory, devices };
+        let (registry, approved) = failing.approved();
+        let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
+        volume::create(approved, &registry, &secret(), &options).unwrap();
+        failing
+    }
+
+    fn approved(&self) -> (scelle::registry::VerifiedRegistry, Vec<ApprovedDevice>) {
+        let named: Vec<Arc<dyn IdentifiedDevice>> = self.devices.iter().map(|d| d.clone() as _).collect();
+        // The same keys every time: the trust anchors are pinned.
+        static REGISTRY: std::sync::OnceLock<std::sync::Mutex<Vec<Known>>> = std::sync::OnceLock::new();
+        let mut known = REGISTRY.get_or_init(Default::default).lock().unwrap();
+        let me = Arc::as_ptr(&self.memory[0]) as usize;
+        if !known.iter().any(|(owner, ..)| *owner == me) {
+            let (registry, host, today) = lab::registry_of(&named);
+            known.push((me, registry, host, today));
+        }
+        let (_, registry, host, today) = known.iter().find(|(owner, ..)| *owner == me).unwrap();
+        let approve =
+            |d: &Arc<dyn IdentifiedDevice>| ApprovedDevice::approve(d.clone(), registry, host, *today).unwrap();
+        (registry.clone(), named.iter().map(approve).collect())
+    }
+
+    fn open(&self, options: &OpenOptions) -> Result<Open, volume::Error> {
+        let (registry, approved) = self.approved();
+        Sealed::read(approved)?.unlock(&secret())?.open(&registry, options)
+    }
+
+    fn check(&self) -> volume::CheckReport {
+        let (_, approved) = self.approved();
+        Sealed::read(approved).unwrap().unlock(&secret()).unwrap().check(&mut |_, _| {}).unwrap()
+    }
+}
+
+type Known = (usize, scelle::registry::VerifiedRegistry, scelle::device::host::HostFacts, scelle::registry::Date);
+
+fn secret() -> Secret {
+    Secret::new(b"correct horse".to_vec()).unwrap()
+}
+
+fn write_file(fs: &Fs, name: &[u8], len: usize) -> Ino {
+    let ino = fs.create(&CALLER, Ino::ROOT, name, 0o600).unwrap().ino;
+    fs.write(ino, 0, &vec![0x5a; len]).unwrap();
+    fs.release(ino);
+    ino
+}
+
+fn read_file(fs: &Fs, ino: Ino, len: usize) -> Result<(), scelle::fs::Error> {
+    let mut out = Vec::new();
+    fs.read(ino, 0, len, &mut out)?;
+    assert!(out.len() == len && out.iter().all(|b| *b == 0x5a));
+    Ok(())
+}
+
+#[test]
+fn p2_when_the_last_replica_fails_a_write_reads_go_on() {
+    let failing = Failing::new(1);
+    let open = failing.open(&OpenOptions::default()).unwrap();
+    let ino = write_file(open.fs(), b"a", 100_000);
+    open.fs().sync().unwrap();
+    failing.devices[0].inject(Fault::always(Operation::Write, Effect::Error(libc::EIO)));
+    let late = open.fs().write(ino, 0, &[1; 4096]).and_then(|_| open.fs().sync());
+    assert_eq!(late.unwrap_err().errno(), libc::EROFS);
+    assert_eq!(open.status().replicas[0].state, State::Faulty);
+    assert!(open.status().read_only.is_some());
+    assert_eq!(open.fs().create(&CALLER, Ino::ROOT, b"b", 0o600).unwrap_err().errno(), libc::EROFS);
+    assert!(open.fs().lookup(Ino::ROOT, b"a").is_ok());
+    drop(open);
+    // What was synced is there.
+    failing.devices[0].heal();
+    let open = failing.open(&OpenOptions::default()).unwrap();
+    read_file(open.fs(), ino, 100_000).unwrap();
+}
+
+#[test]
+fn p5_a_replica_that_fails_a_flush_or_a_root_is_left_out_of_the_root() {
+    let ring = LABEL_SIZE / 16..LABEL_SIZE;
+    for fault in [
+        Fault::always(Operation::Flush, Effect::Error(libc::EIO)),
+        Fault { range: ring, ..Fault::always(Operation::Write, Effect::Error(libc::EIO)) },
+        Fault { range: LABEL_SIZE..u64::MAX, ..Fault::always(Operation::Write, Effect::Error(libc::ENOSPC)) },
+    ] {
+        let failing = Failing::new(2);
+        let open = failing.open(&OpenOptions::default()).unwrap();
+        failing.devices[0].inject(fault);
+        let ino = write_file(open.fs(), b"a", 50_000);
+        open.fs().sync().unwrap();
+        read_file(open.fs(), ino, 50_000).unwrap();
+        assert_eq!(open.status().replicas[0].state, State::Faulty);
+        // A power failure now: nothing else is ever written.
+        let images: Vec<Vec<u8>> = failing.memory.iter().map(|m| m.image()).collect();
+        drop(open);
+        for (memory, image) in failing.memory.iter().zip(&images) {
+            memory.write_at(0, &[std::io::IoSlice::new(image)]).unwrap();
+        }
+        failing.devices[0].heal();
+        let open = failing.open(&OpenOptions::default()).unwrap();
+        read_file(open.fs(), ino, 50_000).unwrap();
+        assert_ne!(
+            open.status().replicas[0].generation,
+            open.status().generation,
+            "replica 0 must not count as current"
+        );
+    }
+}
+
+#[test]
+fn p4_a_read_error_is_one_error_and_the_volume_goes_on() {
+    let failing = Failing::new(1);
+    let open = failing.open(&OpenOptions::default()).unwrap();
+    let kept = write_file(open.fs(), b"kept", 10_000);
+    for i in 0..2000 {
+        write_file(open.fs(), format!("file-{i}").as_bytes(), 10);
+    }
+    open.close().unwrap();
+    let open = failing.open(&OpenOptions::default()).unwrap();
+    // An operation that is answered but not committed must survive the failed reads of others.
+    let fresh = write_file(open.fs(), b"fresh", 10);
+    failing.devices[0].inject(Fault::always(Operation::Read, Effect::Error(libc::EIO)));
+    let failed = (0..2000).filter(|i| open.fs().lookup(Ino::ROOT, format!("file-{i}").as_bytes()).is_err()).count();
+    assert!(failed > 0, "nothing had to be read");
+    failing.devices[0].heal();
+    assert_eq!(open.fs().lookup(Ino::ROOT, b"fresh").unwrap().ino, fresh);
+    open.fs().sync().unwrap();
+    read_file(open.fs(), kept, 10_000).unwrap();
+    open.close().unwrap();
+    assert_eq!(failing.check().count, 0);
+}
+
+#[test]
+fn p4_a_read_only_volume_survives_damage_spread_over_its_replicas_and_is_not_written() {
+    let failing = Failing::new(2);
+    let open = failing.open(&OpenOptions::default()).unwrap();
+    let ino = write_file(open.fs(), b"a", 400_000);
+    open.close().unwrap();
+    // Every used block beyond the labels is damaged on one replica or the other.
+    let images: Vec<Vec<u8>> = failing.memory.iter().map(|m| m.image()).collect();
+    let end = images[0].len() - LABEL_SIZE as usize;
+    for at in (LABEL_SIZE as usize..end).step_by(4096) {
+        if images[0][at..at + 4096].iter().any(|b| *b != 0) {
+            let memory = &failing.memory[at / 4096 % 2];
+            memory.write_at(at as u64, &[std::io::IoSlice::new(&[0xff; 4096])]).unwrap();
+        }
+    }
+    let damaged: Vec<Vec<u8>> = failing.memory.iter().map(|m| m.image()).collect();
+    let report = failing.check();
+    assert!(report.count > 100 && report.damages.iter().all(|d| d.recoverable), "{:?}", report.damages);
+    let open = failing.open(&OpenOptions { read_only: true, ..OpenOptions::default() }).unwrap();
+    read_file(open.fs(), ino, 400_000).unwrap();
+    open.close().unwrap();
+    assert!(failing.memory.iter().zip(&damaged).all(|(m, image)| m.image() == *image), "written to");
+    // Mounted for writing, it mends what it reads.
+    let open = failing.open(&OpenOptions::default()).unwrap();
+    read_file(open.fs(), ino, 400_000).unwrap();
+    open.close().unwrap();
+    assert!(failing.check().count < report.count);
+}
+
+#[test]
+fn operations_and_syncs_of_many_threads_do_not_trip_over_each_other() {
+    let seed = rng::seed();
+    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
+    let failing = Failing::new(2);
+    let open = failing.open(&OpenOptions::default()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let fs = open.fs();
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed + thread);
+                for _ in 0..400 {
+                    workload::step(fs, &mut rng);
+                    if rng.one_in(10) {
+                        fs.sync().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let tree = workload::look(open.fs()).unwrap();
+    open.close().unwrap();
+    let report = failing.check();
+    assert_eq!(report.count, 0, "{:?}", report.damages);
+    assert_eq!(workload::look(failing.open(&OpenOptions::default()).unwrap().fs()).unwrap(), tree);
+}
+
+#[test]
+fn a_full_volume_says_so_lets_go_and_stays_whole() {
+    let failing = Failing::new(2);
+    let open = failing.open(&OpenOptions::default()).unwrap();
+    let fs = open.fs();
+    for round in 0..3 {
+        let mut files = Vec::new();
+        let full = loop {
+            let name = format!("{round}-{}", files.len());
+            match fs.create(&CALLER, Ino::ROOT, name.as_bytes(), 0o600) {
+                Ok(attr) => {
+                    let written = fs.write(attr.ino, 0, &vec![0x5a; 300_000]);
+                    fs.release(attr.ino);
+                    fs.forget(attr.ino, 1);
+                    match written {
+                        Ok(_) => files.push((name, attr.ino)),
+                        Err(error) => break error,
+                    }
+                }
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.errno(), libc::ENOSPC, "{full}");
+        assert!(files.len() > 30, "{} files", files.len());
+        for (_, ino) in &files {
+            read_file(fs, *ino, 300_000).unwrap();
+        }
+        // One block at a time, where it hurts most, then everything.
+        for (_, ino) in files.iter().take(5) {
+            for block in (0..70).step_by(2) {
+                let punch = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u32;
+                fs.fallocate(*ino, block * 4096, 4096, punch).unwrap();
+            }
+        }
+        let last = format!("{round}-{}", files.len());
+        for name in files.iter().map(|(name, _)| name).chain([&last]) {
+            match fs.unlink(Ino::ROOT, name.as_bytes()) {
+                Ok(()) => {}
+                Err(error) => assert_eq!((error.errno(), name), (libc::ENOENT, &last)),
+            }
+        }
+        fs.sync().unwrap();
+    }
+    open.close().unwrap();
+    let report = failing.check();
+    assert_eq!(report.count, 0, "{:?}", report.damages);
+}

@@ -1,0 +1,90 @@
+//! Promise P6: a replica that was left behind is recognised and resynced, while the volume is in use, and whatever
+//! interrupts it.
+
+use std::time::{Duration, Instant};
+
+use super::device::{Disk, Log};
+use super::rng::{self, Rng};
+use super::workload::{self, Tree};
+use super::{Bench, crash_everywhere, run_workload};
+use scelle::mirror::State;
+use scelle::volume::ErrorKind;
+
+const BOUND: Duration = Duration::from_secs(60);
+
+/// A volume of which replica 1 was away for a while.
+fn left_behind(rng: &mut Rng) -> Bench {
+    let mut bench = Bench::new(2);
+    for present in [[true, true], [true, false]] {
+        let disks: Vec<Option<Disk>> = bench.disks.iter().zip(present).map(|(d, p)| p.then(|| d.clone())).collect();
+        let (assembled, devices) = bench.assemble(&disks, &Log::default()).unwrap();
+        let open = bench.open(assembled, true).unwrap();
+        (0..60).for_each(|_| workload::step(open.fs(), rng));
+        open.close().unwrap();
+        for (disk, device) in bench.disks.iter_mut().zip(&devices) {
+            *disk = device.disk();
+        }
+    }
+    bench
+}
+
+#[test]
+fn p6_a_replica_left_behind_is_resynced_while_the_volume_is_in_use() {
+    let seed = rng::seed();
+    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
+    let mut rng = Rng::new(seed);
+    let mut bench = left_behind(&mut rng);
+    // The replica that was left behind does not open by itself once it is being resynced, and says why before.
+    let log = Log::default();
+    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
+    let (assembled, devices) = bench.assemble(&all, &log).unwrap();
+    let open = bench.open(assembled, false).unwrap();
+    let begin = Instant::now();
+    while open.status().replicas[1].state != State::InSync {
+        assert!(open.status().replicas[1].state == State::Resyncing && begin.elapsed() < BOUND);
+        workload::step(open.fs(), &mut rng);
+    }
+    (0..20).for_each(|_| workload::step(open.fs(), &mut rng));
+    let tree: Tree = workload::look(open.fs()).unwrap();
+    open.close().unwrap();
+    bench.disks = devices.iter().map(|d| d.disk()).collect();
+    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
+    let report = bench.assemble(&all, &log).unwrap().0.check(&mut |_, _| {}).unwrap();
+    assert!(report.count == 0 && report.skipped.is_empty(), "{report:?}");
+    for alone in 0..2 {
+        let mut one = vec![None, None];
+        one[alone] = Some(bench.disks[alone].clone());
+        let (assembled, _) = bench.assemble(&one, &log).unwrap();
+        assert_eq!(workload::look(bench.open(assembled, true).unwrap().fs()).unwrap(), tree, "replica {alone} alone");
+    }
+}
+
+#[test]
+fn p6_a_crash_during_a_resync_loses_nothing() {
+    let seed = rng::seed();
+    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
+    let mut rng = Rng::new(seed);
+    let bench = left_behind(&mut rng);
+    let mut run = run_workload(&bench, 25, &mut rng);
+    run.whole = vec![0];
+    let (tried, _) = crash_everywhere(&bench, &run, 2, &mut rng);
+    println!("{tried} crash states");
+    assert!(tried > 200);
+}
+
+#[test]
+fn p6_half_a_resync_alone_is_refused() {
+    let mut rng = Rng::new(5);
+    let bench = left_behind(&mut rng);
+    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
+    let (assembled, devices) = bench.assemble(&all, &Log::default()).unwrap();
+    // The mount's first root reaches the replica, and says that it is not in sync.
+    let open = bench.open(assembled, false).unwrap();
+    let early = devices[1].disk();
+    drop(open);
+    let (assembled, _) = bench.assemble(&[None, Some(early)], &Log::default()).unwrap();
+    match bench.open(assembled, true) {
+        Ok(open) => assert_eq!(open.status().replicas[1].state, State::InSync, "already in sync by then"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Degraded, "{error}"),
+    }
+}
