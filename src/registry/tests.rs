@@ -121,57 +121,57 @@ fn what_is_missing_unknown_or_out_of_bounds_is_refused() {
 
 #[test]
 fn only_distinct_known_officers_count() {
-    let lab = lab(2, &["claire", "hugo", "ines"]);
+    let lab = lab(2, &["officer-a", "officer-b", "officer-c"]);
     let document = DOCUMENT.as_bytes();
     let (a, b) = (lab.sign(0, document), lab.sign(1, document));
     assert_eq!(counted(lab.verify(document, &[])), 0);
-    assert_eq!(counted(lab.verify(document, &[("claire", &a)])), 1);
+    assert_eq!(counted(lab.verify(document, &[("officer-a", &a)])), 1);
     // The same officer twice, with two different signatures; and under another's name.
     let again = lab.sign(0, document);
     assert_ne!(a, again);
-    assert_eq!(counted(lab.verify(document, &[("claire", &a), ("claire", &again)])), 1);
-    assert_eq!(counted(lab.verify(document, &[("claire", &a), ("hugo", &again)])), 1);
+    assert_eq!(counted(lab.verify(document, &[("officer-a", &a), ("officer-a", &again)])), 1);
+    assert_eq!(counted(lab.verify(document, &[("officer-a", &a), ("officer-b", &again)])), 1);
     // A stranger does not count and does no harm.
     let stranger = sign(document, &keygen("eve", None).unwrap().secret, None, "").unwrap();
-    assert_eq!(counted(lab.verify(document, &[("claire", &a), ("eve", &stranger)])), 1);
-    assert_eq!(counted(lab.verify(document, &[("claire", &a), ("hugo", &stranger)])), 1);
-    let verified = lab.verify(document, &[("eve", &stranger), ("hugo", &b), ("claire", &a)]).unwrap();
-    assert_eq!(verified.signers(), ["claire", "hugo"]);
+    assert_eq!(counted(lab.verify(document, &[("officer-a", &a), ("eve", &stranger)])), 1);
+    assert_eq!(counted(lab.verify(document, &[("officer-a", &a), ("officer-b", &stranger)])), 1);
+    let verified = lab.verify(document, &[("eve", &stranger), ("officer-b", &b), ("officer-a", &a)]).unwrap();
+    assert_eq!(verified.signers(), ["officer-a", "officer-b"]);
     assert_eq!((verified.version(), verified.threshold()), (7, 2));
     assert_eq!(verified.anchors_digest(), lab.anchors.digest());
 }
 
 #[test]
 fn a_change_of_any_byte_voids_the_signatures() {
-    let lab = lab(1, &["claire"]);
+    let lab = lab(1, &["officer-a"]);
     let document = DOCUMENT.as_bytes();
     let signature = lab.sign(0, document);
-    assert!(lab.verify(document, &[("claire", &signature)]).is_ok());
+    assert!(lab.verify(document, &[("officer-a", &signature)]).is_ok());
     for i in 0..document.len() {
         let mut changed = document.to_vec();
         changed[i] ^= 1;
-        let result = lab.verify(&changed, &[("claire", &signature)]);
+        let result = lab.verify(&changed, &[("officer-a", &signature)]);
         assert!(matches!(result, Err(Error::TooFewSignatures { .. })), "byte {i}");
     }
-    assert!(lab.verify(&document[..document.len() - 1], &[("claire", &signature)]).is_err());
+    assert!(lab.verify(&document[..document.len() - 1], &[("officer-a", &signature)]).is_err());
     // Of the signature file, everything but the untrusted comment counts.
     let first_line = signature.find('\n').unwrap();
     for i in first_line + 1..signature.trim_end().len() {
         let mut changed = signature.clone().into_bytes();
         changed[i] ^= 1;
-        let file = SignatureFile { officer: "claire", bytes: &changed };
+        let file = SignatureFile { officer: "officer-a", bytes: &changed };
         assert!(verify(document, &[file], &lab.anchors).is_err(), "byte {i}");
     }
     for end in 0..signature.trim_end().len() {
-        assert!(lab.verify(document, &[("claire", &signature[..end])]).is_err(), "cut at {end}");
+        assert!(lab.verify(document, &[("officer-a", &signature[..end])]).is_err(), "cut at {end}");
     }
 }
 
 #[test]
 fn passwords_protect_secret_keys() {
-    let keys = keygen("claire", Some("open sesame")).unwrap();
+    let keys = keygen("officer-a", Some("open sesame")).unwrap();
     assert!(is_encrypted(&keys.secret).unwrap());
-    assert!(!is_encrypted(&keygen("claire", None).unwrap().secret).unwrap());
+    assert!(!is_encrypted(&keygen("officer-a", None).unwrap().secret).unwrap());
     assert!(sign(b"x", &keys.secret, Some("wrong"), "").is_err());
     assert!(sign(b"x", &keys.secret, None, "").is_err());
     assert!(sign(b"x", &keys.secret, Some("open sesame"), "").is_ok());
@@ -180,7 +180,7 @@ fn passwords_protect_secret_keys() {
 
 #[test]
 fn trust_anchors_have_one_canonical_form() {
-    let lab = lab(2, &["hugo", "claire", "ines"]);
+    let lab = lab(2, &["officer-b", "officer-a", "officer-c"]);
     let bytes = lab.anchors.canonical_bytes();
     let decoded = TrustAnchors::from_canonical_bytes(&bytes).unwrap();
     assert_eq!((decoded.canonical_bytes(), decoded.digest()), (bytes.clone(), lab.anchors.digest()));
