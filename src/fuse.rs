@@ -15,6 +15,7 @@
 //! | locks | left to the kernel: there is one host |
 
 mod attr;
+mod awake;
 mod handlers;
 mod seek;
 mod session;

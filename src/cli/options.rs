@@ -21,6 +21,8 @@ pub struct MountOptions {
     pub dev: bool,
     /// Every write is durable when it returns.
     pub sync: bool,
+    /// Let processors sleep between requests, however short the pause.
+    pub powersave: bool,
     /// The signed registry.
     pub registry: Option<PathBuf>,
     /// The trust anchors.
@@ -53,6 +55,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("nodev", Set(|o| o.dev = false)),
     ("sync", Set(|o| o.sync = true)),
     ("async", Set(|o| o.sync = false)),
+    ("powersave", Set(|o| o.powersave = true)),
     ("registry", SetValue(|o, v| o.registry = Some(v))),
     ("trust", SetValue(|o, v| o.trust = Some(v))),
     ("passphrase-file", SetValue(|o, v| o.passphrase_file = Some(v))),

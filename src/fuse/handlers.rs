@@ -16,6 +16,7 @@ use fuser::{
 };
 
 use super::attr::{absent, file_attr, file_type, from_system, set_time};
+use super::awake::Awake;
 use super::seek::Seeker;
 use super::sync::Syncer;
 use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
@@ -61,13 +62,20 @@ pub(super) struct Adapter {
     fs: Arc<Fs>,
     syncer: Syncer,
     seeker: Seeker,
+    awake: Awake,
 }
 
 impl Adapter {
     /// `notifier` is to be set before the first request is served.
-    pub(super) fn new(fs: Arc<Fs>, loops: usize, notifier: Arc<OnceLock<Notifier>>) -> std::io::Result<Self> {
+    pub(super) fn new(
+        fs: Arc<Fs>,
+        loops: usize,
+        powersave: bool,
+        notifier: Arc<OnceLock<Notifier>>,
+    ) -> std::io::Result<Self> {
         let syncer = Syncer::start(Arc::clone(&fs), loops)?;
-        Ok(Self { syncer, seeker: Seeker::start(Arc::clone(&fs), notifier)?, fs })
+        let seeker = Seeker::start(Arc::clone(&fs), notifier)?;
+        Ok(Self { syncer, seeker, awake: Awake::start(powersave), fs })
     }
 }
 
@@ -141,6 +149,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.awake.touch();
         match self.fs.lookup(ino(parent), name.as_bytes()) {
             Err(fs::Error::NotFound) => reply.entry(&LIFETIME, &absent(), GENERATION),
             other => entry(other, reply),
@@ -152,6 +161,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.awake.touch();
         attributes(self.fs.getattr(ino(number)), reply);
     }
 
@@ -173,6 +183,7 @@ impl Filesystem for Adapter {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.awake.touch();
         let change = SetAttr {
             mode,
             uid,
@@ -206,23 +217,28 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.awake.touch();
         entry(self.fs.mkdir(&caller(request, umask), ino(parent), name.as_bytes(), mode), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.awake.touch();
         let target = target.as_os_str().as_bytes();
         entry(self.fs.symlink(&caller(request, 0), ino(parent), name.as_bytes(), target), reply);
     }
 
     fn link(&self, _: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.awake.touch();
         entry(self.fs.link(ino(number), ino(parent), name.as_bytes()), reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.awake.touch();
         empty(self.fs.unlink(ino(parent), name.as_bytes()), reply);
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.awake.touch();
         empty(self.fs.rmdir(ino(parent), name.as_bytes()), reply);
     }
 
@@ -236,6 +252,7 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        self.awake.touch();
         // NOREPLACE comes to us only when the kernel has found the new name free: a whiteout beside it is what is left.
         let flags = match flags {
             RenameFlags::RENAME_EXCHANGE => fs::RenameFlags::Exchange,
@@ -256,6 +273,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        self.awake.touch();
         match self.fs.create(&caller(request, umask), ino(parent), name.as_bytes(), mode) {
             Ok(attr) => {
                 self.seeker.opened(INodeNo(attr.ino.0), OpenFlags(flags));
@@ -266,6 +284,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.awake.touch();
         match self.fs.open_file(ino(number)) {
             Ok(()) => {
                 self.seeker.opened(number, flags);
@@ -285,6 +304,7 @@ impl Filesystem for Adapter {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        self.awake.touch();
         self.seeker.released(number, flags);
         self.fs.release(ino(number));
         reply.ok();
@@ -301,6 +321,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.awake.touch();
         READ_BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
             match self.fs.read(ino(number), offset, size as usize, buffer) {
@@ -322,6 +343,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.awake.touch();
         let written = if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
             self.fs.write_back(ino(number), offset, data)
         } else {
@@ -376,11 +398,13 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.awake.touch();
         // The kernel has written the file's pages back already, and does not ask again after this answer.
         reply.error(Errno::ENOSYS);
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.awake.touch();
         self.syncer.sync(&self.fs, reply);
     }
 
@@ -389,10 +413,12 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.awake.touch();
         reply.opened(FileHandle(0), FOLDER_FLAGS);
     }
 
     fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectory) {
+        self.awake.touch();
         let listed = self.fs.readdir(ino(number), cookie, false, &mut |entry| {
             let kind = file_type(entry.kind);
             !reply.add(INodeNo(entry.ino.0), entry.next_cookie, kind, OsStr::from_bytes(entry.name))
@@ -404,6 +430,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
+        self.awake.touch();
         let listed = self.fs.readdir(ino(number), cookie, true, &mut |entry| {
             let name = OsStr::from_bytes(entry.name);
             let attr = entry.attr.as_ref().map_or_else(absent, file_attr);
@@ -431,10 +458,12 @@ impl Filesystem for Adapter {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        self.awake.touch();
         empty(self.fs.setxattr(ino(number), name.as_bytes(), value, flags), reply);
     }
 
     fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.awake.touch();
         sized(self.fs.getxattr(ino(number), name.as_bytes()), size, reply);
     }
 

@@ -29,6 +29,8 @@ pub struct MountConfig {
     pub dev: bool,
     /// Every write is durable when it returns.
     pub sync: bool,
+    /// Let processors sleep between requests, however short the pause.
+    pub powersave: bool,
 }
 
 impl MountConfig {
@@ -67,7 +69,7 @@ impl Session {
         library.n_threads = Some(LOOPS);
         library.clone_fd = true;
         let notifier = Arc::new(OnceLock::new());
-        let adapter = Adapter::new(fs, LOOPS, Arc::clone(&notifier))?;
+        let adapter = Adapter::new(fs, LOOPS, config.powersave, Arc::clone(&notifier))?;
         let inner = fuser::Session::new(adapter, &config.mountpoint, &library)?;
         let _ = notifier.set(inner.notifier());
         Ok(Self { inner })

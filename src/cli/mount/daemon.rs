@@ -111,6 +111,7 @@ fn config(request: &Request, open: &Open) -> MountConfig {
         source: format!("scelle:{name}{laboratory}"),
         read_only: request.options.read_only,
         no_exec: request.options.no_exec,
+        powersave: request.options.powersave,
         suid: request.options.suid,
         dev: request.options.dev,
         sync: request.options.sync,
