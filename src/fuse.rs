@@ -1,4 +1,4 @@
-//! The FUSE adapter: requests of the kernel to calls of [`Fs`], and nothing else.
+//! The FUSE adapter: requests of the kernel to calls of [`Fs`](crate::fs::Fs), and nothing else.
 //!
 //! What the connection is set to, and why:
 //!

@@ -2,7 +2,7 @@
 //!
 //! * **Pages** of the metadata database are written copy-on-write; a [`tree`] of map nodes holds each page's address,
 //!   write identity, tag and birth generation, so that the root authenticates every page.
-//! * **Space** is a second such tree, whose pages are the regions of the [`Bitmap`](crate::space::Bitmap).
+//! * **Space** is a second such tree, whose pages are the regions of the [`Bitmap`].
 //! * **Data** blocks are sealed one by one; their tags lie in the extents' rows, hence in pages.
 //! * A **commit** publishes all three at once.
 //!

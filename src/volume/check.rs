@@ -26,7 +26,7 @@ pub struct CheckReport {
     pub generation: Generation,
     /// Blocks read and verified, over all replicas.
     pub blocks: u64,
-    /// What is wrong, at most [`DAMAGES_MAX`] rows.
+    /// What is wrong, at most 1000 rows.
     pub damages: Vec<Damage>,
     /// Number of findings, also those not listed.
     pub count: u64,
