@@ -83,6 +83,8 @@ struct Run {
     opening: usize,
     /// Replicas that were in sync at the beginning: each of them alone is the whole volume.
     whole: Vec<usize>,
+    /// Events during which a thread of the volume's own committed in the middle of a step, which has states in between.
+    blurred: Vec<std::ops::Range<usize>>,
 }
 
 fn run_workload(bench: &Bench, steps: usize, rng: &mut Rng) -> Run {
@@ -95,21 +97,29 @@ fn run_workload(bench: &Bench, steps: usize, rng: &mut Rng) -> Run {
     let opening = log.lock().unwrap().len() + 2;
     // The very beginning is durable: it is what the disks hold.
     log.lock().unwrap().splice(0..0, [Event::State, Event::Synced(0)]);
+    let mut blurred = Vec::new();
     for _ in 0..steps {
+        let begin = log.lock().unwrap().len();
         workload::step(fs, rng);
         let tree = workload::look(fs).unwrap();
         if states.last() != Some(&tree) {
             states.push(tree);
             log.lock().unwrap().push(Event::State);
         }
-        if rng.one_in(4) {
+        let flush = |event: &Event| matches!(event, Event::Flush(_));
+        let interrupted = log.lock().unwrap()[begin..].iter().any(flush);
+        if interrupted || rng.one_in(4) {
             let state = states.len() - 1;
             fs.sync().unwrap();
-            log.lock().unwrap().push(Event::Synced(state));
+            let mut log = log.lock().unwrap();
+            log.push(Event::Synced(state));
+            if interrupted {
+                blurred.push(begin..log.len());
+            }
         }
     }
     let log = log.lock().unwrap().clone();
-    Run { log, states, opening, whole: (0..bench.disks.len()).collect() }
+    Run { log, states, opening, whole: (0..bench.disks.len()).collect(), blurred }
 }
 
 /// Every crash state that is tried; returns how many, and one of them to go on from.
@@ -126,9 +136,12 @@ fn crash_everywhere(bench: &Bench, run: &Run, per_point: usize, rng: &mut Rng) -
                     durable[*device].write(offset, &bytes);
                 }
             }
-            // States are pushed after the operation, whose writes may be in flight already: but not committed.
+            // States are pushed after the operation, whose writes may be in flight already: but not committed, or blurred.
             Event::State => reached += 1,
             Event::Synced(state) => synced = *state,
+        }
+        if run.blurred.iter().any(|range| range.contains(&point)) {
+            continue;
         }
         for _ in 0..per_point {
             let survival: Vec<Survival> = durable.iter().map(|_| Survival::draw(rng)).collect();
