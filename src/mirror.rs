@@ -59,6 +59,16 @@ pub enum State {
     Refused,
 }
 
+impl State {
+    /// What a replica is after a write or flush that did not succeed.
+    fn after(error: &WriteError) -> Self {
+        match error {
+            WriteError::Fenced { .. } => Self::Refused,
+            WriteError::Device(_) => Self::Faulty,
+        }
+    }
+}
+
 /// Why the replica set could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -171,6 +181,10 @@ impl Inner {
             .map(|(i, _)| i)
     }
 
+    fn writable_mask(&self) -> u64 {
+        self.writable().fold(0, |mask, index| mask | 1 << index)
+    }
+
     fn overlaps(&self, run: Run) -> bool {
         self.in_flight.range(..run.end().0).next_back().is_some_and(|(start, (blocks, _))| start + blocks > run.addr.0)
     }
@@ -188,8 +202,7 @@ impl Inner {
 
     /// Whether every replica that was asked to flush has done so or takes no writes any more.
     fn flushed(&self, ticket: &Ticket) -> bool {
-        let writable = self.writable().fold(0, |mask, index| mask | 1 << index);
-        ticket.asked & writable & !ticket.done.load(Ordering::Acquire) == 0
+        ticket.asked & self.writable_mask() & !ticket.done.load(Ordering::Acquire) == 0
     }
 
     fn reasons(&self) -> String {
@@ -357,7 +370,7 @@ impl Mirror {
     /// When no in-sync replica is left.
     pub fn flush(&self) -> Result<()> {
         let inner = self.shared.lock();
-        let asked = inner.writable().fold(0, |mask, index| mask | 1 << index);
+        let asked = inner.writable_mask();
         let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0) });
         self.queue(inner, |_| [Job::Flush(ticket.clone())]);
         let inner = self.wait(self.shared.lock(), &self.shared.flushed, |inner| inner.flushed(&ticket));
@@ -523,20 +536,15 @@ impl Mirror {
         }
     }
 
-    /// Writes a block to a replica that is being resynced; says whether it is there. A failure fences the replica, as any failed write.
-    pub fn copy(&self, index: usize, addr: BlockAddr, sealed: &[u8]) -> bool {
+    /// Writes a block to a replica that is being resynced. A failure fences the replica, as any failed write.
+    pub fn copy(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
         let replica = &self.replicas[index];
-        let Some(device) = &replica.device else { return false };
+        let Some(device) = &replica.device else { return };
         match device.write_at(device_offset(addr), &[IoSlice::new(sealed)]) {
-            Ok(()) => true,
+            Ok(()) => {}
             Err(error) => {
                 replica.counters.write.fetch_add(1, Ordering::Relaxed);
-                let state = match &error {
-                    WriteError::Fenced { .. } => State::Refused,
-                    WriteError::Device(_) => State::Faulty,
-                };
-                self.fence(index, state, &error.to_string());
-                false
+                self.fence(index, State::after(&error), &error.to_string());
             }
         }
     }
@@ -664,13 +672,7 @@ impl Worker {
                 Job::Flush(_) | Job::End => None,
             })
             .collect();
-        self.device.write_at(offset, &slices).map_err(|error| {
-            let state = match error {
-                WriteError::Fenced { .. } => State::Refused,
-                WriteError::Device(_) => State::Faulty,
-            };
-            (state, error.to_string())
-        })
+        self.device.write_at(offset, &slices).map_err(|error| (State::after(&error), error.to_string()))
     }
 }
 

@@ -384,12 +384,6 @@ impl Assembled {
         self.keys.volume_key()
     }
 
-    /// The authenticated key slots: number and what the administrator calls it.
-    pub fn key_slots(&self) -> Vec<(usize, String)> {
-        let slots = self.header.key_slots.iter().enumerate();
-        slots.filter_map(|(i, slot)| slot.as_ref().map(|slot| (i, slot.label.clone()))).collect()
-    }
-
     /// The registry must be of the volume's kind, verified with the pinned anchors, and not older than what the
     /// volume has seen.
     fn check_registry(&self, registry: &VerifiedRegistry, root: &Root) -> Result<(), Error> {

@@ -6,7 +6,6 @@ use super::tree::{Entry, NodeId, TreeKind};
 use super::{Result, Store, data_binding, lock};
 use crate::crypto::Binding;
 use crate::device::AlignedBuf;
-use crate::mirror::State;
 use crate::space::Bitmap;
 use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId};
 
@@ -72,24 +71,6 @@ impl Store {
             Ok(()) if self.opens(unit, &sealed) => Finding::Good,
             Ok(()) => Finding::Damaged,
         }
-    }
-
-    /// Reads a unit from any replica that has it and writes it to those that do not; says whether one had it.
-    pub fn heal(&self, unit: &Walk) -> bool {
-        let run = Run::new(unit.at.addr, 1);
-        let mut good: Option<AlignedBuf> = None;
-        let mut bad = Vec::new();
-        for replica in (0..self.mirror.len()).filter(|i| self.mirror.state(*i).0 == State::InSync) {
-            let mut sealed = AlignedBuf::zeroed(BLOCK_SIZE);
-            if self.mirror.read_from(replica, run, &mut sealed).is_ok() && self.opens(unit, &sealed) {
-                good.get_or_insert(sealed);
-            } else {
-                bad.push(replica);
-            }
-        }
-        let Some(good) = good else { return false };
-        bad.into_iter().for_each(|replica| self.mirror.mend(replica, unit.at.addr, &good));
-        true
     }
 
     /// Reads a unit from a replica that has it and writes it to `replica`, which is being resynced.
