@@ -35,6 +35,7 @@ mod attr;
 mod commit;
 mod data;
 mod error;
+mod mapping;
 mod names;
 mod references;
 mod rename;
@@ -67,6 +68,7 @@ use crate::{
     units::{BLOCK_SIZE, Ino},
 };
 use commit::Committed;
+use mapping::Mappings;
 use references::References;
 
 /// Locks for the content of files: more than threads, so that two files seldom share one.
@@ -147,6 +149,7 @@ pub struct Fs {
     commit: Mutex<Committed>,
     meta: Mutex<Meta>,
     references: Mutex<References>,
+    mappings: Mappings,
     /// Operations done since the beginning: written under `meta`.
     changes: AtomicU64,
     /// `changes` at the last commit's beginning: written under `meta`.
@@ -208,6 +211,7 @@ impl Fs {
             commit: Mutex::default(),
             meta: Mutex::new(meta),
             references: Mutex::default(),
+            mappings: Mappings::default(),
             changes: AtomicU64::new(0),
             staged: AtomicU64::new(0),
             dirty_since: Mutex::new(None),
@@ -318,6 +322,9 @@ impl Fs {
         }
         for run in blocks.freed {
             self.store.free(run);
+        }
+        for ino in blocks.files {
+            self.mappings.changed(ino);
         }
         if self.changes.fetch_add(1, Ordering::Relaxed) == self.staged.load(Ordering::Relaxed) {
             *lock(&self.dirty_since) = Some(Instant::now());

@@ -10,7 +10,7 @@
 
 use std::borrow::Cow;
 
-use super::{Error, Fs, Result, existing, file, now};
+use super::{Error, Fs, Result, existing, file, mapping::Stretch, now};
 use crate::{
     limits::FILE_SIZE_MAX,
     meta::{ExtentRow, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Tx},
@@ -66,21 +66,15 @@ impl Fs {
     /// [`Error::IsDirectory`], [`Error::Invalid`] for what has no content; of the store when no replica has the right bytes.
     pub fn read(&self, ino: Ino, offset: u64, size: usize, out: &mut Vec<u8>) -> Result<()> {
         let guard = self.store.reader();
-        let (size, extents) = self.view(|view| {
-            let inode = file(view, ino)?;
-            let size = (size as u64).min(inode.size.saturating_sub(offset)) as usize;
-            if size == 0 || inode.blocks == 0 {
-                return Ok((size, Vec::new()));
-            }
-            let (first, end) = (offset / BLOCK, (offset + size as u64).div_ceil(BLOCK));
-            Ok((size, view.extents(ino, first, end, (end - first) as usize)?))
-        })?;
+        let (first, end) = (offset / BLOCK, offset.saturating_add(size as u64).div_ceil(BLOCK));
+        let Stretch { size: file_size, extents, .. } = self.stretch(ino, first, end)?;
+        let size = (size as u64).min(file_size.saturating_sub(offset)) as usize;
         let begin = out.len();
-        if extents.is_empty() {
+        if size == 0 || extents.is_empty() {
             out.resize(begin + size, 0);
             return Ok(());
         }
-        let (first, skip) = (offset / BLOCK, (offset % BLOCK) as usize);
+        let skip = (offset % BLOCK) as usize;
         let blocks = (skip + size).div_ceil(BLOCK_SIZE);
         out.resize(begin + blocks * BLOCK_SIZE, 0);
         if let Err(error) = self.read_extents(&guard, &extents, first, &mut out[begin..]) {
@@ -90,6 +84,23 @@ impl Fs {
         out.drain(begin..begin + skip);
         out.truncate(begin + size);
         Ok(())
+    }
+
+    /// The file's size, and its extents that overlap its blocks `from..to`.
+    fn stretch(&self, ino: Ino, from: u64, to: u64) -> Result<Stretch> {
+        if let Some(stretch) = self.mappings.find(ino, from, to) {
+            return Ok(stretch);
+        }
+        self.view(|view| {
+            let inode = file(view, ino)?;
+            let end = to.min(inode.size.div_ceil(BLOCK));
+            let extents = match end.saturating_sub(from) {
+                0 => Vec::new(),
+                _ if inode.blocks == 0 => Vec::new(),
+                blocks => view.extents(ino, from, end, blocks as usize)?,
+            };
+            Ok(self.mappings.keep(ino, inode.size, from, to, extents))
+        })
     }
 
     /// Reads the extents' part of the blocks from `first` on that `out`, filled with zeros, holds.
@@ -104,6 +115,9 @@ impl Fs {
         for extent in extents {
             let Some(tags) = &extent.tags else { continue };
             let (from, to) = (extent.lblock.max(first), extent.end().min(end));
+            if from >= to {
+                continue;
+            }
             let skip = from - extent.lblock;
             let bytes = (from - first) as usize * BLOCK_SIZE..(to - first) as usize * BLOCK_SIZE;
             let tags = &tags[skip as usize..(to - extent.lblock) as usize];

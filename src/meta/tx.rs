@@ -283,6 +283,8 @@ pub struct Blocks {
     pub published: Vec<Run>,
     /// No row refers to these any more.
     pub freed: Vec<Run>,
+    /// Files whose row or extents changed, perhaps more than once.
+    pub files: Vec<Ino>,
 }
 
 /// What [`Tx::clear`] did.
@@ -375,6 +377,7 @@ impl<'a> Tx<'a> {
 
     /// Writes an inode's changed row.
     pub fn put_inode(&mut self, inode: &Inode) -> Result<()> {
+        self.touch(inode.ino);
         let Inode { atime, mtime, ctime, .. } = inode;
         self.execute_one(
             "UPDATE inode SET mode = ?, uid = ?, gid = ?, nlink = ?, parent = ?, flags = ?, size = ?, blocks = ?, \
@@ -401,6 +404,7 @@ impl<'a> Tx<'a> {
 
     /// Deletes an inode with its extended attributes. Its extents must be gone.
     pub fn delete_inode(&mut self, inode: &Inode) -> Result<()> {
+        self.touch(inode.ino);
         if inode.has(FLAG_XATTR) {
             self.execute("DELETE FROM xattr WHERE ino = ?", (inode.ino.0 as i64,))?;
         }
@@ -447,7 +451,14 @@ impl<'a> Tx<'a> {
         self.insert_extent(ino, extent)
     }
 
+    fn touch(&mut self, ino: Ino) {
+        if self.blocks.files.last() != Some(&ino) {
+            self.blocks.files.push(ino);
+        }
+    }
+
     fn insert_extent(&mut self, ino: Ino, extent: &ExtentRow) -> Result<()> {
+        self.touch(ino);
         let tags = extent.tags.as_ref().map(|tags| tags.as_flattened());
         let inline = match tags {
             Some(bytes) if bytes.len() > INLINE_TAGS_MAX * size_of::<Tag>() => {
@@ -472,6 +483,7 @@ impl<'a> Tx<'a> {
 
     /// Takes file blocks `from..to` out of at most `limit` extents, frees them, and keeps what of those extents is outside.
     pub fn clear(&mut self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Cleared> {
+        self.touch(ino);
         let found = self.extents_without_tags(ino, from, to, limit)?;
         let mut cleared = Cleared { blocks: 0, more: found.len() == limit };
         for (extent, place) in found {

@@ -333,3 +333,41 @@ fn writers_at_once_lose_nothing() {
     assert!(content.chunks(1000).enumerate().all(|(i, chunk)| chunk.iter().all(|byte| *byte == (i % 4) as u8 + 1)));
     sound(&fs);
 }
+
+#[test]
+fn readers_beside_a_writer_see_whole_blocks_of_this_file_or_its_past() {
+    // So small that blocks which were freed are soon written again.
+    let fs = sized_fs(2000);
+    let ino = new_file(&fs, "f");
+    let blocks = 64;
+    fs.write(ino, 0, &vec![1; blocks * BLOCK_SIZE]).unwrap();
+    let written = AtomicU64::new(1);
+    std::thread::scope(|scope| {
+        for seed in 0..3 {
+            let (fs, written) = (&fs, &written);
+            scope.spawn(move || {
+                let mut dice = Dice(seed + 1);
+                let mut out = Vec::new();
+                while written.load(Ordering::Acquire) < 200 {
+                    let at_least = written.load(Ordering::Acquire) as u8;
+                    let (first, count) = (dice.below(blocks as u64 - 4), 1 + dice.below(4));
+                    out.clear();
+                    fs.read(ino, first * BLOCK_SIZE as u64, count as usize * BLOCK_SIZE, &mut out).unwrap();
+                    for block in out.chunks(BLOCK_SIZE) {
+                        assert!(block.iter().all(|byte| *byte == block[0]) && block[0] >= at_least, "{}", block[0]);
+                    }
+                }
+            });
+        }
+        let mut failed = None;
+        for value in 2..=200_u64 {
+            let done = fs.write(ino, 0, &vec![value as u8; blocks * BLOCK_SIZE]);
+            failed = failed.or(done.and_then(|_| if value % 3 == 0 { fs.sync() } else { Ok(()) }).err());
+            // Also after a failure: the readers end with it.
+            written.store(value, Ordering::Release);
+        }
+        assert!(failed.is_none(), "{failed:?}");
+    });
+    assert!(read_all(&fs, ino).iter().all(|byte| *byte == 200));
+    nothing_is_lost(&fs);
+}
