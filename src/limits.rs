@@ -92,6 +92,12 @@ pub const EXTENT_BLOCKS_MAX: u64 = 64;
 /// Largest single request from the kernel, in bytes.
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 
+/// Least memory for blocks that were read, unless the mount says how much, in bytes.
+pub const CACHE_BYTES_DEFAULT_MIN: u64 = 64 << 20;
+
+/// Most memory for blocks that were read, unless the mount says how much, in bytes.
+pub const CACHE_BYTES_DEFAULT_MAX: u64 = 1 << 30;
+
 /// Longest time between a change reaching the daemon and its commit, in milliseconds (promise P5).
 pub const COMMIT_INTERVAL_MS: u64 = 1000;
 

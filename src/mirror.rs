@@ -24,7 +24,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::device::{self, AlignedBuf};
@@ -32,9 +32,11 @@ use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
 use crate::policy::{ApprovedDevice, Reason, ReasonCode, WriteError};
 use crate::units::{BLOCK_SIZE, BlockAddr, Run};
 
+mod cache;
 pub mod choice;
 mod queue;
 
+use cache::{CLUSTER_BLOCKS, Cache};
 use choice::Candidate;
 use queue::{Job, Queue, Ticket};
 
@@ -133,6 +135,8 @@ pub struct Mirror {
     durable: AtomicU64,
     /// Whether damaged blocks are written anew.
     mending: AtomicBool,
+    /// Blocks that were read lately, when some are kept.
+    cache: OnceLock<Cache>,
 }
 
 /// What the replicas' threads and the callers share.
@@ -271,6 +275,7 @@ impl Mirror {
             timeout,
             durable: AtomicU64::new(durable),
             mending: AtomicBool::new(true),
+            cache: OnceLock::new(),
         })
     }
 
@@ -282,6 +287,18 @@ impl Mirror {
     /// From now on nothing is written, not even a damaged block anew: for a volume opened read-only.
     pub fn stop_mending(&self) {
         self.mending.store(false, Ordering::Release);
+    }
+
+    /// From now on short reads take their neighbours along, and up to `bytes` of what was read stay in memory, sealed.
+    pub fn cache_reads(&self, bytes: u64) {
+        if let Some(cache) = Cache::new(bytes) {
+            self.cache.get_or_init(|| cache);
+        }
+    }
+
+    /// Short reads that found everything in memory, and those that did not, since the mount.
+    pub fn cache_counts(&self) -> (u64, u64) {
+        self.cache.get().map_or((0, 0), Cache::counts)
     }
 
     /// Number of replicas, present or not.
@@ -435,44 +452,84 @@ impl Mirror {
     /// # Errors
     /// [`Error::Integrity`] or [`Error::Unreadable`] for the first block that no replica can give.
     pub fn read(&self, run: Run, open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Result<()> {
-        let order = self.read_order(run);
-        let Some((first, others)) = order.split_first() else {
-            let reasons = self.shared.lock().reasons();
-            return Err(Error::Unreadable { addr: run.addr, last: reasons });
-        };
-        let mut bad: Vec<usize> = Vec::new();
-        with_buffer(run.blocks as usize * BLOCK_SIZE, |buf| match self.read_from(*first, run, buf) {
-            Ok(()) => {
-                for (i, sealed) in buf.chunks_exact(BLOCK_SIZE).enumerate() {
-                    if !open(i, sealed) {
-                        self.replicas[*first].counters.integrity.fetch_add(1, Ordering::Relaxed);
-                        bad.push(i);
-                    }
-                }
+        match self.cache.get() {
+            Some(cache) if run.blocks <= CLUSTER_BLOCKS => cache::parts(run).try_for_each(|part| {
+                let skip = (part.addr.0 - run.addr.0) as usize;
+                self.read_cached(cache, part, &mut |i, sealed| open(skip + i, sealed))
+            }),
+            _ => {
+                let order = self.read_order(run)?;
+                with_buffer(run.blocks as usize * BLOCK_SIZE, |buf| self.read_run(&order, run, buf, open))
             }
-            // One unreadable sector must not condemn its neighbours: block by block from here.
-            Err(_) if run.blocks > 1 => bad.extend(0..run.blocks as usize),
-            Err(_) => bad.push(0),
-        });
-        for i in bad {
-            self.read_block_anywhere(run.addr.add(i as u64), *first, others, &mut |sealed| open(i, sealed))?;
         }
-        Ok(())
+    }
+
+    /// Reads a run that lies in one cluster from memory, or else the whole cluster from a replica.
+    fn read_cached(&self, cache: &Cache, run: Run, open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Result<()> {
+        if cache.open(run, open) {
+            return Ok(());
+        }
+        let order = self.read_order(run)?;
+        let span = cache::around(run, self.data_blocks(order[0]));
+        let mut buf = cache.buffer(span);
+        if self.read_from(order[0], span, &mut buf).is_err() {
+            // It can be a neighbour that is unreadable.
+            return self.read_run(&order, run, &mut buf[..run.blocks as usize * BLOCK_SIZE], open);
+        }
+        let skip = (run.addr.0 - span.addr.0) as usize * BLOCK_SIZE;
+        let bad = self.verify(order[0], &buf[skip..skip + run.blocks as usize * BLOCK_SIZE], open);
+        if bad.is_empty() {
+            cache.put(span, buf);
+        }
+        self.read_elsewhere(&order, run, &bad, open)
+    }
+
+    /// Reads a run from the first replica in order and, what does not verify, from the others.
+    fn read_run(
+        &self,
+        order: &[usize],
+        run: Run,
+        buf: &mut [u8],
+        open: &mut dyn FnMut(usize, &[u8]) -> bool,
+    ) -> Result<()> {
+        let bad = match self.read_from(order[0], run, buf) {
+            Ok(()) => self.verify(order[0], buf, open),
+            // One unreadable sector must not condemn its neighbours: block by block from here.
+            Err(_) => (0..run.blocks as usize).collect(),
+        };
+        self.read_elsewhere(order, run, &bad, open)
+    }
+
+    /// Opens the blocks in `sealed`, which `index` gave, and returns those that did not verify.
+    fn verify(&self, index: usize, sealed: &[u8], open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Vec<usize> {
+        let mut bad = Vec::new();
+        for (i, sealed) in sealed.chunks_exact(BLOCK_SIZE).enumerate() {
+            if !open(i, sealed) {
+                self.replicas[index].counters.integrity.fetch_add(1, Ordering::Relaxed);
+                bad.push(i);
+            }
+        }
+        bad
+    }
+
+    fn read_elsewhere(
+        &self,
+        order: &[usize],
+        run: Run,
+        bad: &[usize],
+        open: &mut dyn FnMut(usize, &[u8]) -> bool,
+    ) -> Result<()> {
+        bad.iter()
+            .try_for_each(|i| self.read_block_anywhere(order, run.addr.add(*i as u64), &mut |sealed| open(*i, sealed)))
     }
 
     /// Reads and verifies one block from any replica and mends those that gave a wrong one.
-    fn read_block_anywhere(
-        &self,
-        addr: BlockAddr,
-        first: usize,
-        others: &[usize],
-        open: &mut dyn FnMut(&[u8]) -> bool,
-    ) -> Result<()> {
+    fn read_block_anywhere(&self, order: &[usize], addr: BlockAddr, open: &mut dyn FnMut(&[u8]) -> bool) -> Result<()> {
         let run = Run::new(addr, 1);
         let mut buf = AlignedBuf::zeroed(BLOCK_SIZE);
         let mut wrong = Vec::new();
         let mut last = None;
-        for index in std::iter::once(&first).chain(others) {
+        for index in order {
             match self.read_from(*index, run, &mut buf) {
                 Ok(()) if open(&buf) => {
                     for damaged in wrong {
@@ -481,7 +538,7 @@ impl Mirror {
                     return Ok(());
                 }
                 Ok(()) => {
-                    if *index != first {
+                    if *index != order[0] {
                         self.replicas[*index].counters.integrity.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -561,21 +618,30 @@ impl Mirror {
         }
     }
 
-    /// The replicas to read `run` from, best first, once nothing of the run is in flight any more.
-    fn read_order(&self, run: Run) -> Vec<usize> {
+    /// The replicas to read `run` from, best first and at least one, once nothing of the run is in flight any more.
+    fn read_order(&self, run: Run) -> Result<Vec<usize>> {
         let inner = self.wait_for_writes(|inner| !inner.overlaps(run));
         let candidates = inner.replicas.iter().enumerate().map(|(index, status)| Candidate {
             index,
             state: status.state,
             reading: self.replicas[index].reading.load(Ordering::Relaxed),
         });
-        let order = choice::read_order(candidates, run.addr);
-        if !order.is_empty() {
-            return order;
+        let mut order = choice::read_order(candidates, run.addr);
+        if order.is_empty() {
+            // Reads go on from who held the last root (promise P2); what it lacks does not verify.
+            let durable = self.durable.load(Ordering::Acquire);
+            order = (0..self.len()).filter(|i| durable >> i & 1 == 1 && self.replicas[*i].device.is_some()).collect();
         }
-        // Reads go on from who held the last root (promise P2); what it lacks does not verify.
-        let durable = self.durable.load(Ordering::Acquire);
-        (0..self.len()).filter(|i| durable >> i & 1 == 1 && self.replicas[*i].device.is_some()).collect()
+        if order.is_empty() {
+            return Err(Error::Unreadable { addr: run.addr, last: inner.reasons() });
+        }
+        Ok(order)
+    }
+
+    /// Blocks of the data area of a replica's device.
+    fn data_blocks(&self, index: usize) -> u64 {
+        let bytes = self.replicas[index].device.as_ref().map_or(0, |device| device.size_bytes());
+        bytes.saturating_sub(2 * LABEL_SIZE) / BLOCK_SIZE as u64
     }
 
     /// Ends the replicas' threads once their queues are empty. Bounded: a thread that hangs in the kernel is left

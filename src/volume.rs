@@ -228,6 +228,8 @@ pub struct OpenOptions {
     pub degraded: bool,
     /// Go on although the witness has seen a later generation; the witness is then set back.
     pub accept_rollback: bool,
+    /// Most bytes of sealed blocks that are kept in memory after they were read; 0: none.
+    pub cache_bytes: u64,
     /// Folder of the host's witness; none: no rollback is recognised.
     pub witness: Option<PathBuf>,
 }

@@ -23,6 +23,8 @@ pub struct MountOptions {
     pub sync: bool,
     /// Let processors sleep between requests, however short the pause.
     pub powersave: bool,
+    /// Most memory for blocks that were read, in bytes.
+    pub cache_bytes: Option<u64>,
     /// The signed registry.
     pub registry: Option<PathBuf>,
     /// The trust anchors.
@@ -35,11 +37,12 @@ pub struct MountOptions {
 enum Effect {
     Set(fn(&mut MountOptions)),
     SetValue(fn(&mut MountOptions, PathBuf)),
+    SetBytes(fn(&mut MountOptions, u64)),
     /// Means something to mount(8), systemd or the kernel's defaults, and nothing here.
     Neutral,
 }
 
-use Effect::{Neutral, Set, SetValue};
+use Effect::{Neutral, Set, SetBytes, SetValue};
 
 /// Every option that is understood. Names starting with `x-` or `X-` are comments to us, as fstab(5) has it.
 const TABLE: &[(&str, Effect)] = &[
@@ -56,6 +59,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("sync", Set(|o| o.sync = true)),
     ("async", Set(|o| o.sync = false)),
     ("powersave", Set(|o| o.powersave = true)),
+    ("cache", SetBytes(|o, v| o.cache_bytes = Some(v))),
     ("registry", SetValue(|o, v| o.registry = Some(v))),
     ("trust", SetValue(|o, v| o.trust = Some(v))),
     ("passphrase-file", SetValue(|o, v| o.passphrase_file = Some(v))),
@@ -96,7 +100,14 @@ pub fn parse(lists: &[String]) -> Result<MountOptions, Failure> {
         match (effect, value) {
             (Set(set), None) => set(&mut options),
             (SetValue(set), Some(value)) if !value.is_empty() => set(&mut options, PathBuf::from(value)),
-            (SetValue(_), _) => {
+            (SetBytes(set), Some(value)) => match parse_bytes(value) {
+                Some(bytes) => set(&mut options, bytes),
+                None => {
+                    let text = format!("mount option '{name}' takes a size such as 256M or 2G, not '{value}'");
+                    return Err(Failure::usage("mount-option-value", text));
+                }
+            },
+            (SetValue(_) | SetBytes(_), _) => {
                 return Err(Failure::usage("mount-option-value", format!("mount option '{name}' needs a value")));
             }
             (Neutral, None) => {}
@@ -106,6 +117,16 @@ pub fn parse(lists: &[String]) -> Result<MountOptions, Failure> {
         }
     }
     Ok(options)
+}
+
+/// A number of bytes: decimal digits and, if wanted, K, M or G for powers of 1024.
+fn parse_bytes(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) => (digits, 1 << (10 * (1 + "KMG".find(&text[digits.len()..])?))),
+        None => (text, 1),
+    };
+    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse::<u64>().ok().filter(|_| plain)?.checked_mul(unit)
 }
 
 #[cfg(test)]
@@ -126,6 +147,19 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_powers_of_1024() {
+        for (text, bytes) in
+            [("0", Some(0)), ("1", Some(1)), ("3K", Some(3072)), ("64M", Some(64 << 20)), ("2G", Some(2 << 30))]
+        {
+            assert_eq!(parse_bytes(text), bytes, "{text}");
+        }
+        for bad in ["", "K", "-1", "+1", "1T", "1.5G", "1KK", "99999999999G", "1 G"] {
+            assert_eq!(parse_bytes(bad), None, "{bad}");
+        }
+        assert_eq!(one("cache=256M").unwrap().cache_bytes, Some(256 << 20));
+    }
+
+    #[test]
     fn the_last_word_counts() {
         assert!(!one("ro,rw").unwrap().read_only);
         assert!(parse(&["rw".into(), "ro".into()]).unwrap().read_only);
@@ -140,6 +174,8 @@ mod tests {
             ("ro=1", "mount-option-value"),
             ("registry", "mount-option-value"),
             ("registry=", "mount-option-value"),
+            ("cache", "mount-option-value"),
+            ("cache=much", "mount-option-value"),
             ("nofail=yes", "mount-option-value"),
         ] {
             let failure = one(bad).unwrap_err();

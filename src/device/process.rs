@@ -142,6 +142,13 @@ pub fn lock_memory() -> io::Result<()> {
     Ok(())
 }
 
+/// Memory of the machine, in bytes; 0 when the system does not say.
+pub fn memory_bytes() -> u64 {
+    // SAFETY: sysconf takes a number and reads nothing of ours.
+    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(size).unwrap_or(0))
+}
+
 /// The signals that end the daemon in an orderly way, blocked for every thread started afterwards.
 #[derive(Debug)]
 pub struct EndSignals {

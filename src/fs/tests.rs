@@ -56,6 +56,7 @@ fn approved(device: &Arc<MemoryDevice>) -> ApprovedDevice {
 
 fn open_store(device: &Arc<MemoryDevice>, key: &VolumeKey, blocks: u64, root: Root, epoch: u32) -> Arc<Store> {
     let mirror = Mirror::new(vec![(Some(Arc::new(approved(device))), State::InSync)]).unwrap();
+    mirror.cache_reads(1 << 20);
     let options = StoreOptions {
         keys: key.keys(VOLUME),
         volume: VOLUME,

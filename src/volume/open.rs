@@ -111,6 +111,7 @@ impl Assembled {
             states[resync.index] = State::Resyncing;
         }
         let (mirror, device_bytes) = self.mirror(&states)?;
+        mirror.cache_reads(options.cache_bytes);
         if read_only {
             mirror.stop_mending();
         }

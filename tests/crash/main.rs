@@ -31,6 +31,9 @@ use scelle::registry::{Date, VerifiedRegistry};
 use scelle::volume::{self, Assembled, CreateOptions, OpenOptions, Sealed};
 use workload::Tree;
 
+/// Little, so that clusters make room for one another.
+const CACHE_BYTES: u64 = 1 << 20;
+
 const SIZE: u64 = 17 << 20;
 
 /// A volume on recording devices, with what is needed to open any copy of its disks.
@@ -71,7 +74,7 @@ impl Bench {
     }
 
     fn open(&self, assembled: Assembled, degraded: bool) -> Result<volume::Open, volume::Error> {
-        assembled.open(&self.registry, &OpenOptions { degraded, ..OpenOptions::default() })
+        assembled.open(&self.registry, &OpenOptions { degraded, cache_bytes: CACHE_BYTES, ..OpenOptions::default() })
     }
 }
 

@@ -51,7 +51,7 @@ impl Disks {
 
     pub fn open(&self) -> Open {
         let assembled = Sealed::read(self.approved()).unwrap().unlock(&self.secret).unwrap();
-        assembled.open(&self.registry, &OpenOptions::default()).unwrap()
+        assembled.open(&self.registry, &OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() }).unwrap()
     }
 
     /// Asserts that nothing is wrong with what is on the devices.

@@ -13,6 +13,7 @@ use crate::crypto::Secret;
 use crate::device::process::{self, EndSignals, Unmount};
 use crate::device::raw::Access;
 use crate::fuse::{MountConfig, Session, tune_readahead};
+use crate::limits::{CACHE_BYTES_DEFAULT_MAX, CACHE_BYTES_DEFAULT_MIN};
 use crate::policy::ApprovedDevice;
 use crate::registry::VerifiedRegistry;
 use crate::volume::{Open, OpenOptions, Sealed};
@@ -50,6 +51,7 @@ pub(super) fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failu
         read_only: request.options.read_only,
         degraded: request.options.degraded,
         accept_rollback: request.options.accept_rollback,
+        cache_bytes: request.options.cache_bytes.unwrap_or_else(default_cache_bytes),
         witness: Some(WITNESS_DIR.into()),
     };
     let open = assembled.open(&registry, &options)?;
@@ -78,6 +80,11 @@ pub(super) fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failu
             Err(failure)
         }
     }
+}
+
+/// What is kept of blocks that were read, unless the mount says it: a sixteenth of the machine's memory, within bounds.
+fn default_cache_bytes() -> u64 {
+    (process::memory_bytes() / 16).clamp(CACHE_BYTES_DEFAULT_MIN, CACHE_BYTES_DEFAULT_MAX)
 }
 
 /// Has the devices approved; when they are busy because the daemon of an unmounted volume is still closing it, waits.
