@@ -35,7 +35,8 @@ use crate::fs::{self, Fs};
 use crate::label::Header;
 use crate::limits::AUDIT_PAGE_BYTES_MAX;
 use crate::mirror::{ErrorCounts, State};
-use crate::registry::{self, DerivedKey};
+use crate::policy::Verdict;
+use crate::registry::{self, DerivedKey, VerifiedRegistry};
 use crate::units::Uuid;
 
 mod event;
@@ -68,11 +69,11 @@ pub struct Audit {
     label: String,
     registry_ids: Vec<String>,
     seed: Zeroizing<[u8; 32]>,
-    public_key: String,
     identity: Identity,
     reports: Option<Reports>,
     seen: Mutex<Seen>,
     recent: Mutex<Vec<Recent>>,
+    head: Mutex<Head>,
     /// Records known to be on the devices.
     durable: AtomicU64,
 }
@@ -119,11 +120,15 @@ impl Audit {
     ) -> Result<Self, super::Error> {
         let id = |row: &Option<crate::label::ReplicaRow>| row.as_ref().map_or("", |row| &row.registry_id).to_owned();
         let read_only = fs.store().writable().is_err();
+        let last = fs.audit_last(u64::MAX)?;
+        let last = last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice()));
+        let chain = Chain::after(Digest::genesis(header.volume), last);
+        let public_key = DerivedKey::from_seed(&seed).map_err(key_error)?.public_key();
         Ok(Self {
+            fs,
             volume: header.volume,
             label: header.label.clone(),
             registry_ids: header.replicas.iter().map(id).collect(),
-            public_key: DerivedKey::from_seed(&seed).map_err(key_error)?.public_key(),
             seed,
             identity: process::identity(),
             reports: witness.map(|folder| Reports::new(folder, header.volume)),
@@ -133,8 +138,8 @@ impl Audit {
                 read_only,
             }),
             recent: Mutex::default(),
-            durable: AtomicU64::new(fs.audit_last(u64::MAX)?.map_or(0, |(seq, _)| seq)),
-            fs,
+            head: Mutex::new(Head { records: chain.seq, digest: chain.head, public_key }),
+            durable: AtomicU64::new(chain.seq),
         })
     }
 
@@ -171,6 +176,29 @@ impl Audit {
             }
         }
         self.write(vec![fresh]);
+    }
+
+    /// The policy has looked at a replica's device again: recorded when it thinks otherwise than `before`.
+    pub fn judged(&self, index: usize, before: bool, verdict: &Verdict) {
+        let event = match (before, verdict.approved) {
+            (true, false) => Event::DeviceRefused,
+            (false, true) => Event::DeviceApproved,
+            _ => return,
+        };
+        let reasons = verdict.reasons.iter().map(Reason::from);
+        self.record(Entry::noticed(self.replica(index), event).because(reasons));
+    }
+
+    /// A registry came into force while the volume was in use.
+    pub fn registry_accepted(&self, registry: &VerifiedRegistry) {
+        let object = Object::Registry { version: Some(registry.version()) };
+        self.record(Entry::noticed(object, Event::RegistryAccepted(registry.into())));
+    }
+
+    /// What is on the host in place of the registry does not come into force.
+    pub fn registry_refused(&self, code: &str, text: &str) {
+        let entry = Entry::noticed(Object::Registry { version: None }, Event::RegistryRefused);
+        self.record(entry.because([Reason::new(code, text)]));
     }
 
     /// Records what has changed since the last call: states of replicas, errors, whether changes are taken; and how often
@@ -367,26 +395,35 @@ impl Audit {
             }
             lines
         })?;
+        let mut head = lock(&self.head);
         for (record, digest) in records.iter().zip(digests) {
             log::info!("audit: {}, digest {digest}", said(record));
+            if record.seq > head.records {
+                (head.records, head.digest) = (record.seq, digest);
+            }
         }
         Ok(())
     }
 
+    /// The end of the trail, durable or not yet. Never waits.
+    pub fn head(&self) -> Head {
+        lock(&self.head).clone()
+    }
+
     /// The durable end of the trail: what a crash at this moment would leave.
-    ///
-    /// # Errors
-    /// Of the metadata.
-    pub fn head(&self) -> fs::Result<Head> {
-        let last = self.fs.audit_last(u64::MAX)?.map_or(0, |(seq, _)| seq);
+    fn durable_head(&self) -> fs::Result<Head> {
+        let head = self.head();
         // After a failed commit what is in memory may never be on the devices: then only what was known before counts.
         if self.fs.sync().is_ok() {
-            self.durable.fetch_max(last, Ordering::AcqRel);
+            self.durable.fetch_max(head.records, Ordering::AcqRel);
         }
         let last = self.fs.audit_last(self.durable.load(Ordering::Acquire) + 1)?;
-        let last = last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice()));
+        Ok(self.head_after(last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice()))))
+    }
+
+    fn head_after(&self, last: Option<(u64, &[u8])>) -> Head {
         let chain = Chain::after(Digest::genesis(self.volume), last);
-        Ok(Head { records: chain.seq, digest: chain.head, public_key: self.public_key.clone() })
+        Head { records: chain.seq, digest: chain.head, public_key: self.head().public_key }
     }
 
     /// Records after number `after`, in order, in pages of [`AUDIT_PAGE_BYTES_MAX`]; none when there are no more.
@@ -403,7 +440,7 @@ impl Audit {
     /// # Errors
     /// Of the metadata, or when the system gives no random bytes.
     pub fn seal(&self) -> Result<(String, String), super::Error> {
-        let Head { records, digest, public_key } = self.head()?;
+        let Head { records, digest, public_key } = self.durable_head()?;
         let store = self.fs.store();
         let seal = Seal {
             format: FORMAT.to_owned(),

@@ -381,8 +381,9 @@ impl Open {
         let (resync, stop) = (Arc::new(resync), Arc::new(AtomicBool::new(false)));
         log::warn!("replica {} was left behind: it is being resynced", resync.index);
         let (fs, store, job, signal) = (self.fs.clone(), self.store.clone(), resync.clone(), stop.clone());
+        let audit = self.audit.clone();
         let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
-            if let Err(error) = job.run(&fs, &store, &signal) {
+            if let Err(error) = job.run(&fs, &store, &audit, &signal) {
                 log::error!("resync of replica {} ended: {error}", job.index);
                 store.mirror().fence(job.index, State::Stale, &format!("its resync ended: {error}"));
             }

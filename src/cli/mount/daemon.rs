@@ -174,7 +174,7 @@ impl Served {
     fn new(open: Open, request: &Request, registry: VerifiedRegistry) -> std::io::Result<Arc<Self>> {
         let mountpoint = request.mountpoint.to_string_lossy().into_owned();
         let last = Mutex::new(control::report(&open, &registry, &mountpoint, &[]));
-        let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.fs()))?;
+        let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.fs()), Arc::clone(open.audit()))?;
         Ok(Arc::new(Self { open: RwLock::new(Some(open)), watch: Mutex::new(Some(watch)), last, mountpoint }))
     }
 

@@ -175,6 +175,8 @@ pub enum Event {
         /// From now on.
         to: State,
     },
+    /// The policy does not approve a replica's device any more, for these reasons.
+    DeviceRefused,
     /// A device that had been refused is approved again.
     DeviceApproved,
     /// What went wrong on a replica since the last such record, or since the mount.
