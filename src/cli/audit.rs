@@ -224,7 +224,13 @@ fn verify(what: &str, key: Option<&str>) -> Result<(), Stop> {
         };
         verify_export(input, &key).map_err(|e| fault(what, &e))?
     } else {
-        verify_volume(what, key)?
+        verify_volume(what, key).map_err(|stop| match stop {
+            Stop::Failed(failure) if failure.reason == "volume-not-mounted" => {
+                let text = format!("there is no file {what:?}, and {}", failure.text);
+                Stop::Failed(Failure { text, ..failure })
+            }
+            stop => stop,
+        })?
     };
     let Seal { volume, label, sealed, records, head, generation, registry_version, key, .. } = seal;
     let mut out = io::stdout().lock();

@@ -5,7 +5,8 @@
 //!
 //! A record is a row of the metadata, so it is encrypted, on every replica, and part of the commit that it is made in: it
 //! is there exactly when the operations before it are. Rows are added, and never changed or removed; a trail grows by
-//! some records a day, because what the program notices again and again is counted ([`REPEAT_WINDOW`]).
+//! some records a day, because what the program notices again and again is counted ([`REPEAT_WINDOW`]). A crash can take
+//! back what was not committed (a second at the most), and such a count; the log has had both.
 //!
 //! What happens while nothing can be written (a mount is refused, the volume is read-only) is kept by the host
 //! ([`Reports`]) and goes into the trail, marked as the host's word, with the next mount that can write. Every record is
@@ -61,6 +62,9 @@ const RECENT_MAX: usize = 256;
 /// Records from the end of the trail in which reports are looked for, that a crash left behind although they are in the
 /// trail, and the end of the last mount.
 const LOOK_BACK_MAX: usize = 1024;
+
+/// Findings of a check after which it looks no further.
+const FINDINGS_MAX: usize = 100;
 
 /// The audit trail of an open volume.
 pub struct Audit {
@@ -301,7 +305,8 @@ impl Audit {
                 self.observe_replica(&mut seen, index, true, &mut entries);
             }
         }
-        entries.push(Entry::done(self.user(), Object::Volume, Event::Unmounted));
+        // By whom is not known: the kernel takes the mount down, for whoever asked it to.
+        entries.push(Entry::noticed(Object::Volume, Event::Unmounted));
         self.write_repetitions(|_| true);
         entries.into_iter().for_each(|entry| self.record(entry));
     }
@@ -397,7 +402,8 @@ impl Audit {
         })?;
         let mut head = lock(&self.head);
         for (record, digest) in records.iter().zip(digests) {
-            log::info!("audit: {}, digest {digest}", said(record));
+            // The digest first: the system's log cuts what is long.
+            log::info!("audit: record {} has digest {digest}: {}", record.seq, said(record));
             if record.seq > head.records {
                 (head.records, head.digest) = (record.seq, digest);
             }
@@ -469,8 +475,30 @@ fn key_error(error: registry::Error) -> super::Error {
 fn said(record: &Record) -> String {
     let reasons: Vec<String> = record.reasons.iter().map(|r| format!("{} [{}]", r.text, r.code)).collect();
     let because = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) };
-    let Record { seq, event, object, details, .. } = record;
-    format!("{seq} {event} {object} {details}{because}")
+    let Record { event, object, details, .. } = record;
+    format!("{event} {object} {details}{because}")
+}
+
+/// Verifies the chain as it is in the metadata. Returns what is wrong, one sentence each.
+///
+/// # Errors
+/// Of the metadata.
+pub(super) fn check(fs: &Fs, volume: Uuid) -> fs::Result<Vec<String>> {
+    let mut chain = Chain::after(Digest::genesis(volume), None);
+    let mut findings = Vec::new();
+    loop {
+        let part = fs.audit(chain.seq, AUDIT_PAGE_BYTES_MAX)?;
+        if part.is_empty() || findings.len() >= FINDINGS_MAX {
+            return Ok(findings);
+        }
+        for (seq, bytes) in part {
+            let fits = |record: Record| record.seq == seq && record.prev == chain.head;
+            if !Record::parse(&bytes).is_some_and(fits) {
+                findings.push(format!("record {seq} of the audit trail does not continue the one before"));
+            }
+            chain = Chain { seq, head: Digest::of(&bytes), time: None };
+        }
+    }
 }
 
 /// The first record of a volume that is being made. Durable with its first commit.

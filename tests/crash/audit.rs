@@ -257,6 +257,22 @@ fn p9_a_rollback_that_was_accepted_is_told() {
 }
 
 #[test]
+fn p9_a_check_verifies_the_chain() {
+    let mut bench = Bench::new(1);
+    let findings = |bench: &Bench| {
+        let report = bench.assemble(&disks(bench), &Log::default()).unwrap().0.check(&mut |_, _| {}).unwrap();
+        report.damages.into_iter().map(|damage| damage.what).collect::<Vec<_>>()
+    };
+    mounted(&mut bench, &OpenOptions::default(), |_| ());
+    assert_eq!(findings(&bench), Vec::<String>::new());
+    // Somebody with the key, who adds a record that is none.
+    mounted(&mut bench, &OpenOptions::default(), |open| {
+        open.fs().append_audit(|last| vec![last.unwrap().1]).unwrap();
+    });
+    assert_eq!(findings(&bench), ["record 5 of the audit trail does not continue the one before"]);
+}
+
+#[test]
 fn p9_a_long_trail_is_read_part_by_part() {
     let mut bench = Bench::new(1);
     mounted(&mut bench, &OpenOptions::default(), |open| {
