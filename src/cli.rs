@@ -1,5 +1,6 @@
 //! The command line: arguments to a validated configuration, one file a command, exit codes.
 
+mod audit;
 mod check;
 mod create;
 mod device;
@@ -54,6 +55,8 @@ enum Command {
     Device(device::Arguments),
     /// Make, sign and verify registries
     Registry(registry::Arguments),
+    /// Show, export and verify what happened to a volume
+    Audit(audit::Arguments),
 }
 
 /// Where the documents are that approve devices.
@@ -118,6 +121,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Check(arguments) => check::run(&arguments),
         Command::Device(arguments) => device::run(&arguments),
         Command::Registry(arguments) => registry::run(&arguments),
+        Command::Audit(arguments) => audit::run(&arguments),
     }
 }
 

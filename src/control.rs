@@ -9,6 +9,8 @@
 //! | `{"request":"status"}` | `{"status":{…}}`, the volume's part of `scelle status --json` |
 //! | `{"request":"sync"}` | `{"done":null}` once everything that reached the daemon is durable |
 //! | `{"request":"await-end"}` | `{"waiting":{"pid":N}}` at once; `{"done":null}` when the volume is closed |
+//! | `{"request":"audit","after":N}` | `{"records":["…",…]}`, the audit trail after record N, a part that fits; `[]` at its end |
+//! | `{"request":"seal"}` | `{"sealed":{"seal":"…","signature":"…"}}`, where the audit trail ends, signed |
 //! | anything else | `{"error":{"code":"…","text":"…"}}` |
 
 mod client;
@@ -19,8 +21,8 @@ mod server;
 
 pub use client::{Client, ClientError, EndWatch, daemons};
 pub use protocol::{
-    Answer, Capacity, Errors, Problem, Reason, RegistryStatus, Replica, Request, Resync, Scrub, State, StatusReport,
-    Verdict, VolumeStatus,
+    Answer, AuditStatus, Capacity, Errors, Problem, Reason, RegistryStatus, Replica, Request, Resync, Scrub, State,
+    StatusReport, Verdict, VolumeStatus,
 };
 pub use report::report;
 pub use server::{Handler, Server};

@@ -19,7 +19,7 @@
 //! Secret bytes live on the heap in containers that wipe themselves, and whose `Debug` shows nothing. Keeping them out
 //! of swap and of core dumps is the process's business (`mlockall`, `PR_SET_DUMPABLE`), because it needs `unsafe`.
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha384};
 
 mod cipher;
 mod kdf;
@@ -90,6 +90,15 @@ pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
     hash.finalize().into()
 }
 
+/// SHA-384 of the concatenation of `parts` (FIPS 180-4): the digest of the audit trail.
+pub fn sha384(parts: &[&[u8]]) -> [u8; 48] {
+    let mut hash = Sha384::new();
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +108,15 @@ mod tests {
         // FIPS 180-4 example, "abc".
         let expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         let hex: String = sha256(&[b"a", b"", b"bc"]).iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, expected);
+    }
+
+    #[test]
+    fn sha384_is_over_the_concatenation() {
+        // FIPS 180-4 example, "abc".
+        let expected = "cb00753f45a35e8bb5a03d699ac65007272c32ab0eded163\
+                        1a8b605a43ff5bed8086072ba1e7cc2358baeca134c825a7";
+        let hex: String = sha384(&[b"a", b"", b"bc"]).iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, expected);
     }
 

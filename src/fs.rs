@@ -32,6 +32,7 @@
 
 pub mod acl;
 mod attr;
+mod audit;
 mod commit;
 mod data;
 mod error;

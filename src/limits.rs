@@ -107,9 +107,27 @@ pub const DEVICE_TIMEOUT_S: u64 = 60;
 /// Longest line or message on the control socket, in bytes.
 pub const CONTROL_MESSAGE_MAX: usize = 1 << 20;
 
+/// Longest record of the audit trail, in bytes.
+pub const AUDIT_RECORD_BYTES_MAX: usize = 32 << 10;
+
+/// Records of the audit trail that are read at once, in bytes; the last may go beyond.
+pub const AUDIT_PAGE_BYTES_MAX: usize = 256 << 10;
+
+/// Longest text in a record of the audit trail (a reason, a label), in bytes; longer ones are cut.
+pub const AUDIT_TEXT_MAX: usize = 512;
+
+/// Most reasons in a record of the audit trail.
+pub const AUDIT_REASONS_MAX: usize = 8;
+
+/// Largest file of reports that the host keeps until they can be written to the volume, in bytes.
+pub const AUDIT_REPORTS_BYTES_MAX: usize = 256 << 10;
+
 const _: () = assert!(DEVICE_SIZE_MIN > 2 * LABEL_SIZE);
 const _: () = assert!(DEVICE_SIZE_MAX / (BLOCK_SIZE as u64) < 1 << 48);
 const _: () = assert!(REPLICAS_MAX <= 64);
 const _: () = assert!(EXTENT_BLOCKS_MAX as usize * 16 * 2 < BLOCK_SIZE);
 const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(OFFICERS_MAX < 256 && REGISTRY_ID_MAX < 256 && OFFICERS_MAX <= SIGNATURES_MAX);
+// A record is JSON text; as a string in an answer of the control socket it at most doubles.
+const _: () = assert!(2 * (AUDIT_PAGE_BYTES_MAX + AUDIT_RECORD_BYTES_MAX) + (64 << 10) < CONTROL_MESSAGE_MAX);
+const _: () = assert!(AUDIT_REPORTS_BYTES_MAX > 4 * AUDIT_RECORD_BYTES_MAX);

@@ -291,6 +291,30 @@ mod tests {
     }
 
     #[test]
+    fn a_database_of_version_1_opens_and_keeps_an_audit_trail() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(schema::BASE).unwrap();
+        conn.pragma_update(None, "user_version", 1).unwrap();
+        let put = "INSERT INTO volume(key, value) VALUES(?, ?)";
+        conn.execute(put, ("name_hash_key", &[1u8; 16][..])).unwrap();
+        conn.execute(put, ("next_ino", &2u64.to_le_bytes()[..])).unwrap();
+        let mut meta = Meta::open(conn).unwrap();
+        assert_eq!(meta.read(|view| view.audit_last(u64::MAX)).unwrap(), None);
+        for (seq, record) in [(1, b"one"), (2, b"two")] {
+            meta.op(|tx| tx.append_audit(seq, record)).unwrap();
+        }
+        assert!(meta.op(|tx| tx.append_audit(2, b"another")).is_err());
+        assert!(meta.op(|tx| tx.append_audit(3, &vec![0; crate::limits::AUDIT_RECORD_BYTES_MAX + 1])).is_err());
+        meta.commit(|| ()).unwrap();
+        let found = meta.read(|view| view.audit(0, usize::MAX)).unwrap();
+        assert_eq!(found, [(1, b"one".to_vec()), (2, b"two".to_vec())]);
+        assert_eq!(meta.read(|view| view.audit(0, 3)).unwrap(), found[..1]);
+        assert_eq!(meta.read(|view| view.audit(1, 3)).unwrap(), found[1..]);
+        assert_eq!(meta.read(|view| view.audit_last(2)).unwrap().as_ref(), found.first());
+        assert_eq!(meta.self_check().unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
     fn a_schema_of_the_future_or_of_nobody_is_refused() {
         for version in [0, schema::VERSION + 1, -1] {
             let conn = Connection::open_in_memory().unwrap();

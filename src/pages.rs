@@ -278,6 +278,11 @@ impl Store {
         self.registry_version.fetch_max(version, Ordering::AcqRel) < version
     }
 
+    /// The newest registry that was in force.
+    pub fn registry_version(&self) -> u64 {
+        self.registry_version.load(Ordering::Acquire)
+    }
+
     /// Whether changes are possible.
     ///
     /// # Errors

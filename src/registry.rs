@@ -7,12 +7,14 @@
 //! Validity dates are not examined here: the policy does that against the day it is given.
 
 mod date;
+mod derived;
 mod document;
 mod identity;
 mod keys;
 mod trust;
 
 pub use date::Date;
+pub use derived::{DerivedKey, public_key_of, verify_document};
 pub use document::{DeviceEntry, Policy, Registry, Site, Status};
 pub use identity::{Identity, IdentityField, Transport};
 pub use keys::{KeyFiles, is_encrypted, keygen, sign};

@@ -30,6 +30,7 @@ use crate::policy::ApprovedDevice;
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
+pub mod audit;
 mod check;
 mod create;
 mod open;

@@ -1,6 +1,7 @@
 //! `scelle mount`, also as `mount.scelle`: the command that waits, and the daemon that serves.
 
 mod daemon;
+mod refusal;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -112,7 +113,7 @@ fn perform(mut request: Request) -> Result<ExitCode, Failure> {
     let secret = secret::obtain(request.passphrase_file.as_deref(), secret::Purpose::Open)?;
     if request.foreground {
         logging::to_terminal();
-        return daemon::start(&request, &secret)?.serve();
+        return daemon::start(&request, &secret).inspect_err(|why| refusal::report(&request, why))?.serve();
     }
     let system = |error: std::io::Error| Failure::failed("daemon", format!("cannot start a daemon: {error}"));
     match process::fork_daemon().map_err(system)? {
@@ -134,6 +135,7 @@ fn perform(mut request: Request) -> Result<ExitCode, Failure> {
                     mounted.serve()
                 }
                 Err(failure) => {
+                    refusal::report(&request, &failure);
                     // The command is gone if this fails; there is nobody else to tell.
                     let _ = notifier.failed(&Report { code: failure.code as u8, message: failure.to_string() });
                     Ok(failure.code)

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::failure::{ExitCode, Failure};
 use super::umount::absolute;
-use crate::control::{self, Replica, State, StatusReport, VolumeStatus};
+use crate::control::{self, Client, Replica, State, StatusReport, VolumeStatus};
 
 /// Arguments of `scelle status`.
 #[derive(Debug, Args)]
@@ -40,6 +40,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
     let healthy = report.volumes.iter().all(|volume| volume.state == State::Healthy && volume.advice.is_empty());
     Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
+}
+
+/// The daemon of the one mounted volume that is called `name`, and its status.
+pub(super) fn daemon(name: &str) -> Result<(Client, VolumeStatus), Failure> {
+    let daemons = control::daemons(Path::new(control::RUN_DIR))
+        .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
+    let asked = daemons.into_iter().filter_map(|daemon| daemon.status().ok().map(|status| (daemon, status)));
+    let mut found: Vec<_> = asked.filter(|(_, status)| is_called(status, name)).collect();
+    match (found.pop(), found.is_empty()) {
+        (Some(one), true) => Ok(one),
+        (Some(_), false) => {
+            let text = format!("several mounted volumes are called {name:?}");
+            Err(Failure::usage("volume-ambiguous", text).advise("Name it by its UUID or mount point."))
+        }
+        (None, _) => Err(Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
+            .advise("scelle status shows all that are mounted.")),
+    }
 }
 
 fn is_called(volume: &VolumeStatus, name: &str) -> bool {
@@ -83,6 +100,8 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
     for replica in &volume.replicas {
         write_replica(out, replica)?;
     }
+    let audit = &volume.audit;
+    writeln!(out, "  audit trail: {} records, key {}", audit.records, audit.key)?;
     for reason in &volume.advice {
         writeln!(out, "  ! {} [{}]", reason.text, reason.code)?;
     }

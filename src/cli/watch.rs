@@ -14,6 +14,7 @@ use crate::fs::Fs;
 use crate::mirror::State;
 use crate::policy::{ApprovedEntry, examine_set};
 use crate::registry::{Date, VerifiedRegistry};
+use crate::volume::audit::Audit;
 
 /// Longest time between two looks at everything.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -39,12 +40,17 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Starts watching the devices of `fs`'s volume, which `registry` has approved.
-    pub(super) fn start(documents: Documents, registry: VerifiedRegistry, fs: Arc<Fs>) -> std::io::Result<Self> {
+    pub(super) fn start(
+        documents: Documents,
+        registry: VerifiedRegistry,
+        fs: Arc<Fs>,
+        audit: Arc<Audit>,
+    ) -> std::io::Result<Self> {
         let found = Arc::new(Mutex::new(Found { registry, concerns: Vec::new() }));
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let thread = std::thread::Builder::new().name("watch".into()).spawn({
             let (found, stop) = (Arc::clone(&found), Arc::clone(&stop));
-            move || run(&documents, &fs, &found, &stop)
+            move || run(&documents, &fs, &audit, &found, &stop)
         })?;
         Ok(Self { found, stop, thread: Some(thread) })
     }
@@ -65,7 +71,7 @@ impl Drop for Watch {
     }
 }
 
-fn run(documents: &Documents, fs: &Fs, found: &Mutex<Found>, stop: &(Mutex<bool>, Condvar)) {
+fn run(documents: &Documents, fs: &Fs, audit: &Audit, found: &Mutex<Found>, stop: &(Mutex<bool>, Condvar)) {
     let mut version = file_version(documents);
     let mut looked = Instant::now();
     loop {
@@ -77,7 +83,7 @@ fn run(documents: &Documents, fs: &Fs, found: &Mutex<Found>, stop: &(Mutex<bool>
         drop(ending);
         let now = file_version(documents);
         if now != version || looked.elapsed() >= INTERVAL {
-            look(documents, fs, found);
+            look(documents, fs, audit, found);
             (version, looked) = (now, Instant::now());
         }
     }
@@ -93,7 +99,7 @@ fn file_version(documents: &Documents) -> Vec<(u64, u64, i64, i64)> {
     vec![version(&documents.registry), version(folder)]
 }
 
-fn look(documents: &Documents, fs: &Fs, found: &Mutex<Found>) {
+fn look(documents: &Documents, fs: &Fs, audit: &Audit, found: &Mutex<Found>) {
     let Ok(today) = devices::today() else { return };
     let mut known = found.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let before = known.concerns.clone();
@@ -102,6 +108,7 @@ fn look(documents: &Documents, fs: &Fs, found: &Mutex<Found>) {
         let reason = Reason { code: code.into(), text };
         if !before.contains(&reason) {
             log::error!("{} [{}]", reason.text, reason.code);
+            audit.registry_refused(&reason.code, &reason.text);
         }
         known.concerns.push(reason);
     };
@@ -126,21 +133,28 @@ fn look(documents: &Documents, fs: &Fs, found: &Mutex<Found>) {
         Ok(registry) => newer = Some(registry),
         Err(failure) => concern(&failure.reason, format!("{}; the registry in force stays", failure.text)),
     }
-    known.registry = newer.unwrap_or(known.registry);
-    recheck(fs, &known.registry, today);
+    if let Some(newer) = newer {
+        if newer.document_digest() != known.registry.document_digest() {
+            audit.registry_accepted(&newer);
+        }
+        known.registry = newer;
+    }
+    recheck(fs, audit, &known.registry, today);
     *found.lock().unwrap_or_else(PoisonError::into_inner) = known;
 }
 
 /// Examines every device anew. One that is refused is fenced; when those that are left may not take writes together, the
 /// volume is read-only; and what has changed is recorded in a root.
-fn recheck(fs: &Fs, registry: &VerifiedRegistry, today: Date) {
+fn recheck(fs: &Fs, audit: &Audit, registry: &VerifiedRegistry, today: Date) {
     let host = HostFacts::read(&Kernel);
     let (store, mirror) = (fs.store(), fs.store().mirror());
     let before = mirror.in_sync();
     let mut left: Vec<Arc<ApprovedEntry>> = Vec::new();
     for index in 0..mirror.len() {
         let Some(device) = mirror.device(index) else { continue };
+        let approved = device.verdict().approved;
         let verdict = device.recheck(registry, &host, today);
+        audit.judged(index, approved, &verdict);
         let state = mirror.state(index).0;
         if !verdict.approved && matches!(state, State::InSync | State::Resyncing) {
             let reasons: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
@@ -154,6 +168,7 @@ fn recheck(fs: &Fs, registry: &VerifiedRegistry, today: Date) {
     if store.writable().is_ok() && !reasons.is_empty() {
         store.poison(reasons.join("; "));
     }
+    audit.observe();
     let changed = store.saw_registry(registry.version()) || mirror.in_sync() != before;
     if changed && store.writable().is_ok() {
         // A commit that fails has said so, and the volume is read-only then.

@@ -69,6 +69,28 @@ impl Client {
         }
     }
 
+    /// Asks for the records of the audit trail after number `after`: a part, none at its end.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn audit(&self, after: u64) -> Result<Vec<String>, ClientError> {
+        match self.ask(Request::Audit { after })?.0 {
+            Answer::Records(records) => Ok(records),
+            _ => Err(ClientError::Unexpected(self.path.clone())),
+        }
+    }
+
+    /// Asks for a seal of the audit trail: the line that is signed, and its signature.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn seal(&self) -> Result<(String, String), ClientError> {
+        match self.ask(Request::Seal)?.0 {
+            Answer::Sealed { seal, signature } => Ok((seal, signature)),
+            _ => Err(ClientError::Unexpected(self.path.clone())),
+        }
+    }
+
     /// Asks to be told of the end; the answer comes through [`EndWatch::wait`].
     ///
     /// # Errors
@@ -149,6 +171,7 @@ mod tests {
     use super::super::protocol::sample;
     use super::super::server::{Handler, Server};
     use super::*;
+    use crate::limits;
 
     struct Fixed;
 
@@ -159,6 +182,17 @@ mod tests {
 
         fn sync(&self) -> Result<(), Problem> {
             Err(Problem { code: "read-only".into(), text: "the volume is read-only".into() })
+        }
+
+        /// The longest answer that there can be: records full of what JSON must escape.
+        fn audit(&self, after: u64) -> Result<Vec<String>, Problem> {
+            let record = "\"".repeat(limits::AUDIT_RECORD_BYTES_MAX);
+            let count = limits::AUDIT_PAGE_BYTES_MAX / limits::AUDIT_RECORD_BYTES_MAX + 1;
+            Ok(if after == 0 { vec![record; count] } else { Vec::new() })
+        }
+
+        fn seal(&self) -> Result<(String, String), Problem> {
+            Ok(("seal\n".into(), "signature".into()))
         }
     }
 
@@ -180,6 +214,17 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         drop(server);
         assert!(daemons(&dir).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_longest_part_of_a_trail_arrives() {
+        let dir = tempfile::tempdir().unwrap();
+        let _server = start(dir.path());
+        let client = Client::new(dir.path(), UUID);
+        let records = client.audit(0).unwrap();
+        assert!(records.iter().map(String::len).sum::<usize>() > limits::AUDIT_PAGE_BYTES_MAX);
+        assert!(client.audit(records.len() as u64).unwrap().is_empty());
+        assert_eq!(client.seal().unwrap(), ("seal\n".into(), "signature".into()));
     }
 
     #[test]

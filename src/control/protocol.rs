@@ -13,6 +13,13 @@ pub enum Request {
     Sync,
     /// Say when the volume is closed.
     AwaitEnd,
+    /// The records of the audit trail after this number, as many as fit.
+    Audit {
+        /// Number of the last record that is already known.
+        after: u64,
+    },
+    /// A signed statement of where the audit trail ends.
+    Seal,
 }
 
 /// What the daemon answers.
@@ -25,6 +32,15 @@ pub enum Answer {
     Waiting {
         /// Process number of the daemon.
         pid: u32,
+    },
+    /// To [`Request::Audit`]: the bytes of each record; none when there are no more.
+    Records(Vec<String>),
+    /// To [`Request::Seal`].
+    Sealed {
+        /// The line that is signed, with its line feed.
+        seal: String,
+        /// Content of a minisign signature file.
+        signature: String,
     },
     /// What was asked for has happened.
     Done,
@@ -89,6 +105,20 @@ pub struct VolumeStatus {
     /// What is wrong and what to do, in sentences; empty when healthy.
     #[serde(default)]
     pub advice: Vec<Reason>,
+    /// Where the audit trail ends.
+    #[serde(default)]
+    pub audit: AuditStatus,
+}
+
+/// The end of the audit trail.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// How many records there are.
+    pub records: u64,
+    /// SHA-384 of the last one, in hexadecimal digits.
+    pub head: String,
+    /// The public key that verifies exports, as minisign writes it.
+    pub key: String,
 }
 
 /// Room on each replica.
@@ -214,6 +244,7 @@ pub(super) fn sample() -> VolumeStatus {
         scrub: Scrub::default(),
         pid: 1,
         advice: Vec::new(),
+        audit: AuditStatus { records: 3, head: "ab".into(), key: "RWQ".into() },
     }
 }
 
@@ -233,6 +264,7 @@ mod tests {
         assert_eq!(volume["state"], "read-only");
         assert_eq!(keys(&volume["capacity"]), ["total_bytes", "used_bytes"]);
         assert_eq!(keys(&volume["registry"]), ["signatures", "valid_until", "version"]);
+        assert_eq!(keys(&volume["audit"]), ["head", "key", "records"]);
         assert_eq!(keys(&volume["scrub"]), ["errors", "last_finished", "state"]);
         let replica = &volume["replicas"][0];
         assert_eq!(
@@ -261,6 +293,8 @@ mod tests {
     fn requests_have_the_documented_form() {
         let text = serde_json::to_string(&Request::AwaitEnd).unwrap();
         assert_eq!(text, r#"{"request":"await-end"}"#);
+        let text = serde_json::to_string(&Request::Audit { after: 7 }).unwrap();
+        assert_eq!(text, r#"{"request":"audit","after":7}"#);
         assert_eq!(serde_json::from_str::<Request>(r#"{"request":"status"}"#).unwrap(), Request::Status);
         for bad in [r#"{"request":"format"}"#, "{}", "[]", "null", ""] {
             assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");

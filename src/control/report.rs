@@ -1,6 +1,8 @@
 //! The status of an open volume as the control socket and `scelle status --json` show it.
 
-use super::protocol::{Capacity, Errors, Reason, RegistryStatus, Replica, Resync, Scrub, State, Verdict, VolumeStatus};
+use super::protocol::{
+    AuditStatus, Capacity, Errors, Reason, RegistryStatus, Replica, Resync, Scrub, State, Verdict, VolumeStatus,
+};
 use crate::mirror;
 use crate::policy::ApprovedDevice;
 use crate::registry::VerifiedRegistry;
@@ -27,6 +29,7 @@ pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concer
     advice.extend(status.replicas.iter().filter_map(advise));
     let mirror = open.store().mirror();
     let replicas = status.replicas.iter().enumerate();
+    let audit = open.audit().head();
     VolumeStatus {
         uuid: status.uuid.to_string(),
         label: status.label,
@@ -47,6 +50,7 @@ pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concer
         scrub: Scrub::default(),
         pid: std::process::id(),
         advice,
+        audit: AuditStatus { records: audit.records, head: audit.digest.to_string(), key: audit.public_key },
     }
 }
 

@@ -29,6 +29,18 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// Why it could not.
     fn sync(&self) -> Result<(), Problem>;
+
+    /// The records of the audit trail after number `after`, as many as fit into a message.
+    ///
+    /// # Errors
+    /// Why not.
+    fn audit(&self, after: u64) -> Result<Vec<String>, Problem>;
+
+    /// Seals the audit trail: the line that is signed, and its signature.
+    ///
+    /// # Errors
+    /// Why not.
+    fn seal(&self) -> Result<(String, String), Problem>;
 }
 
 /// The listening socket and the thread that serves it.
@@ -136,6 +148,10 @@ fn serve_one(mut stream: UnixStream, shared: &Shared, handler: &dyn Handler) {
         Ok(Request::Status) => Answer::Status(Box::new(handler.status())),
         Ok(Request::Sync) => handler.sync().map_or_else(Answer::Error, |()| Answer::Done),
         Ok(Request::AwaitEnd) => Answer::Waiting { pid: std::process::id() },
+        Ok(Request::Audit { after }) => handler.audit(after).map_or_else(Answer::Error, Answer::Records),
+        Ok(Request::Seal) => {
+            handler.seal().map_or_else(Answer::Error, |(seal, signature)| Answer::Sealed { seal, signature })
+        }
         Err(error) if error.kind() == ErrorKind::InvalidData => {
             Answer::Error(Problem { code: "control-request".into(), text: format!("not a request: {error}") })
         }

@@ -8,6 +8,9 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::sys::read_bounded;
+use crate::limits::PROC_BYTES_MAX;
+
 /// Longest message a daemon sends to the command that started it, in bytes.
 const REPORT_BYTES_MAX: u64 = 64 << 10;
 
@@ -186,6 +189,44 @@ impl EndSignals {
     }
 }
 
+/// Who runs this process, for the audit trail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Real user.
+    pub uid: u32,
+    /// Real group.
+    pub gid: u32,
+    /// Process number.
+    pub pid: u32,
+    /// The user who logged in, whatever became of the user since (`/proc/self/loginuid`, set by pam_loginuid(8)).
+    pub login_uid: Option<u32>,
+    /// Name of that user, else of `uid`, when `/etc/passwd` has it.
+    pub name: Option<String>,
+    /// Name of the host.
+    pub host: String,
+}
+
+/// Looks at the process.
+pub fn identity() -> Identity {
+    // SAFETY: getuid and getgid take nothing and cannot fail.
+    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
+    let text = |path: &str| read_bounded(Path::new(path), PROC_BYTES_MAX).ok().flatten().unwrap_or_default();
+    let text = |path: &str| String::from_utf8_lossy(&text(path)).trim().to_owned();
+    // All ones: nobody has logged in, e.g. a service.
+    let login_uid = text("/proc/self/loginuid").parse().ok().filter(|uid| *uid != u32::MAX);
+    let name = name_of(&text("/etc/passwd"), login_uid.unwrap_or(uid));
+    Identity { uid, gid, pid: std::process::id(), login_uid, name, host: text("/proc/sys/kernel/hostname") }
+}
+
+/// The name of a user in passwd(5).
+fn name_of(passwd: &str, uid: u32) -> Option<String> {
+    let mut rows = passwd.lines().map(|line| line.split(':'));
+    rows.find_map(|mut row| {
+        let name = row.next()?;
+        (row.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
+}
+
 /// How a mount is taken down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmount {
@@ -236,6 +277,16 @@ mod tests {
         let (waiter, notifier) = pipe();
         drop(notifier);
         assert_eq!(waiter.wait(), None);
+    }
+
+    #[test]
+    fn users_are_named_by_the_password_file() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nanne:x:1000:1000::/home/anne:/bin/sh";
+        assert_eq!(name_of(passwd, 1000), Some("anne".into()));
+        assert_eq!(name_of(passwd, 7), None);
+        let us = identity();
+        assert_eq!(us.pid, std::process::id());
+        assert!(!us.host.is_empty());
     }
 
     #[test]

@@ -40,6 +40,8 @@ const RULES: &[(&str, &str)] = &[
         WHERE e.tags IS NOT NULL AND ifnull(nullif(length(e.tags), 0), ifnull(length(t.tags), 0)) <> 16 * e.blocks"),
     ("tags at address {} belong to no extent", "
         SELECT t.addr FROM tags t LEFT JOIN extent e USING(addr) WHERE e.tags IS NULL OR length(e.tags) <> 0"),
+    ("the audit trail has no record before record {}", "
+        SELECT seq FROM (SELECT seq, lag(seq, 1, 0) OVER (ORDER BY seq) AS before FROM audit) WHERE seq <> before + 1"),
     ("an extended attribute belongs to inode {}, which has none", "
         SELECT DISTINCT x.ino FROM xattr x LEFT JOIN inode i USING(ino) WHERE ifnull(i.flags, 0) & 1 = 0"),
 ];
@@ -74,7 +76,8 @@ mod tests {
         INSERT INTO dentry VALUES (1, 20, 2, 16384, 'd'), (1, 21, 3, 32768, 'f'), (2, 22, 3, 32768, 'g');
         INSERT INTO extent VALUES (3, 0, 2, 10, 1, 1, zeroblob(32)), (3, 7, 36, 20, 1, 3, zeroblob(0)),
           (3, 50, 2, 80, 0, 0, NULL);
-        INSERT INTO tags VALUES (20, zeroblob(576));";
+        INSERT INTO tags VALUES (20, zeroblob(576));
+        INSERT INTO audit VALUES (1, 'a'), (2, 'b'), (3, 'c');";
 
     fn findings(damage: &str) -> Vec<String> {
         let conn = Connection::open_in_memory().unwrap();
@@ -108,6 +111,8 @@ mod tests {
             ("DELETE FROM tags", "address 20 has not one tag"),
             ("UPDATE extent SET tags = zeroblob(16) WHERE addr = 10", "address 10 has not one tag"),
             ("INSERT INTO tags VALUES (99, zeroblob(16))", "address 99 belong to no extent"),
+            ("DELETE FROM audit WHERE seq = 2", "no record before record 3"),
+            ("DELETE FROM audit WHERE seq = 1", "no record before record 2"),
             ("INSERT INTO xattr VALUES (3, 'user.a', 'b')", "inode 3, which has none"),
         ] {
             assert!(findings(damage).iter().any(|line| line.contains(finding)), "{damage}: {:?}", findings(damage));

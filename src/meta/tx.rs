@@ -13,7 +13,7 @@ use super::{
     siphash::HashKey,
 };
 use crate::{
-    limits::XATTR_VALUE_MAX,
+    limits::{AUDIT_RECORD_BYTES_MAX, XATTR_VALUE_MAX},
     units::{BlockAddr, Ino, Run, Tag},
 };
 
@@ -56,11 +56,29 @@ const ORPHANS: &str = "SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino LIMIT 
 const XATTR: &str = "SELECT value FROM xattr WHERE ino = ? AND name = ?";
 const XATTRS: &str = "SELECT name FROM xattr WHERE ino = ? ORDER BY name";
 const TARGET: &str = "SELECT target FROM inode WHERE ino = ?";
+const AUDIT: &str = "SELECT seq, record FROM audit WHERE seq > ? ORDER BY seq";
+const AUDIT_LAST: &str = "SELECT seq, record FROM audit WHERE seq < ? ORDER BY seq DESC LIMIT 1";
 
 /// Every query, for the test that each one is a search by key.
 #[cfg(test)]
-pub(super) const QUERIES: &[&str] =
-    &[INODE, LOOKUP, FIND, PROBED, ANY, LIST, LIST_PLUS, EXTENTS, ALL_EXTENTS, TAGS, ORPHANS, XATTR, XATTRS, TARGET];
+pub(super) const QUERIES: &[&str] = &[
+    INODE,
+    LOOKUP,
+    FIND,
+    PROBED,
+    ANY,
+    LIST,
+    LIST_PLUS,
+    EXTENTS,
+    ALL_EXTENTS,
+    TAGS,
+    ORPHANS,
+    XATTR,
+    XATTRS,
+    TARGET,
+    AUDIT,
+    AUDIT_LAST,
+];
 
 /// Reads the tables.
 #[derive(Clone, Copy)]
@@ -259,6 +277,36 @@ impl<'a> View<'a> {
             self.one(TARGET, (ino.0 as i64,), |row| Ok(row.get_ref(0)?.as_blob_or_null()?.map(<[u8]>::to_vec)))?;
         Ok(target.flatten())
     }
+}
+
+impl View<'_> {
+    /// The records of the audit trail after number `after`, in order, until they are `bytes` long together.
+    pub fn audit(&self, after: u64, bytes: usize) -> Result<Vec<(u64, Vec<u8>)>> {
+        let mut statement = self.prepare(AUDIT)?;
+        let mut rows = statement.query((i64::try_from(after).unwrap_or(i64::MAX),))?;
+        let (mut found, mut length) = (Vec::new(), 0);
+        while length < bytes
+            && let Some(row) = rows.next()?
+        {
+            let record = audit_record(row)?;
+            length += record.1.len();
+            found.push(record);
+        }
+        Ok(found)
+    }
+
+    /// The last record of the audit trail before number `before`.
+    pub fn audit_last(&self, before: u64) -> Result<Option<(u64, Vec<u8>)>> {
+        self.one(AUDIT_LAST, (i64::try_from(before).unwrap_or(i64::MAX),), audit_record)
+    }
+}
+
+fn audit_record(row: &Row<'_>) -> Result<(u64, Vec<u8>)> {
+    let record = row.get_ref(1)?.as_blob()?;
+    if record.len() > AUDIT_RECORD_BYTES_MAX {
+        return Err(Error::Corrupt("a record of the audit trail is too long"));
+    }
+    Ok((rows::unsigned(row, 0)?, record.to_vec()))
 }
 
 fn dentry(row: &Row<'_>) -> Result<Dentry> {
@@ -519,6 +567,14 @@ impl<'a> Tx<'a> {
             None => self.execute("DELETE FROM trim WHERE ino = ?", (ino.0 as i64,)),
         }?;
         Ok(())
+    }
+
+    /// Adds a record to the audit trail, under a number that is one above the last one's.
+    pub fn append_audit(&mut self, seq: u64, record: &[u8]) -> Result<()> {
+        if record.len() > AUDIT_RECORD_BYTES_MAX {
+            return Err(Error::Corrupt("a record of the audit trail is too long"));
+        }
+        self.execute_one("INSERT INTO audit(seq, record) VALUES(?, ?)", (seq as i64, record))
     }
 
     /// Sets an extended attribute. The inode's flags are the caller's: [`xattr_flag`].

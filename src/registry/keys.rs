@@ -132,6 +132,6 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
     Some(out)
 }
 
-fn key_error(error: minisign::PError) -> Error {
+pub(super) fn key_error(error: minisign::PError) -> Error {
     Error::Key(error.to_string())
 }

@@ -1,7 +1,7 @@
 //! Offline verification of everything: every label copy, every root, every node, page and data block on every replica,
 //! the space map against what is referred to, and the metadata's tables against each other. Writes nothing.
 
-use super::{Assembled, Error};
+use super::{Assembled, Error, audit};
 use crate::fs::Fs;
 use crate::mirror::State;
 use crate::pages::{Finding, Store, StoreOptions, Walk};
@@ -130,7 +130,7 @@ impl Assembled {
                 report.add("", format!("reserved space is stored in one place with something else: {error}"), false);
             }
         }
-        for sentence in fs.self_check()? {
+        for sentence in fs.self_check()?.into_iter().chain(audit::check(&fs, self.header.volume)?) {
             report.add("", sentence, false);
         }
         compare(&mut report, &used, &store.persisted());

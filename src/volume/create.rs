@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::audit::{self, Event, ReplicaFacts};
 use super::{Error, System};
 use crate::crypto::{KdfParams, Secret, VolumeKey, derive_slot_key, random_bytes, wrap_key};
 use crate::device::AlignedBuf;
@@ -116,6 +117,7 @@ pub fn create(
         },
     )?;
     let fs = Fs::format(store.clone(), options.root_mode, options.root_uid, options.root_gid)?;
+    audit::begin_with(&fs, volume, created(&devices, registry, options))?;
     fs.sync()?;
     drop(fs);
     let all = (1 << devices.len()) - 1;
@@ -135,6 +137,19 @@ pub fn create(
         flush(device)?;
     }
     Ok(volume)
+}
+
+/// The first record of the trail.
+fn created(devices: &[Arc<ApprovedDevice>], registry: &VerifiedRegistry, options: &CreateOptions) -> Event {
+    let replica = |(index, device): (usize, &Arc<ApprovedDevice>)| {
+        ReplicaFacts::new(index, &device.registry_entry().registry_id, device.name(), State::InSync)
+    };
+    Event::VolumeCreated {
+        label: options.label.clone(),
+        sovereign: !registry.is_laboratory(),
+        registry: registry.into(),
+        replicas: devices.iter().enumerate().map(replica).collect(),
+    }
 }
 
 fn headers(

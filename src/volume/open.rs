@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::audit::{Audit, Entry, Event, Object, Reason, ReplicaFacts};
 use super::create::{flush, write};
 use super::resync::Resync;
 use super::{Assembled, Error, ErrorKind, OpenOptions, System, recovery, witness};
@@ -74,6 +75,7 @@ pub struct Open {
     witness: Option<PathBuf>,
     ticker: Option<Ticker>,
     resyncs: Vec<Resyncing>,
+    audit: Arc<Audit>,
 }
 
 struct Resyncing {
@@ -102,7 +104,7 @@ impl Assembled {
         let left_at = roots.iter().map(|r| r.flatten().map_or(Generation(0), |root| root.generation)).collect();
         let choice = self.choose(&roots, options.degraded)?;
         self.check_registry(registry, &choice.root)?;
-        check_witness(options, volume, choice.root.generation)?;
+        let rolled_back = check_witness(options, volume, choice.root.generation)?;
         let too_few = self.too_few(registry, &choice.states);
         let read_only = options.read_only || too_few.is_some();
         let behind = if read_only { Vec::new() } else { self.left_behind(&choice.states) };
@@ -129,9 +131,9 @@ impl Assembled {
                 epoch,
             },
         )?;
-        store.saw_registry(registry.version());
+        let new_registry = store.saw_registry(registry.version());
         if read_only {
-            store.poison_quietly(too_few.unwrap_or_else(|| "mounted read-only".to_owned()));
+            store.poison_quietly(too_few.clone().unwrap_or_else(|| "mounted read-only".to_owned()));
         } else {
             self.level_roots(&roots, &choice, store.mirror())?;
             // The epoch is durable before anything is sealed in it.
@@ -139,6 +141,8 @@ impl Assembled {
             self.mend_labels(store.mirror())?;
         }
         let fs = Arc::new(Fs::open(store.clone())?);
+        let seed = self.keys.audit_seed();
+        let audit = Audit::new(fs.clone(), &self.header, seed, options.witness.as_deref(), &choice.states)?;
         let mut open = Open {
             header: self.header,
             store,
@@ -148,7 +152,9 @@ impl Assembled {
             witness: options.witness.clone(),
             ticker: None,
             resyncs: Vec::new(),
+            audit: Arc::new(audit),
         };
+        open.begin_audit(registry, options, &choice, &Opening { rolled_back, new_registry, too_few })?;
         if !read_only {
             open.remember();
             open.ticker = Some(open.start_ticker()?);
@@ -244,17 +250,28 @@ impl Assembled {
     }
 }
 
-fn check_witness(options: &OpenOptions, volume: Uuid, found: Generation) -> Result<(), Error> {
-    let Some(folder) = &options.witness else { return Ok(()) };
+/// What the trail is to tell of an opening.
+struct Opening {
+    /// The generation that the witness had seen, when an older one was accepted.
+    rolled_back: Option<Generation>,
+    /// Whether the registry is newer than any before.
+    new_registry: bool,
+    /// Why the policy lets the volume only be read.
+    too_few: Option<String>,
+}
+
+/// Returns what the witness had seen when that is later and was accepted.
+fn check_witness(options: &OpenOptions, volume: Uuid, found: Generation) -> Result<Option<Generation>, Error> {
+    let Some(folder) = &options.witness else { return Ok(None) };
     let seen = witness::read(folder, volume)
         .map_err(|e| System::error(&format!("reading the witness of volume {volume} in {}", folder.display()), e))?;
     match seen {
         Some(seen) if seen > found && options.accept_rollback => {
             log::warn!("volume {volume}: rollback from generation {seen} to {found} accepted by the administrator");
-            Ok(())
+            Ok(Some(seen))
         }
         Some(seen) if seen > found => Err(Error::RolledBack { volume, found, seen }),
-        _ => Ok(()),
+        _ => Ok(None),
     }
 }
 
@@ -318,12 +335,56 @@ impl Open {
         (state == State::Resyncing).then(|| resyncing.resync.progress())
     }
 
+    /// The audit trail.
+    pub fn audit(&self) -> &Arc<Audit> {
+        &self.audit
+    }
+
+    /// Records the opening. It is durable before anything else happens to the volume.
+    fn begin_audit(
+        &self,
+        registry: &VerifiedRegistry,
+        options: &OpenOptions,
+        choice: &recovery::Choice,
+        opening: &Opening,
+    ) -> Result<(), Error> {
+        let (audit, mirror) = (&self.audit, self.store.mirror());
+        let replica = |(index, state): (usize, &State)| {
+            let id = self.header.replicas.get(index).and_then(Option::as_ref).map_or("", |row| &row.registry_id);
+            ReplicaFacts::new(index, id, mirror.device(index).map_or("", |device| device.name()), *state)
+        };
+        let mounted = Event::Mounted {
+            host: audit.host().to_owned(),
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            read_only: self.read_only,
+            degraded: options.degraded,
+            after_crash: audit.ended_by_crash()?,
+            generation: choice.root.generation.0,
+            registry: registry.into(),
+            replicas: choice.states.iter().enumerate().map(replica).collect(),
+        };
+        let reason = opening.too_few.as_ref().map(|why| Reason::new("policy", why));
+        let mut entries = vec![Entry::done(audit.user(), Object::Volume, mounted).because(reason)];
+        if let Some(seen) = opening.rolled_back {
+            let event = Event::RollbackAccepted { seen: seen.0, found: choice.root.generation.0 };
+            entries.push(Entry::done(audit.user(), Object::Volume, event));
+        }
+        if opening.new_registry {
+            let object = Object::Registry { version: Some(registry.version()) };
+            entries.push(Entry::noticed(object, Event::RegistryAccepted(registry.into())));
+        }
+        audit.begin(entries)?;
+        audit.observe();
+        Ok(())
+    }
+
     fn start_resync(&mut self, resync: Resync) -> Result<(), Error> {
         let (resync, stop) = (Arc::new(resync), Arc::new(AtomicBool::new(false)));
         log::warn!("replica {} was left behind: it is being resynced", resync.index);
         let (fs, store, job, signal) = (self.fs.clone(), self.store.clone(), resync.clone(), stop.clone());
+        let audit = self.audit.clone();
         let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
-            if let Err(error) = job.run(&fs, &store, &signal) {
+            if let Err(error) = job.run(&fs, &store, &audit, &signal) {
                 log::error!("resync of replica {} ended: {error}", job.index);
                 store.mirror().fence(job.index, State::Stale, &format!("its resync ended: {error}"));
             }
@@ -339,10 +400,15 @@ impl Open {
     /// When the last commit fails; the volume is closed all the same.
     pub fn close(mut self) -> Result<(), Error> {
         self.stop();
+        self.audit.end();
         if self.read_only {
             return Ok(());
         }
         let result = self.fs.checkpoint();
+        if result.is_err() {
+            // Of which the host must know.
+            self.audit.observe();
+        }
         self.remember();
         Ok(result?)
     }
@@ -373,6 +439,7 @@ impl Open {
     fn start_ticker(&self) -> Result<Ticker, Error> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let (fs, store, witness) = (self.fs.clone(), self.store.clone(), self.witness.clone());
+        let audit = self.audit.clone();
         let (volume, signal) = (self.header.volume, stop.clone());
         let run = move || {
             let mut remembered = (Instant::now(), store.generation());
@@ -382,6 +449,7 @@ impl Open {
                 if *waited.unwrap_or_else(PoisonError::into_inner).0 {
                     return;
                 }
+                audit.observe();
                 if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.writable().is_ok() {
                     // The reason is in the store from now on, and in every answer.
                     let _ = fs.sync();

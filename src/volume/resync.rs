@@ -10,6 +10,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Error;
+use super::audit::Audit;
 use crate::fs::Fs;
 use crate::mirror::State;
 use crate::pages::{self, Store, Walk};
@@ -44,7 +45,7 @@ impl Resync {
     ///
     /// # Errors
     /// When no replica can give a unit, or the commit fails. A replica that fails is fenced, which is no error.
-    pub fn run(&self, fs: &Fs, store: &Store, stop: &AtomicBool) -> Result<bool, Error> {
+    pub fn run(&self, fs: &Fs, store: &Store, audit: &Audit, stop: &AtomicBool) -> Result<bool, Error> {
         let used = store.usage().total_blocks - store.persisted().free();
         self.total_blocks.store(used, Ordering::Relaxed);
         let go_on = || !stop.load(Ordering::Relaxed) && store.mirror().state(self.index).0 == State::Resyncing;
@@ -80,7 +81,8 @@ impl Resync {
         if !store.mirror().promote(self.index) {
             return Ok(false);
         }
-        // The root of this commit names the replica.
+        // The root of this commit names the replica, and the trail in it says so.
+        audit.observe();
         fs.checkpoint()?;
         let in_sync = store.mirror().state(self.index).0 == State::InSync;
         if in_sync {

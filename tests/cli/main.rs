@@ -58,6 +58,11 @@ fn usage() {
 }
 
 #[test]
+fn audit() {
+    play("audit.toml");
+}
+
+#[test]
 fn registry() {
     play("registry.toml");
 }

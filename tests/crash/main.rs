@@ -13,6 +13,7 @@ mod lab;
 #[path = "../model/rng.rs"]
 mod rng;
 
+mod audit;
 mod corruption;
 mod device;
 mod failing;

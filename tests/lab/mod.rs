@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -173,6 +174,18 @@ impl Drop for Lab {
             }
         }
         self.disks.iter().for_each(Disk::detach);
+        self.disks.iter().for_each(forget_volume);
+    }
+}
+
+/// Removes what the host remembers of the volume on a disk: its UUID is in the header (scelle-format(5)).
+fn forget_volume(disk: &Disk) {
+    let mut uuid = [0; 16];
+    let read = File::open(&disk.image).and_then(|file| file.read_exact_at(&mut uuid, 48));
+    if read.is_ok() && uuid != [0; 16] {
+        for kind in ["generation", "reports"] {
+            let _ = fs::remove_file(format!("/var/lib/scelle/{}.{kind}", scelle::units::Uuid(uuid)));
+        }
     }
 }
 

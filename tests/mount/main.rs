@@ -5,6 +5,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod audit;
 mod crash;
 mod lifecycle;
 mod posix;

@@ -24,6 +24,9 @@ const CLOSING_WAIT: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const CLOSING_POLL: Duration = Duration::from_millis(20);
 
+/// What is said of an audit trail that cannot be read any more.
+const CLOSED: &str = "the volume is being closed";
+
 /// A mounted volume whose requests are not yet served.
 pub(super) struct Mounted {
     session: Session,
@@ -181,7 +184,7 @@ impl Served {
     fn new(open: Open, request: &Request, registry: VerifiedRegistry) -> std::io::Result<Arc<Self>> {
         let mountpoint = request.mountpoint.to_string_lossy().into_owned();
         let last = Mutex::new(control::report(&open, &registry, &mountpoint, &[]));
-        let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.fs()))?;
+        let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.fs()), Arc::clone(open.audit()))?;
         Ok(Arc::new(Self { open: RwLock::new(Some(open)), watch: Mutex::new(Some(watch)), last, mountpoint }))
     }
 
@@ -209,5 +212,21 @@ impl Handler for Served {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let Some(open) = open.as_ref() else { return Ok(()) };
         open.fs().sync().map_err(|error| Problem { code: "sync".into(), text: format!("not durable: {error}") })
+    }
+
+    fn audit(&self, after: u64) -> Result<Vec<String>, Problem> {
+        let problem = |text: String| Problem { code: "audit".into(), text: format!("the audit trail: {text}") };
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = open.as_ref().ok_or_else(|| problem(CLOSED.into()))?;
+        let records = open.audit().page(after).map_err(|error| problem(error.to_string()))?;
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| problem("a record is not text".into()));
+        records.into_iter().map(text).collect()
+    }
+
+    fn seal(&self) -> Result<(String, String), Problem> {
+        let problem = |text: String| Problem { code: "audit".into(), text: format!("the audit trail: {text}") };
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = open.as_ref().ok_or_else(|| problem(CLOSED.into()))?;
+        open.audit().seal().map_err(|error| problem(error.to_string()))
     }
 }

@@ -1,0 +1,36 @@
+//! A mount that was refused goes into the audit trail too, although there is no volume yet that it could be written to.
+
+use super::super::WITNESS_DIR;
+use super::super::failure::{ExitCode, Failure};
+use super::Request;
+use crate::device::process;
+use crate::device::raw::{Access, RawDevice};
+use crate::label;
+use crate::limits::REPLICAS_MAX;
+use crate::volume::audit::{Actor, Entry, Event, Object, Reason, Reports};
+
+/// Leaves a report of `failure` for every volume that the devices say they belong to; the next mount of it that can write
+/// takes it into the trail. What the labels say is not authenticated: so are reports.
+pub(super) fn report(request: &Request, failure: &Failure) {
+    let refused = [ExitCode::Refused, ExitCode::WrongKey, ExitCode::Integrity, ExitCode::Degraded];
+    if !refused.contains(&failure.code) {
+        return;
+    }
+    let user = Actor::user(&process::identity());
+    let mut volumes = Vec::new();
+    for path in request.sources.iter().take(REPLICAS_MAX) {
+        let Ok(device) = RawDevice::open(path, Access::SharedRead) else { continue };
+        let Ok(label) = label::read(&device) else { continue };
+        volumes.push(label.newest.claims().volume);
+    }
+    volumes.sort_unstable();
+    volumes.dedup();
+    for volume in volumes {
+        let entry = Entry::done(user.clone(), Object::Volume, Event::MountRefused);
+        let entry = entry.because([Reason::new(&failure.reason, &failure.text)]);
+        if let Err(error) = Reports::new(WITNESS_DIR.as_ref(), volume).add(&entry) {
+            log::error!("the audit trail of volume {volume} will not know of this: {WITNESS_DIR}: {error}");
+        }
+    }
+    log::warn!("audit: mount refused: {} [{}]", failure.text, failure.reason);
+}

@@ -1,0 +1,40 @@
+//! Records of the audit trail, as bytes: what they say and how they are chained is [`crate::volume::audit`]'s.
+
+use super::{Fs, Result};
+
+impl Fs {
+    /// Adds what `make` returns to the audit trail, in one operation: it is committed with, and in the order of, all other
+    /// operations. `make` is called once, with the number and bytes of the last record; nothing else is added meanwhile.
+    ///
+    /// # Errors
+    /// When the volume takes no changes; then nothing was added.
+    pub fn append_audit(&self, make: impl FnOnce(Option<(u64, Vec<u8>)>) -> Vec<Vec<u8>>) -> Result<()> {
+        self.admit()?;
+        self.change(|tx| {
+            let last = tx.audit_last(u64::MAX)?;
+            let mut seq = last.as_ref().map_or(0, |(seq, _)| *seq);
+            for record in make(last) {
+                seq += 1;
+                tx.append_audit(seq, &record)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The records of the audit trail after number `after`, in order, until they are `bytes` long together; none when there
+    /// are no more.
+    ///
+    /// # Errors
+    /// Of the metadata.
+    pub fn audit(&self, after: u64, bytes: usize) -> Result<Vec<(u64, Vec<u8>)>> {
+        self.view(|view| Ok(view.audit(after, bytes)?))
+    }
+
+    /// The last record of the audit trail before number `before`.
+    ///
+    /// # Errors
+    /// Of the metadata.
+    pub fn audit_last(&self, before: u64) -> Result<Option<(u64, Vec<u8>)>> {
+        self.view(|view| Ok(view.audit_last(before)?))
+    }
+}

@@ -1,0 +1,512 @@
+//! The audit trail (promise P9): who did what to the volume, and what the program did and why, as a chain of records in the
+//! volume itself.
+//!
+//! # Where records are
+//!
+//! A record is a row of the metadata, so it is encrypted, on every replica, and part of the commit that it is made in: it
+//! is there exactly when the operations before it are. Rows are added, and never changed or removed; a trail grows by
+//! some records a day, because what the program notices again and again is counted ([`REPEAT_WINDOW`]). A crash can take
+//! back what was not committed (a second at the most), and such a count; the log has had both.
+//!
+//! What happens while nothing can be written (a mount is refused, the volume is read-only) is kept by the host
+//! ([`Reports`]) and goes into the trail, marked as the host's word, with the next mount that can write. Every record is
+//! also said to the log with its number and digest, so that a log on another machine holds heads of the chain too.
+//!
+//! # What this proves
+//!
+//! * A record that was changed, removed, moved or inserted does not fit the digests after it ([`record`]). The
+//!   last digest is in the metadata, which the page map authenticates; that all replicas were set back together shows
+//!   by the host's witness (promise P6).
+//! * A seal ([`Seal`]) is signed with a key that is derived from the volume's, so an export comes from somebody who could
+//!   open the volume, and is whole up to the seal. A trail that later does not continue an exported head was tampered
+//!   with: `audit verify` on the newer export, and its record of the same number has the digest of the older one's head.
+//! * It does not prove that what a record says is true. Root of the host holds the volume's key while it is
+//!   mounted: it can add any record, and could rewrite all of them, but not so that heads which left the host (exports,
+//!   the log) fit. Nor does it prove that nothing is missing at the end: what root never recorded is not there.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use zeroize::Zeroizing;
+
+use crate::device::process::{self, Identity};
+use crate::fs::{self, Fs};
+use crate::label::Header;
+use crate::limits::AUDIT_PAGE_BYTES_MAX;
+use crate::mirror::{ErrorCounts, State};
+use crate::policy::Verdict;
+use crate::registry::{self, DerivedKey, VerifiedRegistry};
+use crate::units::Uuid;
+
+mod event;
+pub mod record;
+mod reports;
+#[cfg(test)]
+mod tests;
+mod verify;
+
+pub use event::{Actor, Entry, Event, Object, Reason, RegistryFacts, ReplicaFacts};
+pub use reports::Reports;
+pub use verify::{FORMAT, Fault, Seal, Verifier, export_head, verify_export};
+
+use record::{Chain, Digest, Record};
+
+/// For so long, what the program notices again is only counted; then one record says how often.
+pub const REPEAT_WINDOW: Duration = Duration::from_secs(60);
+
+/// Most events whose repetitions are counted at once.
+const RECENT_MAX: usize = 256;
+
+/// Records from the end of the trail in which reports are looked for, that a crash left behind although they are in the
+/// trail, and the end of the last mount.
+const LOOK_BACK_MAX: usize = 1024;
+
+/// Findings of a check after which it looks no further.
+const FINDINGS_MAX: usize = 100;
+
+/// The audit trail of an open volume.
+pub struct Audit {
+    fs: Arc<Fs>,
+    volume: Uuid,
+    label: String,
+    registry_ids: Vec<String>,
+    seed: Zeroizing<[u8; 32]>,
+    identity: Identity,
+    reports: Option<Reports>,
+    seen: Mutex<Seen>,
+    recent: Mutex<Vec<Recent>>,
+    head: Mutex<Head>,
+    /// Records known to be on the devices.
+    durable: AtomicU64,
+}
+
+/// What the trail says of each replica and of the volume.
+struct Seen {
+    states: Vec<State>,
+    errors: Vec<(ErrorCounts, Option<Instant>)>,
+    read_only: bool,
+}
+
+/// An event that was recorded lately.
+struct Recent {
+    since: Instant,
+    record: Record,
+}
+
+/// The end of the trail, as the status shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// How many records there are.
+    pub records: u64,
+    /// Digest of the last.
+    pub digest: Digest,
+    /// The public key that verifies seals.
+    pub public_key: String,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Audit {
+    /// The trail of the volume in `fs`; `states` are its replicas' as found, which the first record will tell.
+    ///
+    /// # Errors
+    /// When the signing key cannot be made, or the trail cannot be read.
+    pub(super) fn new(
+        fs: Arc<Fs>,
+        header: &Header,
+        seed: Zeroizing<[u8; 32]>,
+        witness: Option<&Path>,
+        states: &[State],
+    ) -> Result<Self, super::Error> {
+        let id = |row: &Option<crate::label::ReplicaRow>| row.as_ref().map_or("", |row| &row.registry_id).to_owned();
+        let read_only = fs.store().writable().is_err();
+        let last = fs.audit_last(u64::MAX)?;
+        let last = last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice()));
+        let chain = Chain::after(Digest::genesis(header.volume), last);
+        let public_key = DerivedKey::from_seed(&seed).map_err(key_error)?.public_key();
+        Ok(Self {
+            fs,
+            volume: header.volume,
+            label: header.label.clone(),
+            registry_ids: header.replicas.iter().map(id).collect(),
+            seed,
+            identity: process::identity(),
+            reports: witness.map(|folder| Reports::new(folder, header.volume)),
+            seen: Mutex::new(Seen {
+                states: states.to_vec(),
+                errors: vec![(ErrorCounts::default(), None); states.len()],
+                read_only,
+            }),
+            recent: Mutex::default(),
+            head: Mutex::new(Head { records: chain.seq, digest: chain.head, public_key }),
+            durable: AtomicU64::new(chain.seq),
+        })
+    }
+
+    /// Who runs this process, as an actor.
+    pub fn user(&self) -> Actor {
+        Actor::user(&self.identity)
+    }
+
+    /// Name of the host.
+    pub fn host(&self) -> &str {
+        &self.identity.host
+    }
+
+    /// A replica, as records name it.
+    pub fn replica(&self, index: usize) -> Object {
+        let device = self.fs.store().mirror().device(index).map_or("", |device| device.name());
+        let registry_id = self.registry_ids.get(index).cloned().unwrap_or_default();
+        Object::Replica { index, registry_id, device: event::cut(device) }
+    }
+
+    /// Records something. It is durable with the next commit, within a second at the latest. Never fails: what the volume does
+    /// not take goes to the host's reports and, as everything, to the log.
+    pub fn record(&self, entry: Entry) {
+        let fresh = Record::new(&entry, record::now());
+        if matches!(entry.actor, Actor::System { .. }) {
+            let mut recent = lock(&self.recent);
+            if let Some(same) = recent.iter_mut().find(|same| same.record.repeats(&fresh)) {
+                same.record.count(&fresh.time);
+                log::info!("audit: again: {}", said(&fresh));
+                return;
+            }
+            if recent.len() < RECENT_MAX {
+                recent.push(Recent { since: Instant::now(), record: fresh.clone() });
+            }
+        }
+        self.write(vec![fresh]);
+    }
+
+    /// The policy has looked at a replica's device again: recorded when it thinks otherwise than `before`.
+    pub fn judged(&self, index: usize, before: bool, verdict: &Verdict) {
+        let event = match (before, verdict.approved) {
+            (true, false) => Event::DeviceRefused,
+            (false, true) => Event::DeviceApproved,
+            _ => return,
+        };
+        let reasons = verdict.reasons.iter().map(Reason::from);
+        self.record(Entry::noticed(self.replica(index), event).because(reasons));
+    }
+
+    /// A registry came into force while the volume was in use.
+    pub fn registry_accepted(&self, registry: &VerifiedRegistry) {
+        let object = Object::Registry { version: Some(registry.version()) };
+        self.record(Entry::noticed(object, Event::RegistryAccepted(registry.into())));
+    }
+
+    /// What is on the host in place of the registry does not come into force.
+    pub fn registry_refused(&self, code: &str, text: &str) {
+        let entry = Entry::noticed(Object::Registry { version: None }, Event::RegistryRefused);
+        self.record(entry.because([Reason::new(code, text)]));
+    }
+
+    /// Records what has changed since the last call: states of replicas, errors, whether changes are taken; and how often
+    /// events were repeated. Cheap when nothing has. To be called before a commit whose root will tell of the change.
+    pub fn observe(&self) {
+        let mut entries = Vec::new();
+        {
+            let mut seen = lock(&self.seen);
+            for index in 0..seen.states.len() {
+                self.observe_replica(&mut seen, index, false, &mut entries);
+            }
+            if let Err(error) = self.fs.store().writable()
+                && !seen.read_only
+            {
+                seen.read_only = true;
+                let reason = Reason::new("read-only", &error.to_string());
+                entries.push(Entry::noticed(Object::Volume, Event::ReadOnly).because([reason]));
+            }
+        }
+        entries.into_iter().for_each(|entry| self.record(entry));
+        self.write_repetitions(|recent| recent.since.elapsed() >= REPEAT_WINDOW);
+    }
+
+    fn observe_replica(&self, seen: &mut Seen, index: usize, ending: bool, entries: &mut Vec<Entry>) {
+        let mirror = self.fs.store().mirror();
+        let (state, why) = mirror.state(index);
+        let before = std::mem::replace(&mut seen.states[index], state);
+        if before != state {
+            let mut entry = Entry::noticed(self.replica(index), Event::ReplicaState { from: before, to: state });
+            let verdict = mirror.device(index).filter(|_| state == State::Refused).map(|device| device.verdict());
+            let reasons = verdict.map(|verdict| verdict.reasons).unwrap_or_default();
+            if reasons.is_empty() {
+                entry = entry.because(why.map(|why| Reason::new("replica", &why)));
+            }
+            entries.push(entry.because(reasons.iter().map(Reason::from)));
+        }
+        let errors = mirror.errors(index);
+        let (told, when) = seen.errors[index];
+        if errors != told && (ending || when.is_none_or(|when| when.elapsed() >= REPEAT_WINDOW)) {
+            seen.errors[index] = (errors, Some(Instant::now()));
+            let since = ErrorCounts {
+                read: errors.read.saturating_sub(told.read),
+                write: errors.write.saturating_sub(told.write),
+                integrity: errors.integrity.saturating_sub(told.integrity),
+                repaired: errors.repaired.saturating_sub(told.repaired),
+            };
+            entries.push(Entry::noticed(self.replica(index), Event::ReplicaErrors(since)));
+        }
+    }
+
+    /// The volume is in use from now on: puts the host's reports into the trail, then `entries`, and makes both durable.
+    ///
+    /// # Errors
+    /// When the commit fails.
+    pub(super) fn begin(&self, entries: Vec<Entry>) -> fs::Result<()> {
+        let mut records: Vec<Record> = entries.iter().map(|entry| Record::new(entry, record::now())).collect();
+        if self.fs.store().writable().is_err() {
+            self.write(records);
+            return Ok(());
+        }
+        let held = self.reports.as_ref().map(Reports::hold).transpose().unwrap_or_else(|error| {
+            log::error!("the reports that this host keeps cannot be read: {error}");
+            None
+        });
+        if let Some(held) = &held {
+            let known = self.reported_before();
+            let told = |r: &Record| r.reported.as_ref().is_some_and(|reported| known.contains(&reported.digest));
+            let reports = held.records(&self.identity.host).into_iter().filter(|record| !told(record));
+            // What the host saw comes before what it did next.
+            records.splice(0..0, reports);
+        }
+        if self.durable.load(Ordering::Acquire) == 0 {
+            let begun = Entry::noticed(Object::Volume, Event::TrailBegun);
+            records.insert(0, Record::new(&begun, record::now()));
+        }
+        match self.append(&mut records) {
+            Ok(()) => {}
+            // A full volume is mounted all the same: what should be recorded is on the host, and in the log.
+            Err(error) if error.is_no_space() => {
+                drop(held);
+                self.report(&records, &error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        self.fs.sync()?;
+        if let Some(Err(error)) = held.map(reports::Held::clear) {
+            log::error!("reports that are in the trail cannot be removed from this host: {error}");
+        }
+        Ok(())
+    }
+
+    /// The volume is about to be closed: what is still to be said, and that.
+    pub(super) fn end(&self) {
+        self.observe();
+        let mut entries = Vec::new();
+        {
+            let mut seen = lock(&self.seen);
+            for index in 0..seen.states.len() {
+                self.observe_replica(&mut seen, index, true, &mut entries);
+            }
+        }
+        // By whom is not known: the kernel takes the mount down, for whoever asked it to.
+        entries.push(Entry::noticed(Object::Volume, Event::Unmounted));
+        self.write_repetitions(|_| true);
+        entries.into_iter().for_each(|entry| self.record(entry));
+    }
+
+    /// Whether the last mount has no end in the trail, or among the reports of this host.
+    ///
+    /// # Errors
+    /// Of the metadata.
+    pub(super) fn ended_by_crash(&self) -> fs::Result<bool> {
+        let held = self.reports.as_ref().and_then(|reports| reports.hold().ok());
+        let reported = held.map(|held| held.records("")).unwrap_or_default();
+        let ends = |record: &Record| match record.event.as_str() {
+            "mounted" => Some(true),
+            "unmounted" | "volume-created" => Some(false),
+            _ => None,
+        };
+        if let Some(crashed) = reported.iter().rev().find_map(ends) {
+            return Ok(crashed);
+        }
+        let mut before = u64::MAX;
+        for _ in 0..LOOK_BACK_MAX {
+            let Some((seq, bytes)) = self.fs.audit_last(before)? else { break };
+            if let Some(crashed) = Record::parse(&bytes).as_ref().and_then(ends) {
+                return Ok(crashed);
+            }
+            before = seq;
+        }
+        Ok(false)
+    }
+
+    /// Digests of the reports that are among the last records.
+    fn reported_before(&self) -> Vec<Digest> {
+        let mut known = Vec::new();
+        let mut before = u64::MAX;
+        for _ in 0..LOOK_BACK_MAX {
+            let Ok(Some((seq, bytes))) = self.fs.audit_last(before) else { break };
+            known.extend(Record::parse(&bytes).and_then(|record| record.reported).map(|reported| reported.digest));
+            before = seq;
+        }
+        known
+    }
+
+    /// Writes the counts of repeated events for which `due` holds.
+    fn write_repetitions(&self, due: impl Fn(&Recent) -> bool) {
+        let mut counted = Vec::new();
+        lock(&self.recent).retain(|recent| {
+            let is_due = due(recent);
+            if is_due && recent.record.repeated.is_some() {
+                counted.push(Record { time: record::now(), ..recent.record.clone() });
+            }
+            !is_due
+        });
+        if !counted.is_empty() {
+            self.write(counted);
+        }
+    }
+
+    /// To the trail, or else to the host's reports.
+    fn write(&self, mut records: Vec<Record>) {
+        if let Err(error) = self.append(&mut records) {
+            self.report(&records, &error);
+        }
+    }
+
+    fn report(&self, records: &[Record], why: &fs::Error) {
+        for record in records {
+            log::warn!("audit: {} ({why})", said(record));
+            // What a host has reported before stays where it is.
+            let Some(reports) = self.reports.as_ref().filter(|_| record.reported.is_none()) else { continue };
+            if let Err(error) = reports.add_record(record.clone()) {
+                log::error!("audit: a record can be kept neither by the volume nor by the host: {error}");
+            }
+        }
+    }
+
+    fn append(&self, records: &mut [Record]) -> fs::Result<()> {
+        let genesis = Digest::genesis(self.volume);
+        let mut digests = Vec::new();
+        self.fs.append_audit(|last| {
+            let mut chain = Chain::after(genesis, last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice())));
+            let mut lines = Vec::new();
+            for record in records.iter_mut() {
+                // Here, where nobody comes between: so times only go back when the clock does.
+                record.time = record::now();
+                if let Some(from) = chain.time.clone().filter(|before| *before > record.time) {
+                    let entry = Entry::noticed(Object::Volume, Event::ClockWentBack { from });
+                    lines.push(chain.push(&mut Record::new(&entry, record.time.clone())));
+                }
+                lines.push(chain.push(record));
+                digests.push(chain.head);
+            }
+            lines
+        })?;
+        let mut head = lock(&self.head);
+        for (record, digest) in records.iter().zip(digests) {
+            // The digest first: the system's log cuts what is long.
+            log::info!("audit: record {} has digest {digest}: {}", record.seq, said(record));
+            if record.seq > head.records {
+                (head.records, head.digest) = (record.seq, digest);
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of the trail, durable or not yet. Never waits.
+    pub fn head(&self) -> Head {
+        lock(&self.head).clone()
+    }
+
+    /// The durable end of the trail: what a crash at this moment would leave.
+    fn durable_head(&self) -> fs::Result<Head> {
+        let head = self.head();
+        // After a failed commit what is in memory may never be on the devices: then only what was known before counts.
+        if self.fs.sync().is_ok() {
+            self.durable.fetch_max(head.records, Ordering::AcqRel);
+        }
+        let last = self.fs.audit_last(self.durable.load(Ordering::Acquire) + 1)?;
+        Ok(self.head_after(last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice()))))
+    }
+
+    fn head_after(&self, last: Option<(u64, &[u8])>) -> Head {
+        let chain = Chain::after(Digest::genesis(self.volume), last);
+        Head { records: chain.seq, digest: chain.head, public_key: self.head().public_key }
+    }
+
+    /// Records after number `after`, in order, in pages of [`AUDIT_PAGE_BYTES_MAX`]; none when there are no more.
+    ///
+    /// # Errors
+    /// Of the metadata.
+    pub fn page(&self, after: u64) -> fs::Result<Vec<Vec<u8>>> {
+        let found = self.fs.audit(after, AUDIT_PAGE_BYTES_MAX)?;
+        Ok(found.into_iter().map(|(_, bytes)| bytes).collect())
+    }
+
+    /// Signs the trail as it is now: the line that is signed, and the content of a minisign signature file.
+    ///
+    /// # Errors
+    /// Of the metadata, or when the system gives no random bytes.
+    pub fn seal(&self) -> Result<(String, String), super::Error> {
+        let Head { records, digest, public_key } = self.durable_head()?;
+        let store = self.fs.store();
+        let seal = Seal {
+            format: FORMAT.to_owned(),
+            volume: self.volume.to_string(),
+            label: self.label.clone(),
+            sealed: record::now(),
+            records,
+            head: digest,
+            generation: store.generation().0,
+            registry_version: store.registry_version(),
+            key: public_key,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let line = seal.line();
+        let comment = format!("volume {}, {records} records, sealed {}", self.volume, seal.sealed);
+        let signed = DerivedKey::from_seed(&self.seed).and_then(|key| key.sign(line.as_bytes(), &comment));
+        Ok((line, signed.map_err(key_error)?))
+    }
+}
+
+fn key_error(error: registry::Error) -> super::Error {
+    super::System::error("making the key of the audit trail", std::io::Error::other(error))
+}
+
+/// A record for the log.
+fn said(record: &Record) -> String {
+    let reasons: Vec<String> = record.reasons.iter().map(|r| format!("{} [{}]", r.text, r.code)).collect();
+    let because = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join("; ")) };
+    let Record { event, object, details, .. } = record;
+    format!("{event} {object} {details}{because}")
+}
+
+/// Verifies the chain as it is in the metadata. Returns what is wrong, one sentence each.
+///
+/// # Errors
+/// Of the metadata.
+pub(super) fn check(fs: &Fs, volume: Uuid) -> fs::Result<Vec<String>> {
+    let mut chain = Chain::after(Digest::genesis(volume), None);
+    let mut findings = Vec::new();
+    loop {
+        let part = fs.audit(chain.seq, AUDIT_PAGE_BYTES_MAX)?;
+        if part.is_empty() || findings.len() >= FINDINGS_MAX {
+            return Ok(findings);
+        }
+        for (seq, bytes) in part {
+            let fits = |record: Record| record.seq == seq && record.prev == chain.head;
+            if !Record::parse(&bytes).is_some_and(fits) {
+                findings.push(format!("record {seq} of the audit trail does not continue the one before"));
+            }
+            chain = Chain { seq, head: Digest::of(&bytes), time: None };
+        }
+    }
+}
+
+/// The first record of a volume that is being made. Durable with its first commit.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn begin_with(fs: &Fs, volume: Uuid, event: Event) -> fs::Result<()> {
+    let entry = Entry::done(Actor::user(&process::identity()), Object::Volume, event);
+    let mut record = Record::new(&entry, record::now());
+    fs.append_audit(|_| vec![Chain::after(Digest::genesis(volume), None).push(&mut record)])
+}

@@ -1,0 +1,268 @@
+//! What the audit trail tells of: actors, objects, events, reasons.
+//!
+//! To add an event, add a variant: its name in kebab case is its code in the trail, for ever, and its fields are its
+//! details. Fields may be added to a variant, never changed in meaning. Who reads a trail takes codes and fields that it does
+//! not know as they are.
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::process::Identity;
+use crate::limits::{AUDIT_REASONS_MAX, AUDIT_TEXT_MAX};
+use crate::mirror::{ErrorCounts, State};
+use crate::policy;
+use crate::registry::VerifiedRegistry;
+
+/// Who did it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Actor {
+    /// The program by itself: it noticed something, and did what it must.
+    System {
+        /// Process number.
+        pid: u32,
+    },
+    /// Somebody who ran the command.
+    User {
+        /// Real user of the process.
+        uid: u32,
+        /// Real group of the process.
+        gid: u32,
+        /// Process number.
+        pid: u32,
+        /// The user who logged in, whatever became of the user since; none for a service.
+        login_uid: Option<u32>,
+        /// Name of that user, else of `uid`, as the host knew it then.
+        name: Option<String>,
+    },
+}
+
+impl Actor {
+    /// The program itself.
+    pub fn system() -> Self {
+        Self::System { pid: std::process::id() }
+    }
+
+    /// Who runs this process.
+    pub fn user(identity: &Identity) -> Self {
+        let Identity { uid, gid, pid, login_uid, ref name, .. } = *identity;
+        Self::User { uid, gid, pid, login_uid, name: name.as_deref().map(cut) }
+    }
+}
+
+/// What it was done to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Object {
+    /// The volume as a whole.
+    Volume,
+    /// A replica of it.
+    Replica {
+        /// Row of the replica table.
+        index: usize,
+        /// Its entry in the registry.
+        registry_id: String,
+        /// Device node; empty when there is none.
+        device: String,
+    },
+    /// A device that is not (yet) a replica.
+    Device {
+        /// Device node.
+        device: String,
+    },
+    /// A registry.
+    Registry {
+        /// Its version, when it could be verified.
+        version: Option<u64>,
+    },
+}
+
+/// A registry, as the trail names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryFacts {
+    /// Its version.
+    pub version: u64,
+    /// SHA-256 of the document, in hexadecimal digits.
+    pub sha256: String,
+    /// Last day of validity.
+    pub valid_until: String,
+    /// The officers whose signatures were verified.
+    pub signers: Vec<String>,
+}
+
+impl From<&VerifiedRegistry> for RegistryFacts {
+    fn from(registry: &VerifiedRegistry) -> Self {
+        Self {
+            version: registry.version(),
+            sha256: super::record::hex(&registry.document_digest()),
+            valid_until: registry.valid_until().to_string(),
+            signers: registry.signers().to_vec(),
+        }
+    }
+}
+
+/// A replica at the moment of a mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ReplicaFacts {
+    /// Row of the replica table.
+    pub index: usize,
+    /// Its entry in the registry.
+    pub registry_id: String,
+    /// Device node; empty when there is none.
+    pub device: String,
+    /// As it was found.
+    pub state: State,
+}
+
+impl ReplicaFacts {
+    /// A replica.
+    pub fn new(index: usize, registry_id: &str, device: &str, state: State) -> Self {
+        Self { index, registry_id: cut(registry_id), device: cut(device), state }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", content = "details", rename_all = "kebab-case")]
+pub enum Event {
+    /// The volume was made; the first record of its trail.
+    VolumeCreated {
+        /// Its label.
+        label: String,
+        /// Whether its registry is a sovereign one, else a laboratory's.
+        sovereign: bool,
+        /// The registry that approved the devices.
+        registry: RegistryFacts,
+        /// The devices.
+        replicas: Vec<ReplicaFacts>,
+    },
+    /// The volume is older than its trail, which begins here.
+    TrailBegun,
+    /// The volume was opened for use.
+    Mounted {
+        /// Name of the host.
+        host: String,
+        /// Version of the program.
+        program: String,
+        /// Whether it takes no changes; the reasons say why, when that was not asked for.
+        read_only: bool,
+        /// Whether missing replicas were accepted beforehand.
+        degraded: bool,
+        /// Whether the mount before has no `unmounted`: it ended by a crash, or with the power.
+        after_crash: bool,
+        /// The generation that was found.
+        generation: u64,
+        /// The registry in force.
+        registry: RegistryFacts,
+        /// The replicas as they were found.
+        replicas: Vec<ReplicaFacts>,
+    },
+    /// The volume was closed; what follows is its last commit.
+    Unmounted,
+    /// Somebody wanted to mount it, and was refused for these reasons.
+    MountRefused,
+    /// An older state than the host had seen was accepted with the option `accept-rollback`.
+    RollbackAccepted {
+        /// The generation that the host had seen.
+        seen: u64,
+        /// The generation that was found.
+        found: u64,
+    },
+    /// A replica came into another state, for these reasons: `refused` is the policy's word, `faulty` the device's,
+    /// `resyncing` and then `in-sync` a resync that began and ended well.
+    ReplicaState {
+        /// Before.
+        from: State,
+        /// From now on.
+        to: State,
+    },
+    /// The policy does not approve a replica's device any more, for these reasons.
+    DeviceRefused,
+    /// A device that had been refused is approved again.
+    DeviceApproved,
+    /// What went wrong on a replica since the last such record, or since the mount.
+    ReplicaErrors(ErrorCounts),
+    /// A registry came into force.
+    RegistryAccepted(RegistryFacts),
+    /// The registry file is not the registry in force any more, for these reasons; the one in force stays.
+    RegistryRefused,
+    /// No change is accepted from now on, for these reasons.
+    ReadOnly,
+    /// The clock shows an earlier time than the record before.
+    ClockWentBack {
+        /// Time of the record before.
+        from: String,
+    },
+    /// Reports of the host that could not be kept, because there were too many.
+    ReportsLost {
+        /// How many.
+        count: u64,
+    },
+}
+
+/// Why, with a stable code.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Stable code.
+    pub code: String,
+    /// The same for people.
+    pub text: String,
+}
+
+impl Reason {
+    /// A reason; texts are cut at [`AUDIT_TEXT_MAX`] bytes.
+    pub fn new(code: &str, text: &str) -> Self {
+        Self { code: cut(code), text: cut(text) }
+    }
+}
+
+impl From<&policy::Reason> for Reason {
+    fn from(reason: &policy::Reason) -> Self {
+        Self::new(&reason.code.to_string(), &reason.text)
+    }
+}
+
+/// Something to be recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub(super) actor: Actor,
+    pub(super) object: Object,
+    pub(super) event: Event,
+    pub(super) reasons: Vec<Reason>,
+}
+
+impl Entry {
+    /// What the program noticed or did by itself. Repetitions of it are counted rather than recorded one by one.
+    pub fn noticed(object: Object, event: Event) -> Self {
+        Self { actor: Actor::system(), object, event, reasons: Vec::new() }
+    }
+
+    /// What somebody did. Each time is recorded.
+    pub fn done(by: Actor, object: Object, event: Event) -> Self {
+        Self { actor: by, object, event, reasons: Vec::new() }
+    }
+
+    /// The same, with reasons; the first [`AUDIT_REASONS_MAX`] are kept, and how many more there were.
+    #[must_use]
+    pub fn because(mut self, reasons: impl IntoIterator<Item = Reason>) -> Self {
+        self.reasons.extend(reasons);
+        let more = self.reasons.len().saturating_sub(AUDIT_REASONS_MAX);
+        if more > 0 {
+            self.reasons.truncate(AUDIT_REASONS_MAX - 1);
+            self.reasons.push(Reason::new("more", &format!("and {} more", more + 1)));
+        }
+        self
+    }
+}
+
+/// At most [`AUDIT_TEXT_MAX`] bytes of a text, without control characters.
+pub(super) fn cut(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        let c = if c.is_control() { ' ' } else { c };
+        if out.len() + c.len_utf8() > AUDIT_TEXT_MAX {
+            break;
+        }
+        out.push(c);
+    }
+    out
+}
