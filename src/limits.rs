@@ -38,6 +38,9 @@ pub const REGISTRY_TEXT_MAX: usize = 256;
 /// Most values of one list of a registry.
 pub const REGISTRY_LIST_MAX: usize = 64;
 
+/// Longest validity of a registry or an inspection, in days: ten years.
+pub const VALIDITY_DAYS_MAX: i64 = 3653;
+
 /// Largest document of trust anchors, in bytes.
 pub const TRUST_BYTES_MAX: usize = 64 << 10;
 

@@ -10,15 +10,30 @@ mod date;
 mod document;
 mod identity;
 mod keys;
+mod table;
 mod trust;
 
 pub use date::Date;
-pub use document::{DeviceEntry, Policy, Registry, Site, Status};
+pub use document::{Certification, DeviceEntry, Policy, Registry, Site, Status};
 pub use identity::{Identity, IdentityField, Transport};
 pub use keys::{KeyFiles, is_encrypted, keygen, sign};
+pub use table::{Field, same_but_for_case};
 pub use trust::{Officer, TrustAnchors};
 
 use sha2::{Digest, Sha256};
+
+use crate::limits;
+
+/// The fields of the documents, table by table, as the manual has them.
+pub const TABLES: [(&str, &[Field]); 7] = [
+    ("trust.toml", trust::File::FIELDS),
+    ("[[officer]]", trust::FileOfficer::FIELDS),
+    ("registry.toml", Registry::FIELDS),
+    ("[policy]", Policy::FIELDS),
+    ("[[site]]", Site::FIELDS),
+    ("certifications", Certification::FIELDS),
+    ("[[device]]", DeviceEntry::FIELDS),
+];
 
 /// Why a registry, trust anchors, a key or a signature was not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +118,11 @@ impl VerifiedRegistry {
         self.document.valid_until
     }
 
+    /// The document.
+    pub fn document(&self) -> &Registry {
+        &self.document
+    }
+
     /// The policy.
     pub fn policy(&self) -> &Policy {
         &self.document.policy
@@ -115,7 +135,7 @@ impl VerifiedRegistry {
 
     /// The site of this id.
     pub fn site(&self, id: &str) -> Option<&Site> {
-        self.document.sites.iter().find(|s| s.id == id)
+        self.document.site(id)
     }
 
     /// The devices, approved and revoked.
@@ -161,10 +181,10 @@ pub fn verify(
     signatures: &[SignatureFile<'_>],
     anchors: &TrustAnchors,
 ) -> Result<VerifiedRegistry, Error> {
-    document::check_size(document)?;
+    table::check_size(document::WHAT, document, limits::REGISTRY_BYTES_MAX)?;
     let mut counted = vec![false; anchors.officers().len()];
     let mut problems = Vec::new();
-    for signature in signatures.iter().take(crate::limits::SIGNATURES_MAX) {
+    for signature in signatures.iter().take(limits::SIGNATURES_MAX) {
         let Some(index) = anchors.officers().iter().position(|o| o.name == signature.officer) else {
             problems.push(format!("{:?} is not an officer of the trust anchors", signature.officer));
             continue;

@@ -52,6 +52,19 @@ impl Date {
         Self::new(u16::try_from(year).ok()?, u8::try_from(month).ok()?, u8::try_from(day).ok()?)
     }
 
+    /// Days from this day to `other`; negative when that is earlier.
+    pub fn days_until(self, other: Self) -> i64 {
+        other.number() - self.number()
+    }
+
+    /// Days since 1 March of the year 0: the inverse of [`from_unix`](Self::from_unix), whose eras it counts in.
+    fn number(self) -> i64 {
+        let (month, day) = (i64::from(self.month), i64::from(self.day));
+        let year = i64::from(self.year) - i64::from(month <= 2);
+        let month_from_march = (month + 9) % 12;
+        year * 365 + year / 4 - year / 100 + year / 400 + (153 * month_from_march + 2) / 5 + day - 1
+    }
+
     /// Today, UTC, by the host's clock; `None` when the clock is before 1970 or after 9999.
     pub fn today() -> Option<Self> {
         Self::from_unix(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?.as_secs())
@@ -105,6 +118,7 @@ mod tests {
             assert!(date > last);
             assert!(date.day == last.day + 1 || date.day == 1);
             assert_eq!(Date::parse(&date.to_string()), Some(date));
+            assert_eq!((last.days_until(date), date.days_until(last)), (1, -1), "{date}");
             last = date;
         }
     }

@@ -23,7 +23,7 @@ pub struct KeyFiles {
 /// # Errors
 /// [`Error::Key`] when the system gives no random bytes.
 pub fn keygen(officer: &str, password: Option<&str>) -> Result<KeyFiles, Error> {
-    super::document::check_id(officer).map_err(Error::Key)?;
+    super::table::check_id(officer).map_err(Error::Key)?;
     let pair = match password {
         Some(password) => KeyPair::generate_encrypted_keypair(Some(password.to_owned())),
         None => KeyPair::generate_unencrypted_keypair(),

@@ -114,9 +114,89 @@ fn what_is_missing_unknown_or_out_of_bounds_is_refused() {
     }
     let device = DOCUMENT.split_once("[[device]]").unwrap().1;
     let twice = format!("{DOCUMENT}\n[[device]]{device}");
-    assert!(Registry::parse(twice.as_bytes()).unwrap_err().to_string().contains("two devices have the id"));
+    assert!(Registry::parse(twice.as_bytes()).unwrap_err().to_string().contains("two tables device are called"));
     let huge = vec![b'#'; crate::limits::REGISTRY_BYTES_MAX + 1];
     assert!(matches!(Registry::parse(&huge), Err(Error::TooLarge { .. })));
+}
+
+#[test]
+fn texts_that_look_alike_are_not_registered() {
+    let owner = "owner = \"Ministère de la Justice\"";
+    for (what, text) in [
+        ("a Cyrillic letter", "Ministèrе de la Justice"),
+        ("a letter with a combining mark", "Ministe\u{300}re de la Justice"),
+        ("a no-break space", "Ministère\u{a0}de la Justice"),
+        ("a zero-width space", "Ministère de\u{200b} la Justice"),
+        ("a soft hyphen", "Minis\u{ad}tère de la Justice"),
+        ("text from right to left", "\u{202e}ecitsuJ al ed erètsiniM"),
+        ("full-width letters", "Ｍinistère de la Justice"),
+        ("two spaces", "Ministère  de la Justice"),
+        ("a space at the end", "Ministère de la Justice "),
+        ("a line break", "Ministère\\nde la Justice"),
+        ("nothing", ""),
+        ("a dotless i", "Mınistère de la Justice"),
+    ] {
+        let document = DOCUMENT.replace(owner, &format!("owner = \"{text}\""));
+        assert_ne!(document, DOCUMENT);
+        assert!(matches!(Registry::parse(document.as_bytes()), Err(Error::Invalid { .. })), "{what}");
+    }
+    let french = DOCUMENT.replace(owner, "owner = \"Cour d’appel de Nîmes, « Œuvre » n° 2 (ÀÉÈÊËÎÏÔÙÛÜŸÇ)\"");
+    assert!(Registry::parse(french.as_bytes()).is_ok());
+}
+
+#[test]
+fn values_out_of_bounds_are_refused() {
+    for (from, to) in [
+        ("valid_until = 2027-05-31", "valid_until = 2036-12-01"),
+        ("valid_until = 2027-05-31", "valid_until = 9999-12-31"),
+        ("valid_until = 2027-05-31", "valid_until = 2027-02-29"),
+        ("valid_until = 2027-05-31", "valid_until = 2027-05-31T00:00:00Z"),
+        ("valid_until = 2027-05-31", "valid_until = \"2027-05-31\""),
+        ("inspection_valid_until = 2027-04-02", "inspection_valid_until = 2036-11-01"),
+        ("version = 7", "version = -1"),
+        ("version = 7", "version = 18446744073709551616"),
+        ("version = 7", "version = 7\nversion = 7"),
+        ("min_sites = 1", "min_sites = 0"),
+        ("min_sites = 1", "min_sites = 17"),
+        ("min_sites = 1", "min_sites = true"),
+        ("virtual_hosts = false", "virtual_hosts = 0"),
+        ("virtual_hosts = false", "virtual_hosts = false\nvirtual_hosts = true"),
+        ("countries = [\"FR\"]", "countries = [\"fr\"]"),
+        ("countries = [\"FR\"]", "countries = [\"FR\", \"FR\"]"),
+        ("countries = [\"FR\"]", "countries = []"),
+        ("countries = [\"FR\"]", "countries = \"FR\""),
+        ("jurisdictions = [\"FR\"]", "jurisdictions = [\"France\"]"),
+        (
+            "owners = [\"Ministère de la Justice\"]",
+            "owners = [\"Ministère de la Justice\", \"ministère de la justice\"]",
+        ),
+        ("transports = [\"nvme-pcie\"", "transports = [\"sas\""),
+        ("transports = [\"nvme-pcie\"", "transports = [\"NVMe-PCIe\""),
+        ("transports = [\"nvme-pcie\"", "transports = [\"nvme-tcp\""),
+        ("min_sites = 1", "min_sites = 1\ncertifications = [\"a\", \"A\"]"),
+        ("min_sites = 1", "min_sites = 1\ncertifications = [\"\"]"),
+        ("inspected = ", "certifications = [{ name = \"x\", reference = \"y\" }]\ninspected = "),
+        (
+            "inspected = ",
+            "certifications = [{ name = \"x\", reference = \"y\", valid_until = 2027-01-01, ok = true }]\ninspected = ",
+        ),
+        ("id = \"tj-paris\"", "id = \"tj\\u0000paris\""),
+        ("id = \"tj-paris\"", "id = \"tj paris\""),
+        ("id = \"tj-paris\"", "id = \"\""),
+        ("id = \"tj-paris\"", "id = \"tj-pаris\""),
+        ("status = \"approved\"", "status = \"Approved\""),
+        ("serial = \"S4EWNX0R512345\"", "serial = \"S4EWNX0R51234５\""),
+        ("serial = \"S4EWNX0R512345\"", "serial = \" S4EWNX0R512345\""),
+        ("size = 3840755982336", "size = 0"),
+        ("size = 3840755982336", "size = 3840755982336.0"),
+    ] {
+        assert!(DOCUMENT.contains(from), "{from}");
+        assert!(Registry::parse(DOCUMENT.replacen(from, to, 1).as_bytes()).is_err(), "{from} -> {to}");
+    }
+    // Two ids that differ in nothing but case are one for the eye.
+    let device = DOCUMENT.split_once("[[device]]").unwrap().1.replace("paris-nvme-01", "PARIS-nvme-01");
+    let twice = format!("{DOCUMENT}\n[[device]]{device}");
+    assert!(Registry::parse(twice.as_bytes()).unwrap_err().to_string().contains("two tables device are called"));
 }
 
 #[test]

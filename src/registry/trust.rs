@@ -1,10 +1,10 @@
 //! Trust anchors: the officers' public keys and how many of them must sign.
 
 use minisign::PublicKey;
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{Error, document::check_id};
+use super::Error;
+use super::table::{self, ID, Kind, check_id, document};
 use crate::limits;
 
 const WHAT: &str = "the trust anchors";
@@ -38,20 +38,28 @@ pub struct TrustAnchors {
     officers: Vec<Officer>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    threshold: u32,
-    #[serde(rename = "officer")]
-    officers: Vec<FileOfficer>,
+document! {
+    /// `trust.toml`.
+    pub(super) struct File {
+        threshold: u32 = THRESHOLD; ["registry-signatures"]
+            "How many distinct officers must sign.";
+        officers as "officer": Vec<FileOfficer> = OFFICERS; ["registry-signatures"]
+            "The officers, one table each, at most 32; no two have the same name or key.";
+    }
+
+    /// An officer.
+    pub(super) struct FileOfficer {
+        name: String = ID; []
+            "Also part of the name of the signature file.";
+        public_key: String = KEY; []
+            "The second line of the officer's minisign public key file.";
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileOfficer {
-    name: String,
-    public_key: String,
-}
+const THRESHOLD: Kind<u32> = Kind { shown: "number, 1 to that of officers", check: |_, _| Ok(()) };
+const OFFICERS: Kind<Vec<FileOfficer>> =
+    Kind { shown: "tables", check: |_, officers| officers.iter().try_for_each(FileOfficer::check) };
+const KEY: Kind<String> = Kind { shown: "text", check: |_, _| Ok(()) };
 
 impl TrustAnchors {
     /// Parses `trust.toml`: `threshold`, and an array `officer` of `name` and `public_key` (the second line of a
@@ -61,14 +69,8 @@ impl TrustAnchors {
     /// [`Error::TooLarge`], [`Error::Syntax`], [`Error::Invalid`]: also when two officers have the same name or key, or
     /// when the threshold is not between 1 and the number of officers.
     pub fn parse(document: &[u8]) -> Result<Self, Error> {
-        let (bytes, max) = (document.len(), limits::TRUST_BYTES_MAX);
-        if bytes > max {
-            return Err(Error::TooLarge { what: WHAT, bytes, max });
-        }
-        let text = std::str::from_utf8(document)
-            .map_err(|e| Error::Syntax { what: WHAT, detail: format!("not UTF-8: {e}") })?;
-        let file: File =
-            toml::from_str(text).map_err(|e| Error::Syntax { what: WHAT, detail: e.to_string().trim_end().into() })?;
+        let file: File = table::parse(WHAT, document, limits::TRUST_BYTES_MAX)?;
+        file.check().map_err(invalid)?;
         let mut officers = Vec::new();
         for FileOfficer { name, public_key } in file.officers.into_iter().take(limits::OFFICERS_MAX + 1) {
             let key = PublicKey::from_base64(public_key.trim())
