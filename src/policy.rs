@@ -17,6 +17,12 @@ pub use standing::{EXPIRY_WARNING_DAYS, Expiry, Standing, expiries, standing};
 
 use serde::Serialize;
 
+/// Reasons in one line; of the first the text alone, because its code stands for all of them where the line is shown.
+pub fn in_a_line(reasons: &[Reason]) -> String {
+    let Some((first, others)) = reasons.split_first() else { return String::new() };
+    others.iter().fold(first.text.clone(), |line, reason| format!("{line}; {reason}"))
+}
+
 /// A rule and what it found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RuleOutcome {

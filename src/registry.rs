@@ -18,7 +18,7 @@ pub use document::{Certification, DeviceEntry, Policy, Registry, Site, Status};
 pub use identity::{Identity, IdentityField, Transport};
 pub use keys::{KeyFiles, is_encrypted, keygen, sign};
 pub use table::{Field, same_but_for_case};
-pub use trust::{Officer, TrustAnchors};
+pub use trust::{Officer, TrustAnchors, hex};
 
 use sha2::{Digest, Sha256};
 
@@ -65,8 +65,10 @@ pub enum Error {
         detail: String,
     },
     /// Too few officers' signatures count.
-    #[error("the registry has {} valid signature(s) of the {threshold} required{}", signers.len(), listed(problems))]
+    #[error("{} of the {threshold} signatures required on {what} count{}", signers.len(), listed(problems))]
     TooFewSignatures {
+        /// Which document.
+        what: &'static str,
         /// The officers whose signatures count.
         signers: Vec<String>,
         /// How many are required.
@@ -100,6 +102,7 @@ pub struct VerifiedRegistry {
     threshold: usize,
     document_digest: [u8; 32],
     anchors_digest: [u8; 32],
+    anchors_replaced: Vec<[u8; 32]>,
 }
 
 impl VerifiedRegistry {
@@ -163,6 +166,12 @@ impl VerifiedRegistry {
         self.anchors_digest
     }
 
+    /// Whether the anchors it was verified with are those of the digest `pinned`, or have replaced them by signatures of
+    /// the officers that those require.
+    pub fn is_trusted_by(&self, pinned: &[u8; 32]) -> bool {
+        self.anchors_digest == *pinned || self.anchors_replaced.contains(pinned)
+    }
+
     /// Whether this is a laboratory registry, i.e. its signed policy lists the transport `loop` or `memory`.
     pub fn is_laboratory(&self) -> bool {
         self.document.policy.is_laboratory()
@@ -182,30 +191,63 @@ pub fn verify(
     anchors: &TrustAnchors,
 ) -> Result<VerifiedRegistry, Error> {
     table::check_size(document::WHAT, document, limits::REGISTRY_BYTES_MAX)?;
-    let mut counted = vec![false; anchors.officers().len()];
-    let mut problems = Vec::new();
-    for signature in signatures.iter().take(limits::SIGNATURES_MAX) {
-        let Some(index) = anchors.officers().iter().position(|o| o.name == signature.officer) else {
-            problems.push(format!("{:?} is not an officer of the trust anchors", signature.officer));
-            continue;
-        };
-        match keys::verify_signature(&anchors.officers()[index].key, document, signature.bytes) {
-            Ok(()) => counted[index] = true,
-            Err(detail) => problems.push(format!("signature of {}: {detail}", signature.officer)),
-        }
-    }
-    let signers: Vec<String> =
-        anchors.officers().iter().zip(&counted).filter(|(_, c)| **c).map(|(o, _)| o.name.clone()).collect();
-    if signers.len() < anchors.threshold() {
-        return Err(Error::TooFewSignatures { signers, threshold: anchors.threshold(), problems });
-    }
+    let signers = count(document::WHAT, document, signatures, anchors)?;
     Ok(VerifiedRegistry {
         document: Registry::parse(document)?,
         signers,
         threshold: anchors.threshold(),
         document_digest: Sha256::digest(document).into(),
         anchors_digest: anchors.digest(),
+        anchors_replaced: anchors.replaced().to_vec(),
     })
+}
+
+/// What a signature file of an officer is worth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signature {
+    /// It signs exactly this document.
+    Counts,
+    /// It does not, and why.
+    Void(String),
+    /// There is none.
+    Absent,
+}
+
+/// What each officer of `anchors` has signed, in their order. A signature by somebody the anchors do not name is not
+/// looked at.
+pub fn signatures(document: &[u8], files: &[SignatureFile<'_>], anchors: &TrustAnchors) -> Vec<(String, Signature)> {
+    let of = |officer: &Officer| {
+        let mut found = Signature::Absent;
+        for file in files.iter().take(limits::SIGNATURES_MAX).filter(|file| file.officer == officer.name) {
+            match keys::verify_signature(&officer.key, document, file.bytes) {
+                Ok(()) => return Signature::Counts,
+                Err(detail) => found = Signature::Void(detail),
+            }
+        }
+        found
+    };
+    anchors.officers().iter().map(|officer| (officer.name.clone(), of(officer))).collect()
+}
+
+/// The officers whose signatures count, if they are as many as the anchors require.
+fn count(
+    what: &'static str,
+    document: &[u8],
+    files: &[SignatureFile<'_>],
+    anchors: &TrustAnchors,
+) -> Result<Vec<String>, Error> {
+    let (mut signers, mut problems) = (Vec::new(), Vec::new());
+    for (officer, signature) in signatures(document, files, anchors) {
+        match signature {
+            Signature::Counts => signers.push(officer),
+            Signature::Void(detail) => problems.push(format!("signature of {officer}: {detail}")),
+            Signature::Absent => problems.push(format!("{officer} has not signed")),
+        }
+    }
+    match signers.len() < anchors.threshold() {
+        true => Err(Error::TooFewSignatures { what, signers, threshold: anchors.threshold(), problems }),
+        false => Ok(signers),
+    }
 }
 
 #[cfg(test)]

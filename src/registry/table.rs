@@ -108,7 +108,20 @@ pub(super) fn parse<T: DeserializeOwned>(what: &'static str, document: &[u8], ma
     check_size(what, document, max)?;
     let syntax = |detail| Error::Syntax { what, detail };
     let text = std::str::from_utf8(document).map_err(|e| syntax(format!("not UTF-8: {e}")))?;
-    toml::from_str(text).map_err(|e| syntax(e.to_string().trim_end().to_owned()))
+    toml::from_str(text).map_err(|e| syntax(unfinished(text).unwrap_or_else(|| e.to_string().trim_end().to_owned())))
+}
+
+/// Says which fields of a draft are still empty, if any: no field of a document ever is.
+fn unfinished(text: &str) -> Option<String> {
+    let mut empty = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
+        if let Some((name, value)) = line.split_once('=')
+            && matches!(value.trim(), "\"\"" | "[\"\"]")
+        {
+            empty.push(format!("{} (line {number})", name.trim()));
+        }
+    }
+    (!empty.is_empty()).then(|| format!("still empty: {}", empty.join(", ")))
 }
 
 pub(super) fn check_size(what: &'static str, document: &[u8], max: usize) -> Result<(), Error> {

@@ -129,6 +129,7 @@ impl Assembled {
             },
         )?;
         store.saw_registry(registry.version());
+        store.saw_trust(registry.anchors_digest());
         if read_only {
             store.poison_quietly(too_few.unwrap_or_else(|| "mounted read-only".to_owned()));
         } else {
