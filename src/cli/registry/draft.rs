@@ -42,7 +42,7 @@ pub(super) fn draft(site: &str, devices: &[(String, DeviceFacts)], today: Date) 
     text.push_str("\n[[site]]\n");
     table(&mut text, Site::FIELDS, &[("id", quoted(site))]);
     for (id, facts) in devices {
-        let _ = write!(text, "\n# {}\n[[device]]\n", facts.root.name);
+        let _ = writeln!(text, "\n# {}\n[[device]]", facts.root.name);
         let known = [("id", quoted(id)), ("site", quoted(site)), ("identity", identity(leaf(facts))?)];
         table(&mut text, DeviceEntry::FIELDS, &known);
     }

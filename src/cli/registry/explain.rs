@@ -1,8 +1,9 @@
 //! What a registry says, in words: who may hold what until when, who signed, what ends soon.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use crate::policy::{EXPIRY_WARNING_DAYS, Reason, expiries, standing};
+use crate::policy::{EXPIRY_WARNING_DAYS, ReasonCode, expiries, standing};
 use crate::registry::{Certification, Date, DeviceEntry, IdentityField, Registry, Signature, Site, TrustAnchors, hex};
 
 /// What the whole of it proves.
@@ -104,7 +105,7 @@ pub(super) fn signatures(anchors: &TrustAnchors, signatures: &[(String, Signatur
         };
         let _ = writeln!(text, "  {officer:<20} {said}");
     }
-    let _ = write!(text, "trust anchors version {}, digest {}\n", anchors.version(), hex(&anchors.digest()));
+    let _ = writeln!(text, "trust anchors version {}, digest {}", anchors.version(), hex(&anchors.digest()));
     if let Some(before) = anchors.replaced().last() {
         let _ = writeln!(text, "  put in place of {} by the officers of that version", hex(before));
     }
@@ -116,21 +117,20 @@ pub(super) fn warnings(registry: &Registry, today: Date) -> Vec<String> {
     let soon = expiries(registry).into_iter().filter(|e| today.days_until(e.last_day) <= EXPIRY_WARNING_DAYS);
     let mut warnings: Vec<String> =
         soon.map(|e| format!("{} ends on {} ({})", e.what, e.last_day, left(today, e.last_day))).collect();
+    let mut identities: HashMap<[u8; 32], &str> = HashMap::new();
     for device in &registry.devices {
-        let reasons = standing(registry, device, today).reasons;
         // What is over has been said, and a revoked device is meant to be refused.
-        let other = |reason: &&Reason| {
-            use crate::policy::ReasonCode as Code;
-            !matches!(
-                reason.code,
-                Code::DeviceRevoked | Code::RegistryExpired | Code::RegistryNotYetValid | Code::InspectionExpired
-            )
+        let said = |code| {
+            use ReasonCode::{DeviceRevoked, InspectionExpired, RegistryExpired, RegistryNotYetValid};
+            matches!(code, DeviceRevoked | InspectionExpired | RegistryExpired | RegistryNotYetValid)
         };
-        warnings
-            .extend(reasons.iter().find(other).map(|reason| format!("{} is approved by nothing: {reason}", device.id)));
-        let twin = registry.devices.iter().take_while(|d| d.id != device.id).find(|d| d.identity == device.identity);
-        warnings
-            .extend(twin.map(|twin| format!("{} and {} have one identity: neither is approved", twin.id, device.id)));
+        let reasons = standing(registry, device, today).reasons;
+        if let Some(reason) = reasons.iter().find(|reason| !said(reason.code)) {
+            warnings.push(format!("{} is approved by nothing: {reason}", device.id));
+        }
+        if let Some(twin) = identities.insert(device.identity.digest(), &device.id) {
+            warnings.push(format!("{twin} and {} have one identity: neither is approved", device.id));
+        }
     }
     warnings
 }
@@ -142,5 +142,49 @@ pub(super) fn left(today: Date, last_day: Date) -> String {
         1 => "1 day left".to_owned(),
         days if days > 0 => format!("{days} days left"),
         days => format!("OVER since {} day(s)", -days),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::device::identity::{DeviceFacts, Node};
+    use crate::policy::laboratory;
+    use crate::registry::{Status, Transport};
+
+    #[test]
+    fn what_ends_within_a_month_is_said_before_it_refuses() {
+        let day = |text: &str| Date::parse(text).unwrap();
+        let mut root = Node::bare("sda", Transport::Virtio);
+        (root.serial, root.size_bytes) = (Some("vol-1".into()), 4096);
+        let facts = DeviceFacts { root };
+        let mut document = laboratory::registry_for(
+            &[("disk-1", facts.clone()), ("disk-2", facts)],
+            day("2026-01-01"),
+            day("2026-12-31"),
+        );
+        document.devices[1].identity.serial = Some("vol-2".into());
+        let on = |document: &Registry, today: &str| warnings(document, day(today));
+        assert_eq!(on(&document, "2026-11-30"), [""; 0]);
+        let ends = [
+            "registry version 1 ends on 2026-12-31 (30 days left)",
+            "the inspection of site laboratory ends on 2026-12-31 (30 days left)",
+        ];
+        assert_eq!(on(&document, "2026-12-01"), ends);
+        assert!(on(&document, "2026-12-30")[0].ends_with("(1 day left)"));
+        assert!(on(&document, "2026-12-31")[0].ends_with("(today is the last day)"));
+        assert!(on(&document, "2027-01-02")[1].ends_with("(OVER since 2 day(s))"));
+        // What can never be approved, and what is refused on purpose.
+        document.devices[1].identity.serial = Some("vol-1".into());
+        assert_eq!(on(&document, "2026-06-01"), ["disk-1 and disk-2 have one identity: neither is approved"]);
+        document.devices[1].identity.serial = Some("vol-2".into());
+        document.devices[1].status = Status::Revoked;
+        assert_eq!(on(&document, "2026-06-01"), [""; 0]);
+        assert!(
+            registry(&document, day("2026-06-01")).contains("  may hold nothing: the registry has disk-2 as revoked")
+        );
+        document.devices[0].site = "elsewhere".into();
+        assert!(on(&document, "2026-06-01")[0].ends_with("which the registry does not describe [site-unknown]"));
     }
 }
