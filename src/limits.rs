@@ -38,8 +38,14 @@ pub const REGISTRY_TEXT_MAX: usize = 256;
 /// Most values of one list of a registry.
 pub const REGISTRY_LIST_MAX: usize = 64;
 
+/// Longest validity of a registry or an inspection, in days: ten years.
+pub const VALIDITY_DAYS_MAX: i64 = 3653;
+
 /// Largest document of trust anchors, in bytes.
 pub const TRUST_BYTES_MAX: usize = 64 << 10;
+
+/// Latest version of the trust anchors: how often officers can be replaced in the life of a volume.
+pub const TRUST_VERSIONS_MAX: u32 = 256;
 
 /// Largest signature or key file, in bytes.
 pub const SIGNATURE_BYTES_MAX: usize = 4096;

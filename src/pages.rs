@@ -148,6 +148,8 @@ pub struct Store {
     generation: AtomicU64,
     /// The newest registry that was in force.
     registry_version: AtomicU64,
+    /// Digest of the trust anchors in force.
+    trust: Mutex<[u8; 32]>,
     readers: Readers,
     poisoned: OnceLock<String>,
 }
@@ -241,6 +243,7 @@ impl Store {
             db: RwLock::new(db),
             generation: AtomicU64::new(root.generation.0),
             registry_version: AtomicU64::new(root.registry_version),
+            trust: Mutex::new(root.trust),
             commit: Mutex::new(CommitState { root, persisted, space_tree, releasing: VecDeque::new() }),
             readers: Readers::default(),
             poisoned: OnceLock::new(),
@@ -281,6 +284,12 @@ impl Store {
     /// The newest registry that was in force.
     pub fn registry_version(&self) -> u64 {
         self.registry_version.load(Ordering::Acquire)
+    }
+
+    /// The trust anchors of this digest are in force: the next root records it, and only these or their successors are
+    /// accepted after that. Says whether that is news. The caller has seen that those in force before trust them.
+    pub fn saw_trust(&self, digest: [u8; 32]) -> bool {
+        std::mem::replace(&mut *lock(&self.trust), digest) != digest
     }
 
     /// Whether changes are possible.

@@ -7,125 +7,20 @@ mod approved;
 mod examine;
 pub mod laboratory;
 pub mod load;
+mod reason;
+mod standing;
 
 pub use approved::{ApprovedDevice, ApprovedEntry, Refused, WriteError};
 pub use examine::{examine, examine_set};
+pub use reason::{Reason, ReasonCode};
+pub use standing::{EXPIRY_WARNING_DAYS, Expiry, Standing, expiries, standing};
 
 use serde::Serialize;
 
-/// Stable code of a reason. Once given, a code keeps its meaning; retired ones stay as comments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ReasonCode {
-    /// The registry is not valid yet.
-    RegistryNotYetValid,
-    /// The registry's validity is over.
-    RegistryExpired,
-    /// The registry is older than the one the device was approved with.
-    RegistryRolledBack,
-    /// A laboratory registry for a sovereign volume, or the other way round.
-    RegistryKindChanged,
-    /// The host is a virtual machine and the policy does not allow it.
-    HostVirtual,
-    /// The host does not say whether it is a virtual machine and the policy does not allow it.
-    HostUnknown,
-    /// The device's facts could not be read.
-    DeviceUnreadable,
-    /// The device is not the one that was opened any more.
-    DeviceChanged,
-    /// The device has another identity than when it was approved.
-    DeviceSwapped,
-    /// A node of the chain could not be read wholly.
-    ChainUnreadable,
-    /// The chain is deeper than is followed.
-    ChainTooDeep,
-    /// The chain has more nodes than are followed.
-    ChainTooLarge,
-    /// The chain is a circle.
-    ChainCycle,
-    /// A node that combines or redirects devices in a way no policy can allow.
-    ChainNodeNotAllowed,
-    /// The leaves are entries of several sites, or there is none.
-    ChainLeavesDiffer,
-    /// The transport is not recognised.
-    TransportUnknown,
-    /// The policy does not list the transport.
-    TransportNotAllowed,
-    /// No entry of the registry has this identity.
-    DeviceNotListed,
-    /// Several entries of the registry match.
-    DeviceListedTwice,
-    /// The entry says revoked.
-    DeviceRevoked,
-    /// An entry almost matches, but its transport differs.
-    TransportMismatch,
-    /// An entry almost matches, but its world-wide identifier differs.
-    WwidMismatch,
-    /// An entry almost matches, but its serial number differs.
-    SerialMismatch,
-    /// An entry almost matches, but its model differs.
-    ModelMismatch,
-    /// An entry almost matches, but its size differs.
-    SizeMismatch,
-    /// An entry almost matches, but the filesystem of its file differs.
-    FsDeviceMismatch,
-    /// An entry almost matches, but the inode of its file differs.
-    InodeMismatch,
-    /// An entry almost matches, but its name differs.
-    NameMismatch,
-    /// A loop device that does not begin at the beginning of its file.
-    LoopOffset,
-    /// The entry names a site that the registry does not have.
-    SiteUnknown,
-    /// The site's inspection is in the future.
-    InspectionInFuture,
-    /// The site's inspection does not count any more.
-    InspectionExpired,
-    /// The policy does not list the site's owner.
-    OwnerNotApproved,
-    /// The policy does not list the site's administrator.
-    AdministratorNotApproved,
-    /// The policy does not list the site's country.
-    CountryNotApproved,
-    /// A jurisdiction that can compel the site's operator is not listed by the policy.
-    JurisdictionNotApproved,
-    /// Two replicas are the same device.
-    DeviceUsedTwice,
-    /// The replicas span too few sites.
-    TooFewSites,
-    /// Fewer replicas than the policy asks for.
-    TooFewReplicas,
-    /// The device was fenced by the volume, e.g. after an error.
-    Fenced,
-}
-
-impl std::fmt::Display for ReasonCode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // serde's name of the variant is the one list of codes.
-        self.serialize(f)
-    }
-}
-
-/// Why something is refused.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Reason {
-    /// Stable code.
-    pub code: ReasonCode,
-    /// The same for people, with the values.
-    pub text: String,
-}
-
-impl Reason {
-    /// A reason.
-    pub fn new(code: ReasonCode, text: impl Into<String>) -> Self {
-        Self { code, text: text.into() }
-    }
-}
-
-impl std::fmt::Display for Reason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} [{}]", self.text, self.code)
-    }
+/// Reasons in one line; of the first the text alone, because its code stands for all of them where the line is shown.
+pub fn in_a_line(reasons: &[Reason]) -> String {
+    let Some((first, others)) = reasons.split_first() else { return String::new() };
+    others.iter().fold(first.text.clone(), |line, reason| format!("{line}; {reason}"))
 }
 
 /// A rule and what it found.
@@ -135,6 +30,9 @@ pub struct RuleOutcome {
     pub rule: &'static str,
     /// Whether it held.
     pub passed: bool,
+    /// The reason it gives, when it did not hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<ReasonCode>,
     /// What it looked at.
     pub text: String,
 }

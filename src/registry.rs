@@ -11,16 +11,31 @@ mod derived;
 mod document;
 mod identity;
 mod keys;
+mod table;
 mod trust;
 
 pub use date::Date;
 pub use derived::{DerivedKey, public_key_of, verify_document};
-pub use document::{DeviceEntry, Policy, Registry, Site, Status};
+pub use document::{Certification, DeviceEntry, Policy, Registry, Site, Status};
 pub use identity::{Identity, IdentityField, Transport};
 pub use keys::{KeyFiles, is_encrypted, keygen, sign};
-pub use trust::{Officer, TrustAnchors};
+pub use table::{Field, same_but_for_case};
+pub use trust::{Officer, TrustAnchors, hex};
 
 use sha2::{Digest, Sha256};
+
+use crate::limits;
+
+/// The fields of the documents, table by table, as the manual has them.
+pub const TABLES: [(&str, &[Field]); 7] = [
+    ("trust.toml", trust::File::FIELDS),
+    ("[[officer]]", trust::FileOfficer::FIELDS),
+    ("registry.toml", Registry::FIELDS),
+    ("[policy]", Policy::FIELDS),
+    ("[[site]]", Site::FIELDS),
+    ("certifications", Certification::FIELDS),
+    ("[[device]]", DeviceEntry::FIELDS),
+];
 
 /// Why a registry, trust anchors, a key or a signature was not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -52,8 +67,10 @@ pub enum Error {
         detail: String,
     },
     /// Too few officers' signatures count.
-    #[error("the registry has {} valid signature(s) of the {threshold} required{}", signers.len(), listed(problems))]
+    #[error("{} of the {threshold} signatures required on {what} count{}", signers.len(), listed(problems))]
     TooFewSignatures {
+        /// Which document.
+        what: &'static str,
         /// The officers whose signatures count.
         signers: Vec<String>,
         /// How many are required.
@@ -87,6 +104,7 @@ pub struct VerifiedRegistry {
     threshold: usize,
     document_digest: [u8; 32],
     anchors_digest: [u8; 32],
+    anchors_replaced: Vec<[u8; 32]>,
 }
 
 impl VerifiedRegistry {
@@ -105,6 +123,11 @@ impl VerifiedRegistry {
         self.document.valid_until
     }
 
+    /// The document.
+    pub fn document(&self) -> &Registry {
+        &self.document
+    }
+
     /// The policy.
     pub fn policy(&self) -> &Policy {
         &self.document.policy
@@ -117,7 +140,7 @@ impl VerifiedRegistry {
 
     /// The site of this id.
     pub fn site(&self, id: &str) -> Option<&Site> {
-        self.document.sites.iter().find(|s| s.id == id)
+        self.document.site(id)
     }
 
     /// The devices, approved and revoked.
@@ -145,6 +168,12 @@ impl VerifiedRegistry {
         self.anchors_digest
     }
 
+    /// Whether the anchors it was verified with are those of the digest `pinned`, or have replaced them by signatures of
+    /// the officers that those require.
+    pub fn is_trusted_by(&self, pinned: &[u8; 32]) -> bool {
+        self.anchors_digest == *pinned || self.anchors_replaced.contains(pinned)
+    }
+
     /// Whether this is a laboratory registry, i.e. its signed policy lists the transport `loop` or `memory`.
     pub fn is_laboratory(&self) -> bool {
         self.document.policy.is_laboratory()
@@ -163,31 +192,64 @@ pub fn verify(
     signatures: &[SignatureFile<'_>],
     anchors: &TrustAnchors,
 ) -> Result<VerifiedRegistry, Error> {
-    document::check_size(document)?;
-    let mut counted = vec![false; anchors.officers().len()];
-    let mut problems = Vec::new();
-    for signature in signatures.iter().take(crate::limits::SIGNATURES_MAX) {
-        let Some(index) = anchors.officers().iter().position(|o| o.name == signature.officer) else {
-            problems.push(format!("{:?} is not an officer of the trust anchors", signature.officer));
-            continue;
-        };
-        match keys::verify_signature(&anchors.officers()[index].key, document, signature.bytes) {
-            Ok(()) => counted[index] = true,
-            Err(detail) => problems.push(format!("signature of {}: {detail}", signature.officer)),
-        }
-    }
-    let signers: Vec<String> =
-        anchors.officers().iter().zip(&counted).filter(|(_, c)| **c).map(|(o, _)| o.name.clone()).collect();
-    if signers.len() < anchors.threshold() {
-        return Err(Error::TooFewSignatures { signers, threshold: anchors.threshold(), problems });
-    }
+    table::check_size(document::WHAT, document, limits::REGISTRY_BYTES_MAX)?;
+    let signers = count(document::WHAT, document, signatures, anchors)?;
     Ok(VerifiedRegistry {
         document: Registry::parse(document)?,
         signers,
         threshold: anchors.threshold(),
         document_digest: Sha256::digest(document).into(),
         anchors_digest: anchors.digest(),
+        anchors_replaced: anchors.replaced().to_vec(),
     })
+}
+
+/// What a signature file of an officer is worth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signature {
+    /// It signs exactly this document.
+    Counts,
+    /// It does not, and why.
+    Void(String),
+    /// There is none.
+    Absent,
+}
+
+/// What each officer of `anchors` has signed, in their order. A signature by somebody the anchors do not name is not
+/// looked at.
+pub fn signatures(document: &[u8], files: &[SignatureFile<'_>], anchors: &TrustAnchors) -> Vec<(String, Signature)> {
+    let of = |officer: &Officer| {
+        let mut found = Signature::Absent;
+        for file in files.iter().take(limits::SIGNATURES_MAX).filter(|file| file.officer == officer.name) {
+            match keys::verify_signature(&officer.key, document, file.bytes) {
+                Ok(()) => return Signature::Counts,
+                Err(detail) => found = Signature::Void(detail),
+            }
+        }
+        found
+    };
+    anchors.officers().iter().map(|officer| (officer.name.clone(), of(officer))).collect()
+}
+
+/// The officers whose signatures count, if they are as many as the anchors require.
+fn count(
+    what: &'static str,
+    document: &[u8],
+    files: &[SignatureFile<'_>],
+    anchors: &TrustAnchors,
+) -> Result<Vec<String>, Error> {
+    let (mut signers, mut problems) = (Vec::new(), Vec::new());
+    for (officer, signature) in signatures(document, files, anchors) {
+        match signature {
+            Signature::Counts => signers.push(officer),
+            Signature::Void(detail) => problems.push(format!("signature of {officer}: {detail}")),
+            Signature::Absent => problems.push(format!("{officer} has not signed")),
+        }
+    }
+    match signers.len() < anchors.threshold() {
+        true => Err(Error::TooFewSignatures { what, signers, threshold: anchors.threshold(), problems }),
+        false => Ok(signers),
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! | both label copies damaged | refused, the device named |
 //! | wrong secret | refused after the full cost of every key slot |
 //! | registry of another kind, other trust anchors, or an older version than the volume has seen | refused |
+//! | trust anchors that the officers of those in force have signed as their successors | in force from this mount's first commit |
 //! | every replica of the newest root present, at most one root behind | mounted |
 //! | one of them absent or further behind | refused unless `degraded` |
 //! | a replica the newest root does not name | left behind: not read; resynced when mounted for writing, else `stale` |
@@ -26,7 +27,7 @@ use crate::label::{self, Header, Root};
 use crate::limits::REPLICAS_MAX;
 use crate::mirror;
 use crate::pages;
-use crate::policy::ApprovedDevice;
+use crate::policy::{ApprovedDevice, Reason, ReasonCode, in_a_line};
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
@@ -120,9 +121,9 @@ pub enum Error {
         /// The volume.
         volume: Uuid,
     },
-    /// The registry does not fit the volume.
-    #[error("{0}")]
-    Registry(String),
+    /// The registry does not fit the volume, or the policy refuses its devices together: every reason.
+    #[error("{}", in_a_line(.0))]
+    Registry(Vec<Reason>),
     /// Replicas of the newest root are absent.
     #[error("volume {volume} is incomplete: {absent}. Attach what is missing, or accept fewer copies with -o degraded")]
     Incomplete {
@@ -387,29 +388,26 @@ impl Assembled {
         self.keys.volume_key()
     }
 
-    /// The registry must be of the volume's kind, verified with the pinned anchors, and not older than what the
-    /// volume has seen.
+    /// The registry must be of the volume's kind, verified with the pinned anchors or with those that their officers have
+    /// put in their place, and not older than what the volume has seen.
     fn check_registry(&self, registry: &VerifiedRegistry, root: &Root) -> Result<(), Error> {
-        if registry.anchors_digest() != self.header.trust_digest {
-            return Err(Error::Registry(
-                "the trust anchors are not those pinned in the volume when it was created: another officer's key, \
-                 another threshold. Use the original trust.toml"
-                    .to_owned(),
-            ));
+        let refuse = |code, text: String| Err(Error::Registry(vec![Reason::new(code, text)]));
+        if !registry.is_trusted_by(&root.trust_in_force(self.header.trust_digest)) {
+            let text = "the trust anchors are neither those pinned in the volume nor have the officers pinned there put \
+                        them in their place: another officer's key, another threshold, or an older trust.toml";
+            return refuse(ReasonCode::RegistryOther, text.to_owned());
         }
         if registry.is_laboratory() == self.header.sovereign {
-            return Err(Error::Registry(if self.header.sovereign {
-                "the volume is sovereign: it cannot be mounted with a laboratory registry".to_owned()
-            } else {
-                "the volume was made with a laboratory registry: it cannot be mounted with another kind".to_owned()
-            }));
+            let text = match self.header.sovereign {
+                true => "the volume is sovereign: it cannot be mounted with a laboratory registry",
+                false => "the volume was made with a laboratory registry: it cannot be mounted with another kind",
+            };
+            return refuse(ReasonCode::RegistryKindChanged, text.to_owned());
         }
         if registry.version() < root.registry_version {
-            return Err(Error::Registry(format!(
-                "the registry is of version {}, the volume has seen version {}: use the newer one",
-                registry.version(),
-                root.registry_version
-            )));
+            let text =
+                format!("registry version {}, the volume has seen {}", registry.version(), root.registry_version);
+            return refuse(ReasonCode::RegistryRolledBack, text);
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::device::identity::{DevNo, DeviceFacts, IdentifiedDevice, Node};
 use crate::device::raw::{Access, RawDevice};
 use crate::device::sys::{Kernel, System};
 use crate::limits;
-use crate::policy::{self, Verdict};
+use crate::policy::{self, ReasonCode, Verdict};
 
 /// `scelle device`.
 #[derive(Debug, Args)]
@@ -67,12 +67,32 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
 }
 
+/// What `--json` prints of a device: keys are added, never changed.
 #[derive(Serialize)]
 struct Report<'a> {
     device: &'a str,
     facts: &'a DeviceFacts,
     host: &'a HostFacts,
     verdict: Option<&'a Verdict>,
+    /// What to do about each reason of a refusal.
+    advice: Vec<Advice>,
+}
+
+#[derive(Serialize)]
+struct Advice {
+    code: ReasonCode,
+    text: &'static str,
+}
+
+/// What to do about a verdict, each thing once.
+fn advice(verdict: Option<&Verdict>) -> Vec<Advice> {
+    let mut advice: Vec<Advice> = Vec::new();
+    for code in verdict.into_iter().flat_map(|verdict| &verdict.reasons).map(|reason| reason.code) {
+        if advice.iter().all(|given| given.code != code) {
+            advice.push(Advice { code, text: code.remedy() });
+        }
+    }
+    advice
 }
 
 fn list(arguments: &List, out: &mut dyn Write) -> Result<ExitCode, Failure> {
@@ -85,8 +105,8 @@ fn list(arguments: &List, out: &mut dyn Write) -> Result<ExitCode, Failure> {
     let names = Kernel
         .list(Path::new("/sys/class/block"))
         .map_err(|e| Failure::failed("sysfs", format!("/sys/class/block: {e}")))?;
-    let mut text = format!("{:<16} {:>12} {:<12} {:<24} VERDICT\n", "DEVICE", "SIZE", "TRANSPORT", "SERIAL");
-    let mut rows = Vec::new();
+    let mut rows = vec![["DEVICE", "SIZE", "TRANSPORT", "MODEL", "SERIAL", "VERDICT"].map(str::to_owned)];
+    let mut reports = Vec::new();
     for name in names {
         let path = Path::new("/sys/class/block").join(&name).join("dev");
         let number = Kernel.read(&path, limits::SYSFS_BYTES_MAX).ok().flatten().unwrap_or_default();
@@ -97,28 +117,63 @@ fn list(arguments: &List, out: &mut dyn Write) -> Result<ExitCode, Failure> {
         }
         let verdict = registry.as_ref().map(|registry| policy::examine(registry, &facts, &host, today));
         let device = format!("/dev/{name}");
-        let said = match &verdict {
-            None => "no registry".to_owned(),
-            Some(v) if v.approved => format!("approved: {}", v.registry_id.as_deref().unwrap_or_default()),
-            Some(v) => format!("refused: {}", codes(v)),
-        };
-        text.push_str(&format!(
-            "{device:<16} {:>12} {:<12} {:<24} {said}\n",
-            human(facts.root.size_bytes),
-            facts.root.transport.as_str(),
-            facts.root.serial.as_deref().unwrap_or("-"),
-        ));
-        let report = Report { device: &device, facts: &facts, host: &host, verdict: verdict.as_ref() };
-        rows.push(json_value(&report)?);
+        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+        let root = &facts.root;
+        let (size, transport) = (human(root.size_bytes), root.transport.to_string());
+        rows.push([device.clone(), size, transport, text(&root.model), text(&root.serial), short(verdict.as_ref())]);
+        let verdict = verdict.as_ref();
+        reports.push(json_value(&Report {
+            device: &device,
+            facts: &facts,
+            host: &host,
+            verdict,
+            advice: advice(verdict),
+        })?);
     }
-    if arguments.json {
-        text = pretty(&serde_json::json!({ "devices": rows }))?;
-    }
+    let text = match arguments.json {
+        true => pretty(&serde_json::json!({ "devices": reports }))?,
+        false => columns(&rows),
+    };
     print(out, &text)?;
     if let Some(failure) = absent {
         log::warn!("{failure}");
     }
     Ok(ExitCode::Done)
+}
+
+/// A verdict in a word or two: the whole of it is for `inspect`.
+fn short(verdict: Option<&Verdict>) -> String {
+    let Some(verdict) = verdict else { return "not examined: no registry".to_owned() };
+    if verdict.approved {
+        return format!("approved as {}", verdict.registry_id.as_deref().unwrap_or_default());
+    }
+    let codes: Vec<ReasonCode> = advice(Some(verdict)).iter().map(|advice| advice.code).collect();
+    match codes[..] {
+        [] => "refused".to_owned(),
+        [one] => format!("refused: {one}"),
+        [first, ..] => format!("refused: {first} and {} more", codes.len() - 1),
+    }
+}
+
+/// Rows as columns, each as wide as its widest value; the sizes are numbers.
+fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(|(i, (cell, &width))| match i {
+                1 => format!("{cell:>width$}"),
+                _ => format!("{cell:<width$}"),
+            })
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 fn inspect(arguments: &Inspect, out: &mut dyn Write) -> Result<ExitCode, Failure> {
@@ -130,55 +185,64 @@ fn inspect(arguments: &Inspect, out: &mut dyn Write) -> Result<ExitCode, Failure
         Ok(registry) => Some(policy::examine(registry, &facts, &host, today()?)),
         Err(_) => None,
     };
-    if arguments.json {
-        let report = Report {
-            device: crate::device::BlockDevice::name(&device),
-            facts: &facts,
-            host: &host,
-            verdict: verdict.as_ref(),
-        };
-        print(out, &pretty(&json_value(&report)?)?)?;
-    } else {
-        let mut text = String::new();
-        tree(&facts.root, 0, &mut text);
-        text.push_str(&format!(
-            "host: {:?}, {} {}\n",
-            host.virtualization,
-            host.vendor.as_deref().unwrap_or("no vendor told"),
-            host.product.as_deref().unwrap_or("")
-        ));
-        if let Some(verdict) = &verdict {
-            text.push('\n');
-            for rule in &verdict.rules {
-                let mark = if rule.passed { "ok     " } else { "REFUSED" };
-                text.push_str(&format!("{mark} {:<18} {}\n", rule.rule, rule.text));
-            }
-            let said = match verdict.approved {
-                true => format!("approved as {}", verdict.registry_id.as_deref().unwrap_or_default()),
-                false => format!("refused: {}", codes(verdict)),
-            };
-            text.push_str(&format!("\nverdict: {said}\n"));
-        }
-        print(out, &text)?;
-    }
+    let name = crate::device::BlockDevice::name(&device);
+    let report = Report {
+        device: name,
+        facts: &facts,
+        host: &host,
+        verdict: verdict.as_ref(),
+        advice: advice(verdict.as_ref()),
+    };
+    let text = match arguments.json {
+        true => pretty(&json_value(&report)?)?,
+        false => in_words(&report),
+    };
+    print(out, &text)?;
     registry?;
     Ok(if verdict.is_some_and(|v| v.approved) { ExitCode::Done } else { ExitCode::Refused })
 }
 
-/// Draws a node and what is below it.
-fn tree(node: &Node, depth: usize, text: &mut String) {
-    let indent = "   ".repeat(depth);
-    let branch = if depth == 0 { "" } else { "└─ " };
+/// The device, what is below it, every rule with what it compared, the verdict, and what to do.
+fn in_words(report: &Report<'_>) -> String {
+    let mut text = String::from("Backing chain\n");
+    tree(&report.facts.root, "  ", "  ", &mut text);
+    let host = report.host;
+    let described = [&host.vendor, &host.product].into_iter().flatten().cloned().collect::<Vec<_>>().join(" ");
+    let described = if described.is_empty() { "firmware describes nothing" } else { &described };
+    let kind = format!("{:?}", host.virtualization).to_lowercase();
+    text.push_str(&format!("\nHost\n  {kind}; {described}\n"));
+    let Some(verdict) = report.verdict else { return text };
+    text.push_str("\nRules\n");
+    for rule in &verdict.rules {
+        let mark = if rule.passed { "ok     " } else { "REFUSED" };
+        text.push_str(&format!("  {mark}  {:<16} {}\n", rule.rule, rule.text));
+    }
+    if verdict.approved {
+        let (id, site) = (verdict.registry_id.as_deref(), verdict.site.as_deref());
+        let (id, site) = (id.unwrap_or_default(), site.unwrap_or_default());
+        text.push_str(&format!("\nVerdict: approved as {id}, at site {site}\n"));
+        return text;
+    }
+    text.push_str("\nVerdict: refused; nothing will be written to it. What to do:\n");
+    for Advice { code, text: remedy } in &report.advice {
+        text.push_str(&format!("  {code}\n    {remedy}\n"));
+    }
+    text
+}
+
+/// Draws a node and what is below it: `head` begins its first line, `rest` the others.
+fn tree(node: &Node, head: &str, rest: &str, text: &mut String) {
     let dev = node.dev.map(|d| format!(" ({d})")).unwrap_or_default();
-    text.push_str(&format!("{}{branch}{}{dev}\n", indent.get(3..).unwrap_or(""), node.name));
+    text.push_str(&format!("{head}{}{dev}\n", node.name));
+    let bar = if node.children.is_empty() { "  " } else { "│ " };
     let mut line = |name: &str, value: Option<&str>| {
         if let Some(value) = value {
-            text.push_str(&format!("{indent}   {name:<14} {value}\n"));
+            text.push_str(&format!("{rest}{bar}{name:<12} {value}\n"));
         }
     };
-    line("transport", Some(node.transport.as_str()));
+    line("transport", Some(&format!("{}: {}", node.transport, node.transport.text())));
     line("size", Some(&format!("{} ({} bytes)", human(node.size_bytes), node.size_bytes)));
-    line("blocks", Some(&format!("{} bytes", node.logical_block)));
+    line("block size", Some(&format!("{} bytes", node.logical_block)));
     line("vendor", node.vendor.as_deref());
     line("model", node.model.as_deref());
     line("serial", node.serial.as_deref());
@@ -190,17 +254,13 @@ fn tree(node: &Node, depth: usize, text: &mut String) {
         line("file", Some(&said));
     }
     for problem in &node.problems {
-        line("problem", Some(&problem.to_string()));
+        line("PROBLEM", Some(&problem.to_string()));
     }
-    for child in &node.children {
-        tree(child, depth + 1, text);
+    for (i, child) in node.children.iter().enumerate() {
+        let last = i + 1 == node.children.len();
+        let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+        tree(child, &format!("{rest}{branch}"), &format!("{rest}{below}"), text);
     }
-}
-
-fn codes(verdict: &Verdict) -> String {
-    let mut codes: Vec<String> = verdict.reasons.iter().map(|r| r.code.to_string()).collect();
-    codes.dedup();
-    codes.join(", ")
 }
 
 /// A size with three digits or so.
@@ -227,5 +287,76 @@ fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed("output", e.to_string())),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::device::host::Virtualization;
+    use crate::policy::laboratory;
+    use crate::registry::{Date, Transport, VerifiedRegistry};
+
+    fn disk(name: &str) -> Node {
+        let mut disk = Node::bare(name, Transport::Sata);
+        (disk.wwid, disk.serial) = (Some("naa.5000c500a1b2c3d5".into()), Some("ZC1ABCDF".into()));
+        (disk.model, disk.size_bytes) = (Some("ST4000NM000A".into()), 4_000_787_030_016);
+        disk
+    }
+
+    fn registry() -> VerifiedRegistry {
+        let (from, until) = (Date::new(2026, 1, 1).unwrap(), Date::new(2026, 12, 31).unwrap());
+        let facts = DeviceFacts { root: disk("sda") };
+        laboratory::sign(&laboratory::registry_for(&[("disk-1", facts)], from, until)).unwrap().verify().unwrap()
+    }
+
+    fn words(root: Node) -> String {
+        let host = HostFacts { virtualization: Virtualization::Unknown, vendor: None, product: None };
+        let facts = DeviceFacts { root };
+        let verdict = policy::examine(&registry(), &facts, &host, Date::new(2026, 11, 22).unwrap());
+        let verdict = Some(&verdict);
+        in_words(&Report { device: "sda", facts: &facts, host: &host, verdict, advice: advice(verdict) })
+    }
+
+    #[test]
+    fn an_inspection_shows_the_chain_every_rule_the_verdict_and_what_to_do() {
+        let approved = words(disk("sda"));
+        for line in [
+            "  sda\n      transport    sata: Serial ATA.\n      size         3.6 TiB (4000787030016 bytes)\n",
+            "  ok       owner            owner of site laboratory is Laboratory, the policy has Laboratory\n",
+            "\nVerdict: approved as disk-1, at site laboratory\n",
+        ] {
+            assert!(approved.contains(line), "{line}\n{approved}");
+        }
+        assert!(!approved.contains("REFUSED"), "{approved}");
+        let mut top = Node::bare("dm-0", Transport::Dm);
+        top.children = vec![disk("sda"), disk("sdb")];
+        let refused = words(top);
+        for line in [
+            "  dm-0\n  │ transport    dm: Device mapper.\n",
+            "  ├─ sda\n  │    transport    sata: Serial ATA.\n",
+            "  └─ sdb\n       transport    sata: Serial ATA.\n",
+            "  REFUSED  chain-node       dm-0 is on the way",
+            "\nVerdict: refused; nothing will be written to it. What to do:\n  chain-node-not-allowed\n    Use the disk itself: scelle",
+        ] {
+            assert!(refused.contains(line), "{line}\n{refused}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_in_columns_and_short() {
+        let rows =
+            [["DEVICE", "SIZE", "VERDICT"], ["/dev/sda", "3.6 TiB", "approved as disk-1"], ["/dev/é", "1 B", "-"]];
+        let rows: Vec<[String; 3]> = rows.into_iter().map(|row| row.map(str::to_owned)).collect();
+        let shown = "DEVICE       SIZE  VERDICT\n/dev/sda  3.6 TiB  approved as disk-1\n/dev/é        1 B  -\n";
+        assert_eq!(columns(&rows), shown);
+        let host = HostFacts { virtualization: Virtualization::Unknown, vendor: None, product: None };
+        let mut other = disk("sdc");
+        (other.serial, other.size_bytes) = (Some("OTHER".into()), 1);
+        let verdict =
+            policy::examine(&registry(), &DeviceFacts { root: other }, &host, Date::new(2026, 11, 22).unwrap());
+        assert_eq!(short(Some(&verdict)), "refused: serial-mismatch and 1 more");
+        assert_eq!(short(None), "not examined: no registry");
     }
 }

@@ -11,7 +11,7 @@ use crate::device::raw::{Access, OpenError, RawDevice};
 use crate::device::sys::Kernel;
 use crate::label;
 use crate::policy::load::{self, LoadError};
-use crate::policy::{ApprovedDevice, Refused, examine_set};
+use crate::policy::{ApprovedDevice, ReasonCode, Refused, examine_set, in_a_line};
 use crate::registry::{self, Date, VerifiedRegistry};
 use crate::volume;
 
@@ -45,10 +45,14 @@ pub(super) fn approve(
     let entries: Vec<_> = entries.iter().map(AsRef::as_ref).collect();
     let reasons = examine_set(registry, &entries);
     if let Some(first) = reasons.first() {
-        let text = reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        return Err(Failure::new(ExitCode::Refused, first.code.to_string(), format!("these devices together: {text}")));
+        return Err(refusal(first.code, format!("these devices together: {}", in_a_line(&reasons))));
     }
     Ok(approved)
+}
+
+/// A refusal for a reason of the table, which also says what to do.
+pub(super) fn refusal(code: ReasonCode, text: String) -> Failure {
+    Failure::new(ExitCode::Refused, code.as_str(), text).advise(code.remedy())
 }
 
 /// The same device twice would otherwise be "in use": by ourselves.
@@ -74,7 +78,7 @@ impl From<LoadError> for Failure {
                 .advise("Give --registry FILE and --trust FILE, or install both documents in /etc/scelle."),
             LoadError::Registry { source, .. } => match source {
                 registry::Error::TooFewSignatures { .. } => Self::new(ExitCode::Refused, "registry-signatures", text)
-                    .advise("The signatures must be beside the registry, as FILE.OFFICER.minisig."),
+                    .advise("The signatures must be beside the document, as FILE.OFFICER.minisig. See scelle registry verify."),
                 registry::Error::Syntax { .. } | registry::Error::TooLarge { .. } => {
                     Self::usage("registry-syntax", text)
                 }
@@ -97,6 +101,10 @@ impl From<OpenError> for Failure {
             OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 Self::usage("device-not-found", text)
             }
+            OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Self::failed("device-open", text)
+                    .advise("This needs root; in a container or a systemd unit, the device must be allowed too.")
+            }
             OpenError::Io { .. } => Self::failed("device-open", text),
         }
     }
@@ -105,23 +113,21 @@ impl From<OpenError> for Failure {
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         let Refused { device, verdict } = refused;
-        let mut reasons = verdict.reasons.iter();
-        let code = reasons.clone().next().map_or_else(String::new, |reason| reason.code.to_string());
-        // The first reason's code ends the message; the others stand beside their text.
-        let first = reasons.next().map_or("", |reason| reason.text.as_str());
-        let others: String = reasons.map(|reason| format!("; {reason}")).collect();
-        Self::new(
-            ExitCode::Refused,
-            code,
-            format!("{device} is refused, and nothing was written to it: {first}{others}"),
-        )
-        .advise(format!("The whole verdict: scelle device inspect {device}"))
+        let code = verdict.reasons.first().map_or_else(String::new, |reason| reason.code.to_string());
+        let why = in_a_line(&verdict.reasons);
+        Self::new(ExitCode::Refused, code, format!("{device} is refused, and nothing was written to it: {why}"))
+            .advise(format!("The whole verdict: scelle device inspect {device}"))
     }
 }
 
 impl From<volume::Error> for Failure {
     fn from(error: volume::Error) -> Self {
         use volume::ErrorKind as Kind;
+        if let volume::Error::Registry(reasons) = &error
+            && let Some(first) = reasons.first()
+        {
+            return refusal(first.code, error.to_string());
+        }
         let code = match error.kind() {
             Kind::Usage | Kind::NotAVolume => ExitCode::Usage,
             Kind::Refused => ExitCode::Refused,

@@ -1,4 +1,7 @@
-//! `scelle registry`: officers' keys, and registries made, signed, verified and shown.
+//! `scelle registry`: officers' keys, and registries made, signed, verified and shown; officers replaced.
+
+mod draft;
+mod explain;
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
@@ -8,14 +11,14 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
-use super::devices::today;
+use super::devices::{refusal, today};
 use super::failure::{ExitCode, Failure};
 use crate::device::identity::{DeviceFacts, IdentifiedDevice};
 use crate::device::raw::{Access, RawDevice};
 use crate::device::sys::read_bounded;
 use crate::limits;
-use crate::policy::{laboratory, load};
-use crate::registry::{self, Date, IdentityField, Registry};
+use crate::policy::{ReasonCode, laboratory, load};
+use crate::registry::{self, Date, Registry, TrustAnchors};
 
 /// `scelle registry`.
 #[derive(Debug, Args)]
@@ -29,14 +32,16 @@ pub struct Arguments {
 pub enum RegistryCommand {
     /// Make an officer's keys: NAME.key (secret) and NAME.pub, as minisign has them
     Keygen(Keygen),
-    /// Print a registry that names these devices, ready to be completed and signed
+    /// Print a draft that names these devices, to be completed and signed; it approves nothing
     New(New),
-    /// Sign a registry; writes REGISTRY.NAME.minisig beside it
+    /// Sign a registry or trust anchors; writes FILE.NAME.minisig beside it
     Sign(Sign),
-    /// Verify a registry's signatures, content and validity
+    /// Say which officers have signed a registry, whether it is valid, and what ends soon
     Verify(Verify),
-    /// Show what a registry says, without regard to its signatures
+    /// Explain who may hold what until when, without regard to signatures
     Show(Show),
+    /// Replace officers: write the next version of the trust anchors, for the present officers to sign
+    Succeed(Succeed),
 }
 
 /// Arguments of `keygen`.
@@ -82,8 +87,9 @@ pub struct New {
 /// Arguments of `sign`.
 #[derive(Debug, Args)]
 pub struct Sign {
-    /// The registry
-    registry: PathBuf,
+    /// The registry, or the next version of the trust anchors
+    #[arg(value_name = "FILE")]
+    document: PathBuf,
     /// The officer's secret key file
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
@@ -116,6 +122,23 @@ pub struct Show {
     json: bool,
 }
 
+/// Arguments of `succeed`.
+#[derive(Debug, Args)]
+pub struct Succeed {
+    /// The trust anchors; every version since is beside them
+    #[arg(long, value_name = "FILE", default_value = load::TRUST_PATH)]
+    trust: PathBuf,
+    /// An officer who leaves
+    #[arg(long, value_name = "NAME")]
+    without: Vec<String>,
+    /// The public key file NAME.pub of an officer who comes
+    #[arg(long, value_name = "FILE")]
+    with: Vec<PathBuf>,
+    /// How many officers must sign from then on; else as before
+    #[arg(long, value_name = "K")]
+    threshold: Option<usize>,
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -128,6 +151,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         RegistryCommand::Sign(arguments) => sign(arguments, out),
         RegistryCommand::Verify(arguments) => verify(arguments, out),
         RegistryCommand::Show(arguments) => show(arguments, out),
+        RegistryCommand::Succeed(arguments) => succeed(arguments, out),
     }?;
     Ok(ExitCode::Done)
 }
@@ -164,7 +188,7 @@ fn new(arguments: &New, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let today = today()?;
     if !arguments.laboratory {
-        return print(out, &skeleton(&arguments.site, &devices, today));
+        return print(out, &draft::draft(&arguments.site, &devices, today)?);
     }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let until = Date::from_unix(now + u64::from(arguments.days) * 86_400).unwrap_or(today);
@@ -173,63 +197,9 @@ fn new(arguments: &New, out: &mut dyn Write) -> Result<(), Failure> {
     print(out, &document)
 }
 
-/// A registry whose empty texts must be filled in: as it is, no command accepts or signs it.
-fn skeleton(site: &str, devices: &[(String, DeviceFacts)], today: Date) -> String {
-    let mut transports: Vec<String> =
-        devices.iter().map(|(_, f)| format!("\"{}\"", leaf(f).transport.as_str())).collect();
-    transports.sort();
-    transports.dedup();
-    let mut text = format!(
-        "# To complete: every empty text. Then sign it: scelle registry sign\nversion = 1\nissued = {today}\n\
-         valid_until = {today} # to complete\n\n[policy]\nowners = [\"\"]\nadministrators = [\"\"]\n\
-         countries = [\"FR\"]\njurisdictions = [\"FR\"]\ntransports = [{}]\nmin_sites = 1\nmin_replicas = 1\n\
-         virtual_hosts = false\n\n[[site]]\nid = {}\nname = \"\"\ncountry = \"FR\"\nowner = \"\"\n\
-         administrator = \"\"\njurisdictions = [\"FR\"]\ninspected = {today} # to complete\n\
-         inspection_valid_until = {today} # to complete\n",
-        transports.join(", "),
-        quoted(site)
-    );
-    for (id, facts) in devices {
-        let leaf = leaf(facts);
-        let identity = leaf.identity();
-        let mut fields = vec![format!("transport = \"{}\"", leaf.transport)];
-        for &field in leaf.transport.identity_fields().unwrap_or_default() {
-            let value = identity.field(field);
-            fields.push(match field {
-                IdentityField::Size | IdentityField::Inode => {
-                    format!("{} = {}", field.as_str(), value.unwrap_or_default())
-                }
-                _ => format!("{} = {}", field.as_str(), quoted(&value.unwrap_or_default())),
-            });
-        }
-        text.push_str(&format!(
-            "\n# {}\n[[device]]\nid = {}\nsite = {}\nstatus = \"approved\"\nidentity = {{ {} }}\n",
-            facts.root.name,
-            quoted(id),
-            quoted(site),
-            fields.join(", ")
-        ));
-    }
-    text
-}
-
-/// The node that an entry names: a partition is known by its disk.
-fn leaf(facts: &DeviceFacts) -> &crate::device::identity::Node {
-    let root = &facts.root;
-    match (root.transport, &root.children[..]) {
-        (registry::Transport::Partition, [disk]) => disk,
-        _ => root,
-    }
-}
-
-fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
-}
-
 fn sign(arguments: &Sign, out: &mut dyn Write) -> Result<(), Failure> {
-    let document = read(&arguments.registry, limits::REGISTRY_BYTES_MAX)?;
-    // An officer signs only what the software would understand.
-    let parsed = Registry::parse(&document).map_err(document_failure)?;
+    let document = read(&arguments.document, limits::REGISTRY_BYTES_MAX)?;
+    let (what, warnings) = understood(&document)?;
     let stem = arguments.key.file_stem().map(|s| s.to_string_lossy().into_owned());
     let name = arguments.name.clone().or(stem).unwrap_or_default();
     let key = Zeroizing::new(read(&arguments.key, limits::SIGNATURE_BYTES_MAX)?);
@@ -238,40 +208,61 @@ fn sign(arguments: &Sign, out: &mut dyn Write) -> Result<(), Failure> {
         true => Some(arguments.password.obtain(false)?),
         false => None,
     };
-    let comment = format!("scelle registry version {} signed by {name}", parsed.version);
+    let comment = format!("scelle {what} signed by {name}");
     let signature =
         registry::sign(&document, key, password.as_ref().map(|p| p.as_str()), &comment).map_err(document_failure)?;
-    let path = load::signature_path(&arguments.registry, &name);
+    let path = load::signature_path(&arguments.document, &name);
     replace(&path, signature.as_bytes())?;
-    let counts = format!("{} sites, {} devices", parsed.sites.len(), parsed.devices.len());
-    let laboratory = if parsed.policy.is_laboratory() { ", a laboratory registry" } else { "" };
-    let valid = format!("valid {} to {}", parsed.issued, parsed.valid_until);
-    print(out, &format!("{}: version {}, {valid}, {counts}{laboratory}\n", path.display(), parsed.version))
+    let warnings: String = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+    print(out, &format!("{}: {what}\n{warnings}", path.display()))
+}
+
+/// What the document is, in words, and what is to be said of it: an officer signs only what the software understands.
+fn understood(document: &[u8]) -> Result<(String, Vec<String>), Failure> {
+    let error = match Registry::parse(document) {
+        Ok(registry) => {
+            let kind = if registry.policy.is_laboratory() { ", a laboratory registry" } else { "" };
+            let (sites, devices) = (registry.sites.len(), registry.devices.len());
+            let valid = format!("valid {} to {}", registry.issued, registry.valid_until);
+            let what =
+                format!("registry version {}, {valid}, {sites} sites, {devices} devices{kind}", registry.version);
+            return Ok((what, explain::warnings(&registry, today()?)));
+        }
+        Err(error) => error,
+    };
+    match TrustAnchors::parse(document) {
+        Ok(anchors) => {
+            let (version, officers) = (anchors.version(), anchors.officers().len());
+            let what =
+                format!("trust anchors version {version}, {} of {officers} officers must sign", anchors.threshold());
+            Ok((what, Vec::new()))
+        }
+        // Of the two errors, that of the document it is more like.
+        Err(other) if String::from_utf8_lossy(document).contains("[[officer]]") => Err(document_failure(other)),
+        Err(_) => Err(document_failure(error)),
+    }
 }
 
 fn verify(arguments: &Verify, out: &mut dyn Write) -> Result<(), Failure> {
-    let (verified, anchors) = load::load(&arguments.registry, &arguments.trust)?;
-    let today = today()?;
+    let anchors = load::load_trust(&arguments.trust)?;
+    let document = read(&arguments.registry, limits::REGISTRY_BYTES_MAX)?;
+    let files = load::signature_files(&arguments.registry, &anchors)?;
+    let signed = explain::signatures(&anchors, &registry::signatures(&document, &files.as_ref(), &anchors));
+    print(out, &format!("{}: {signed}", arguments.registry.display()))?;
+    let verified = load::load_with(&arguments.registry, &anchors)?;
+    let (today, issued, until) = (today()?, verified.issued(), verified.valid_until());
     let kind = if verified.is_laboratory() { "laboratory registry, not sovereign" } else { "sovereign registry" };
-    print(
-        out,
-        &format!(
-            "{}: version {}, {kind}\nsigned by {} ({} of {} officers required)\nvalid {} to {}\n",
-            arguments.registry.display(),
-            verified.version(),
-            verified.signers().join(", "),
-            verified.threshold(),
-            anchors.officers().len(),
-            verified.issued(),
-            verified.valid_until()
-        ),
-    )?;
-    let refuse = |code: &str, text: String| Err(Failure::new(ExitCode::Refused, code, text));
-    if today < verified.issued() {
-        return refuse("registry-not-yet-valid", format!("valid from {}, today is {today}", verified.issued()));
+    let left = explain::left(today, until);
+    let mut text = format!("version {}, {kind}\nvalid {issued} to {until}: {left}\n", verified.version());
+    for warning in explain::warnings(verified.document(), today) {
+        text.push_str(&format!("warning: {warning}\n"));
     }
-    if today > verified.valid_until() {
-        return refuse("registry-expired", format!("valid until {}, today is {today}", verified.valid_until()));
+    print(out, &text)?;
+    if today < issued {
+        return Err(refusal(ReasonCode::RegistryNotYetValid, format!("valid from {issued}, today is {today}")));
+    }
+    if today > until {
+        return Err(refusal(ReasonCode::RegistryExpired, format!("valid until {until}, today is {today}")));
     }
     Ok(())
 }
@@ -283,52 +274,39 @@ fn show(arguments: &Show, out: &mut dyn Write) -> Result<(), Failure> {
         let json = serde_json::to_string_pretty(&parsed).map_err(|e| Failure::failed("json", e.to_string()))?;
         return print(out, &(json + "\n"));
     }
-    let policy = &parsed.policy;
-    let transports: Vec<&str> = policy.transports.iter().map(|t| t.as_str()).collect();
-    let mut text = format!(
-        "registry version {}, valid {} to {} (signatures not checked: scelle registry verify)\n\
-         owners: {}\nadministrators: {}\ncountries: {}\njurisdictions: {}\ntransports: {}\n\
-         at least {} site(s), {} replica(s); virtual hosts: {}\n",
-        parsed.version,
-        parsed.issued,
-        parsed.valid_until,
-        policy.owners.join(", "),
-        policy.administrators.join(", "),
-        policy.countries.join(", "),
-        policy.jurisdictions.join(", "),
-        transports.join(", "),
-        policy.min_sites,
-        policy.min_replicas,
-        if policy.virtual_hosts { "allowed" } else { "refused" }
+    let note = "\nSignatures were not looked at: scelle registry verify does that.\n";
+    print(out, &(explain::registry(&parsed, today()?) + note))
+}
+
+fn succeed(arguments: &Succeed, out: &mut dyn Write) -> Result<(), Failure> {
+    let anchors = load::load_trust(&arguments.trust)?;
+    let mut coming = Vec::new();
+    for path in &arguments.with {
+        let file = read(path, limits::SIGNATURE_BYTES_MAX)?;
+        let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&file).into_owned();
+        let key = text.lines().nth(1).map(|line| line.trim().to_owned());
+        let missing =
+            || Failure::usage("registry-key", format!("{} is not a public key file of minisign", path.display()));
+        coming.push((name, key.ok_or_else(missing)?));
+    }
+    if arguments.without.is_empty() && coming.is_empty() && arguments.threshold.is_none() {
+        return Err(Failure::usage("arguments", "nobody comes or leaves: give --without, --with or --threshold"));
+    }
+    let text = anchors.successor(&arguments.without, &coming, arguments.threshold).map_err(document_failure)?;
+    let path = load::successor_path(&arguments.trust, anchors.version() + 1);
+    create_new(&path, text.as_bytes(), 0o644)?;
+    let officers: Vec<&str> = anchors.officers().iter().map(|officer| officer.name.as_str()).collect();
+    let said = format!(
+        "{}: written. It counts when {} of {} have signed it:\n  scelle registry sign {} --key NAME.key\nUntil then no \
+         volume is mounted with these trust anchors. A volume takes them over at its next mount, with a registry\nthat \
+         the new officers have signed.\n",
+        path.display(),
+        anchors.threshold(),
+        officers.join(", "),
+        path.display()
     );
-    for site in &parsed.sites {
-        text.push_str(&format!(
-            "site {}: {}, {}; owner {}, administrator {}, law {}; inspected {}, counts until {}\n",
-            site.id,
-            site.name,
-            site.country,
-            site.owner,
-            site.administrator,
-            site.jurisdictions.join(", "),
-            site.inspected,
-            site.inspection_valid_until
-        ));
-    }
-    for device in &parsed.devices {
-        let fields: Vec<String> = IdentityField::ALL
-            .iter()
-            .filter_map(|f| device.identity.field(*f).map(|value| format!("{} {value}", f.as_str())))
-            .collect();
-        let status = format!("{:?}", device.status).to_lowercase();
-        let transport = device.identity.transport;
-        text.push_str(&format!(
-            "device {} at {}: {status}; {transport}, {}\n",
-            device.id,
-            device.site,
-            fields.join(", ")
-        ));
-    }
-    print(out, &text)
+    print(out, &said)
 }
 
 impl Password {

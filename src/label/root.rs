@@ -22,7 +22,8 @@
 //! | 40  | 8  | version of the registry in force |
 //! | 48  | 64 | tree of the database's pages |
 //! | 112 | 64 | tree of the space bitmap |
-//! | 176 | 3888 | zero, reserved |
+//! | 176 | 32 | digest of the trust anchors in force; zero: those pinned in the header |
+//! | 208 | 3856 | zero, reserved |
 //!
 //! A reference to a tree:
 //!
@@ -58,6 +59,7 @@ pub const ROOT_BYTES: usize = BLOCK_SIZE;
 const RECORD_AT: usize = 32;
 const DB_AT: usize = 48;
 const SPACE_AT: usize = 112;
+const TRUST_AT: usize = 176;
 
 /// Levels that a tree can have: 102^8 pages are more than any device holds.
 const HEIGHT_MAX: u8 = 8;
@@ -98,6 +100,15 @@ pub struct Root {
     pub db: TreeRef,
     /// The space bitmap.
     pub space: TreeRef,
+    /// Digest of the trust anchors in force, when officers have replaced those of the header; else zero.
+    pub trust: [u8; 32],
+}
+
+impl Root {
+    /// Digest of the trust anchors in force, of a volume that was created under those of the digest `founding`.
+    pub fn trust_in_force(&self, founding: [u8; 32]) -> [u8; 32] {
+        if self.trust == [0; 32] { founding } else { self.trust }
+    }
 }
 
 /// Slot of the ring for a generation.
@@ -132,6 +143,7 @@ pub(super) fn seal_with_nonce(keys: &Keys, volume: Uuid, root: &Root, nonce: [u8
         .put(&root.registry_version.to_le_bytes());
     put_tree(record, DB_AT, &root.db);
     put_tree(record, SPACE_AT, &root.space);
+    Writer::new(record, TRUST_AT).put(&root.trust);
     let tag = keys.root().seal_in_place(&binding(volume, slot(root.generation)), write_id(nonce), record);
     Writer::new(&mut block, 0).put(&nonce).skip(4).put(&tag);
     block
@@ -163,6 +175,7 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
         registry_version: r.u64(),
         db: tree(record, DB_AT),
         space: tree(record, SPACE_AT),
+        trust: Reader::new(record, TRUST_AT).array(),
     };
     let plausible = slot(generation) == slot_found && [&root.db, &root.space].iter().all(|t| t.height <= HEIGHT_MAX);
     plausible.then_some(root)

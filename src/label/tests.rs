@@ -375,7 +375,18 @@ fn root(generation: u64) -> Root {
         registry_version: 7,
         db: tree(1),
         space: tree(2),
+        trust: [0; 32],
     }
+}
+
+#[test]
+fn a_root_says_which_trust_anchors_are_in_force() {
+    let founding = [3; 32];
+    assert_eq!(root(130).trust_in_force(founding), founding);
+    let succeeded = Root { trust: [9; 32], ..root(130) };
+    assert_eq!(succeeded.trust_in_force(founding), [9; 32]);
+    let sealed = seal_root(&keys(), VOLUME, &succeeded).unwrap();
+    assert_eq!(open_root(&keys(), VOLUME, 2, &sealed), Some(succeeded));
 }
 
 #[test]

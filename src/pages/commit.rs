@@ -173,7 +173,8 @@ impl Store {
         let nothing = batch.pages.is_empty() && published.is_empty() && freed.is_empty();
         let root_is_true = state.root.in_sync == self.mirror.in_sync()
             && state.root.epoch == self.epoch
-            && state.root.registry_version == self.registry_version.load(Ordering::Acquire);
+            && state.root.registry_version == self.registry_version.load(Ordering::Acquire)
+            && state.root.trust == *lock(&self.trust);
         if nothing && root_is_true {
             if !abandoned.is_empty() {
                 self.mirror.flush()?;
@@ -294,6 +295,7 @@ impl Store {
             db: self.db.read().unwrap_or_else(PoisonError::into_inner).to_ref(),
             registry_version: self.registry_version.load(Ordering::Acquire),
             space: state.space_tree.to_ref(),
+            trust: *lock(&self.trust),
         };
         let sealed = label::seal_root(&self.keys, self.volume, &root).map_err(|e| Error::Io(e.to_string()))?;
         let mut buf = AlignedBuf::zeroed(BLOCK_SIZE);

@@ -3,7 +3,7 @@
 use super::{Reason, ReasonCode, RuleOutcome, Verdict};
 use crate::device::host::{HostFacts, Virtualization};
 use crate::device::identity::{DeviceFacts, Node, Problem};
-use crate::registry::{Date, DeviceEntry, Identity, IdentityField, Site, Status, Transport, VerifiedRegistry};
+use crate::registry::{Date, DeviceEntry, Identity, IdentityField, Registry, Site, Transport, VerifiedRegistry};
 
 use super::approved::ApprovedEntry;
 
@@ -20,14 +20,14 @@ pub(super) fn examine_entry<'r>(
     today: Date,
 ) -> (Verdict, Option<(&'r DeviceEntry, &'r Site)>) {
     let mut rules = Rules::default();
-    rules.registry(registry, today);
+    rules.registry(registry.document(), today);
     rules.host(registry, host);
     let mut leaves = Vec::new();
     rules.chain(registry, &facts.root, &mut leaves);
     let mut entries: Vec<(&DeviceEntry, Option<&Site>)> = Vec::new();
     for leaf in &leaves {
         if let Some(entry) = rules.leaf(registry, leaf) {
-            let site = rules.entry(registry, entry, today);
+            let site = rules.entry(registry.document(), entry, today);
             entries.push((entry, site));
         }
     }
@@ -35,7 +35,7 @@ pub(super) fn examine_entry<'r>(
     if leaves.len() != 1 {
         let one_site = entries.len() == leaves.len()
             && entries.first().is_some_and(|(first, _)| entries.iter().all(|(e, _)| e.site == first.site));
-        rules.check("leaves", one_site, ReasonCode::ChainLeavesDiffer, || {
+        rules.check(one_site, ReasonCode::ChainLeavesDiffer, || {
             let of_one_site = if one_site { ", of one site" } else { "" };
             format!("{} of {} leaves of the backing chain have an entry{of_one_site}", entries.len(), leaves.len())
         });
@@ -77,29 +77,30 @@ pub fn examine_set(registry: &VerifiedRegistry, entries: &[&ApprovedEntry]) -> V
     reasons
 }
 
+/// The rules looked at so far.
 #[derive(Default)]
-struct Rules {
-    outcomes: Vec<RuleOutcome>,
-    reasons: Vec<Reason>,
+pub(super) struct Rules {
+    pub(super) outcomes: Vec<RuleOutcome>,
+    pub(super) reasons: Vec<Reason>,
 }
 
 impl Rules {
-    /// Records a rule; when it does not hold, `code` is a reason.
-    fn check(&mut self, rule: &'static str, passed: bool, code: ReasonCode, text: impl FnOnce() -> String) {
+    /// Records the rule that gives `code` when it does not hold.
+    pub(super) fn check(&mut self, passed: bool, code: ReasonCode, text: impl FnOnce() -> String) {
         let text = text();
         if !passed {
             self.reasons.push(Reason::new(code, text.clone()));
         }
-        self.outcomes.push(RuleOutcome { rule, passed, text });
+        self.outcomes.push(RuleOutcome { rule: code.rule(), passed, code: (!passed).then_some(code), text });
     }
 
-    fn registry(&mut self, registry: &VerifiedRegistry, today: Date) {
-        let (issued, until) = (registry.issued(), registry.valid_until());
-        self.check("registry-issued", issued <= today, ReasonCode::RegistryNotYetValid, || {
-            format!("registry version {} is valid from {issued}, today is {today}", registry.version())
+    pub(super) fn registry(&mut self, registry: &Registry, today: Date) {
+        let (issued, until) = (registry.issued, registry.valid_until);
+        self.check(issued <= today, ReasonCode::RegistryNotYetValid, || {
+            format!("registry version {} is valid from {issued}, today is {today}", registry.version)
         });
-        self.check("registry-valid", today <= until, ReasonCode::RegistryExpired, || {
-            format!("registry version {} is valid until {until}, today is {today}", registry.version())
+        self.check(today <= until, ReasonCode::RegistryExpired, || {
+            format!("registry version {} is valid until {until}, today is {today}", registry.version)
         });
     }
 
@@ -112,9 +113,7 @@ impl Rules {
             Virtualization::Virtual => (allowed, ReasonCode::HostVirtual, "a virtual machine"),
             Virtualization::Unknown => (allowed, ReasonCode::HostUnknown, "of unknown kind"),
         };
-        self.check("host", passed, code, || {
-            format!("the host is {what} ({named}), the policy has virtual_hosts = {allowed}")
-        });
+        self.check(passed, code, || format!("the host is {what} ({named}), the policy has virtual_hosts = {allowed}"));
     }
 
     /// Goes down the chain: checks the nodes on the way, collects the leaves.
@@ -126,7 +125,7 @@ impl Rules {
                 Problem::TooManyNodes => ReasonCode::ChainTooLarge,
                 Problem::Cycle => ReasonCode::ChainCycle,
             };
-            self.check("chain-readable", false, code, || format!("{}: {problem}", node.name));
+            self.check(false, code, || format!("{}: {problem}", node.name));
         }
         // Only a registry whose signed policy lists `loop` may approve a loop device, and for it the chain ends there.
         let laboratory_loop = node.transport == Transport::Loop
@@ -142,7 +141,7 @@ impl Rules {
             Transport::Loop => (false, ReasonCode::TransportNotAllowed),
             _ => (false, ReasonCode::ChainNodeNotAllowed),
         };
-        self.check("chain-node", passed, code, || match passed {
+        self.check(passed, code, || match passed {
             true => format!("{} is a {} of what is below", node.name, node.transport),
             false => {
                 format!("{} is on the way, and no policy can approve what {} redirects", node.name, node.transport)
@@ -159,12 +158,12 @@ impl Rules {
         let listed = registry.policy().transports.contains(&transport);
         let unknown = matches!(transport, Transport::Unknown | Transport::Partition);
         let code = if unknown { ReasonCode::TransportUnknown } else { ReasonCode::TransportNotAllowed };
-        self.check("transport", listed && !unknown, code, || {
+        self.check(listed && !unknown, code, || {
             let is = if listed { "lists it" } else { "does not list it" };
             format!("{} is reached by {transport}, the policy {is}", leaf.name)
         });
         if let Some(file) = &leaf.loop_file {
-            self.check("loop-offset", file.offset == 0, ReasonCode::LoopOffset, || {
+            self.check(file.offset == 0, ReasonCode::LoopOffset, || {
                 format!("{} begins at byte {} of its file", leaf.name, file.offset)
             });
         }
@@ -173,7 +172,7 @@ impl Rules {
             registry.devices().iter().filter(|e| differences(&e.identity, &identity).is_empty()).collect();
         match matching[..] {
             [entry] => {
-                self.check("identity", true, ReasonCode::DeviceNotListed, || {
+                self.check(true, ReasonCode::DeviceNotListed, || {
                     format!("{} is {} in the registry", leaf.name, entry.id)
                 });
                 Some(entry)
@@ -184,7 +183,7 @@ impl Rules {
             }
             _ => {
                 let ids: Vec<&str> = matching.iter().map(|e| e.id.as_str()).collect();
-                self.check("identity", false, ReasonCode::DeviceListedTwice, || {
+                self.check(false, ReasonCode::DeviceListedTwice, || {
                     format!("{} matches several entries: {}", leaf.name, ids.join(", "))
                 });
                 None
@@ -203,7 +202,7 @@ impl Rules {
         let closest =
             registry.devices().iter().filter(shares_a_name).min_by_key(|e| differences(&e.identity, identity).len());
         let Some(entry) = closest else {
-            self.check("identity", false, ReasonCode::DeviceNotListed, || {
+            self.check(false, ReasonCode::DeviceNotListed, || {
                 format!("no entry of the registry has the identity of {}: {}", leaf.name, shown(identity))
             });
             return;
@@ -217,7 +216,7 @@ impl Rules {
                 None => of.transport.to_string(),
                 Some(field) => of.field(field).unwrap_or_else(|| "not told".into()),
             };
-            self.check("identity", false, code, || {
+            self.check(false, code, || {
                 format!(
                     "{} resembles {}, but its {name} is {} and the registry has {}",
                     leaf.name,
@@ -227,48 +226,6 @@ impl Rules {
                 )
             });
         }
-    }
-
-    /// Examines an entry and its site.
-    fn entry<'r>(&mut self, registry: &'r VerifiedRegistry, entry: &DeviceEntry, today: Date) -> Option<&'r Site> {
-        let status = match entry.status {
-            Status::Approved => "approved",
-            Status::Revoked => "revoked",
-        };
-        self.check("status", entry.status == Status::Approved, ReasonCode::DeviceRevoked, || {
-            format!("the registry has {} as {status}", entry.id)
-        });
-        let site = registry.site(&entry.site);
-        self.check("site", site.is_some(), ReasonCode::SiteUnknown, || match site {
-            Some(site) => format!("{} is at {} ({})", entry.id, site.name, site.id),
-            None => format!("{} is at {}, which the registry does not describe", entry.id, entry.site),
-        });
-        let site = site?;
-        self.check("inspection-done", site.inspected <= today, ReasonCode::InspectionInFuture, || {
-            format!("site {} was inspected on {}, today is {today}", site.id, site.inspected)
-        });
-        let until = site.inspection_valid_until;
-        self.check("inspection-valid", today <= until, ReasonCode::InspectionExpired, || {
-            format!("the inspection of site {} counts until {until}, today is {today}", site.id)
-        });
-        let policy = registry.policy();
-        let predicates = [
-            ("owner", &site.owner, &policy.owners, ReasonCode::OwnerNotApproved),
-            ("administrator", &site.administrator, &policy.administrators, ReasonCode::AdministratorNotApproved),
-            ("country", &site.country, &policy.countries, ReasonCode::CountryNotApproved),
-        ];
-        for (rule, value, allowed, code) in predicates {
-            self.check(rule, allowed.contains(value), code, || {
-                format!("{rule} of site {} is {value}, the policy has {}", site.id, allowed.join(", "))
-            });
-        }
-        let lawful =
-            !site.jurisdictions.is_empty() && site.jurisdictions.iter().all(|j| policy.jurisdictions.contains(j));
-        self.check("jurisdictions", lawful, ReasonCode::JurisdictionNotApproved, || {
-            let (theirs, ours) = (site.jurisdictions.join(", "), policy.jurisdictions.join(", "));
-            format!("the operator of site {} can be compelled by {theirs}, the policy has {ours}", site.id)
-        });
-        Some(site)
     }
 }
 

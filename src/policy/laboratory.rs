@@ -33,6 +33,7 @@ pub fn registry_for(devices: &[(&str, DeviceFacts)], issued: Date, valid_until: 
             countries: text("FR"),
             jurisdictions: text("FR"),
             transports,
+            certifications: Vec::new(),
             min_sites: 1,
             min_replicas: 1,
             virtual_hosts: true,
@@ -46,6 +47,7 @@ pub fn registry_for(devices: &[(&str, DeviceFacts)], issued: Date, valid_until: 
             jurisdictions: text("FR"),
             inspected: issued,
             inspection_valid_until: valid_until,
+            certifications: Vec::new(),
         }],
         devices: devices
             .iter()

@@ -41,13 +41,56 @@ pub fn signature_path(registry: &Path, officer: &str) -> PathBuf {
     PathBuf::from(path)
 }
 
-/// Reads trust anchors.
+/// The file of a later version of the trust anchors: `trust.toml.2` beside `trust.toml`.
+pub fn successor_path(trust: &Path, version: u32) -> PathBuf {
+    let mut path = trust.as_os_str().to_owned();
+    path.push(format!(".{version}"));
+    PathBuf::from(path)
+}
+
+/// Reads trust anchors, and goes on to the last of those that replace them ([`successor_path`]), each signed by enough of
+/// the officers before it.
 ///
 /// # Errors
-/// [`LoadError`].
+/// [`LoadError`]; also for a successor that is there and not acceptable: whoever replaced an officer must not go on
+/// trusting them because a signature was forgotten.
 pub fn load_trust(path: &Path) -> Result<TrustAnchors, LoadError> {
     let bytes = read(path, limits::TRUST_BYTES_MAX)?;
-    TrustAnchors::parse(&bytes).map_err(|source| LoadError::Registry { path: path.to_owned(), source })
+    let refused = |path: &Path, source| LoadError::Registry { path: path.to_owned(), source };
+    let mut anchors = TrustAnchors::parse(&bytes).map_err(|source| refused(path, source))?;
+    while anchors.version() < limits::TRUST_VERSIONS_MAX {
+        let next = successor_path(path, anchors.version() + 1);
+        let error = |source| LoadError::Io { path: next.clone(), source };
+        let Some(document) = read_bounded(&next, limits::TRUST_BYTES_MAX).map_err(error)? else { break };
+        let files = signature_files(&next, &anchors)?;
+        anchors = anchors.succeeded_by(&document, &files.as_ref()).map_err(|source| refused(&next, source))?;
+    }
+    Ok(anchors)
+}
+
+/// The signature files beside a document, with their officers.
+pub struct SignatureFiles(Vec<(String, Vec<u8>)>);
+
+impl SignatureFiles {
+    /// As the registry module takes them.
+    pub fn as_ref(&self) -> Vec<SignatureFile<'_>> {
+        self.0.iter().map(|(officer, bytes)| SignatureFile { officer, bytes }).collect()
+    }
+}
+
+/// Reads the signatures beside a document that officers of `anchors` may have made.
+///
+/// # Errors
+/// [`LoadError`]; a file that is not there is not an error, one that cannot be read is.
+pub fn signature_files(document: &Path, anchors: &TrustAnchors) -> Result<SignatureFiles, LoadError> {
+    let mut files = Vec::new();
+    for officer in anchors.officers() {
+        let path = signature_path(document, &officer.name);
+        let bytes = read_bounded(&path, limits::SIGNATURE_BYTES_MAX);
+        let bytes = bytes.map_err(|source| LoadError::Io { path: path.clone(), source })?;
+        files.extend(bytes.map(|bytes| (officer.name.clone(), bytes)));
+    }
+    Ok(SignatureFiles(files))
 }
 
 /// Reads a registry and the signatures beside it, and verifies them with these (e.g. a volume's pinned) anchors.
@@ -56,16 +99,8 @@ pub fn load_trust(path: &Path) -> Result<TrustAnchors, LoadError> {
 /// [`LoadError`]; a signature file that is not there does not count, one that cannot be read is an error.
 pub fn load_with(path: &Path, anchors: &TrustAnchors) -> Result<VerifiedRegistry, LoadError> {
     let document = read(path, limits::REGISTRY_BYTES_MAX)?;
-    let mut files = Vec::new();
-    for officer in anchors.officers() {
-        let file = signature_path(path, &officer.name);
-        let bytes = read_bounded(&file, limits::SIGNATURE_BYTES_MAX)
-            .map_err(|source| LoadError::Io { path: file.clone(), source })?;
-        files.extend(bytes.map(|bytes| (officer.name.as_str(), bytes)));
-    }
-    let signatures: Vec<SignatureFile<'_>> =
-        files.iter().map(|(officer, bytes)| SignatureFile { officer, bytes }).collect();
-    registry::verify(&document, &signatures, anchors)
+    let files = signature_files(path, anchors)?;
+    registry::verify(&document, &files.as_ref(), anchors)
         .map_err(|source| LoadError::Registry { path: path.to_owned(), source })
 }
 

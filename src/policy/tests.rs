@@ -1,5 +1,8 @@
 #![allow(clippy::unwrap_used)]
 
+mod manual;
+mod permissive;
+
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,59 +1,211 @@
-//! The document: parsing and the rules that hold inside of it.
+//! The document: its fields, and the rules that hold between them.
 
 use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Date, Error, Identity, IdentityField, Transport};
+use super::table::{
+    COUNTRIES, COUNTRY, DAY, FLAG, ID, Kind, TEXT, TEXTS, TEXTS_OR_NONE, VERSION, check_identity, document,
+};
+use super::{Date, Error, Identity, IdentityField, Transport, table};
 use crate::limits;
 
-const WHAT: &str = "the registry";
+pub(super) const WHAT: &str = "the registry";
 
-/// The registry document, as `registry.toml` holds it. Every field is required and no other is known.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Registry {
-    /// Grows with every issue, from 1.
-    pub version: u64,
-    /// First day of validity.
-    pub issued: Date,
-    /// Last day of validity.
-    pub valid_until: Date,
-    /// What is required of every device.
-    pub policy: Policy,
-    /// The sites.
-    #[serde(rename = "site", default)]
-    pub sites: Vec<Site>,
-    /// The devices.
-    #[serde(rename = "device", default)]
-    pub devices: Vec<DeviceEntry>,
+document! {
+    /// The registry document, as `registry.toml` holds it.
+    pub struct Registry then Registry::period {
+        version: u64 = VERSION; ["registry-rolled-back"]
+            "Grows with every issue. A registry older than a volume has seen is refused.";
+        issued: Date = DAY; ["registry-not-yet-valid"]
+            "First day of validity.";
+        valid_until: Date = DAY; ["registry-expired"]
+            "Last day of validity; at most ten years after the first.";
+        policy: Policy = POLICY; []
+            "What is required of every device.";
+        sites as "site": Vec<Site> = SITES, or "none" by "Vec::new"; ["site-unknown"]
+            "The sites, one table each.";
+        devices as "device": Vec<DeviceEntry> = DEVICES, or "none" by "Vec::new"; ["device-not-listed"]
+            "The devices, one table each.";
+    }
+
+    /// The policy: independent predicates, each of which must hold; none makes up for another.
+    pub struct Policy {
+        owners: Vec<String> = TEXTS; ["owner-not-approved"]
+            "Who may own a site and its devices.";
+        administrators: Vec<String> = TEXTS; ["administrator-not-approved"]
+            "Who may administer them.";
+        countries: Vec<String> = COUNTRIES; ["country-not-approved"]
+            "Where a site may be.";
+        jurisdictions: Vec<String> = COUNTRIES; ["jurisdiction-not-approved"]
+            "Whose law may be able to compel the operator of a site.";
+        transports: Vec<Transport> = TRANSPORTS; ["transport-not-allowed"]
+            "How a device may be reached.";
+        certifications: Vec<String> = TEXTS_OR_NONE, or "none" by "Vec::new";
+            ["certification-missing", "certification-expired"]
+            "Certifications that every site must hold, each of them, besides all else. A certified site of another owner \
+             is refused like any other.";
+        min_sites: u32 = REPLICAS; ["too-few-sites"]
+            "How many sites the replicas of a volume must span.";
+        min_replicas: u32 = REPLICAS, or "1" by "one"; ["too-few-replicas"]
+            "How many approved replicas a volume needs to take writes.";
+        virtual_hosts: bool = FLAG; ["host-virtual", "host-unknown"]
+            "Whether the host may be a virtual machine, or one that does not say.";
+    }
+
+    /// A place where devices are.
+    pub struct Site then Site::period {
+        id: String = ID; []
+            "Unique among the sites.";
+        name: String = TEXT; []
+            "How people call it.";
+        country: String = COUNTRY; ["country-not-approved"]
+            "Where it is.";
+        owner: String = TEXT; ["owner-not-approved"]
+            "Who owns it, and its devices.";
+        administrator: String = TEXT; ["administrator-not-approved"]
+            "Who administers it.";
+        jurisdictions: Vec<String> = COUNTRIES; ["jurisdiction-not-approved"]
+            "Every country whose law can compel its owner or its administrator, wherever the devices are; each must be \
+             listed by the policy.";
+        inspected: Date = DAY; ["inspection-in-future"]
+            "Day of the last inspection.";
+        inspection_valid_until: Date = DAY; ["inspection-expired"]
+            "Last day on which that inspection counts; at most ten years later.";
+        certifications: Vec<Certification> = CERTIFICATIONS, or "none" by "Vec::new"; ["certification-missing"]
+            "What it, or its operator, is certified for.";
+    }
+
+    /// A certification or qualification of a site or its operator.
+    pub struct Certification {
+        name: String = TEXT; ["certification-missing"]
+            "What for, exactly as the policy calls it.";
+        reference: String = TEXT; []
+            "By which decision, so that it can be looked up.";
+        valid_until: Date = DAY; ["certification-expired"]
+            "Last day on which it counts.";
+    }
+
+    /// A device.
+    pub struct DeviceEntry {
+        id: String = ID; ["device-used-twice"]
+            "Unique among the devices.";
+        site: String = ID; ["site-unknown"]
+            "Id of its site.";
+        status: Status = STATUS; ["device-revoked"]
+            "Whether it may be used. A revoked device stays listed, so that the refusal can say so.";
+        identity: Identity = IDENTITY;
+            ["device-not-listed", "device-listed-twice", "transport-mismatch", "wwid-mismatch", "serial-mismatch",
+             "model-mismatch", "size-mismatch", "fs-device-mismatch", "inode-mismatch", "name-mismatch"]
+            "Its transport, and every field that identities of this transport have; no other.";
+    }
 }
 
-/// The policy: independent predicates, each of which must hold.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Policy {
-    /// Who may own a site and its devices.
-    pub owners: Vec<String>,
-    /// Who may administer it.
-    pub administrators: Vec<String>,
-    /// Countries (ISO 3166-1 alpha-2) where it may be.
-    pub countries: Vec<String>,
-    /// Jurisdictions that may be able to compel its operator.
-    pub jurisdictions: Vec<String>,
-    /// Transports a leaf may have.
-    pub transports: Vec<Transport>,
-    /// How many sites a volume's replicas must span.
-    pub min_sites: u32,
-    /// How many approved replicas a volume needs to accept writes. 1 unless given.
-    #[serde(default = "one")]
-    pub min_replicas: u32,
-    /// Whether the host may be a virtual machine, or one that does not say.
-    pub virtual_hosts: bool,
-}
+const POLICY: Kind<Policy> = Kind { shown: "table", check: |name, policy| within(name, policy.check()) };
+const SITES: Kind<Vec<Site>> = Kind {
+    shown: "tables",
+    check: |name, sites| {
+        unique(name, limits::SITES_MAX, sites.iter().map(|site| &site.id))?;
+        sites.iter().try_for_each(|site| within(&format!("{name} {:?}", site.id), site.check()))
+    },
+};
+const DEVICES: Kind<Vec<DeviceEntry>> = Kind {
+    shown: "tables",
+    check: |name, devices| {
+        unique(name, limits::REGISTRY_DEVICES_MAX, devices.iter().map(|device| &device.id))?;
+        devices.iter().try_for_each(|device| within(&format!("{name} {:?}", device.id), device.check()))
+    },
+};
+const CERTIFICATIONS: Kind<Vec<Certification>> = Kind {
+    shown: "list of tables",
+    check: |name, list| {
+        unique(name, limits::REGISTRY_LIST_MAX, list.iter().map(|certification| &certification.name))?;
+        list.iter().try_for_each(|certification| within(name, certification.check()))
+    },
+};
+const TRANSPORTS: Kind<Vec<Transport>> = Kind {
+    shown: "list of transports",
+    check: |name, transports| {
+        if transports.is_empty() {
+            return Err(format!("{name} must list one transport or some"));
+        }
+        for (i, transport) in transports.iter().enumerate() {
+            if transport.identity_fields().is_none() {
+                return Err(format!("{name}: a device on {transport} has no identity to approve it by"));
+            }
+            if transports[..i].contains(transport) {
+                return Err(format!("{name} lists {transport} twice"));
+            }
+        }
+        Ok(())
+    },
+};
+const REPLICAS: Kind<u32> = Kind {
+    shown: "number, 1 to 16",
+    check: |name, n| match *n as usize {
+        1..=limits::REPLICAS_MAX => Ok(()),
+        _ => Err(format!("{name} must be 1 to {}", limits::REPLICAS_MAX)),
+    },
+};
+const STATUS: Kind<Status> = Kind { shown: "\"approved\" or \"revoked\"", check: |_, _| Ok(()) };
+const IDENTITY: Kind<Identity> = Kind { shown: "table", check: |name, identity| check_complete(name, identity) };
+
+/// The words of the manual and the limit agree.
+const _: () = assert!(limits::REPLICAS_MAX == 16);
 
 fn one() -> u32 {
     1
+}
+
+fn within(what: &str, result: Result<(), String>) -> Result<(), String> {
+    result.map_err(|detail| format!("{what}: {detail}"))
+}
+
+/// Refuses too many, and two that differ in nothing but upper and lower case.
+fn unique<'a>(what: &str, max: usize, names: impl ExactSizeIterator<Item = &'a String>) -> Result<(), String> {
+    if names.len() > max {
+        return Err(format!("there are {} tables {what}, more than the {max} that are read", names.len()));
+    }
+    let mut seen = HashSet::new();
+    for name in names {
+        if !seen.insert(name.to_lowercase()) {
+            return Err(format!("two tables {what} are called {name:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// An identity has every field of its transport and no other.
+fn check_complete(name: &str, identity: &Identity) -> Result<(), String> {
+    let transport = identity.transport;
+    let Some(fields) = transport.identity_fields() else {
+        return Err(format!("{name}: a device on {transport} has no identity to approve it by"));
+    };
+    for field in IdentityField::ALL {
+        let shown = format!("{name}.{}", field.as_str());
+        match (identity.field(field), fields.contains(&field)) {
+            (None, true) => return Err(format!("{shown} is missing")),
+            (Some(_), false) => return Err(format!("{shown} does not belong to transport {transport}")),
+            (Some(value), true) => check_identity(&shown, &value)?,
+            (None, false) => {}
+        }
+    }
+    if identity.size == Some(0) {
+        return Err(format!("{name}.size is zero"));
+    }
+    Ok(())
+}
+
+/// An approval ends: from its first day to its last are at most ten years.
+fn check_period(from: (&str, Date), until: (&str, Date)) -> Result<(), String> {
+    let ((from_name, from), (until_name, until)) = (from, until);
+    if until < from {
+        return Err(format!("{until_name} ({until}) is before {from_name} ({from})"));
+    }
+    if from.days_until(until) > limits::VALIDITY_DAYS_MAX {
+        return Err(format!("{until_name} ({until}) is more than ten years after {from_name} ({from})"));
+    }
+    Ok(())
 }
 
 impl Policy {
@@ -63,40 +215,10 @@ impl Policy {
     }
 }
 
-/// A place where devices are.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Site {
-    /// Identifier, unique in the registry.
-    pub id: String,
-    /// How people call it.
-    pub name: String,
-    /// Country, ISO 3166-1 alpha-2.
-    pub country: String,
-    /// Who owns it.
-    pub owner: String,
-    /// Who administers it.
-    pub administrator: String,
-    /// Jurisdictions that can compel its operator; at least one.
-    pub jurisdictions: Vec<String>,
-    /// Day of the last inspection.
-    pub inspected: Date,
-    /// Last day on which that inspection counts.
-    pub inspection_valid_until: Date,
-}
-
-/// A device of the registry.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeviceEntry {
-    /// Identifier, unique in the registry.
-    pub id: String,
-    /// Id of its site.
-    pub site: String,
-    /// Whether it may be used.
-    pub status: Status,
-    /// By what it is recognised; complete for its transport.
-    pub identity: Identity,
+impl Site {
+    fn period(&self) -> Result<(), String> {
+        check_period(("inspected", self.inspected), ("inspection_valid_until", self.inspection_valid_until))
+    }
 }
 
 /// Whether a device of the registry may be used.
@@ -109,23 +231,26 @@ pub enum Status {
     Revoked,
 }
 
-/// Refuses a document that is larger than [`limits::REGISTRY_BYTES_MAX`].
-pub(super) fn check_size(document: &[u8]) -> Result<(), Error> {
-    let (bytes, max) = (document.len(), limits::REGISTRY_BYTES_MAX);
-    if bytes > max { Err(Error::TooLarge { what: WHAT, bytes, max }) } else { Ok(()) }
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Approved => "approved",
+            Self::Revoked => "revoked",
+        })
+    }
 }
 
 impl Registry {
+    fn period(&self) -> Result<(), String> {
+        check_period(("issued", self.issued), ("valid_until", self.valid_until))
+    }
+
     /// Parses and checks a document. This says nothing of its signatures: see [`super::verify`].
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Syntax`] (also for unknown or missing fields), [`Error::Invalid`].
     pub fn parse(document: &[u8]) -> Result<Self, Error> {
-        check_size(document)?;
-        let text = std::str::from_utf8(document)
-            .map_err(|e| Error::Syntax { what: WHAT, detail: format!("not UTF-8: {e}") })?;
-        let registry: Self =
-            toml::from_str(text).map_err(|e| Error::Syntax { what: WHAT, detail: e.to_string().trim_end().into() })?;
+        let registry: Self = table::parse(WHAT, document, limits::REGISTRY_BYTES_MAX)?;
         registry.check().map_err(|detail| Error::Invalid { what: WHAT, detail })?;
         Ok(registry)
     }
@@ -139,134 +264,8 @@ impl Registry {
         toml::to_string(self).map_err(|e| Error::Invalid { what: WHAT, detail: e.to_string() })
     }
 
-    fn check(&self) -> Result<(), String> {
-        if self.version == 0 {
-            return Err("version must be at least 1".into());
-        }
-        if self.valid_until < self.issued {
-            return Err(format!("valid_until ({}) is before issued ({})", self.valid_until, self.issued));
-        }
-        self.policy.check()?;
-        if self.sites.len() > limits::SITES_MAX || self.devices.len() > limits::REGISTRY_DEVICES_MAX {
-            return Err("too many sites or devices".into());
-        }
-        let mut ids = HashSet::new();
-        for site in &self.sites {
-            site.check().map_err(|e| format!("site {:?}: {e}", site.id))?;
-            if !ids.insert(site.id.as_str()) {
-                return Err(format!("two sites have the id {:?}", site.id));
-            }
-        }
-        ids.clear();
-        for device in &self.devices {
-            device.check().map_err(|e| format!("device {:?}: {e}", device.id))?;
-            if !ids.insert(device.id.as_str()) {
-                return Err(format!("two devices have the id {:?}", device.id));
-            }
-        }
-        Ok(())
+    /// The site of this id.
+    pub fn site(&self, id: &str) -> Option<&Site> {
+        self.sites.iter().find(|site| site.id == id)
     }
-}
-
-impl Policy {
-    fn check(&self) -> Result<(), String> {
-        check_list("policy.owners", &self.owners)?;
-        check_list("policy.administrators", &self.administrators)?;
-        check_list("policy.jurisdictions", &self.jurisdictions)?;
-        check_list("policy.countries", &self.countries)?;
-        self.countries.iter().try_for_each(|c| check_country(c))?;
-        if self.transports.is_empty() || self.transports.len() > limits::REGISTRY_LIST_MAX {
-            return Err("policy.transports must list one transport or some".into());
-        }
-        if let Some(transport) = self.transports.iter().find(|t| t.identity_fields().is_none()) {
-            return Err(format!("policy.transports: a device on {transport} has no identity to approve it by"));
-        }
-        for (name, value) in [("min_sites", self.min_sites), ("min_replicas", self.min_replicas)] {
-            if value == 0 || value as usize > limits::REPLICAS_MAX {
-                return Err(format!("policy.{name} must be 1 to {}", limits::REPLICAS_MAX));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Site {
-    fn check(&self) -> Result<(), String> {
-        check_id(&self.id)?;
-        for (name, text) in [("name", &self.name), ("owner", &self.owner), ("administrator", &self.administrator)] {
-            check_text(name, text)?;
-        }
-        check_country(&self.country)?;
-        check_list("jurisdictions", &self.jurisdictions)?;
-        if self.inspection_valid_until < self.inspected {
-            return Err("inspection_valid_until is before inspected".into());
-        }
-        Ok(())
-    }
-}
-
-impl DeviceEntry {
-    fn check(&self) -> Result<(), String> {
-        check_id(&self.id)?;
-        check_id(&self.site)?;
-        let transport = self.identity.transport;
-        let Some(fields) = transport.identity_fields() else {
-            return Err(format!("a device on {transport} has no identity to approve it by"));
-        };
-        for field in IdentityField::ALL {
-            match (self.identity.field(field), fields.contains(&field)) {
-                (None, true) => return Err(format!("identity.{} is missing", field.as_str())),
-                (Some(_), false) => {
-                    return Err(format!("identity.{} does not belong to transport {transport}", field.as_str()));
-                }
-                (Some(value), true) => check_text(field.as_str(), &value)?,
-                (None, false) => {}
-            }
-        }
-        if self.identity.size == Some(0) {
-            return Err("identity.size is zero".into());
-        }
-        Ok(())
-    }
-}
-
-/// An id is 1 to 64 ASCII letters, digits, `.`, `_`, `-`, and begins with a letter or a digit.
-pub(super) fn check_id(id: &str) -> Result<(), String> {
-    let legal = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    let bytes = id.as_bytes();
-    if bytes.len() > limits::REGISTRY_ID_MAX
-        || !bytes.first().is_some_and(u8::is_ascii_alphanumeric)
-        || !bytes.iter().all(legal)
-    {
-        return Err(format!(
-            "{:?} is not an identifier (1 to {} letters, digits, '.', '_', '-')",
-            id.chars().take(80).collect::<String>(),
-            limits::REGISTRY_ID_MAX
-        ));
-    }
-    Ok(())
-}
-
-fn check_text(name: &str, text: &str) -> Result<(), String> {
-    if text.is_empty() || text.len() > limits::REGISTRY_TEXT_MAX || text.chars().any(char::is_control) {
-        return Err(format!("{name} must be 1 to {} bytes without control characters", limits::REGISTRY_TEXT_MAX));
-    }
-    if text.trim() != text {
-        return Err(format!("{name} begins or ends with a space"));
-    }
-    Ok(())
-}
-
-fn check_list(name: &str, list: &[String]) -> Result<(), String> {
-    if list.is_empty() || list.len() > limits::REGISTRY_LIST_MAX {
-        return Err(format!("{name} must list 1 to {} values", limits::REGISTRY_LIST_MAX));
-    }
-    list.iter().try_for_each(|text| check_text(name, text))
-}
-
-fn check_country(country: &str) -> Result<(), String> {
-    if country.len() == 2 && country.bytes().all(|b| b.is_ascii_uppercase()) {
-        return Ok(());
-    }
-    Err(format!("country {country:?} is not a two-letter code (ISO 3166-1 alpha-2)"))
 }

@@ -2,108 +2,74 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How a node of a backing chain is reached. The names are stable: registries and messages use them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Transport {
-    /// A file on a filesystem, through the loop driver. Laboratory only.
-    Loop,
-    /// virtio-blk: the identity is the hypervisor's word.
-    Virtio,
-    /// NVMe on PCI Express.
-    NvmePcie,
-    /// NVMe over TCP.
-    NvmeTcp,
-    /// NVMe over RDMA.
-    NvmeRdma,
-    /// NVMe over Fibre Channel.
-    NvmeFc,
-    /// Serial Attached SCSI.
-    Sas,
-    /// Serial ATA.
-    Sata,
-    /// SCSI over Fibre Channel.
-    Fc,
-    /// SCSI over TCP.
-    Iscsi,
-    /// SCSI through virtio.
-    VirtioScsi,
-    /// SCSI through Hyper-V.
-    HyperV,
-    /// USB mass storage.
-    Usb,
-    /// MMC and SD cards.
-    Mmc,
-    /// A partition of another device.
-    Partition,
-    /// Device mapper.
-    Dm,
-    /// Linux software RAID.
-    Md,
-    /// bcache.
-    Bcache,
-    /// Network block device.
-    Nbd,
-    /// Ceph RADOS block device.
-    Rbd,
-    /// DRBD.
-    Drbd,
-    /// Compressed memory.
-    Zram,
-    /// Memory of this process (tests). Laboratory only; no device of the kernel has it.
-    Memory,
-    /// Anything else.
-    Unknown,
+/// Makes [`Transport`] from its rows: variant, name, identity fields and whether only a laboratory has it, if a device
+/// of it can be approved at all; meaning.
+macro_rules! transports {
+    ($($variant:ident $name:literal $([$($field:ident),*])? $($laboratory:ident)? : $text:literal;)*) => {
+        /// How a node of a backing chain is reached. The names are stable: registries and messages use them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize, Serialize)]
+        pub enum Transport {$(
+            #[doc = $text]
+            #[serde(rename = $name)]
+            $variant,
+        )*}
+
+        impl Transport {
+            /// Every transport.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The stable name.
+            pub const fn as_str(self) -> &'static str {
+                match self {$(Self::$variant => $name,)*}
+            }
+
+            /// What it is.
+            pub const fn text(self) -> &'static str {
+                match self {$(Self::$variant => $text,)*}
+            }
+
+            /// The fields an entry of this transport must have, all of them and no others. `None`: there is no identity
+            /// by which a device of this transport could be approved, so no policy can list it.
+            pub const fn identity_fields(self) -> Option<&'static [IdentityField]> {
+                match self {$(Self::$variant => {
+                    let fields: &[&[IdentityField]] = &[$(&[$(IdentityField::$field),*])?];
+                    if fields.is_empty() { None } else { Some(fields[0]) }
+                })*}
+            }
+
+            /// Whether listing this transport makes a registry a laboratory one.
+            pub const fn is_laboratory(self) -> bool {
+                match self {$(Self::$variant => !matches!(stringify!($($laboratory)?).as_bytes(), b""),)*}
+            }
+        }
+    };
 }
 
-impl Transport {
-    /// The stable name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Loop => "loop",
-            Self::Virtio => "virtio",
-            Self::NvmePcie => "nvme-pcie",
-            Self::NvmeTcp => "nvme-tcp",
-            Self::NvmeRdma => "nvme-rdma",
-            Self::NvmeFc => "nvme-fc",
-            Self::Sas => "sas",
-            Self::Sata => "sata",
-            Self::Fc => "fc",
-            Self::Iscsi => "iscsi",
-            Self::VirtioScsi => "virtio-scsi",
-            Self::HyperV => "hyper-v",
-            Self::Usb => "usb",
-            Self::Mmc => "mmc",
-            Self::Partition => "partition",
-            Self::Dm => "dm",
-            Self::Md => "md",
-            Self::Bcache => "bcache",
-            Self::Nbd => "nbd",
-            Self::Rbd => "rbd",
-            Self::Drbd => "drbd",
-            Self::Zram => "zram",
-            Self::Memory => "memory",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    /// The fields an entry of this transport must have, all of them and no others. `None`: there is no identity by
-    /// which a device of this transport could be approved, so no policy can list it.
-    pub const fn identity_fields(self) -> Option<&'static [IdentityField]> {
-        use IdentityField::{FsDevice, Inode, Model, Name, Serial, Size, Wwid};
-        match self {
-            Self::NvmePcie | Self::Sas | Self::Sata => Some(&[Wwid, Serial, Model, Size]),
-            Self::Virtio => Some(&[Serial, Size]),
-            Self::Loop => Some(&[FsDevice, Inode, Size]),
-            Self::Memory => Some(&[Name, Size]),
-            _ => None,
-        }
-    }
-
-    /// Whether listing this transport makes a registry a laboratory one.
-    pub const fn is_laboratory(self) -> bool {
-        matches!(self, Self::Loop | Self::Memory)
-    }
+transports! {
+    Loop "loop" [FsDevice, Inode, Size] laboratory: "A file on a filesystem, through the loop driver. Laboratory only.";
+    Virtio "virtio" [Serial, Size]: "virtio-blk: the identity is the hypervisor's word.";
+    NvmePcie "nvme-pcie" [Wwid, Serial, Model, Size]: "NVMe on PCI Express.";
+    NvmeTcp "nvme-tcp": "NVMe over TCP.";
+    NvmeRdma "nvme-rdma": "NVMe over RDMA.";
+    NvmeFc "nvme-fc": "NVMe over Fibre Channel.";
+    Sas "sas" [Wwid, Serial, Model, Size]: "Serial Attached SCSI.";
+    Sata "sata" [Wwid, Serial, Model, Size]: "Serial ATA.";
+    Fc "fc": "SCSI over Fibre Channel.";
+    Iscsi "iscsi": "SCSI over TCP.";
+    VirtioScsi "virtio-scsi": "SCSI through virtio.";
+    HyperV "hyper-v": "SCSI through Hyper-V.";
+    Usb "usb": "USB mass storage.";
+    Mmc "mmc": "MMC and SD cards.";
+    Partition "partition": "A partition of another device.";
+    Dm "dm": "Device mapper.";
+    Md "md": "Linux software RAID.";
+    Bcache "bcache": "bcache.";
+    Nbd "nbd": "Network block device.";
+    Rbd "rbd": "Ceph RADOS block device.";
+    Drbd "drbd": "DRBD.";
+    Zram "zram": "Compressed memory.";
+    Memory "memory" [Name, Size] laboratory: "Memory of the process that tests. Laboratory only; no device of the kernel has it.";
+    Unknown "unknown": "Anything else.";
 }
 
 impl std::fmt::Display for Transport {

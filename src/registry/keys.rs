@@ -23,7 +23,7 @@ pub struct KeyFiles {
 /// # Errors
 /// [`Error::Key`] when the system gives no random bytes.
 pub fn keygen(officer: &str, password: Option<&str>) -> Result<KeyFiles, Error> {
-    super::document::check_id(officer).map_err(Error::Key)?;
+    super::table::check_id(officer).map_err(Error::Key)?;
     let pair = match password {
         Some(password) => KeyPair::generate_encrypted_keypair(Some(password.to_owned())),
         None => KeyPair::generate_unencrypted_keypair(),
@@ -63,11 +63,13 @@ pub fn sign(
 ) -> Result<String, Error> {
     let key_box = SecretKeyBox::from_string(secret_key_file).map_err(key_error)?;
     let key: SecretKey = match (is_encrypted(secret_key_file)?, password) {
-        (false, _) => key_box.into_unencrypted_secret_key(),
-        (true, Some(password)) => key_box.into_secret_key(Some(password.to_owned())),
+        // minisign 0.11 leaves the checksum out of a key without password, and the library insists on one.
+        (false, _) => key_box.into_unencrypted_secret_key().map_err(|e| {
+            Error::Key(format!("{e}. A key that minisign made without a password is for minisign alone (-S -W)"))
+        })?,
+        (true, Some(password)) => key_box.into_secret_key(Some(password.to_owned())).map_err(key_error)?,
         (true, None) => return Err(Error::Key("this secret key asks for a password".into())),
-    }
-    .map_err(key_error)?;
+    };
     let comment: String = trusted_comment.chars().filter(|c| !c.is_control()).take(limits::REGISTRY_TEXT_MAX).collect();
     let public = PublicKey::from_secret_key(&key).map_err(key_error)?;
     let signature = minisign::sign(

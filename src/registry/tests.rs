@@ -114,9 +114,89 @@ fn what_is_missing_unknown_or_out_of_bounds_is_refused() {
     }
     let device = DOCUMENT.split_once("[[device]]").unwrap().1;
     let twice = format!("{DOCUMENT}\n[[device]]{device}");
-    assert!(Registry::parse(twice.as_bytes()).unwrap_err().to_string().contains("two devices have the id"));
+    assert!(Registry::parse(twice.as_bytes()).unwrap_err().to_string().contains("two tables device are called"));
     let huge = vec![b'#'; crate::limits::REGISTRY_BYTES_MAX + 1];
     assert!(matches!(Registry::parse(&huge), Err(Error::TooLarge { .. })));
+}
+
+#[test]
+fn texts_that_look_alike_are_not_registered() {
+    let owner = "owner = \"Ministère de la Justice\"";
+    for (what, text) in [
+        ("a Cyrillic letter", "Ministèrе de la Justice"),
+        ("a letter with a combining mark", "Ministe\u{300}re de la Justice"),
+        ("a no-break space", "Ministère\u{a0}de la Justice"),
+        ("a zero-width space", "Ministère de\u{200b} la Justice"),
+        ("a soft hyphen", "Minis\u{ad}tère de la Justice"),
+        ("text from right to left", "\u{202e}ecitsuJ al ed erètsiniM"),
+        ("full-width letters", "Ｍinistère de la Justice"),
+        ("two spaces", "Ministère  de la Justice"),
+        ("a space at the end", "Ministère de la Justice "),
+        ("a line break", "Ministère\\nde la Justice"),
+        ("nothing", ""),
+        ("a dotless i", "Mınistère de la Justice"),
+    ] {
+        let document = DOCUMENT.replace(owner, &format!("owner = \"{text}\""));
+        assert_ne!(document, DOCUMENT);
+        assert!(matches!(Registry::parse(document.as_bytes()), Err(Error::Invalid { .. })), "{what}");
+    }
+    let french = DOCUMENT.replace(owner, "owner = \"Cour d’appel de Nîmes, « Œuvre » n° 2 (ÀÉÈÊËÎÏÔÙÛÜŸÇ)\"");
+    assert!(Registry::parse(french.as_bytes()).is_ok());
+}
+
+#[test]
+fn values_out_of_bounds_are_refused() {
+    for (from, to) in [
+        ("valid_until = 2027-05-31", "valid_until = 2036-12-01"),
+        ("valid_until = 2027-05-31", "valid_until = 9999-12-31"),
+        ("valid_until = 2027-05-31", "valid_until = 2027-02-29"),
+        ("valid_until = 2027-05-31", "valid_until = 2027-05-31T00:00:00Z"),
+        ("valid_until = 2027-05-31", "valid_until = \"2027-05-31\""),
+        ("inspection_valid_until = 2027-04-02", "inspection_valid_until = 2036-11-01"),
+        ("version = 7", "version = -1"),
+        ("version = 7", "version = 18446744073709551616"),
+        ("version = 7", "version = 7\nversion = 7"),
+        ("min_sites = 1", "min_sites = 0"),
+        ("min_sites = 1", "min_sites = 17"),
+        ("min_sites = 1", "min_sites = true"),
+        ("virtual_hosts = false", "virtual_hosts = 0"),
+        ("virtual_hosts = false", "virtual_hosts = false\nvirtual_hosts = true"),
+        ("countries = [\"FR\"]", "countries = [\"fr\"]"),
+        ("countries = [\"FR\"]", "countries = [\"FR\", \"FR\"]"),
+        ("countries = [\"FR\"]", "countries = []"),
+        ("countries = [\"FR\"]", "countries = \"FR\""),
+        ("jurisdictions = [\"FR\"]", "jurisdictions = [\"France\"]"),
+        (
+            "owners = [\"Ministère de la Justice\"]",
+            "owners = [\"Ministère de la Justice\", \"ministère de la justice\"]",
+        ),
+        ("transports = [\"nvme-pcie\"", "transports = [\"sas\""),
+        ("transports = [\"nvme-pcie\"", "transports = [\"NVMe-PCIe\""),
+        ("transports = [\"nvme-pcie\"", "transports = [\"nvme-tcp\""),
+        ("min_sites = 1", "min_sites = 1\ncertifications = [\"a\", \"A\"]"),
+        ("min_sites = 1", "min_sites = 1\ncertifications = [\"\"]"),
+        ("inspected = ", "certifications = [{ name = \"x\", reference = \"y\" }]\ninspected = "),
+        (
+            "inspected = ",
+            "certifications = [{ name = \"x\", reference = \"y\", valid_until = 2027-01-01, ok = true }]\ninspected = ",
+        ),
+        ("id = \"tj-paris\"", "id = \"tj\\u0000paris\""),
+        ("id = \"tj-paris\"", "id = \"tj paris\""),
+        ("id = \"tj-paris\"", "id = \"\""),
+        ("id = \"tj-paris\"", "id = \"tj-pаris\""),
+        ("status = \"approved\"", "status = \"Approved\""),
+        ("serial = \"S4EWNX0R512345\"", "serial = \"S4EWNX0R51234５\""),
+        ("serial = \"S4EWNX0R512345\"", "serial = \" S4EWNX0R512345\""),
+        ("size = 3840755982336", "size = 0"),
+        ("size = 3840755982336", "size = 3840755982336.0"),
+    ] {
+        assert!(DOCUMENT.contains(from), "{from}");
+        assert!(Registry::parse(DOCUMENT.replacen(from, to, 1).as_bytes()).is_err(), "{from} -> {to}");
+    }
+    // Two ids that differ in nothing but case are one for the eye.
+    let device = DOCUMENT.split_once("[[device]]").unwrap().1.replace("paris-nvme-01", "PARIS-nvme-01");
+    let twice = format!("{DOCUMENT}\n[[device]]{device}");
+    assert!(Registry::parse(twice.as_bytes()).unwrap_err().to_string().contains("two tables device are called"));
 }
 
 #[test]
@@ -179,23 +259,93 @@ fn passwords_protect_secret_keys() {
 }
 
 #[test]
-fn trust_anchors_have_one_canonical_form() {
-    let lab = lab(2, &["officer-b", "officer-a", "officer-c"]);
-    let bytes = lab.anchors.canonical_bytes();
-    let decoded = TrustAnchors::from_canonical_bytes(&bytes).unwrap();
-    assert_eq!((decoded.canonical_bytes(), decoded.digest()), (bytes.clone(), lab.anchors.digest()));
-    for end in 0..bytes.len() {
-        assert!(TrustAnchors::from_canonical_bytes(&bytes[..end]).is_err());
+fn the_digest_of_trust_anchors_is_of_what_they_say() {
+    let (a, b) = (keygen("a", None).unwrap().public_key, keygen("b", None).unwrap().public_key);
+    let officer = |name: &str, key: &str| format!("[[officer]]\nname = \"{name}\"\npublic_key = \"{key}\"\n");
+    let digest = |text: String| TrustAnchors::parse(text.as_bytes()).unwrap().digest();
+    let first = digest(format!("threshold = 2\n{}{}", officer("a", &a), officer("b", &b)));
+    // However it is written ...
+    assert_eq!(digest(format!("# x\nversion = 1\nthreshold = 2\n{}{}", officer("b", &b), officer("a", &a))), first);
+    // ... and whatever is said differently.
+    let replaces = format!("version = 2\nreplaces = \"{}\"\n", "ab".repeat(32));
+    let others = [
+        format!("threshold = 1\n{}{}", officer("a", &a), officer("b", &b)),
+        format!("threshold = 2\n{}{}", officer("a", &b), officer("b", &a)),
+        format!("threshold = 2\n{}{}", officer("a", &a), officer("c", &b)),
+        format!("{replaces}threshold = 2\n{}{}", officer("a", &a), officer("b", &b)),
+        format!("{}threshold = 2\n{}{}", replaces.replace("= 2", "= 3"), officer("a", &a), officer("b", &b)),
+        format!("{}threshold = 2\n{}{}", replaces.replace("\"ab", "\"aa"), officer("a", &a), officer("b", &b)),
+    ];
+    let mut digests: Vec<_> = others.into_iter().map(digest).chain([first]).collect();
+    digests.sort_unstable();
+    digests.dedup();
+    assert_eq!(digests.len(), 7);
+}
+
+/// Anchors of which officer `leaving` is replaced by `coming`, signed by the officers `signers` of `lab`.
+fn succeed(lab: &Lab, leaving: &str, coming: &str, signers: &[usize]) -> Result<(TrustAnchors, KeyFiles), Error> {
+    let keys = keygen(coming, None).unwrap();
+    let next = lab.anchors.successor(&[leaving.into()], &[(coming.into(), keys.public_key.clone())], None)?;
+    let signed: Vec<_> = signers.iter().map(|i| (lab.officers[*i].0.clone(), lab.sign(*i, next.as_bytes()))).collect();
+    let files: Vec<_> =
+        signed.iter().map(|(officer, text)| SignatureFile { officer, bytes: text.as_bytes() }).collect();
+    Ok((lab.anchors.succeeded_by(next.as_bytes(), &files)?, keys))
+}
+
+#[test]
+fn officers_are_replaced_by_the_officers_before_them_only() {
+    let lab = lab(2, &["a", "b", "c"]);
+    for too_few in [&[][..], &[0], &[2], &[1, 1]] {
+        assert!(matches!(succeed(&lab, "b", "d", too_few), Err(Error::TooFewSignatures { .. })), "{too_few:?}");
     }
-    for i in 0..bytes.len() {
-        let mut changed = bytes.clone();
-        changed[i] ^= 1;
-        // A flipped bit of a key or a name is another officer, of the same canonical form; nothing panics.
-        if let Ok(other) = TrustAnchors::from_canonical_bytes(&changed) {
-            assert_eq!(other.canonical_bytes(), changed);
-            assert_ne!(other.digest(), lab.anchors.digest());
-        }
+    // Also the one who leaves may sign it; the one who comes may not.
+    let (next, keys) = succeed(&lab, "b", "d", &[0, 1]).unwrap();
+    assert_eq!((next.version(), next.threshold(), next.replaced()), (2, 2, &[lab.anchors.digest()][..]));
+    let names: Vec<&str> = next.officers().iter().map(|o| o.name.as_str()).collect();
+    assert_eq!(names, ["a", "c", "d"]);
+    // A registry of the new officers is one for whoever has pinned the old ones; one of the old officers is no more.
+    let document = DOCUMENT.as_bytes();
+    let (a, b, c) = (lab.sign(0, document), lab.sign(1, document), lab.sign(2, document));
+    let d = sign(document, &keys.secret, None, "test").unwrap();
+    fn file<'a>(officer: &'a str, text: &'a str) -> SignatureFile<'a> {
+        SignatureFile { officer, bytes: text.as_bytes() }
     }
+    let registry = verify(document, &[file("a", &a), file("d", &d)], &next).unwrap();
+    assert!(registry.is_trusted_by(&lab.anchors.digest()) && registry.is_trusted_by(&next.digest()));
+    assert!(!registry.is_trusted_by(&[0; 32]));
+    assert!(verify(document, &[file("a", &a), file("b", &b)], &next).is_err());
+    let old = verify(document, &[file("a", &a), file("c", &c)], &lab.anchors).unwrap();
+    assert!(!old.is_trusted_by(&next.digest()), "who has seen the new officers does not go back");
+    // Without the signatures, the successor is anchors like any other, and replaces nothing.
+    let unsigned = TrustAnchors::parse(lab.anchors.successor(&["c".into()], &[], None).unwrap().as_bytes()).unwrap();
+    assert!(unsigned.replaced().is_empty());
+}
+
+#[test]
+fn a_succession_of_others_or_out_of_turn_does_not_count() {
+    // Two courts with officers in common.
+    let ours = lab(1, &["a", "b"]);
+    let theirs = TrustAnchors::parse(
+        format!("threshold = 1\n[[officer]]\nname = \"a\"\npublic_key = \"{}\"\n", ours.officers[0].1.public_key)
+            .as_bytes(),
+    )
+    .unwrap();
+    let key = keygen("d", None).unwrap().public_key;
+    let next = theirs.successor(&[], &[("d".into(), key)], None).unwrap();
+    let signature = ours.sign(0, next.as_bytes());
+    let files = [SignatureFile { officer: "a", bytes: signature.as_bytes() }];
+    assert!(theirs.succeeded_by(next.as_bytes(), &files).is_ok());
+    assert!(matches!(ours.anchors.succeeded_by(next.as_bytes(), &files), Err(Error::Invalid { .. })));
+    // The version after the next, and the founding document itself.
+    for text in [next.replace("version = 2", "version = 3"), next.replace("version = 2", "version = 1")] {
+        let signature = ours.sign(0, text.as_bytes());
+        let files = [SignatureFile { officer: "a", bytes: signature.as_bytes() }];
+        assert!(theirs.succeeded_by(text.as_bytes(), &files).is_err(), "{text}");
+    }
+    for bad in [&["nobody".to_owned()][..], &["a".into(), "b".into()]] {
+        assert!(ours.anchors.successor(bad, &[], None).is_err());
+    }
+    assert!(ours.anchors.successor(&[], &[], Some(3)).is_err());
 }
 
 #[test]
@@ -212,6 +362,12 @@ fn trust_anchors_that_would_weaken_the_threshold_are_refused() {
         format!("threshold = 1\n{}", officer("a", "AAAA")),
         format!("threshold = 1\n{}", officer("../a", &a)),
         format!("threshold = 1\nfallback = true\n{}", officer("a", &a)),
+        format!("version = 0\nthreshold = 1\n{}", officer("a", &a)),
+        format!("version = 2\nthreshold = 1\n{}", officer("a", &a)),
+        format!("version = 257\nreplaces = \"{}\"\nthreshold = 1\n{}", "ab".repeat(32), officer("a", &a)),
+        format!("replaces = \"{}\"\nthreshold = 1\n{}", "ab".repeat(32), officer("a", &a)),
+        format!("version = 2\nreplaces = \"{}\"\nthreshold = 1\n{}", "AB".repeat(32), officer("a", &a)),
+        format!("version = 2\nreplaces = \"é{}\"\nthreshold = 1\n{}", "ab".repeat(31), officer("a", &a)),
         "threshold = 1\nofficer = []\n".into(),
         String::new(),
     ] {
@@ -243,7 +399,6 @@ proptest! {
     fn parsers_survive_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         let _ = Registry::parse(&bytes);
         let _ = TrustAnchors::parse(&bytes);
-        let _ = TrustAnchors::from_canonical_bytes(&bytes);
         let key = minisign::PublicKey::from_base64(stock::KEY).unwrap();
         prop_assert!(keys::verify_signature(&key, b"x", &bytes).is_err());
         if let Ok(text) = std::str::from_utf8(&bytes) {

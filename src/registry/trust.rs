@@ -1,16 +1,20 @@
 //! Trust anchors: the officers' public keys and how many of them must sign.
+//!
+//! Anchors change only by the officers they name: the next version of the document says which anchors it replaces, by
+//! their digest, and counts when as many of *their* officers have signed it as they require. The officers it names need
+//! not agree, and neither does whoever keeps the files.
 
 use minisign::PublicKey;
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::{Error, document::check_id};
+use super::table::{self, ID, Kind, check_id, document};
+use super::{Error, SignatureFile, count};
 use crate::limits;
 
 const WHAT: &str = "the trust anchors";
 
-/// First bytes of the canonical encoding.
-const MAGIC: &[u8; 16] = b"scelle anchors 1";
+/// First bytes of the canonical encoding, of anchors that replace none and of those that do.
+const MAGIC: [&[u8; 16]; 2] = [b"scelle anchors 1", b"scelle anchors 2"];
 
 /// Bytes of a minisign public key: algorithm (2), key number (8), Ed25519 key (32).
 const KEY_BYTES: usize = 42;
@@ -33,52 +37,87 @@ impl Officer {
 /// Who signs registries, and how many of them must.
 #[derive(Clone, Debug)]
 pub struct TrustAnchors {
+    version: u32,
+    /// Digest of the anchors that these are said to replace.
+    replaces: Option<[u8; 32]>,
+    /// Digests of the anchors that these replace by their officers' signatures, the oldest first.
+    replaced: Vec<[u8; 32]>,
     threshold: usize,
     /// Sorted by name.
     officers: Vec<Officer>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    threshold: u32,
-    #[serde(rename = "officer")]
-    officers: Vec<FileOfficer>,
+document! {
+    /// `trust.toml`.
+    pub(super) struct File {
+        version: u32 = COUNT, or "1" by "one"; []
+            "Grows by one with each change of the officers or the threshold.";
+        replaces: Option<String> = DIGEST, or "none, in version 1" by "Option::default"; ["registry-other"]
+            "From version 2 on: digest of the anchors that these replace, as scelle registry verify shows it.";
+        threshold: u32 = THRESHOLD; ["registry-signatures"]
+            "How many distinct officers must sign.";
+        officers as "officer": Vec<FileOfficer> = OFFICERS; ["registry-signatures"]
+            "The officers, one table each, at most 32; no two have the same name or key.";
+    }
+
+    /// An officer.
+    pub(super) struct FileOfficer {
+        name: String = ID; []
+            "Also part of the name of the signature file.";
+        public_key: String = KEY; []
+            "The second line of the officer's minisign public key file.";
+    }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileOfficer {
-    name: String,
-    public_key: String,
+fn one() -> u32 {
+    1
 }
+
+const COUNT: Kind<u32> = Kind { shown: "number, from 1", check: |_, _| Ok(()) };
+const DIGEST: Kind<Option<String>> = Kind {
+    shown: "64 hexadecimal digits",
+    check: |name, text| match text {
+        Some(text) if parse_digest(text).is_none() => Err(format!("{name}: {text:?} is not a digest in hexadecimal")),
+        _ => Ok(()),
+    },
+};
+const THRESHOLD: Kind<u32> = Kind { shown: "number, 1 to that of officers", check: |_, _| Ok(()) };
+const OFFICERS: Kind<Vec<FileOfficer>> =
+    Kind { shown: "tables", check: |_, officers| officers.iter().try_for_each(FileOfficer::check) };
+const KEY: Kind<String> = Kind { shown: "text", check: |_, _| Ok(()) };
 
 impl TrustAnchors {
-    /// Parses `trust.toml`: `threshold`, and an array `officer` of `name` and `public_key` (the second line of a
-    /// minisign `.pub` file).
+    /// Parses a document of trust anchors (scelle-registry(5)). If it says that it replaces others, that is only said:
+    /// see [`TrustAnchors::succeeded_by`].
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Syntax`], [`Error::Invalid`]: also when two officers have the same name or key, or
     /// when the threshold is not between 1 and the number of officers.
     pub fn parse(document: &[u8]) -> Result<Self, Error> {
-        let (bytes, max) = (document.len(), limits::TRUST_BYTES_MAX);
-        if bytes > max {
-            return Err(Error::TooLarge { what: WHAT, bytes, max });
-        }
-        let text = std::str::from_utf8(document)
-            .map_err(|e| Error::Syntax { what: WHAT, detail: format!("not UTF-8: {e}") })?;
-        let file: File =
-            toml::from_str(text).map_err(|e| Error::Syntax { what: WHAT, detail: e.to_string().trim_end().into() })?;
+        let file: File = table::parse(WHAT, document, limits::TRUST_BYTES_MAX)?;
+        file.check().map_err(invalid)?;
         let mut officers = Vec::new();
         for FileOfficer { name, public_key } in file.officers.into_iter().take(limits::OFFICERS_MAX + 1) {
             let key = PublicKey::from_base64(public_key.trim())
                 .map_err(|e| invalid(format!("public key of {name:?}: {e}")))?;
             officers.push(Officer { name, key });
         }
-        Self::new(file.threshold as usize, officers)
+        let replaces = file.replaces.as_deref().and_then(parse_digest);
+        Self::new(file.version, replaces, file.threshold as usize, officers)
     }
 
-    fn new(threshold: usize, mut officers: Vec<Officer>) -> Result<Self, Error> {
+    fn new(
+        version: u32,
+        replaces: Option<[u8; 32]>,
+        threshold: usize,
+        mut officers: Vec<Officer>,
+    ) -> Result<Self, Error> {
+        if version == 0 || version > limits::TRUST_VERSIONS_MAX || (version == 1) != replaces.is_none() {
+            return Err(invalid(format!(
+                "version must be 1 to {}, and say which anchors it replaces exactly from version 2 on",
+                limits::TRUST_VERSIONS_MAX
+            )));
+        }
         if officers.is_empty() || officers.len() > limits::OFFICERS_MAX {
             return Err(invalid(format!("there must be 1 to {} officers", limits::OFFICERS_MAX)));
         }
@@ -102,7 +141,68 @@ impl TrustAnchors {
                 }
             }
         }
-        Ok(Self { threshold, officers })
+        Ok(Self { version, replaces, replaced: Vec::new(), threshold, officers })
+    }
+
+    /// The anchors that `document` names, as the successors of these: it must be of the next version, say that it
+    /// replaces exactly these, and be signed by as many of these officers as these anchors require.
+    ///
+    /// # Errors
+    /// As [`TrustAnchors::parse`]; [`Error::TooFewSignatures`]; [`Error::Invalid`] when it replaces others.
+    pub fn succeeded_by(&self, document: &[u8], signatures: &[SignatureFile<'_>]) -> Result<Self, Error> {
+        count(WHAT, document, signatures, self)?;
+        let mut next = Self::parse(document)?;
+        if next.replaces != Some(self.digest()) || next.version != self.version + 1 {
+            return Err(invalid(format!(
+                "they do not replace version {} ({}), which they would come after",
+                self.version,
+                hex(&self.digest())
+            )));
+        }
+        next.replaced = self.replaced.clone();
+        next.replaced.push(self.digest());
+        Ok(next)
+    }
+
+    /// The document of the anchors that come after these, without the officers `leaving` and with those `coming` (name
+    /// and public key). The present officers have to sign it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when nobody of that name leaves, or the result is not acceptable.
+    pub fn successor(
+        &self,
+        leaving: &[String],
+        coming: &[(String, String)],
+        threshold: Option<usize>,
+    ) -> Result<String, Error> {
+        if let Some(name) = leaving.iter().find(|name| !self.officers.iter().any(|o| o.name == **name)) {
+            return Err(invalid(format!("{name:?} is not an officer")));
+        }
+        let staying = self.officers.iter().filter(|o| !leaving.contains(&o.name));
+        let staying = staying.map(|o| (o.name.clone(), o.public_key()));
+        let file = File {
+            version: self.version + 1,
+            replaces: Some(hex(&self.digest())),
+            threshold: threshold.unwrap_or(self.threshold).try_into().unwrap_or(u32::MAX),
+            officers: staying
+                .chain(coming.iter().cloned())
+                .map(|(name, public_key)| FileOfficer { name, public_key })
+                .collect(),
+        };
+        let text = toml::to_string(&file).map_err(|e| invalid(e.to_string()))?;
+        Self::parse(text.as_bytes())?;
+        Ok(text)
+    }
+
+    /// Version of the document.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Digests of the anchors that these replace, the oldest first: each step was signed by enough of the officers
+    /// before it.
+    pub fn replaced(&self) -> &[[u8; 32]] {
+        &self.replaced
     }
 
     /// How many distinct officers must sign.
@@ -115,11 +215,15 @@ impl TrustAnchors {
         &self.officers
     }
 
-    /// The canonical encoding, to pin the anchors inside a volume: magic (16 bytes), threshold (u8), number of
-    /// officers (u8), then for each, sorted by name: length of the name (u8), name, public key (42 bytes, as minisign
-    /// encodes it).
-    pub fn canonical_bytes(&self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
+    /// The canonical encoding: magic (16 bytes); if they replace others, their version (u32, little-endian) and the
+    /// digest of those (32 bytes); threshold (u8), number of officers (u8), then for each, sorted by name: length of the
+    /// name (u8), name, public key (42 bytes, as minisign encodes it).
+    fn canonical_bytes(&self) -> Vec<u8> {
+        let mut bytes = MAGIC[usize::from(self.replaces.is_some())].to_vec();
+        if let Some(replaces) = &self.replaces {
+            bytes.extend_from_slice(&self.version.to_le_bytes());
+            bytes.extend_from_slice(replaces);
+        }
         // Both are at most OFFICERS_MAX, a name is at most REGISTRY_ID_MAX bytes: see the assertions in `limits`.
         bytes.push(self.threshold as u8);
         bytes.push(self.officers.len() as u8);
@@ -131,35 +235,25 @@ impl TrustAnchors {
         bytes
     }
 
-    /// Decodes [`TrustAnchors::canonical_bytes`]; anything else, also a not canonical order, is refused.
-    ///
-    /// # Errors
-    /// [`Error::Syntax`] or [`Error::Invalid`].
-    pub fn from_canonical_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        let broken = || Error::Syntax { what: WHAT, detail: "not the canonical encoding".into() };
-        let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(broken)?;
-        let mut take = |n: usize| -> Result<&[u8], Error> {
-            let (head, tail) = rest.split_at_checked(n).ok_or_else(broken)?;
-            rest = tail;
-            Ok(head)
-        };
-        let threshold = take(1)?[0] as usize;
-        let count = take(1)?[0] as usize;
-        let mut officers = Vec::new();
-        for _ in 0..count {
-            let length = take(1)?[0] as usize;
-            let name = std::str::from_utf8(take(length)?).map_err(|_| broken())?.to_owned();
-            let key = PublicKey::from_bytes(take(KEY_BYTES)?).map_err(|_| broken())?;
-            officers.push(Officer { name, key });
-        }
-        let anchors = Self::new(threshold, officers)?;
-        if anchors.canonical_bytes() == bytes { Ok(anchors) } else { Err(broken()) }
-    }
-
-    /// SHA-256 of [`TrustAnchors::canonical_bytes`].
+    /// What a volume pins: SHA-256 of the canonical encoding, which is the same however the document is written. It covers
+    /// the version, the digest of the anchors before, the threshold, and each officer's name and key.
     pub fn digest(&self) -> [u8; 32] {
         Sha256::digest(self.canonical_bytes()).into()
     }
+}
+
+/// A digest in hexadecimal, as `replaces` and the messages have it.
+pub fn hex(digest: &[u8; 32]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn parse_digest(text: &str) -> Option<[u8; 32]> {
+    let mut digest = [0; 32];
+    let legal = text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    for (i, byte) in digest.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()?;
+    }
+    legal.then_some(digest)
 }
 
 fn invalid(detail: String) -> Error {

@@ -87,8 +87,7 @@ pub fn create(
     let entries: Vec<&_> = entries.iter().map(|entry| &**entry).collect();
     let reasons = examine_set(registry, &entries);
     if !reasons.is_empty() {
-        let reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
-        return Err(Error::Registry(format!("the policy refuses these devices together: {}", reasons.join("; "))));
+        return Err(Error::Registry(reasons));
     }
     let key = VolumeKey::generate()?;
     let headers = headers(&devices, registry, &key, secret, options)?;

@@ -131,7 +131,8 @@ impl Assembled {
                 epoch,
             },
         )?;
-        let new_registry = store.saw_registry(registry.version());
+        let (newer, succeeded) = (store.saw_registry(registry.version()), store.saw_trust(registry.anchors_digest()));
+        let new_registry = newer || succeeded;
         if read_only {
             store.poison_quietly(too_few.clone().unwrap_or_else(|| "mounted read-only".to_owned()));
         } else {
@@ -254,7 +255,7 @@ impl Assembled {
 struct Opening {
     /// The generation that the witness had seen, when an older one was accepted.
     rolled_back: Option<Generation>,
-    /// Whether the registry is newer than any before.
+    /// Whether the registry is newer than any before, or its officers are others.
     new_registry: bool,
     /// Why the policy lets the volume only be read.
     too_few: Option<String>,

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod minisign;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -19,6 +22,9 @@ struct Transcript {
 struct Run {
     /// Arguments; `{dir}` stands for an empty folder of the transcript's own.
     args: Vec<String>,
+    /// Files of that folder to write first.
+    #[serde(default)]
+    write: BTreeMap<String, String>,
     /// Exit code.
     code: i32,
     /// Pieces of standard output.
@@ -34,6 +40,9 @@ fn play(name: &str) {
     let transcript: Transcript = toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let dir = tempfile::tempdir().unwrap();
     for run in transcript.run {
+        for (name, content) in &run.write {
+            std::fs::write(dir.path().join(name), content).unwrap();
+        }
         let args: Vec<String> = run.args.iter().map(|a| a.replace("{dir}", dir.path().to_str().unwrap())).collect();
         let out = Command::new(env!("CARGO_BIN_EXE_scelle"))
             .args(&args)

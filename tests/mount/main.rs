@@ -10,3 +10,4 @@ mod crash;
 mod lifecycle;
 mod posix;
 mod refusals;
+mod trust;

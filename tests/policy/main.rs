@@ -217,20 +217,6 @@ fn an_unreadable_attribute_never_turns_a_refusal_into_an_approval() {
     }
 }
 
-#[test]
-fn the_manual_has_every_reason_code() {
-    let manual = include_str!("../../man/scelle-registry.5").replace("\\-", "-");
-    let source = include_str!("../../src/policy.rs");
-    let variants = source.split_once("pub enum ReasonCode {").unwrap().1.split_once("\n}").unwrap().0;
-    for variant in variants.lines().filter_map(|l| l.trim().strip_suffix(',')) {
-        let code = variant.chars().enumerate().fold(String::new(), |code, (i, c)| match c.is_ascii_uppercase() {
-            true if i > 0 => format!("{code}-{}", c.to_ascii_lowercase()),
-            _ => format!("{code}{}", c.to_ascii_lowercase()),
-        });
-        assert!(manual.contains(&format!("\n.B {code}\n")), "{code}");
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 

@@ -83,6 +83,9 @@ pub struct RegistryFacts {
     pub version: u64,
     /// SHA-256 of the document, in hexadecimal digits.
     pub sha256: String,
+    /// SHA-256 of the trust anchors that it was verified with, in hexadecimal digits.
+    #[serde(default)]
+    pub trust: String,
     /// Last day of validity.
     pub valid_until: String,
     /// The officers whose signatures were verified.
@@ -94,6 +97,7 @@ impl From<&VerifiedRegistry> for RegistryFacts {
         Self {
             version: registry.version(),
             sha256: super::record::hex(&registry.document_digest()),
+            trust: super::record::hex(&registry.anchors_digest()),
             valid_until: registry.valid_until().to_string(),
             signers: registry.signers().to_vec(),
         }

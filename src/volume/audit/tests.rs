@@ -172,6 +172,7 @@ fn the_longest_record_fits() {
     let registry = RegistryFacts {
         version: u64::MAX,
         sha256: hex(&[0; 32]),
+        trust: "0".repeat(64),
         valid_until: "9999-12-31".into(),
         signers: vec!["o".repeat(REGISTRY_ID_MAX); OFFICERS_MAX],
     };
@@ -203,7 +204,13 @@ fn the_longest_record_fits() {
 #[test]
 fn codes_of_events_are_stable() {
     let state = State::Stale;
-    let registry = RegistryFacts { version: 1, sha256: String::new(), valid_until: String::new(), signers: vec![] };
+    let registry = RegistryFacts {
+        version: 1,
+        sha256: String::new(),
+        trust: String::new(),
+        valid_until: String::new(),
+        signers: vec![],
+    };
     let events = [
         (
             Event::VolumeCreated {
