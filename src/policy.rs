@@ -29,6 +29,20 @@ pub enum ReasonCode {
     HostVirtual,
     /// The host does not say whether it is a virtual machine and the policy does not allow it.
     HostUnknown,
+    /// A device of a kind that can be asked who it is did not answer, or not usably.
+    DeviceSilent,
+    /// The device answers something else than what the kernel shows of it.
+    DeviceDisagrees,
+    /// The device has a volatile cache that the kernel would not flush.
+    WriteCacheNotFlushed,
+    /// Two sources about what is below a node differ.
+    ChainDisagrees,
+    /// What is below a node may be about to change.
+    ChainUnstable,
+    /// Bytes go, or may go, to where nothing can be examined.
+    ChainHidden,
+    /// A file under a loop device is on a filesystem whose devices cannot be followed.
+    FilesystemNotAllowed,
     /// The device's facts could not be read.
     DeviceUnreadable,
     /// The device is not the one that was opened any more.

@@ -7,6 +7,10 @@ use crate::registry::{Date, DeviceEntry, Identity, IdentityField, Site, Status, 
 
 use super::approved::ApprovedEntry;
 
+/// Filesystems that keep a file on the block device they are mounted from. Others keep it on several, elsewhere, or in a
+/// program.
+const FOLLOWED_FILESYSTEMS: [&str; 5] = ["ext2", "ext3", "ext4", "xfs", "f2fs"];
+
 /// Examines a device: every rule, on every node of its chain. Pure.
 pub fn examine(registry: &VerifiedRegistry, facts: &DeviceFacts, host: &HostFacts, today: Date) -> Verdict {
     examine_entry(registry, facts, host, today).0
@@ -113,7 +117,9 @@ impl Rules {
             Virtualization::Unknown => (allowed, ReasonCode::HostUnknown, "of unknown kind"),
         };
         self.check("host", passed, code, || {
-            format!("the host is {what} ({named}), the policy has virtual_hosts = {allowed}")
+            let evidence = if host.evidence.is_empty() { "" } else { ": " };
+            let evidence = format!("{evidence}{}", host.evidence.join(", "));
+            format!("the host is {what} ({named}){evidence}; the policy has virtual_hosts = {allowed}")
         });
     }
 
@@ -125,6 +131,13 @@ impl Rules {
                 Problem::TooDeep => ReasonCode::ChainTooDeep,
                 Problem::TooManyNodes => ReasonCode::ChainTooLarge,
                 Problem::Cycle => ReasonCode::ChainCycle,
+                Problem::Changed(_) => ReasonCode::DeviceChanged,
+                Problem::Silent(_) => ReasonCode::DeviceSilent,
+                Problem::Disagrees(_) => ReasonCode::DeviceDisagrees,
+                Problem::CacheNotFlushed(_) => ReasonCode::WriteCacheNotFlushed,
+                Problem::ChainDisagrees(_) => ReasonCode::ChainDisagrees,
+                Problem::Unstable(_) => ReasonCode::ChainUnstable,
+                Problem::Hidden(_) => ReasonCode::ChainHidden,
             };
             self.check("chain-readable", false, code, || format!("{}: {problem}", node.name));
         }
@@ -132,6 +145,14 @@ impl Rules {
         let laboratory_loop = node.transport == Transport::Loop
             && node.loop_file.is_some()
             && registry.policy().transports.contains(&Transport::Loop);
+        if let Some(file) = node.loop_file.as_ref().filter(|_| !laboratory_loop) {
+            let kind = file.fs_type.as_deref().unwrap_or("a filesystem that the mount table does not show");
+            let followed = file.fs_device.major != 0 && FOLLOWED_FILESYSTEMS.contains(&kind);
+            self.check("filesystem", followed, ReasonCode::FilesystemNotAllowed, || {
+                let end = if followed { "on the device below" } else { "and where its bytes go cannot be followed" };
+                format!("{} is a file on {kind} ({}), {end}", node.name, file.fs_device)
+            });
+        }
         if node.is_leaf() || laboratory_loop {
             leaves.push(node);
             return;
@@ -144,9 +165,10 @@ impl Rules {
         };
         self.check("chain-node", passed, code, || match passed {
             true => format!("{} is a {} of what is below", node.name, node.transport),
-            false => {
-                format!("{} is on the way, and no policy can approve what {} redirects", node.name, node.transport)
-            }
+            false => format!(
+                "{} is on the way, and no policy can approve what {} redirects: give scelle the disk itself",
+                node.name, node.transport
+            ),
         });
         for child in &node.children {
             self.chain(registry, child, leaves);
@@ -161,7 +183,7 @@ impl Rules {
         let code = if unknown { ReasonCode::TransportUnknown } else { ReasonCode::TransportNotAllowed };
         self.check("transport", listed && !unknown, code, || {
             let is = if listed { "lists it" } else { "does not list it" };
-            format!("{} is reached by {transport}, the policy {is}", leaf.name)
+            format!("{} is reached by {}, the policy {is}", leaf.name, leaf.reached_by())
         });
         if let Some(file) = &leaf.loop_file {
             self.check("loop-offset", file.offset == 0, ReasonCode::LoopOffset, || {
