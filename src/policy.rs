@@ -7,6 +7,7 @@ mod approved;
 mod examine;
 pub mod laboratory;
 pub mod load;
+pub mod operators;
 
 pub use approved::{ApprovedDevice, ApprovedEntry, Refused, WriteError};
 pub use examine::{examine, examine_set};
@@ -29,6 +30,10 @@ pub enum ReasonCode {
     HostVirtual,
     /// The host does not say whether it is a virtual machine and the policy does not allow it.
     HostUnknown,
+    /// The host is that of an operator whom the policy does not list.
+    HostOperatorNotApproved,
+    /// The device is that of an operator whom the policy does not list.
+    DeviceOperatorNotApproved,
     /// A device of a kind that can be asked who it is did not answer, or not usably.
     DeviceSilent,
     /// The device answers something else than what the kernel shows of it.

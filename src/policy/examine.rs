@@ -6,6 +6,7 @@ use crate::device::identity::{DeviceFacts, Node, Problem};
 use crate::registry::{Date, DeviceEntry, Identity, IdentityField, Site, Status, Transport, VerifiedRegistry};
 
 use super::approved::ApprovedEntry;
+use super::operators::{self, Recognised};
 
 /// Filesystems that keep a file on the block device they are mounted from. Others keep it on several, elsewhere, or in a
 /// program.
@@ -121,6 +122,27 @@ impl Rules {
             let evidence = format!("{evidence}{}", host.evidence.join(", "));
             format!("the host is {what} ({named}){evidence}; the policy has virtual_hosts = {allowed}")
         });
+        if let Some(found) = operators::of_host(host) {
+            self.operator("host-operator", "the host", &found, registry, ReasonCode::HostOperatorNotApproved);
+        }
+    }
+
+    /// What an operator runs is refused unless the policy lists the operator; a laboratory says whose it is, and may.
+    fn operator(
+        &mut self,
+        rule: &'static str,
+        what: &str,
+        found: &Recognised,
+        registry: &VerifiedRegistry,
+        code: ReasonCode,
+    ) {
+        let passed = registry.is_laboratory() || found.is_listed(registry.policy());
+        let said = match (passed, registry.is_laboratory()) {
+            (true, true) => "a laboratory registry does not mind",
+            (true, false) => "the policy lists it as owner and administrator, and its law",
+            (false, _) => "the policy does not list it as owner and administrator, and its law",
+        };
+        self.check(rule, passed, code, || format!("{what} is operated by {found}; {said}"));
     }
 
     /// Goes down the chain: checks the nodes on the way, collects the leaves.
@@ -140,6 +162,9 @@ impl Rules {
                 Problem::Hidden(_) => ReasonCode::ChainHidden,
             };
             self.check("chain-readable", false, code, || format!("{}: {problem}", node.name));
+        }
+        if let Some(found) = operators::of_device(node) {
+            self.operator("device-operator", &node.name, &found, registry, ReasonCode::DeviceOperatorNotApproved);
         }
         // Only a registry whose signed policy lists `loop` may approve a loop device, and for it the chain ends there.
         let laboratory_loop = node.transport == Transport::Loop
