@@ -67,15 +67,30 @@ impl<'a> Reader<'a> {
         number
     }
 
-    /// Names in a folder below.
+    /// Names in a folder below. More than are looked at is a problem: what matters could be among the others.
     pub(super) fn names(&mut self, name: &str) -> Vec<String> {
         let path = self.dir.join(name);
         match self.system.list(&path) {
-            Ok(names) => names,
+            Ok(names) => {
+                if names.len() > limits::CHAIN_NODES_MAX {
+                    self.unusable(name, &format!("has more than {} entries", limits::CHAIN_NODES_MAX));
+                }
+                names
+            }
             Err(e) => {
                 self.problems.push(unreadable(&path, &e));
                 Vec::new()
             }
+        }
+    }
+
+    /// The world-wide identifier of a SCSI disk. The file is always there; of a disk that tells none, reading it fails
+    /// with ENXIO (no VPD page 0x83) or EINVAL (no designator of a kind the kernel takes): drivers/scsi/scsi_lib.c,
+    /// `scsi_vpd_lun_id`.
+    pub(super) fn scsi_wwid(&mut self) -> Option<String> {
+        match self.system.read(&self.dir.join("device/wwid"), limits::SYSFS_BYTES_MAX) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::EINVAL)) => None,
+            _ => self.text("device/wwid"),
         }
     }
 

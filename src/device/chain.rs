@@ -247,7 +247,7 @@ impl Walk<'_> {
             _ => {
                 node.vendor = reader.text("device/vendor");
                 node.model = reader.text("device/model");
-                node.wwid = reader.text("device/wwid");
+                node.wwid = reader.scsi_wwid();
                 node.serial = reader.serial_page();
             }
         }

@@ -67,8 +67,9 @@ pub const FIRMWARE: [&str; 12] = [
     "chassis_asset_tag",
 ];
 
-/// Firmware strings of hypervisors, lower case; a match shows one, the absence proves nothing.
-const HYPERVISORS: [&str; 16] = [
+/// Firmware strings of hypervisors, lower case; a match shows one, the absence proves nothing. They are not looked for
+/// in what is one machine's own and can spell anything ([`OWN`]).
+const HYPERVISORS: [&str; 15] = [
     "qemu",
     "kvm",
     "vmware",
@@ -82,10 +83,12 @@ const HYPERVISORS: [&str; 16] = [
     "seabios",
     "openstack",
     "google compute engine",
-    "nutanix",
     "ovirt",
     "firecracker",
 ];
+
+/// Attributes with a value of each machine's own.
+const OWN: [&str; 3] = ["product_serial", "product_uuid", "chassis_asset_tag"];
 
 /// Vendors of PCI functions that only hypervisors show: Red Hat (virtio, QEMU), VMware, VirtualBox, Xen, Microsoft,
 /// Parallels.
@@ -151,7 +154,7 @@ impl Reading<'_> {
         for name in FIRMWARE {
             if let Some(text) = self.text(&Path::new("/sys/class/dmi/id").join(name)) {
                 let lower = text.to_ascii_lowercase();
-                if HYPERVISORS.iter().any(|h| lower.contains(h)) {
+                if !OWN.contains(&name) && HYPERVISORS.iter().any(|h| lower.contains(h)) {
                     self.shows(format!("the firmware says {name} is {text:?}"));
                 }
                 self.facts.firmware.insert(name, text);

@@ -172,8 +172,22 @@ pub(super) fn scsi_inquiry(fd: BorrowedFd<'_>, ata: bool) -> io::Result<ScsiAnsw
     })
 }
 
-/// One command that reads at most `len` bytes from the device.
+/// One command that reads at most `len` bytes from the device. A unit attention (the disk was reset, say) is told once
+/// and fails the command that happens to come next: that one is sent again.
 fn scsi_read(fd: BorrowedFd<'_>, command: &[u8], len: u16) -> io::Result<Vec<u8>> {
+    match scsi_command(fd, command, len) {
+        Err(failed) if failed.unit_attention => scsi_command(fd, command, len),
+        answer => answer,
+    }
+    .map_err(|failed| failed.error)
+}
+
+struct ScsiFailed {
+    error: io::Error,
+    unit_attention: bool,
+}
+
+fn scsi_command(fd: BorrowedFd<'_>, command: &[u8], len: u16) -> Result<Vec<u8>, ScsiFailed> {
     let mut data = vec![0u8; usize::from(len)];
     let mut sense = [0u8; 64];
     let mut header = SgIoHdr {
@@ -202,16 +216,27 @@ fn scsi_read(fd: BorrowedFd<'_>, command: &[u8], len: u16) -> io::Result<Vec<u8>
     };
     // SAFETY: `SgIoHdr` has the layout of `struct sg_io_hdr`; its three pointers lead to live buffers of the lengths
     // it gives, and the call returns only when the command is over.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), SG_IO as _, &raw mut header) })?;
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), SG_IO as _, &raw mut header) })
+        .map_err(|error| ScsiFailed { error, unit_attention: false })?;
     if header.status != 0 || header.host_status != 0 || header.driver_status & 0x0F != 0 {
-        return Err(io::Error::other(format!(
+        let error = io::Error::other(format!(
             "command {:#04x} failed: status {:#x}, host {:#x}, driver {:#x}",
             command[0], header.status, header.host_status, header.driver_status
-        )));
+        ));
+        return Err(ScsiFailed { error, unit_attention: sense_key(&sense) == Some(6) });
     }
     let unused = usize::try_from(header.resid).unwrap_or(0);
     data.truncate(data.len().saturating_sub(unused));
     Ok(data)
+}
+
+/// The sense key of sense data, in either of their formats (SPC-4, 4.5).
+fn sense_key(sense: &[u8]) -> Option<u8> {
+    match sense.first()? & 0x7F {
+        0x70 | 0x71 => Some(sense.get(2)? & 0x0F),
+        0x72 | 0x73 => Some(sense.get(1)? & 0x0F),
+        _ => None,
+    }
 }
 
 /// Asks an NVMe namespace and its controller who they are (NVMe base specification, Identify: CNS 1, 0 and 3).
@@ -391,6 +416,13 @@ mod tests {
             let _ = parse_dm_targets(&bytes, n);
             let _ = parse_dm_devices(&bytes);
         }
+    }
+
+    #[test]
+    fn sense_keys_are_found_in_both_formats() {
+        assert_eq!(sense_key(&[0x70, 0, 0x06, 0, 0, 0, 0, 10]), Some(6));
+        assert_eq!(sense_key(&[0xF2, 0x06, 0x29, 0]), Some(6));
+        assert_eq!((sense_key(&[0; 64]), sense_key(&[0x70]), sense_key(&[])), (None, None, None));
     }
 
     #[test]

@@ -254,6 +254,24 @@ fn a_file_in_memory_is_named_by_its_filesystem() {
 }
 
 #[test]
+fn only_the_node_of_the_right_number_is_asked() {
+    use super::sys::{System, Target};
+    let disk = LoopDisk::new(SIZE, 512);
+    let dev = RawDevice::open(&disk.path, Access::SharedRead).unwrap().dev();
+    let name = disk.path.file_name().unwrap().to_str().unwrap();
+    let ask = |name: &str, dev| Kernel.loop_status(&Target { name, dev, open: None });
+    assert!(ask(name, dev).is_ok());
+    let other = DevNo { minor: dev.minor + 1000, ..dev };
+    for (name, dev) in [(name, other), ("null", dev), ("none", dev)] {
+        assert!(ask(name, dev).is_err(), "{name} {dev}");
+    }
+    // A loop device is neither of these, and says so.
+    let target = Target { name, dev, open: None };
+    assert!(Kernel.nvme_identify(&target).is_err() && Kernel.scsi_inquiry(&target, true).is_err());
+    assert!(Kernel.dm_table(dev).is_err());
+}
+
+#[test]
 fn what_is_in_use_or_no_block_device_is_not_opened() {
     let disk = LoopDisk::new(SIZE, 512);
     let first = RawDevice::open(&disk.path, Access::Exclusive).unwrap();

@@ -13,7 +13,9 @@
 //! | `at DIR` | following paths are relative to DIR; `block MAJ:MIN DIR` also links /sys/dev/block to it |
 //! | `PATH = TEXT`, `PATH -> TARGET` | a file with a final newline, a symbolic link |
 //! | `PATH = @TEXT`, `PATH = hex BYTES` | a SCSI page with a serial number, any bytes |
+//! | `PATH = unreadable`, `PATH = none told` | a file whose reading fails, with EACCES or EINVAL |
 //! | `PATH ~ TEXT` | what the file says from the second reading on |
+//! | `driver MAJOR NAME` | the driver of a major number, where it is not that of [`DEVICES`] |
 //! | `loop NAME file MAJ:MIN INODE OFFSET` or `loop NAME device MAJ:MIN` | what the loop driver answers |
 //! | `dm MAJ:MIN: targets T…; devices MAJ:MIN…; suspended; unused; second` | what the device mapper answers |
 //! | `nvme MAJ:MIN: KEY VALUE; …` or `scsi MAJ:MIN: KEY VALUE; …` | what the device itself answers: see [`answers`] |
@@ -197,6 +199,11 @@ impl Fixture {
                 ["host", kind] => fixture.host(kind),
                 ["expect", ref rest @ ..] => fixture.expect = rest.iter().map(|w| (*w).to_owned()).collect(),
                 ["at", dir] => base = dir.into(),
+                ["driver", major, name] => {
+                    let others = DEVICES.split_once("Block devices:").unwrap().1;
+                    let all = format!("Block devices:\n{major} {name}{others}");
+                    fixture.files.insert("/proc/devices".into(), all.into_bytes());
+                }
                 ["block", number, dir] => {
                     base = dir.into();
                     fixture.links.insert(format!("/sys/dev/block/{number}").into(), dir.into());
@@ -289,6 +296,7 @@ impl System for Asked<'_> {
         let later = self.fixture.later.get(&path).filter(|_| again);
         match later.or(self.fixture.files.get(&path)) {
             Some(bytes) if bytes == b"unreadable\n" => Err(io::Error::from_raw_os_error(libc::EACCES)),
+            Some(bytes) if bytes == b"none told\n" => Err(io::Error::from_raw_os_error(libc::EINVAL)),
             Some(bytes) if bytes.len() > max => Err(io::Error::other("too long")),
             found => Ok(found.cloned()),
         }
@@ -404,6 +412,45 @@ fn the_manual_has_every_reason_code() {
         });
         assert!(manual.contains(&format!("\n.B {code}\n")), "{code}");
     }
+}
+
+/// Every byte of an answer that says who the device is, changed alone.
+#[test]
+fn a_device_that_answers_otherwise_is_never_approved() {
+    let registry = registry("sovereign");
+    let mut tried = 0;
+    for (name, fixture) in fixtures().iter().filter(|(_, f)| f.expect[0] == "approved" && f.registry == "sovereign") {
+        let mut refuses = |change: &dyn Fn(&mut Fixture)| {
+            let mut other = fixture.clone();
+            change(&mut other);
+            assert!(!verdict_of(&other, &registry).approved, "{name}");
+            tried += 1;
+        };
+        for dev in fixture.nvme.keys() {
+            for byte in 4..64 {
+                refuses(&|f| f.nvme.get_mut(dev).unwrap().controller[byte] ^= 1);
+            }
+            for byte in 0..8 {
+                refuses(&|f| f.nvme.get_mut(dev).unwrap().namespace[byte] ^= 1);
+            }
+        }
+        for (dev, answers) in &fixture.scsi {
+            for byte in (8..32).chain([0]) {
+                refuses(&|f| f.scsi.get_mut(dev).unwrap().standard[byte] ^= 1);
+            }
+            for byte in 1..answers.serial.len() {
+                refuses(&|f| f.scsi.get_mut(dev).unwrap().serial[byte] ^= 1);
+            }
+            for byte in (1..answers.designators.len()).filter(|byte| !matches!(byte, 4 | 6)) {
+                refuses(&|f| f.scsi.get_mut(dev).unwrap().designators[byte] ^= 1);
+            }
+            // Serial number and, as far as the translation shows it, model of the disk behind it.
+            for byte in (20..40).chain(54..70).filter(|_| answers.ata.is_some()) {
+                refuses(&|f| f.scsi.get_mut(dev).unwrap().ata.as_mut().unwrap()[byte] ^= 1);
+            }
+        }
+    }
+    assert!(tried > 400, "{tried}");
 }
 
 proptest! {
