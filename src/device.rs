@@ -2,19 +2,25 @@
 //!
 //! [`BlockDevice`] is the small trait that everything above writes through; [`memory`] keeps a device in memory
 //! (tests), [`raw`] is a real one opened exclusively with direct I/O, [`faulty`] wraps another and fails on purpose.
-//! [`identity`] says what a device is and what is below it, as [`chain`] reads it from the kernel through [`sys`].
+//! [`identity`] says what a device is and what is below it, as [`chain`] reads it from the kernel through [`sys`], and
+//! [`live`] has the device itself confirm it. [`host`] says on what all of this runs.
 
 use std::io::IoSlice;
 
+mod attributes;
 pub mod buffer;
 pub mod chain;
 pub mod faulty;
 pub mod host;
 pub mod identity;
+mod ioctl;
+pub mod live;
 pub mod memory;
+pub mod mounts;
 pub mod process;
 pub mod raw;
 pub mod sys;
+mod transport;
 
 #[cfg(test)]
 mod suite;

@@ -7,6 +7,7 @@ mod approved;
 mod examine;
 pub mod laboratory;
 pub mod load;
+pub mod operators;
 mod reason;
 mod standing;
 

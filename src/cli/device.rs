@@ -294,7 +294,6 @@ fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::device::host::Virtualization;
     use crate::policy::laboratory;
     use crate::registry::{Date, Transport, VerifiedRegistry};
 
@@ -312,7 +311,7 @@ mod tests {
     }
 
     fn words(root: Node) -> String {
-        let host = HostFacts { virtualization: Virtualization::Unknown, vendor: None, product: None };
+        let host = HostFacts::default();
         let facts = DeviceFacts { root };
         let verdict = policy::examine(&registry(), &facts, &host, Date::new(2026, 11, 22).unwrap());
         let verdict = Some(&verdict);
@@ -351,7 +350,7 @@ mod tests {
         let rows: Vec<[String; 3]> = rows.into_iter().map(|row| row.map(str::to_owned)).collect();
         let shown = "DEVICE       SIZE  VERDICT\n/dev/sda  3.6 TiB  approved as disk-1\n/dev/é        1 B  -\n";
         assert_eq!(columns(&rows), shown);
-        let host = HostFacts { virtualization: Virtualization::Unknown, vendor: None, product: None };
+        let host = HostFacts::default();
         let mut other = disk("sdc");
         (other.serial, other.size_bytes) = (Some("OTHER".into()), 1);
         let verdict =

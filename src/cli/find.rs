@@ -1,11 +1,12 @@
 //! From what a user calls a volume to its devices, and from a mount point to what is there.
 
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::failure::{ExitCode, Failure};
+use crate::device::mounts::{self, Mount};
 use crate::device::raw::{Access, RawDevice};
+use crate::device::sys::Kernel;
 use crate::label;
 use crate::limits::REPLICAS_MAX;
 use crate::units::Uuid;
@@ -76,49 +77,9 @@ pub(super) fn is_dead_mount(mountpoint: &Path) -> bool {
     ours && fs::read_dir(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }
 
-/// A line of the mount table.
-pub(super) struct Mount {
-    /// Where.
-    pub(super) mountpoint: PathBuf,
-    /// Filesystem type.
-    pub(super) kind: String,
-}
-
-/// The mount table (proc_pid_mountinfo(5)), the topmost mounts last; empty when /proc cannot be read.
+/// The mount table; empty when /proc cannot be read.
 pub(super) fn mounts() -> Vec<Mount> {
-    parse(&fs::read("/proc/self/mountinfo").unwrap_or_default())
-}
-
-fn parse(table: &[u8]) -> Vec<Mount> {
-    let line = |line: &[u8]| {
-        let mut fields = line.split(|&byte| byte == b' ');
-        let mountpoint = unescape(fields.nth(4)?);
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        let mountpoint = PathBuf::from(std::ffi::OsStr::from_bytes(&mountpoint));
-        Some(Mount { mountpoint, kind: String::from_utf8_lossy(kind).into_owned() })
-    };
-    table.split(|&byte| byte == b'\n').filter_map(line).collect()
-}
-
-/// Undoes the octal escapes of the mount table.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let code = (byte == b'\\').then(|| after.get(..3)).flatten();
-        let code = code.and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(decoded) => {
-                out.push(decoded);
-                rest = &after[3..];
-            }
-            None => {
-                out.push(byte);
-                rest = after;
-            }
-        }
-    }
-    out
+    mounts::read(&Kernel).unwrap_or_default()
 }
 
 /// Refuses what nothing can be mounted on, and clears away a mount of ours whose daemon has died.
@@ -142,16 +103,6 @@ pub(super) fn prepare_mountpoint(mountpoint: &Path) -> Result<(), Failure> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn the_mount_table_is_understood() {
-        let table = b"25 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
-            92 25 0:46 / /srv/a\\040b\\134c rw,nosuid - fuse.scelle scelle:y rw\nbroken\n";
-        let mounts = parse(table);
-        assert_eq!(mounts.len(), 2);
-        assert_eq!(mounts[1].mountpoint, Path::new("/srv/a b\\c"));
-        assert_eq!((mounts[0].kind.as_str(), mounts[1].kind.as_str()), ("ext4", "fuse.scelle"));
-    }
 
     #[test]
     fn paths_are_devices_and_words_are_volumes() {

@@ -1,24 +1,50 @@
-//! Reading a device's identity and backing chain from the kernel.
+//! Reading a device's identity and backing chain from the kernel, and the identity also from the device.
 //!
-//! The evidence for a transport is where sysfs has the device, not a name that somebody chose; what is not recognised
-//! with certainty is [`Transport::Unknown`]. Nothing here decides: the policy does.
+//! Nothing here decides: the policy does. What cannot be learnt, or is told in two ways, is said in
+//! [`Node::problems`], and each problem refuses.
+//!
+//! | node | what is below, by | and refused when |
+//! |---|---|---|
+//! | partition | the disk whose folder holds it | |
+//! | dm | dependencies of the table (`DM_TABLE_DEPS`) and `slaves/` | they differ; suspended; a second table waits; a target that maps nothing or is not known |
+//! | md | `slaves/`, which has members, spares and journal | `md/dev-*` names others; the bitmap is a file |
+//! | bcache | `slaves/`: backing and caching devices | |
+//! | drbd | `slaves/`: the local disk | always: the peer is invisible here |
+//! | loop | `LOOP_GET_STATUS64`: the block device, or the one that holds the file's filesystem | |
+//!
+//! A node that combines devices can be pointed elsewhere under an open descriptor, without a trace in its disk sequence
+//! number: so no policy can list dm, md or bcache, also with approved leaves below (LUKS over an approved disk: give
+//! scelle the disk, it encrypts and mirrors itself). They are followed nevertheless, so that the refusal can name all
+//! that is below.
 
-use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
+use super::attributes::{Reader, unreadable};
 use super::identity::{DevNo, LoopFile, Node, Problem};
-use super::sys::System;
+use super::sys::{System, Target};
+use super::{live, mounts, transport};
 use crate::limits;
 use crate::registry::Transport;
 
 /// Reads the node of `dev` and everything below it. What cannot be learnt is said in [`Node::problems`].
 pub fn read(system: &dyn System, dev: DevNo) -> Node {
-    let mut walk = Walk { system, path: Vec::new(), nodes: 0 };
+    walk(system, dev, None)
+}
+
+/// As [`read`], of a device that is open: it is asked through its descriptor.
+pub(super) fn read_open(system: &dyn System, dev: DevNo, open: BorrowedFd<'_>) -> Node {
+    walk(system, dev, Some(open))
+}
+
+fn walk(system: &dyn System, dev: DevNo, open: Option<BorrowedFd<'_>>) -> Node {
+    let mut walk = Walk { system, open: open.map(|fd| (dev, fd)), path: Vec::new(), nodes: 0 };
     walk.node(dev)
 }
 
 struct Walk<'a> {
     system: &'a dyn System,
+    open: Option<(DevNo, BorrowedFd<'a>)>,
     /// The devices between the root and the current node.
     path: Vec<DevNo>,
     nodes: usize,
@@ -36,87 +62,182 @@ impl Walk<'_> {
         } else {
             None
         };
+        let mut node = Node::bare(&dev.to_string(), Transport::Unknown);
+        node.dev = Some(dev);
         if let Some(problem) = blocked {
-            let mut node = Node::bare(&dev.to_string(), Transport::Unknown);
-            node.dev = Some(dev);
             node.problems.push(problem);
             return node;
         }
         self.path.push(dev);
-        let node = self.examine(dev);
+        let link = PathBuf::from(format!("/sys/dev/block/{dev}"));
+        match self.system.resolve(&link) {
+            Ok(dir) => self.examine(&mut node, &dir, dev),
+            Err(e) => node.problems.push(unreadable(&link, &e)),
+        }
         self.path.pop();
         node
     }
 
-    fn examine(&mut self, dev: DevNo) -> Node {
-        let link = PathBuf::from(format!("/sys/dev/block/{dev}"));
-        let mut node = Node::bare(&dev.to_string(), Transport::Unknown);
-        node.dev = Some(dev);
-        let dir = match self.system.resolve(&link) {
-            Ok(dir) => dir,
-            Err(e) => {
-                node.problems.push(unreadable(&link, &e));
-                return node;
-            }
-        };
+    fn examine(&mut self, node: &mut Node, dir: &Path, dev: DevNo) {
         node.sysfs_path = dir.to_string_lossy().into_owned();
         if let Some(name) = dir.file_name() {
             node.name = name.to_string_lossy().into_owned();
         }
-        let mut reader = Reader { system: self.system, dir: &dir, problems: Vec::new() };
+        let mut reader = Reader::new(self.system, dir);
         if reader.text("dev").and_then(|t| DevNo::parse(&t)) != Some(dev) {
             reader.problems.push(Problem::Unreadable(format!("{} is not the directory of {dev}", dir.display())));
         }
-        node.size_bytes = reader.number("size").unwrap_or(0).saturating_mul(512);
-        node.diskseq = reader.optional_number("diskseq");
         let partition = reader.text("partition").is_some();
-        let disk = if partition { dir.parent().unwrap_or(&dir).to_path_buf() } else { dir.clone() };
-        let mut queue = Reader { system: self.system, dir: &disk, problems: Vec::new() };
-        node.logical_block = queue.number("queue/logical_block_size").and_then(|n| n.try_into().ok()).unwrap_or(0);
-        node.write_cache = queue.text("queue/write_cache");
+        // A partition has none of its own.
+        node.diskseq = if partition { None } else { reader.number("diskseq") };
+        node.size_bytes = reader.number("size").unwrap_or(0).saturating_mul(512);
+        node.read_only = reader.optional_number("ro").map(|n| n != 0);
         let slaves = reader.names("slaves");
-        node.problems.append(&mut reader.problems);
-        node.problems.append(&mut queue.problems);
-
+        let disk = if partition { dir.parent().unwrap_or(dir) } else { dir };
+        self.queue(node, disk);
+        let driver = transport::block_driver(self.system, dev.major);
         if partition {
             node.transport = Transport::Partition;
-            self.add_child(&mut node, &disk);
+            self.add_child_of(node, disk);
+        } else if let Some(stacked) = transport::stacked(driver.as_deref()) {
+            node.transport = stacked;
+            self.examine_stacked(node, dir, dev, &slaves);
         } else if !slaves.is_empty() {
-            node.transport = composite(&node.name);
-            for slave in slaves {
-                self.add_child(&mut node, &dir.join("slaves").join(slave));
-            }
+            node.kind = driver.map(|driver| format!("a device of the driver {driver} over others"));
+            slaves.iter().for_each(|slave| self.add_child_of(node, &dir.join("slaves").join(slave)));
         } else {
-            node.transport = leaf_transport(self.system, &dir);
-            self.identify(&mut node, &dir, dev);
+            transport::find(self.system, dir, driver.as_deref(), node);
+            self.surroundings(node, dir);
+            self.identify(node, dir, dev);
         }
-        node
+        // The kernel counts a disk's sequence number up when its medium changes.
+        if let Some(before) = node.diskseq
+            && let after = reader.number("diskseq")
+            && after != Some(before)
+        {
+            let after = after.map_or("none".to_owned(), |n| n.to_string());
+            reader.problems.push(Problem::Changed(format!("disk sequence number {before} became {after}")));
+        }
+        node.problems.append(&mut reader.problems);
+    }
+
+    /// What the kernel's queue of a disk shows.
+    fn queue(&self, node: &mut Node, disk: &Path) {
+        let mut queue = Reader::new(self.system, disk);
+        let block = queue.number("queue/logical_block_size");
+        node.logical_block = block.and_then(|n| n.try_into().ok()).unwrap_or(0);
+        node.physical_block = queue.optional_number("queue/physical_block_size").and_then(|n| n.try_into().ok());
+        node.write_cache = queue.text("queue/write_cache");
+        node.fua = queue.optional_number("queue/fua").map(|n| n != 0);
+        node.problems.append(&mut queue.problems);
     }
 
     /// Adds the device whose sysfs directory is `dir`.
-    fn add_child(&mut self, node: &mut Node, dir: &Path) {
-        let mut reader = Reader { system: self.system, dir, problems: Vec::new() };
+    fn add_child_of(&mut self, node: &mut Node, dir: &Path) {
+        let mut reader = Reader::new(self.system, dir);
         match reader.text("dev").and_then(|t| DevNo::parse(&t)) {
-            Some(dev) => {
-                // Depth and number are bounded by `node`; a device may have many children, though.
-                if self.nodes <= limits::CHAIN_NODES_MAX {
-                    let child = self.node(dev);
-                    node.children.push(child);
-                } else {
-                    node.problems.push(Problem::TooManyNodes);
-                }
-            }
+            Some(dev) => self.add_child(node, dev),
             None => node.problems.push(Problem::Unreadable(format!("{}/dev", dir.display()))),
         }
         node.problems.append(&mut reader.problems);
     }
 
-    /// Fills in the identity of a node that sysfs shows nothing below.
-    fn identify(&mut self, node: &mut Node, dir: &Path, dev: DevNo) {
-        let mut reader = Reader { system: self.system, dir, problems: Vec::new() };
+    fn add_child(&mut self, node: &mut Node, dev: DevNo) {
+        // Depth and number are bounded by `node`; a device may have many children, though.
+        if self.nodes <= limits::CHAIN_NODES_MAX {
+            let child = self.node(dev);
+            node.children.push(child);
+        } else if node.problems.last() != Some(&Problem::TooManyNodes) {
+            node.problems.push(Problem::TooManyNodes);
+        }
+    }
+
+    /// A node that combines devices: those that sysfs shows, and what its driver says about them.
+    fn examine_stacked(&mut self, node: &mut Node, dir: &Path, dev: DevNo, slaves: &[String]) {
+        slaves.iter().for_each(|slave| self.add_child_of(node, &dir.join("slaves").join(slave)));
+        let mut reader = Reader::new(self.system, dir);
         match node.transport {
-            Transport::Loop => self.identify_loop(node, dev),
+            Transport::Dm => self.examine_dm(node, dev),
+            Transport::Md => examine_md(node, &mut reader, slaves),
+            Transport::Bcache => details(node, &mut reader, &["bcache/state", "bcache/cache_mode"]),
+            Transport::Drbd => node.problems.push(Problem::Hidden("its peer is another host's device".into())),
+            _ => {}
+        }
+        node.problems.append(&mut reader.problems);
+    }
+
+    fn examine_dm(&mut self, node: &mut Node, dev: DevNo) {
+        let table = match self.system.dm_table(dev) {
+            Ok(table) => table,
+            Err(e) => {
+                node.problems.push(Problem::Unreadable(format!("table of the device mapper: {e}")));
+                return;
+            }
+        };
+        node.details.push(format!("targets {}", table.targets.join(" ")));
+        for target in table.targets.iter().filter(|t| !DM_TARGETS.contains(&t.as_str())) {
+            node.problems
+                .push(Problem::Hidden(format!("a target of its table is {target:?}, which maps to no device")));
+        }
+        if table.suspended {
+            node.problems.push(Problem::Unstable("it is suspended".into()));
+        }
+        if !table.active || table.inactive {
+            let which = if table.active { "a second table waits to be used" } else { "no table is in use" };
+            node.problems.push(Problem::Unstable(which.into()));
+        }
+        let shown: Vec<DevNo> = node.children.iter().filter_map(|child| child.dev).collect();
+        for below in shown.iter().filter(|below| !table.devices.contains(below)) {
+            let text = format!("sysfs shows {below}, which its table does not use");
+            node.problems.push(Problem::ChainDisagrees(text));
+        }
+        for &below in table.devices.iter().filter(|below| !shown.contains(below)) {
+            let text = format!("its table uses {below}, which sysfs does not show");
+            node.problems.push(Problem::ChainDisagrees(text));
+            self.add_child(node, below);
+        }
+    }
+
+    /// What a disk hangs on.
+    fn surroundings(&self, node: &mut Node, dir: &Path) {
+        // A multipath head hangs on nothing of its own: its first controller stands for it.
+        let from = match node.controllers.first() {
+            Some(first) => PathBuf::from(&first.sysfs_path),
+            None => dir.to_path_buf(),
+        };
+        let buses = from.ancestors().take_while(|a| a.starts_with("/sys/devices") && a.components().count() > 3);
+        for above in buses {
+            let driver = self.system.resolve(&above.join("driver")).ok();
+            if let Some(name) = driver.as_deref().and_then(Path::file_name) {
+                node.drivers.push(name.to_string_lossy().into_owned());
+            }
+            let name = above.file_name().unwrap_or_default().to_string_lossy();
+            if node.pci.is_none() && transport::is_pci_function(&name) {
+                let mut reader = Reader::new(self.system, above);
+                let mut id = |what| reader.text(what).map(|t| t.trim_start_matches("0x").to_owned());
+                if let (Some(vendor), Some(device)) = (id("vendor"), id("device")) {
+                    node.pci = Some(format!("{vendor}:{device}"));
+                }
+                node.problems.append(&mut reader.problems);
+            }
+            if node.transport == Transport::Iscsi && name.starts_with("session") {
+                let session = above.join("iscsi_session").join(&*name);
+                let mut reader = Reader::new(self.system, &session);
+                node.iscsi_target = reader.text("targetname");
+                node.problems.append(&mut reader.problems);
+            }
+        }
+    }
+
+    /// Fills in the identity of a node that has nothing below.
+    fn identify(&mut self, node: &mut Node, dir: &Path, dev: DevNo) {
+        let mut reader = Reader::new(self.system, dir);
+        match node.transport {
+            Transport::Loop => self.identify_loop(node, &mut reader, dev),
             Transport::Virtio => node.serial = reader.text("serial"),
+            Transport::Nbd => details(node, &mut reader, &["pid", "backend"]),
+            Transport::Zram => details(node, &mut reader, &["backing_dev"]),
+            Transport::Rbd => details(node, &mut reader, &["device/pool", "device/name", "device/cluster_fsid"]),
             // Also of one with a transport that is not recognised: a refusal can then name the entry it resembles.
             _ if node.name.starts_with("nvme") => {
                 node.wwid = reader.text("wwid");
@@ -126,15 +247,42 @@ impl Walk<'_> {
             _ => {
                 node.vendor = reader.text("device/vendor");
                 node.model = reader.text("device/model");
-                node.wwid = reader.text("device/wwid");
+                node.wwid = reader.scsi_wwid();
                 node.serial = reader.serial_page();
             }
         }
+        self.ask(node, dev);
         node.problems.append(&mut reader.problems);
     }
 
-    fn identify_loop(&mut self, node: &mut Node, dev: DevNo) {
-        let status = match self.system.loop_status(&node.name, dev) {
+    /// Asks the device itself, where a policy could list its transport and it can be asked. What can not be listed is
+    /// refused whatever it would answer, and some bridges do not bear questions.
+    fn ask(&self, node: &mut Node, dev: DevNo) {
+        let open = self.open.filter(|(of, _)| *of == dev).map(|(_, fd)| fd);
+        let target = Target { name: &node.name, dev, open };
+        let (by, answer) = match node.transport {
+            Transport::NvmePcie => {
+                let answers = self.system.nvme_identify(&target).map_err(|e| e.to_string());
+                ("NVMe Identify", answers.and_then(|a| live::nvme(&a)))
+            }
+            Transport::Sas | Transport::Sata => {
+                let ata = node.transport == Transport::Sata;
+                let answers = self.system.scsi_inquiry(&target, ata).map_err(|e| e.to_string());
+                let by = if ata { "SCSI INQUIRY and ATA IDENTIFY DEVICE" } else { "SCSI INQUIRY" };
+                (by, answers.and_then(|a| live::scsi(&a)))
+            }
+            _ => return,
+        };
+        match answer.map(|answer| live::compare(node, &answer)) {
+            Ok(differences) if differences.is_empty() => node.confirmed_by = Some(by),
+            Ok(mut differences) => node.problems.append(&mut differences),
+            Err(e) => node.problems.push(Problem::Silent(format!("{by}: {e}"))),
+        }
+    }
+
+    fn identify_loop(&mut self, node: &mut Node, reader: &mut Reader<'_>, dev: DevNo) {
+        let open = self.open.filter(|(of, _)| *of == dev).map(|(_, fd)| fd);
+        let status = match self.system.loop_status(&Target { name: &node.name, dev, open }) {
             Ok(status) => status,
             Err(e) => {
                 node.problems.push(Problem::Unreadable(format!("status of the loop device: {e}")));
@@ -142,12 +290,12 @@ impl Walk<'_> {
             }
         };
         if let Some(below) = status.block_device {
-            let child = self.node(below);
-            node.children.push(child);
+            self.add_child(node, below);
             return;
         }
-        let fs_type = match filesystem_type(self.system, status.fs_device) {
-            Ok(fs_type) => fs_type,
+        let hint = reader.bytes("loop/backing_file").map(|path| String::from_utf8_lossy(&path).trim().to_owned());
+        let fs_type = match mounts::read(self.system) {
+            Ok(mounts) => mounts::filesystem_type(&mounts, status.fs_device, hint.as_deref().map(Path::new)),
             Err(e) => {
                 node.problems.push(Problem::Unreadable(format!("/proc/self/mountinfo: {e}")));
                 None
@@ -157,209 +305,62 @@ impl Walk<'_> {
             Some(LoopFile { fs_device: status.fs_device, inode: status.inode, offset: status.offset, fs_type });
         // Major 0: a filesystem without a block device of its own (tmpfs, NFS, FUSE, btrfs, ...), nothing to follow.
         if status.fs_device.major != 0 {
-            let child = self.node(status.fs_device);
-            node.children.push(child);
+            self.add_child(node, status.fs_device);
         }
     }
 }
 
-/// The transport of a device that combines those in its `slaves` folder.
-fn composite(name: &str) -> Transport {
-    let prefixes =
-        [("dm-", Transport::Dm), ("md", Transport::Md), ("bcache", Transport::Bcache), ("drbd", Transport::Drbd)];
-    prefixes.iter().find(|(prefix, _)| name.starts_with(prefix)).map_or(Transport::Unknown, |(_, t)| *t)
-}
+/// Targets of the device mapper that map to the devices of their table and to nothing else.
+const DM_TARGETS: [&str; 27] = [
+    "linear",
+    "striped",
+    "crypt",
+    "multipath",
+    "raid",
+    "mirror",
+    "integrity",
+    "verity",
+    "cache",
+    "writecache",
+    "thin",
+    "thin-pool",
+    "snapshot",
+    "snapshot-origin",
+    "snapshot-merge",
+    "era",
+    "clone",
+    "switch",
+    "unstriped",
+    "delay",
+    "flakey",
+    "dust",
+    "log-writes",
+    "zoned",
+    "ebs",
+    "vdo",
+    "pcache",
+];
 
-/// The transport of a whole disk, by where the kernel has it.
-fn leaf_transport(system: &dyn System, dir: &Path) -> Transport {
-    let name = dir.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let parts: Vec<String> = dir.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
-    let has = |prefix: &str| {
-        parts.iter().any(|p| p.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())))
-    };
-    let numbered =
-        |prefix: &str| name.strip_prefix(prefix).is_some_and(|r| r.starts_with(|c: char| c.is_ascii_digit()));
-    let is_virtual = parts.iter().any(|p| p == "virtual");
-    if is_virtual && numbered("loop") {
-        return Transport::Loop;
+fn examine_md(node: &mut Node, reader: &mut Reader<'_>, slaves: &[String]) {
+    details(node, reader, &["md/level", "md/array_state", "md/metadata_version"]);
+    let members: Vec<String> =
+        reader.names("md").iter().filter_map(|name| name.strip_prefix("dev-")).map(str::to_owned).collect();
+    let only_in = |these: &[String], those: &[String]| these.iter().find(|name| !those.contains(name)).cloned();
+    for member in [only_in(&members, slaves), only_in(slaves, &members)].into_iter().flatten() {
+        let text = format!("its driver and sysfs do not both show {member}");
+        node.problems.push(Problem::ChainDisagrees(text));
     }
-    if numbered("nvme") {
-        return nvme_transport(system, dir, has("pci"));
-    }
-    if numbered("dm-") || numbered("md") || numbered("bcache") || numbered("drbd") {
-        return composite(&name);
-    }
-    if is_virtual {
-        return match () {
-            () if numbered("zram") => Transport::Zram,
-            () if numbered("nbd") => Transport::Nbd,
-            () => Transport::Unknown,
-        };
-    }
-    if numbered("rbd") {
-        return Transport::Rbd;
-    }
-    if numbered("mmcblk") {
-        return Transport::Mmc;
-    }
-    // .../virtioN/block/vdX is virtio-blk; .../virtioN/hostM/... is a SCSI bus behind virtio.
-    if dir.parent().is_some_and(|p| p.ends_with("block"))
-        && parts.iter().rev().nth(2).is_some_and(|p| p.strip_prefix("virtio").is_some_and(is_number))
-    {
-        return Transport::Virtio;
-    }
-    if !has("host") {
-        return Transport::Unknown;
-    }
-    // Order matters: a bridge on the way (USB) or a network below (iSCSI, Fibre Channel) decides over what it imitates.
-    let vmbus = |p: &String| p.to_ascii_lowercase().starts_with("vmbus");
-    if has("usb") {
-        Transport::Usb
-    } else if has("session") {
-        Transport::Iscsi
-    } else if has("rport-") {
-        Transport::Fc
-    } else if parts.iter().any(vmbus) {
-        Transport::HyperV
-    } else if has("virtio") {
-        Transport::VirtioScsi
-    } else if has("end_device-") && has("pci") {
-        Transport::Sas
-    } else if has("ata") && has("pci") {
-        Transport::Sata
-    } else {
-        Transport::Unknown
+    if reader.text("md/bitmap/location").as_deref() == Some("file") {
+        node.problems.push(Problem::Hidden("its bitmap is a file".into()));
     }
 }
 
-fn is_number(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
-}
-
-/// The transport of an NVMe namespace: that of its controller, or of *every* controller of its subsystem when the
-/// kernel shows a multipath head. A single path that is not PCI Express decides.
-fn nvme_transport(system: &dyn System, dir: &Path, on_pci: bool) -> Transport {
-    let of = |controller: &Path| -> Transport {
-        let text = system.read(&controller.join("transport"), limits::SYSFS_BYTES_MAX).ok().flatten();
-        match text.as_deref().map(|t| t.trim_ascii()) {
-            Some(b"pcie") => Transport::NvmePcie,
-            Some(b"tcp") => Transport::NvmeTcp,
-            Some(b"rdma") => Transport::NvmeRdma,
-            Some(b"fc") => Transport::NvmeFc,
-            _ => Transport::Unknown,
+/// Notes attributes for the reader of a refusal.
+fn details(node: &mut Node, reader: &mut Reader<'_>, attributes: &[&str]) {
+    for attribute in attributes {
+        if let Some(text) = reader.text(attribute) {
+            let name = attribute.rsplit('/').next().unwrap_or(attribute);
+            node.details.push(format!("{name} {text}"));
         }
-    };
-    let device = dir.join("device");
-    if on_pci {
-        return of(&device);
-    }
-    let controllers: Vec<String> = system
-        .list(&device)
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|n| n.strip_prefix("nvme").is_some_and(is_number))
-        .collect();
-    if controllers.is_empty() {
-        return of(&device);
-    }
-    let mut transports = controllers.iter().map(|c| of(&device.join(c)));
-    transports.find(|t| *t != Transport::NvmePcie).unwrap_or(Transport::NvmePcie)
-}
-
-/// Type of the mounted filesystem with this device number (proc_pid_mountinfo(5)), if the mount table has it once or
-/// always with the same type.
-fn filesystem_type(system: &dyn System, dev: DevNo) -> io::Result<Option<String>> {
-    let table = system.read(Path::new("/proc/self/mountinfo"), limits::PROC_BYTES_MAX)?.unwrap_or_default();
-    let mut found: Option<String> = None;
-    for line in String::from_utf8_lossy(&table).lines() {
-        if line.split(' ').nth(2).and_then(DevNo::parse) != Some(dev) {
-            continue;
-        }
-        let Some(fs_type) = line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next()) else { continue };
-        match &found {
-            Some(other) if other != fs_type => return Ok(None),
-            _ => found = Some(fs_type.to_owned()),
-        }
-    }
-    Ok(found)
-}
-
-fn unreadable(path: &Path, error: &io::Error) -> Problem {
-    Problem::Unreadable(format!("{}: {error}", path.display()))
-}
-
-/// Reads attributes of one sysfs directory and collects what fails.
-struct Reader<'a> {
-    system: &'a dyn System,
-    dir: &'a Path,
-    problems: Vec<Problem>,
-}
-
-impl Reader<'_> {
-    fn bytes(&mut self, name: &str) -> Option<Vec<u8>> {
-        let path = self.dir.join(name);
-        match self.system.read(&path, limits::SYSFS_BYTES_MAX) {
-            Ok(bytes) => bytes,
-            Err(e) => {
-                self.problems.push(unreadable(&path, &e));
-                None
-            }
-        }
-    }
-
-    /// An attribute as trimmed text; `None` when it is absent or empty. Text that is not UTF-8 or has control
-    /// characters is a problem, not a value.
-    fn text(&mut self, name: &str) -> Option<String> {
-        let bytes = self.bytes(name)?;
-        self.clean(name, &bytes)
-    }
-
-    fn clean(&mut self, name: &str, bytes: &[u8]) -> Option<String> {
-        let text = match std::str::from_utf8(bytes) {
-            Ok(text) => text.trim_matches(|c: char| c.is_whitespace() || c == '\0'),
-            Err(_) => "\u{1}",
-        };
-        if text.chars().any(char::is_control) || text.len() > limits::REGISTRY_TEXT_MAX {
-            self.problems.push(Problem::Unreadable(format!("{}/{name} is not plain text", self.dir.display())));
-            return None;
-        }
-        (!text.is_empty()).then(|| text.to_owned())
-    }
-
-    fn optional_number(&mut self, name: &str) -> Option<u64> {
-        let text = self.text(name)?;
-        let number = text.parse().ok();
-        if number.is_none() {
-            self.problems.push(Problem::Unreadable(format!("{}/{name} is not a number", self.dir.display())));
-        }
-        number
-    }
-
-    fn number(&mut self, name: &str) -> Option<u64> {
-        let before = self.problems.len();
-        let number = self.optional_number(name);
-        if number.is_none() && self.problems.len() == before {
-            self.problems.push(Problem::Unreadable(format!("{}/{name} is missing", self.dir.display())));
-        }
-        number
-    }
-
-    fn names(&mut self, name: &str) -> Vec<String> {
-        let path = self.dir.join(name);
-        match self.system.list(&path) {
-            Ok(names) => names,
-            Err(e) => {
-                self.problems.push(unreadable(&path, &e));
-                Vec::new()
-            }
-        }
-    }
-
-    /// The unit serial number of a SCSI disk: VPD page 0x80 (SPC-4, 7.8.18): 4 bytes of header, then the text.
-    fn serial_page(&mut self) -> Option<String> {
-        let page = self.bytes("device/vpd_pg80")?;
-        let length = usize::from(*page.get(2)?) << 8 | usize::from(*page.get(3)?);
-        let text = page.get(4..4 + length)?.to_vec();
-        self.clean("device/vpd_pg80", &text)
     }
 }

@@ -48,11 +48,26 @@ pub struct LoopFile {
     pub inode: u64,
     /// First byte of the file that the device shows.
     pub offset: u64,
-    /// Type of that filesystem by the mount table, if it is mounted where we can see it.
+    /// Type of that filesystem: by its number in the mount table, or, for the filesystems whose files show other
+    /// numbers (btrfs, overlay), by the mount that the file's path leads to. The latter serves to name it, never to
+    /// decide.
     pub fs_type: Option<String>,
 }
 
-/// What could not be learnt about a node. Each is a reason to refuse it.
+/// One controller of an NVMe subsystem: a way by which the bytes of its namespaces may go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Controller {
+    /// The kernel's name, e.g. `nvme0`.
+    pub name: String,
+    /// How it is reached.
+    pub transport: Transport,
+    /// Address on that transport, as the kernel shows it.
+    pub address: Option<String>,
+    /// Where the kernel has it.
+    pub sysfs_path: String,
+}
+
+/// What could not be learnt about a node, or does not fit. Each is a reason to refuse it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", content = "detail", rename_all = "kebab-case")]
 pub enum Problem {
@@ -64,6 +79,20 @@ pub enum Problem {
     TooManyNodes,
     /// The chain comes back to a node on the way to itself.
     Cycle,
+    /// It changed while it was read.
+    Changed(String),
+    /// A device of a kind that can be asked who it is did not answer, or not usably.
+    Silent(String),
+    /// The device's answer differs from what the kernel shows of it.
+    Disagrees(String),
+    /// Two sources about what is below differ.
+    ChainDisagrees(String),
+    /// What is below may be about to change.
+    Unstable(String),
+    /// Bytes go, or may go, to where nothing can be examined.
+    Hidden(String),
+    /// The device has a volatile cache that the kernel would not flush: nothing written could be called durable.
+    CacheNotFlushed(String),
 }
 
 impl std::fmt::Display for Problem {
@@ -73,6 +102,13 @@ impl std::fmt::Display for Problem {
             Self::TooDeep => write!(f, "the chain goes deeper than {} nodes", crate::limits::CHAIN_DEPTH_MAX),
             Self::TooManyNodes => write!(f, "the chain has more than {} nodes", crate::limits::CHAIN_NODES_MAX),
             Self::Cycle => f.write_str("the chain is a circle"),
+            Self::Changed(what) => write!(f, "changed while it was read: {what}"),
+            Self::Silent(what) => write!(f, "does not say who it is: {what}"),
+            Self::Disagrees(what) => write!(f, "is not what the kernel remembers: {what}"),
+            Self::ChainDisagrees(what) => write!(f, "what is below is told in two ways: {what}"),
+            Self::Unstable(what) => write!(f, "what is below may change: {what}"),
+            Self::Hidden(what) => write!(f, "cannot be examined wholly: {what}"),
+            Self::CacheNotFlushed(what) => write!(f, "flushes would not be sent to it: {what}"),
         }
     }
 }
@@ -86,6 +122,8 @@ pub struct Node {
     pub dev: Option<DevNo>,
     /// How it is reached.
     pub transport: Transport,
+    /// What it is, in words, when the transport alone does not say.
+    pub kind: Option<String>,
     /// World-wide identifier.
     pub wwid: Option<String>,
     /// Serial number, trimmed.
@@ -98,15 +136,33 @@ pub struct Node {
     pub size_bytes: u64,
     /// Logical block size in bytes.
     pub logical_block: u32,
+    /// Physical block size in bytes, if told.
+    pub physical_block: Option<u32>,
+    /// Whether the kernel refuses writes to it, if told.
+    pub read_only: Option<bool>,
     /// The kernel's sequence number of this disk (since boot): it changes when the medium does.
     pub diskseq: Option<u64>,
     /// `write back` or `write through`, as the kernel treats it.
     pub write_cache: Option<String>,
+    /// Whether single writes can be forced to the medium, if told.
+    pub fua: Option<bool>,
     /// Where the kernel has it: the evidence for the transport.
     pub sysfs_path: String,
+    /// Drivers of the devices it hangs on, nearest first.
+    pub drivers: Vec<String>,
+    /// Vendor and device number (hex) of the PCI function it hangs on, e.g. `144d:a80a`.
+    pub pci: Option<String>,
+    /// Every controller of an NVMe namespace.
+    pub controllers: Vec<Controller>,
+    /// Name of an iSCSI target.
+    pub iscsi_target: Option<String>,
+    /// What else was found, in words: level of a RAID, targets of a device-mapper table, ...
+    pub details: Vec<String>,
+    /// What the device itself was asked, and agreed with what the kernel shows.
+    pub confirmed_by: Option<&'static str>,
     /// The file, for a loop device.
     pub loop_file: Option<LoopFile>,
-    /// What could not be learnt.
+    /// What could not be learnt or does not fit.
     pub problems: Vec<Problem>,
     /// The devices below.
     pub children: Vec<Node>,
@@ -119,15 +175,25 @@ impl Node {
             name: name.to_owned(),
             dev: None,
             transport,
+            kind: None,
             wwid: None,
             serial: None,
             model: None,
             vendor: None,
             size_bytes: 0,
             logical_block: 0,
+            physical_block: None,
+            read_only: None,
             diskseq: None,
             write_cache: None,
+            fua: None,
             sysfs_path: String::new(),
+            drivers: Vec::new(),
+            pci: None,
+            controllers: Vec::new(),
+            iscsi_target: None,
+            details: Vec::new(),
+            confirmed_by: None,
             loop_file: None,
             problems: Vec::new(),
             children: Vec::new(),
@@ -154,6 +220,14 @@ impl Node {
         }
         identity.size = Some(self.size_bytes);
         identity
+    }
+
+    /// Transport, with the kind of device where the transport does not say it.
+    pub fn reached_by(&self) -> String {
+        match &self.kind {
+            Some(kind) => format!("{} ({kind})", self.transport),
+            None => self.transport.to_string(),
+        }
     }
 
     /// Whether nothing is below.

@@ -10,10 +10,11 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::identity::{DevNo, DeviceFacts, FactsError, IdentifiedDevice, Problem};
-use super::sys::{self, Kernel, System};
-use super::{AlignedBuf, BlockDevice, Error, Result, chain, check_range};
+use super::identity::{DevNo, DeviceFacts, FactsError, IdentifiedDevice, Node, Problem};
+use super::sys::{Kernel, System};
+use super::{AlignedBuf, BlockDevice, Error, Result, chain, check_range, ioctl};
 use crate::units::BLOCK_SIZE;
 
 /// Most slices of one vectored write (`UIO_MAXIOV`, linux/uio.h).
@@ -79,6 +80,8 @@ pub struct RawDevice {
     diskseq: u64,
     size: u64,
     block: u32,
+    /// Whether the kernel was ever seen to flush its cache.
+    write_back: AtomicBool,
     system: Arc<dyn System>,
 }
 
@@ -118,17 +121,18 @@ impl RawDevice {
         if !metadata.file_type().is_block_device() {
             return Err(not_block());
         }
-        if access == Access::Exclusive && sys::is_read_only(file.as_fd()).map_err(io)? {
+        if access == Access::Exclusive && ioctl::is_read_only(file.as_fd()).map_err(io)? {
             return Err(OpenError::ReadOnly { path: path.to_owned() });
         }
         let (size, block) =
-            (sys::size_bytes(file.as_fd()).map_err(io)?, sys::logical_block_size(file.as_fd()).map_err(io)?);
+            (ioctl::size_bytes(file.as_fd()).map_err(io)?, ioctl::logical_block_size(file.as_fd()).map_err(io)?);
         if !matches!(block, 512 | 4096) || size == 0 {
             return Err(OpenError::Geometry { path: path.to_owned(), size, block });
         }
-        let diskseq = sys::diskseq(file.as_fd()).map_err(io)?;
+        let diskseq = ioctl::diskseq(file.as_fd()).map_err(io)?;
         let dev = DevNo::from_raw(metadata.rdev());
-        Ok(Self { name: node.to_string_lossy().into_owned(), file, dev, diskseq, size, block, system })
+        let write_back = AtomicBool::new(false);
+        Ok(Self { name: node.to_string_lossy().into_owned(), file, dev, diskseq, size, block, write_back, system })
     }
 
     /// Its device number.
@@ -140,15 +144,29 @@ impl RawDevice {
     fn check_same(&self) -> std::result::Result<(), FactsError> {
         let unreadable = |e: io::Error| FactsError::Unreadable { device: self.name.clone(), detail: e.to_string() };
         let changed = |detail: String| FactsError::Changed { device: self.name.clone(), detail };
-        let sequence = sys::diskseq(self.file.as_fd()).map_err(unreadable)?;
+        let sequence = ioctl::diskseq(self.file.as_fd()).map_err(unreadable)?;
         if sequence != self.diskseq {
             return Err(changed(format!("disk sequence number {} became {sequence}", self.diskseq)));
         }
-        let size = sys::size_bytes(self.file.as_fd()).map_err(unreadable)?;
+        let size = ioctl::size_bytes(self.file.as_fd()).map_err(unreadable)?;
         if size != self.size {
             return Err(changed(format!("its size was {} bytes and is {size}", self.size)));
         }
         Ok(())
+    }
+
+    /// A kernel that flushed the device's cache and says it does so no more (anybody with root can write
+    /// `queue/write_cache`) would let fsync return before anything is durable: refused, until it is set back. The other
+    /// way round costs time and nothing else.
+    fn check_cache(&self, root: &mut Node) {
+        match root.write_cache.as_deref() {
+            Some("write back") => self.write_back.store(true, Ordering::SeqCst),
+            now if self.write_back.load(Ordering::SeqCst) => {
+                let text = format!("queue/write_cache was \"write back\" and is {:?}", now.unwrap_or("nothing"));
+                root.problems.push(Problem::CacheNotFlushed(text));
+            }
+            _ => {}
+        }
     }
 
     fn failed(action: &'static str, offset: u64, bytes: usize, source: io::Error) -> Error {
@@ -273,8 +291,9 @@ impl BlockDevice for RawDevice {
 impl IdentifiedDevice for RawDevice {
     fn facts(&self) -> std::result::Result<DeviceFacts, FactsError> {
         self.check_same()?;
-        let mut root = chain::read(&*self.system, self.dev);
+        let mut root = chain::read_open(&*self.system, self.dev, self.file.as_fd());
         self.check_same()?;
+        self.check_cache(&mut root);
         let mut differ = |what: &str, sysfs: u64, device: u64| {
             if sysfs != device {
                 let detail = format!("{what} is {sysfs} by sysfs and {device} by the device");

@@ -2,15 +2,17 @@
 //! One suite for every kind of block device.
 
 use std::io::IoSlice;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use super::faulty::{Effect, Fault, FaultyDevice, Operation};
-use super::identity::DevNo;
+use super::identity::{DevNo, Problem};
 use super::memory::MemoryDevice;
 use super::raw::{Access, OpenError, RawDevice};
-use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice};
+use super::sys::Kernel;
+use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, chain};
 use crate::registry::Transport;
 
 const SIZE: u64 = 4 << 20;
@@ -170,6 +172,103 @@ fn a_loop_device_says_what_the_driver_says() {
     assert!(root.diskseq.is_some() && root.write_cache.is_some());
     // A filesystem on a block device is followed down to it.
     assert_eq!(root.children.len(), usize::from(file.fs_device.major != 0));
+}
+
+#[test]
+fn a_cache_that_is_no_longer_flushed_is_noticed_until_it_is_again() {
+    let disk = LoopDisk::new(SIZE, 512);
+    let name = disk.path.file_name().unwrap().to_str().unwrap();
+    let attribute = PathBuf::from(format!("/sys/block/{name}/queue/write_cache"));
+    let device = RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+    let problems = || device.facts().unwrap().root.problems;
+    let set = |mode: &str| std::fs::write(&attribute, mode).unwrap();
+    set("write back");
+    assert_eq!(problems(), []);
+    set("write through");
+    assert!(matches!(problems()[..], [Problem::CacheNotFlushed(_)]));
+    set("write back");
+    assert_eq!(problems(), []);
+    // One that was never flushed has nothing to flush, as far as the kernel knows.
+    set("write through");
+    let other = RawDevice::open(&disk.path, Access::SharedRead).unwrap();
+    assert_eq!(other.facts().unwrap().root.problems, []);
+    set("write back");
+}
+
+#[test]
+fn a_loop_device_is_known_by_its_file_whatever_its_path() {
+    let disk = LoopDisk::new(SIZE, 512);
+    let device = RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+    let before = device.facts().unwrap().root;
+    // Another file under the path that sysfs shows.
+    std::fs::rename(&disk.image, disk.image.with_file_name("moved")).unwrap();
+    std::fs::File::create(&disk.image).unwrap().set_len(SIZE).unwrap();
+    assert_eq!(device.facts().unwrap().root.identity(), before.identity());
+    // Without the open descriptor, by its node.
+    let node = chain::read(&Kernel, before.dev.unwrap());
+    assert_eq!((node.identity(), &node.problems[..]), (before.identity(), &[][..]));
+}
+
+#[test]
+fn a_loop_device_that_gets_another_file_is_another_disk() {
+    // Under an open descriptor that is possible for a read-only one, and a file of the same size.
+    let disk = LoopDisk::bind(SIZE, &["--read-only"]);
+    let device = RawDevice::open(&disk.path, Access::SharedRead).unwrap();
+    device.facts().unwrap();
+    let other = disk.image.with_file_name("other");
+    std::fs::File::create(&other).unwrap().set_len(SIZE).unwrap();
+    let (node, other) = (std::fs::File::open(&disk.path).unwrap(), std::fs::File::open(&other).unwrap());
+    // SAFETY: LOOP_CHANGE_FD (0x4C06, linux/loop.h) takes a descriptor.
+    let result = unsafe { libc::ioctl(node.as_raw_fd(), 0x4C06 as _, other.as_raw_fd()) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    let error = device.facts().unwrap_err().to_string();
+    assert!(error.contains("disk sequence number"), "{error}");
+}
+
+#[test]
+fn a_loop_device_of_a_loop_device_is_followed() {
+    let disk = LoopDisk::new(SIZE, 512);
+    let out = Command::new("losetup").args(["--find", "--show"]).arg(&disk.path).output().unwrap();
+    let upper = PathBuf::from(String::from_utf8(out.stdout).unwrap().trim());
+    let facts = RawDevice::open(&upper, Access::SharedRead).map(|device| device.facts());
+    assert!(Command::new("losetup").arg("--detach").arg(&upper).status().unwrap().success());
+    let root = facts.unwrap().unwrap().root;
+    assert!(root.loop_file.is_none() && root.problems.is_empty(), "{root:?}");
+    assert_eq!(Path::new("/dev").join(&root.children[0].name), disk.path);
+    assert!(root.children[0].loop_file.is_some());
+}
+
+#[test]
+fn a_file_in_memory_is_named_by_its_filesystem() {
+    let shm = Path::new("/dev/shm");
+    let Ok(folder) = tempfile::tempdir_in(shm) else { panic!("{} must be there", shm.display()) };
+    let image = folder.path().join("image");
+    std::fs::File::create(&image).unwrap().set_len(SIZE).unwrap();
+    let out = Command::new("losetup").args(["--find", "--show"]).arg(&image).output().unwrap();
+    let path = PathBuf::from(String::from_utf8(out.stdout).unwrap().trim());
+    let facts = RawDevice::open(&path, Access::SharedRead).map(|device| device.facts());
+    assert!(Command::new("losetup").arg("--detach").arg(&path).status().unwrap().success());
+    let root = facts.unwrap().unwrap().root;
+    let file = root.loop_file.unwrap();
+    assert_eq!((file.fs_type.as_deref(), file.fs_device.major), (Some("tmpfs"), 0));
+}
+
+#[test]
+fn only_the_node_of_the_right_number_is_asked() {
+    use super::sys::{System, Target};
+    let disk = LoopDisk::new(SIZE, 512);
+    let dev = RawDevice::open(&disk.path, Access::SharedRead).unwrap().dev();
+    let name = disk.path.file_name().unwrap().to_str().unwrap();
+    let ask = |name: &str, dev| Kernel.loop_status(&Target { name, dev, open: None });
+    assert!(ask(name, dev).is_ok());
+    let other = DevNo { minor: dev.minor + 1000, ..dev };
+    for (name, dev) in [(name, other), ("null", dev), ("none", dev)] {
+        assert!(ask(name, dev).is_err(), "{name} {dev}");
+    }
+    // A loop device is neither of these, and says so.
+    let target = Target { name, dev, open: None };
+    assert!(Kernel.nvme_identify(&target).is_err() && Kernel.scsi_inquiry(&target, true).is_err());
+    assert!(Kernel.dm_table(dev).is_err());
 }
 
 #[test]

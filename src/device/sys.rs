@@ -2,12 +2,40 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::identity::DevNo;
+use super::ioctl;
+use super::live::{NvmeAnswers, ScsiAnswers};
 use crate::limits;
+
+/// A block device that is asked something: by its open descriptor where there is one, else by its node in /dev.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The kernel's name.
+    pub name: &'a str,
+    /// Device number.
+    pub dev: DevNo,
+    /// The device, open.
+    pub open: Option<BorrowedFd<'a>>,
+}
+
+/// What the device mapper says of one of its devices (linux/dm-ioctl.h).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DmTable {
+    /// Type of each target of the table in use.
+    pub targets: Vec<String>,
+    /// The devices that the table uses.
+    pub devices: Vec<DevNo>,
+    /// Whether it is suspended: transfers wait, and a new table may be put in.
+    pub suspended: bool,
+    /// Whether a table is in use.
+    pub active: bool,
+    /// Whether another table is loaded and waits.
+    pub inactive: bool,
+}
 
 /// What `LOOP_GET_STATUS64` says of a bound loop device (linux/loop.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +62,17 @@ pub trait System: Send + Sync {
     /// directory.
     fn list(&self, path: &Path) -> io::Result<Vec<String>>;
 
-    /// What the loop driver says of the loop device `name` with number `dev`.
-    fn loop_status(&self, name: &str, dev: DevNo) -> io::Result<LoopStatus>;
+    /// What the loop driver says of a loop device.
+    fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus>;
+
+    /// What the device mapper says of one of its devices.
+    fn dm_table(&self, dev: DevNo) -> io::Result<DmTable>;
+
+    /// What an NVMe namespace and its controller answer now.
+    fn nvme_identify(&self, target: &Target<'_>) -> io::Result<NvmeAnswers>;
+
+    /// What a SCSI disk answers now; `ata`: an ATA disk behind the kernel's translation is also asked directly.
+    fn scsi_inquiry(&self, target: &Target<'_>, ata: bool) -> io::Result<ScsiAnswers>;
 }
 
 /// The running kernel.
@@ -55,17 +92,56 @@ impl System for Kernel {
         list_bounded(path)
     }
 
-    fn loop_status(&self, name: &str, dev: DevNo) -> io::Result<LoopStatus> {
-        let node = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-            .open(Path::new("/dev").join(name))?;
-        let metadata = node.metadata()?;
-        if !metadata.file_type().is_block_device() || DevNo::from_raw(metadata.rdev()) != dev {
-            return Err(io::Error::other(format!("/dev/{name} is not the device {dev}")));
-        }
-        loop_status(&node)
+    fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus> {
+        ask(target, ioctl::loop_status)
     }
+
+    fn dm_table(&self, dev: DevNo) -> io::Result<DmTable> {
+        let path = Path::new("/dev/mapper/control");
+        let control = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+            .open(path)
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+        // Major 10: the kernel's miscellaneous devices; others do not know the question.
+        let metadata = control.metadata()?;
+        if !metadata.file_type().is_char_device() || libc::major(metadata.rdev()) != 10 {
+            return Err(io::Error::other(format!("{} is not the device mapper's", path.display())));
+        }
+        ioctl::dm_table(&control, dev)
+    }
+
+    fn nvme_identify(&self, target: &Target<'_>) -> io::Result<NvmeAnswers> {
+        ask(target, ioctl::nvme_identify)
+    }
+
+    fn scsi_inquiry(&self, target: &Target<'_>, ata: bool) -> io::Result<ScsiAnswers> {
+        ask(target, |fd| ioctl::scsi_inquiry(fd, ata))
+    }
+}
+
+/// Puts a question to a device through its open descriptor; one that is not open yet (a disk below a partition) is
+/// opened for reading, and believed only when the node is a block device of the right number.
+fn ask<T>(target: &Target<'_>, question: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+    if let Some(fd) = target.open {
+        return question(fd);
+    }
+    // Some kernel names hold a slash, which sysfs writes as an exclamation mark.
+    let path = Path::new("/dev").join(target.name.replace('!', "/"));
+    let said = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
+    let not_it = || io::Error::other(format!("{} is not the device {}", path.display(), target.dev));
+    let is_it = |m: fs::Metadata| m.file_type().is_block_device() && DevNo::from_raw(m.rdev()) == target.dev;
+    // Opening some other kinds of file has effects or blocks: look first, and again once open.
+    if !is_it(fs::symlink_metadata(&path).map_err(said)?) {
+        return Err(not_it());
+    }
+    let node: File = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY)
+        .open(&path)
+        .map_err(said)?;
+    if is_it(node.metadata()?) { question(node.as_fd()) } else { Err(not_it()) }
 }
 
 /// Reads at most `max` bytes of a file; longer ones are an error. `None` if it does not exist.
@@ -96,82 +172,4 @@ pub fn list_bounded(path: &Path) -> io::Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
-}
-
-/// `struct loop_info64` of linux/loop.h.
-#[repr(C)]
-struct LoopInfo64 {
-    device: u64,
-    inode: u64,
-    rdevice: u64,
-    offset: u64,
-    sizelimit: u64,
-    number: u32,
-    encrypt_type: u32,
-    encrypt_key_size: u32,
-    flags: u32,
-    file_name: [u8; 64],
-    crypt_name: [u8; 64],
-    encrypt_key: [u8; 32],
-    init: [u64; 2],
-}
-
-const _: () = assert!(size_of::<LoopInfo64>() == 232);
-
-/// `LOOP_GET_STATUS64` (linux/loop.h).
-const LOOP_GET_STATUS64: u64 = 0x4C05;
-/// `BLKSSZGET`, `BLKGETSIZE64`, `BLKROGET`, `BLKGETDISKSEQ` (linux/fs.h).
-const BLKSSZGET: u64 = 0x1268;
-const BLKROGET: u64 = 0x125E;
-const BLKGETSIZE64: u64 = 0x8008_1272;
-const BLKGETDISKSEQ: u64 = 0x8008_1280;
-
-fn loop_status(file: &File) -> io::Result<LoopStatus> {
-    let mut info = std::mem::MaybeUninit::<LoopInfo64>::zeroed();
-    // SAFETY: the ioctl fills at most a `struct loop_info64`, whose layout `LoopInfo64` has.
-    check(unsafe { libc::ioctl(file.as_raw_fd(), LOOP_GET_STATUS64 as _, info.as_mut_ptr()) })?;
-    // SAFETY: zeroed before, and every bit pattern is a valid value.
-    let info = unsafe { info.assume_init() };
-    Ok(LoopStatus {
-        fs_device: DevNo::from_raw(info.device),
-        inode: info.inode,
-        block_device: (info.rdevice != 0).then(|| DevNo::from_raw(info.rdevice)),
-        offset: info.offset,
-    })
-}
-
-/// Size in bytes of an open block device.
-pub(super) fn size_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut size = 0u64;
-    // SAFETY: the ioctl writes one u64.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETSIZE64 as _, &raw mut size) })?;
-    Ok(size)
-}
-
-/// Logical block size in bytes of an open block device.
-pub(super) fn logical_block_size(fd: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut size: libc::c_int = 0;
-    // SAFETY: the ioctl writes one int.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKSSZGET as _, &raw mut size) })?;
-    u32::try_from(size).map_err(io::Error::other)
-}
-
-/// Whether an open block device is read-only.
-pub(super) fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut flag: libc::c_int = 0;
-    // SAFETY: the ioctl writes one int.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKROGET as _, &raw mut flag) })?;
-    Ok(flag != 0)
-}
-
-/// The kernel's sequence number of an open disk (Linux 5.15).
-pub(super) fn diskseq(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut sequence = 0u64;
-    // SAFETY: the ioctl writes one u64.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETDISKSEQ as _, &raw mut sequence) })?;
-    Ok(sequence)
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

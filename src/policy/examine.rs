@@ -6,6 +6,11 @@ use crate::device::identity::{DeviceFacts, Node, Problem};
 use crate::registry::{Date, DeviceEntry, Identity, IdentityField, Registry, Site, Transport, VerifiedRegistry};
 
 use super::approved::ApprovedEntry;
+use super::operators::{self, Recognised};
+
+/// Filesystems that keep a file on the block device they are mounted from. Others keep it on several, elsewhere, or in a
+/// program.
+const FOLLOWED_FILESYSTEMS: [&str; 5] = ["ext2", "ext3", "ext4", "xfs", "f2fs"];
 
 /// Examines a device: every rule, on every node of its chain. Pure.
 pub fn examine(registry: &VerifiedRegistry, facts: &DeviceFacts, host: &HostFacts, today: Date) -> Verdict {
@@ -113,7 +118,25 @@ impl Rules {
             Virtualization::Virtual => (allowed, ReasonCode::HostVirtual, "a virtual machine"),
             Virtualization::Unknown => (allowed, ReasonCode::HostUnknown, "of unknown kind"),
         };
-        self.check(passed, code, || format!("the host is {what} ({named}), the policy has virtual_hosts = {allowed}"));
+        self.check(passed, code, || {
+            let evidence = if host.evidence.is_empty() { "" } else { ": " };
+            let evidence = format!("{evidence}{}", host.evidence.join(", "));
+            format!("the host is {what} ({named}){evidence}; the policy has virtual_hosts = {allowed}")
+        });
+        if let Some(found) = operators::of_host(host) {
+            self.operator("the host", &found, registry, ReasonCode::HostOperatorNotApproved);
+        }
+    }
+
+    /// What an operator runs is refused unless the policy lists the operator; a laboratory says whose it is, and may.
+    fn operator(&mut self, what: &str, found: &Recognised, registry: &VerifiedRegistry, code: ReasonCode) {
+        let passed = registry.is_laboratory() || found.is_listed(registry.policy());
+        let said = match (passed, registry.is_laboratory()) {
+            (true, true) => "a laboratory registry does not mind",
+            (true, false) => "the policy lists it as owner and administrator, and its law",
+            (false, _) => "the policy does not list it as owner and administrator, and its law",
+        };
+        self.check(passed, code, || format!("{what} is operated by {found}; {said}"));
     }
 
     /// Goes down the chain: checks the nodes on the way, collects the leaves.
@@ -124,13 +147,31 @@ impl Rules {
                 Problem::TooDeep => ReasonCode::ChainTooDeep,
                 Problem::TooManyNodes => ReasonCode::ChainTooLarge,
                 Problem::Cycle => ReasonCode::ChainCycle,
+                Problem::Changed(_) => ReasonCode::DeviceChanged,
+                Problem::Silent(_) => ReasonCode::DeviceSilent,
+                Problem::Disagrees(_) => ReasonCode::DeviceDisagrees,
+                Problem::CacheNotFlushed(_) => ReasonCode::WriteCacheNotFlushed,
+                Problem::ChainDisagrees(_) => ReasonCode::ChainDisagrees,
+                Problem::Unstable(_) => ReasonCode::ChainUnstable,
+                Problem::Hidden(_) => ReasonCode::ChainHidden,
             };
             self.check(false, code, || format!("{}: {problem}", node.name));
+        }
+        if let Some(found) = operators::of_device(node) {
+            self.operator(&node.name, &found, registry, ReasonCode::DeviceOperatorNotApproved);
         }
         // Only a registry whose signed policy lists `loop` may approve a loop device, and for it the chain ends there.
         let laboratory_loop = node.transport == Transport::Loop
             && node.loop_file.is_some()
             && registry.policy().transports.contains(&Transport::Loop);
+        if let Some(file) = node.loop_file.as_ref().filter(|_| !laboratory_loop) {
+            let kind = file.fs_type.as_deref().unwrap_or("a filesystem that the mount table does not show");
+            let followed = file.fs_device.major != 0 && FOLLOWED_FILESYSTEMS.contains(&kind);
+            self.check(followed, ReasonCode::FilesystemNotAllowed, || {
+                let end = if followed { "on the device below" } else { "and where its bytes go cannot be followed" };
+                format!("{} is a file on {kind} ({}), {end}", node.name, file.fs_device)
+            });
+        }
         if node.is_leaf() || laboratory_loop {
             leaves.push(node);
             return;
@@ -143,9 +184,10 @@ impl Rules {
         };
         self.check(passed, code, || match passed {
             true => format!("{} is a {} of what is below", node.name, node.transport),
-            false => {
-                format!("{} is on the way, and no policy can approve what {} redirects", node.name, node.transport)
-            }
+            false => format!(
+                "{} is on the way, and no policy can approve what {} redirects: give scelle the disk itself",
+                node.name, node.transport
+            ),
         });
         for child in &node.children {
             self.chain(registry, child, leaves);
@@ -160,7 +202,7 @@ impl Rules {
         let code = if unknown { ReasonCode::TransportUnknown } else { ReasonCode::TransportNotAllowed };
         self.check(listed && !unknown, code, || {
             let is = if listed { "lists it" } else { "does not list it" };
-            format!("{} is reached by {transport}, the policy {is}", leaf.name)
+            format!("{} is reached by {}, the policy {is}", leaf.name, leaf.reached_by())
         });
         if let Some(file) = &leaf.loop_file {
             self.check(file.offset == 0, ReasonCode::LoopOffset, || {

@@ -26,7 +26,7 @@ fn today() -> Date {
 }
 
 fn host(virtualization: Virtualization) -> HostFacts {
-    HostFacts { virtualization, vendor: None, product: None }
+    HostFacts::of(virtualization)
 }
 
 fn physical() -> HostFacts {
@@ -131,6 +131,13 @@ fn what_could_not_be_read_refuses() {
     device_refused(|n| n.problems.push(Problem::Cycle), &[ChainCycle]);
     device_refused(|n| n.problems.push(Problem::TooDeep), &[ChainTooDeep]);
     device_refused(|n| n.problems.push(Problem::TooManyNodes), &[ChainTooLarge]);
+    device_refused(|n| n.problems.push(Problem::Changed("x".into())), &[DeviceChanged]);
+    device_refused(|n| n.problems.push(Problem::Silent("x".into())), &[DeviceSilent]);
+    device_refused(|n| n.problems.push(Problem::Disagrees("x".into())), &[DeviceDisagrees]);
+    device_refused(|n| n.problems.push(Problem::CacheNotFlushed("x".into())), &[WriteCacheNotFlushed]);
+    device_refused(|n| n.problems.push(Problem::ChainDisagrees("x".into())), &[ChainDisagrees]);
+    device_refused(|n| n.problems.push(Problem::Unstable("x".into())), &[ChainUnstable]);
+    device_refused(|n| n.problems.push(Problem::Hidden("x".into())), &[ChainHidden]);
 }
 
 #[test]

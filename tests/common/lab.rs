@@ -17,6 +17,6 @@ pub fn registry_of(devices: &[Arc<dyn IdentifiedDevice>]) -> (VerifiedRegistry, 
         .collect();
     let (from, until) = (Date::new(2026, 1, 1).expect("a day"), Date::new(2027, 1, 1).expect("a day"));
     let documents = laboratory::sign(&laboratory::registry_for(&facts, from, until)).expect("a signed registry");
-    let host = HostFacts { virtualization: Virtualization::Unknown, vendor: None, product: None };
+    let host = HostFacts::of(Virtualization::Unknown);
     (documents.verify().expect("a verified registry"), host, from)
 }

@@ -1,0 +1,109 @@
+//! The mount table (proc_pid_mountinfo(5)).
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::identity::DevNo;
+use super::sys::System;
+use crate::limits;
+
+/// A line of the mount table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Number of the filesystem's device.
+    pub dev: DevNo,
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// Filesystem type.
+    pub kind: String,
+}
+
+/// Reads the mount table of this process, the topmost mounts last.
+///
+/// # Errors
+/// When it cannot be read, or is longer than [`limits::PROC_BYTES_MAX`].
+pub fn read(system: &dyn System) -> io::Result<Vec<Mount>> {
+    let table = system.read(Path::new("/proc/self/mountinfo"), limits::PROC_BYTES_MAX)?;
+    Ok(parse(&table.unwrap_or_default()))
+}
+
+/// The type of the filesystem with this device number, if the table has it, always with the same type. Files of some
+/// filesystems (btrfs, overlay) show a number that no mount has: then the type at `hint`, a path that is only believed
+/// for the name.
+pub fn filesystem_type(mounts: &[Mount], dev: DevNo, hint: Option<&Path>) -> Option<String> {
+    let mut by_number = mounts.iter().filter(|mount| mount.dev == dev).map(|mount| &mount.kind);
+    if let Some(kind) = by_number.next() {
+        return by_number.all(|other| other == kind).then(|| kind.clone());
+    }
+    let hint = hint.filter(|_| dev.major == 0)?;
+    let above = mounts.iter().filter(|mount| hint.starts_with(&mount.mountpoint));
+    above.max_by_key(|mount| mount.mountpoint.components().count()).map(|mount| mount.kind.clone())
+}
+
+fn parse(table: &[u8]) -> Vec<Mount> {
+    let line = |line: &[u8]| {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let dev = DevNo::parse(std::str::from_utf8(fields.nth(2)?).ok()?)?;
+        let mountpoint = unescape(fields.nth(1)?);
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        let mountpoint = PathBuf::from(OsStr::from_bytes(&mountpoint));
+        Some(Mount { dev, mountpoint, kind: String::from_utf8_lossy(kind).into_owned() })
+    };
+    table.split(|&byte| byte == b'\n').filter_map(line).collect()
+}
+
+/// Undoes the octal escapes of the mount table.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let code = (byte == b'\\').then(|| after.get(..3)).flatten();
+        let code = code.and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(decoded) => {
+                out.push(decoded);
+                rest = &after[3..];
+            }
+            None => {
+                out.push(byte);
+                rest = after;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[u8] = b"25 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+        92 25 0:46 / /srv/a\\040b\\134c rw,nosuid - fuse.scelle scelle:y rw\n\
+        93 25 0:50 / /data rw - btrfs /dev/vdb rw\nbroken\n\
+        94 25 0:51 / /x rw - tmpfs a rw\n95 25 0:51 / /y rw - overlay b rw\n";
+
+    #[test]
+    fn the_mount_table_is_understood() {
+        let mounts = parse(TABLE);
+        assert_eq!(mounts.len(), 5);
+        assert_eq!(mounts[1].mountpoint, Path::new("/srv/a b\\c"));
+        assert_eq!((mounts[0].kind.as_str(), mounts[1].kind.as_str()), ("ext4", "fuse.scelle"));
+        assert_eq!(mounts[0].dev, DevNo { major: 254, minor: 0 });
+    }
+
+    #[test]
+    fn a_filesystem_is_known_by_its_number_and_named_by_its_path() {
+        let mounts = parse(TABLE);
+        let of = |minor, hint: &str| filesystem_type(&mounts, DevNo { major: 0, minor }, Some(Path::new(hint)));
+        assert_eq!(of(46, "/data/a").as_deref(), Some("fuse.scelle"));
+        // A subvolume of btrfs has a number of its own.
+        assert_eq!(of(60, "/data/a").as_deref(), Some("btrfs"));
+        assert_eq!(of(60, "/database").as_deref(), Some("ext4"));
+        // Told in two ways: not known.
+        assert_eq!(of(51, "/data/a"), None);
+        // A number of a block device that is not mounted: the path says nothing about it.
+        assert_eq!(filesystem_type(&mounts, DevNo { major: 8, minor: 1 }, Some(Path::new("/data/a"))), None);
+    }
+}
