@@ -322,7 +322,7 @@ mod tests {
     fn an_inspection_shows_the_chain_every_rule_the_verdict_and_what_to_do() {
         let approved = words(disk("sda"));
         for line in [
-            "  sda\n      transport    sata: Serial ATA.\n      size         3.6 TiB (4000787030016 bytes)\n",
+            "  sda\n    transport    sata: Serial ATA.\n    size         3.6 TiB (4000787030016 bytes)\n",
             "  ok       owner            owner of site laboratory is Laboratory, the policy has Laboratory\n",
             "\nVerdict: approved as disk-1, at site laboratory\n",
         ] {
