@@ -36,6 +36,7 @@ mod commit;
 mod data;
 mod error;
 mod names;
+mod provenance;
 mod references;
 mod rename;
 mod resize;
@@ -60,6 +61,7 @@ pub use names::DirEntry;
 pub use rename::RenameFlags;
 pub use resize::{COPY_MAX, Seek};
 pub use scan::Scanned;
+pub use xattr::RESERVED as RESERVED_XATTRS;
 
 use crate::{
     meta::{Inode, Meta, S_IFMT, Tx, View},

@@ -33,6 +33,7 @@ use crate::units::{Generation, Uuid};
 mod check;
 mod create;
 mod open;
+mod place;
 pub mod recovery;
 mod resync;
 pub mod witness;
@@ -40,6 +41,7 @@ pub mod witness;
 pub use check::{CheckReport, Damage};
 pub use create::{CreateOptions, create};
 pub use open::{Open, ReplicaStatus, Status};
+pub use place::{Holding, Place, Portion};
 
 /// What kind of failure, for exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

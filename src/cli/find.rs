@@ -82,6 +82,18 @@ pub(super) struct Mount {
     pub(super) mountpoint: PathBuf,
     /// Filesystem type.
     pub(super) kind: String,
+    /// `MAJOR:MINOR`, as stat(2) says it of everything in it.
+    pub(super) device: String,
+    /// Options of the filesystem.
+    options: String,
+}
+
+impl Mount {
+    /// Whether root has mounted it as a scelle volume. Users can mount a FUSE filesystem of their own under any type, but
+    /// the kernel says whose it is.
+    pub(super) fn is_ours(&self) -> bool {
+        self.kind == "fuse.scelle" && self.options.split(',').any(|option| option == "user_id=0")
+    }
 }
 
 /// The mount table (proc_pid_mountinfo(5)), the topmost mounts last; empty when /proc cannot be read.
@@ -92,10 +104,14 @@ pub(super) fn mounts() -> Vec<Mount> {
 fn parse(table: &[u8]) -> Vec<Mount> {
     let line = |line: &[u8]| {
         let mut fields = line.split(|&byte| byte == b' ');
-        let mountpoint = unescape(fields.nth(4)?);
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+        let device = text(fields.nth(2)?);
+        let mountpoint = unescape(fields.nth(1)?);
+        let mut fields = fields.skip_while(|field| *field != b"-");
+        let kind = text(fields.nth(1)?);
+        let options = text(fields.nth(1)?);
         let mountpoint = PathBuf::from(std::ffi::OsStr::from_bytes(&mountpoint));
-        Some(Mount { mountpoint, kind: String::from_utf8_lossy(kind).into_owned() })
+        Some(Mount { mountpoint, kind, device, options })
     };
     table.split(|&byte| byte == b'\n').filter_map(line).collect()
 }
@@ -146,11 +162,14 @@ mod tests {
     #[test]
     fn the_mount_table_is_understood() {
         let table = b"25 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
-            92 25 0:46 / /srv/a\\040b\\134c rw,nosuid - fuse.scelle scelle:y rw\nbroken\n";
+            92 25 0:46 / /srv/a\\040b\\134c rw,nosuid - fuse.scelle scelle:y rw,user_id=0,group_id=0\n\
+            93 25 0:47 / /home/u/x rw - fuse.scelle scelle:y rw,user_id=1000,group_id=0\nbroken\n";
         let mounts = parse(table);
-        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts.len(), 3);
         assert_eq!(mounts[1].mountpoint, Path::new("/srv/a b\\c"));
         assert_eq!((mounts[0].kind.as_str(), mounts[1].kind.as_str()), ("ext4", "fuse.scelle"));
+        assert_eq!(mounts[1].device, "0:46");
+        assert_eq!(mounts.iter().map(Mount::is_ours).collect::<Vec<_>>(), [false, true, false]);
     }
 
     #[test]

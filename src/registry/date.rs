@@ -52,6 +52,16 @@ impl Date {
         Self::new(u16::try_from(year).ok()?, u8::try_from(month).ok()?, u8::try_from(day).ok()?)
     }
 
+    /// Days since 1970-01-01, negative before it.
+    pub fn unix_day(self) -> i64 {
+        // The inverse of `from_unix`: years from 1 March, in eras of 400 years.
+        let from_march = (i64::from(self.month) + 9) % 12;
+        let year = i64::from(self.year) - i64::from(self.month <= 2);
+        let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+        let day_of_year = (153 * from_march + 2) / 5 + i64::from(self.day) - 1;
+        era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+    }
+
     /// Today, UTC, by the host's clock; `None` when the clock is before 1970 or after 9999.
     pub fn today() -> Option<Self> {
         Self::from_unix(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?.as_secs())
@@ -98,6 +108,8 @@ mod tests {
         assert_eq!(shown(951_782_400), "2000-02-29");
         assert_eq!(shown(1_795_219_200), "2026-11-21");
         assert_eq!(Date::from_unix(u64::MAX), None);
+        assert_eq!(Date::new(1, 1, 1).unwrap().unix_day(), -719_162);
+        assert_eq!(Date::new(1969, 12, 31).unwrap().unix_day(), -1);
         // Every day from 1970 on is the successor of the day before.
         let mut last = Date::from_unix(0).unwrap();
         for day in 1..200_000 {
@@ -105,6 +117,7 @@ mod tests {
             assert!(date > last);
             assert!(date.day == last.day + 1 || date.day == 1);
             assert_eq!(Date::parse(&date.to_string()), Some(date));
+            assert_eq!(date.unix_day(), day as i64);
             last = date;
         }
     }

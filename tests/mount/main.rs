@@ -7,5 +7,6 @@ mod lab;
 
 mod crash;
 mod lifecycle;
+mod place;
 mod posix;
 mod refusals;

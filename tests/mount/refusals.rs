@@ -210,17 +210,22 @@ fn sign(lab: &Lab) {
     }
 }
 
-#[test]
-fn a_device_revoked_while_mounted_is_fenced() {
-    let lab = Lab::mounted(2, 64);
-    fs::write(lab.mountpoint.join("deed"), "kept").unwrap();
+/// Signs a second version of the registry, in which the last device is revoked, and waits until the daemon has it.
+pub fn revoke_last(lab: &Lab) {
     let registry = lab.path("registry.toml");
     let text = fs::read_to_string(&registry).unwrap();
     let at = text.rfind("\"approved\"").expect("a device's status");
     let revoked = format!("{}\"revoked\"{}", &text[..at], &text[at + "\"approved\"".len()..]);
     fs::write(&registry, revoked.replacen("version = 1", "version = 2", 1)).unwrap();
-    sign(&lab);
+    sign(lab);
     crate::lab::wait_for("the watch to see the new registry", || lab.status()["registry"]["version"] == 2);
+}
+
+#[test]
+fn a_device_revoked_while_mounted_is_fenced() {
+    let lab = Lab::mounted(2, 64);
+    fs::write(lab.mountpoint.join("deed"), "kept").unwrap();
+    revoke_last(&lab);
     let status = lab.status();
     assert_eq!(status["replicas"][1]["verdict"]["approved"], false, "{status}");
     let before = lab.disks[1].bytes();
