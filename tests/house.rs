@@ -295,6 +295,26 @@ fn the_top_of_the_repository_is_tidy() {
     assert!(missing.is_empty(), "missing at the top of the repository: {missing:?}");
 }
 
+/// The page of threats claims nothing as proven but by a test that exists.
+#[test]
+fn the_threat_page_names_tests_that_exist() {
+    let page = fs::read_to_string(root().join("man/scelle-threats.7")).unwrap();
+    let lines = page.lines().filter_map(|line| line.strip_prefix(".I ").or_else(|| line.strip_prefix(".RI ( ")));
+    let words = lines.filter_map(|line| line.split_whitespace().next());
+    let named: Vec<&str> = words.filter(|name| name.contains('_') && !name.contains('/')).collect();
+    assert!(named.len() > 40, "only {} tests are named", named.len());
+    let mut tests = std::collections::BTreeSet::new();
+    for text in sources("src").into_values().chain(test_sources().into_values()) {
+        let code = code(&text);
+        for item in code.split("#[test]").skip(1) {
+            let name = item.split_once("fn ").map_or("", |(_, rest)| rest);
+            tests.insert(name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>());
+        }
+    }
+    let unknown: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
+    assert!(unknown.is_empty(), "no such test: {unknown:?}");
+}
+
 #[test]
 fn scripts_are_strict_and_executable() {
     use std::os::unix::fs::PermissionsExt;
