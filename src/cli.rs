@@ -15,6 +15,7 @@ mod secret;
 mod status;
 mod umount;
 mod watch;
+mod r#where;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ enum Command {
     Umount(umount::Arguments),
     /// Show how the mounted volumes are
     Status(status::Arguments),
+    /// Say where files are: devices, sites, owners, whose law
+    Where(r#where::Arguments),
     /// Verify everything on every replica of a volume that is not mounted
     Check(check::Arguments),
     /// Show devices and what the policy says of them
@@ -118,6 +121,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
+        Command::Where(arguments) => r#where::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Device(arguments) => device::run(&arguments),
         Command::Registry(arguments) => registry::run(&arguments),

@@ -15,11 +15,13 @@
 
 mod client;
 mod line;
+mod place;
 mod protocol;
 mod report;
 mod server;
 
 pub use client::{Client, ClientError, EndWatch, daemons};
+pub use place::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume, place};
 pub use protocol::{
     Answer, AuditStatus, Capacity, Errors, Problem, Reason, RegistryStatus, Replica, Request, Resync, Scrub, State,
     StatusReport, Verdict, VolumeStatus,

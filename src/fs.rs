@@ -38,6 +38,7 @@ mod data;
 mod error;
 mod mapping;
 mod names;
+mod provenance;
 mod references;
 mod rename;
 mod resize;
@@ -62,6 +63,7 @@ pub use names::DirEntry;
 pub use rename::RenameFlags;
 pub use resize::{COPY_MAX, Seek};
 pub use scan::Scanned;
+pub use xattr::RESERVED as RESERVED_XATTRS;
 
 use crate::{
     meta::{Inode, Meta, S_IFMT, Tx, View},

@@ -12,15 +12,18 @@
 //! | no `FUSE_ATOMIC_O_TRUNC` | with it the kernel forgets to take set-user-id bits from a file that is truncated so |
 //! | readdirplus when the caller seems to want attributes | `ls -l` needs one request a page of names |
 //! | requests of 1 MiB, 128 in the background | fewer round trips |
+//! | `user.scelle.place` answered here, and never listed | who may read a file may ask where it is; copies do not carry it along |
 //! | locks | left to the kernel: there is one host |
 
 mod attr;
 mod awake;
 mod handlers;
+mod place;
 mod seek;
 mod session;
 mod sync;
 mod tune;
 
+pub use place::{Locator, PLACE_XATTR};
 pub use session::{MountConfig, Session};
 pub use tune::tune_readahead;

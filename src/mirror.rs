@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::device::{self, AlignedBuf};
 use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
@@ -162,6 +162,7 @@ struct Inner {
 struct Status {
     state: State,
     reason: Option<String>,
+    since: SystemTime,
 }
 
 impl Shared {
@@ -247,7 +248,7 @@ impl Mirror {
         replicas: Vec<(Option<Arc<ApprovedDevice>>, State)>,
         timeout: Duration,
     ) -> std::io::Result<Self> {
-        let status = |state: State| Status { state, reason: None };
+        let status = |state: State| Status { state, reason: None, since: SystemTime::now() };
         let inner = Inner {
             replicas: replicas.iter().map(|(_, state)| status(*state)).collect(),
             in_flight: BTreeMap::new(),
@@ -320,6 +321,16 @@ impl Mirror {
     pub fn state(&self, index: usize) -> (State, Option<String>) {
         let inner = self.shared.lock();
         inner.replicas.get(index).map_or((State::Missing, None), |s| (s.state, s.reason.clone()))
+    }
+
+    /// Since when a replica has been in its state, by the host's clock; at the earliest, since the mount.
+    pub fn since(&self, index: usize) -> Option<SystemTime> {
+        self.shared.lock().replicas.get(index).map(|status| status.since)
+    }
+
+    /// Whether the last root names a replica as one that holds everything it refers to.
+    pub fn holds_last_root(&self, index: usize) -> bool {
+        index < self.len() && self.durable.load(Ordering::Acquire) >> index & 1 == 1
     }
 
     /// Errors seen on a replica since the mount.
@@ -612,6 +623,7 @@ impl Mirror {
         match inner.replicas.get_mut(index) {
             Some(status) if status.state == State::Resyncing => {
                 status.state = State::InSync;
+                status.since = SystemTime::now();
                 true
             }
             _ => false,
@@ -668,6 +680,7 @@ fn fence(inner: &mut Inner, index: usize, queue: &Queue, state: State, reason: &
     }
     log::error!("replica {index} is fenced: {reason}");
     status.state = state;
+    status.since = SystemTime::now();
     status.reason = Some(reason.to_owned());
     for start in queue.drop_all() {
         inner.finish(start);

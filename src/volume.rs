@@ -35,6 +35,7 @@ pub mod audit;
 mod check;
 mod create;
 mod open;
+mod place;
 pub mod recovery;
 mod resync;
 pub mod witness;
@@ -42,6 +43,7 @@ pub mod witness;
 pub use check::{CheckReport, Damage};
 pub use create::{CreateOptions, create};
 pub use open::{Open, ReplicaStatus, Status};
+pub use place::{Holding, Place, Portion};
 
 /// What kind of failure, for exit codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 const FILE_LINES_MAX: usize = 900;
 
 /// What may lie at the top of the repository; the first group has to.
-const TOP_REQUIRED: [&str; 10] =
-    [".ci", ".gitignore", "Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "man", "scripts", "src", "tests"];
-const TOP_ALLOWED: [&str; 5] = [".git", ".rustfmt.toml", "benches", "fuzz", "target"];
+const TOP_REQUIRED: [&str; 11] =
+    [".ci", ".gitignore", "Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "fuzz", "man", "scripts", "src", "tests"];
+const TOP_ALLOWED: [&str; 4] = [".git", ".rustfmt.toml", "benches", "target"];
 
 /// A banned word, where it is allowed, and why it is banned. `tests` are the places of test code.
 struct Ban {
@@ -69,6 +69,11 @@ fn sources(dir: &str) -> BTreeMap<String, String> {
     out
 }
 
+/// Test code outside of `src`; the fuzzers' folder may also hold what building them leaves.
+fn test_sources() -> BTreeMap<String, String> {
+    ["tests", "fuzz/src", "fuzz/fuzz_targets"].into_iter().flat_map(sources).collect()
+}
+
 /// The code alone: comments, strings and character literals become spaces, lines stay where they are.
 fn code(text: &str) -> String {
     let bytes = text.as_bytes();
@@ -122,7 +127,11 @@ fn raw_string_end(bytes: &[u8], at: usize) -> usize {
 }
 
 fn is_test_file(path: &str) -> bool {
-    path.starts_with("tests/") || path.ends_with("/tests.rs") || path.contains("/tests/") || path.ends_with("/suite.rs")
+    path.starts_with("tests/")
+        || path.starts_with("fuzz/")
+        || path.ends_with("/tests.rs")
+        || path.contains("/tests/")
+        || path.ends_with("/suite.rs")
 }
 
 /// The code without test modules: what follows `#[cfg(test)]` up to the end of that item.
@@ -226,7 +235,7 @@ fn a_module_uses_only_those_above_it() {
 #[test]
 fn banned_words_are_absent() {
     let mut wrong = Vec::new();
-    for (path, text) in sources("src").into_iter().chain(sources("tests")) {
+    for (path, text) in sources("src").into_iter().chain(test_sources()) {
         if path == "tests/house.rs" {
             continue;
         }
@@ -265,7 +274,7 @@ fn files_are_short() {
         let lines = text.lines().count();
         (lines > FILE_LINES_MAX).then(|| format!("{path}: {lines} lines, at most {FILE_LINES_MAX}"))
     };
-    let wrong: Vec<String> = sources("src").into_iter().chain(sources("tests")).filter_map(long).collect();
+    let wrong: Vec<String> = sources("src").into_iter().chain(test_sources()).filter_map(long).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -284,6 +293,26 @@ fn the_top_of_the_repository_is_tidy() {
     assert!(unknown.is_empty(), "not known at the top of the repository: {unknown:?}");
     let missing: Vec<&str> = TOP_REQUIRED.into_iter().filter(|r| !names.iter().any(|n| n == r)).collect();
     assert!(missing.is_empty(), "missing at the top of the repository: {missing:?}");
+}
+
+/// The page of threats claims nothing as proven but by a test that exists.
+#[test]
+fn the_threat_page_names_tests_that_exist() {
+    let page = fs::read_to_string(root().join("man/scelle-threats.7")).unwrap();
+    let lines = page.lines().filter_map(|line| line.strip_prefix(".I ").or_else(|| line.strip_prefix(".RI ( ")));
+    let words = lines.filter_map(|line| line.split_whitespace().next());
+    let named: Vec<&str> = words.filter(|name| name.contains('_') && !name.contains('/')).collect();
+    assert!(named.len() > 40, "only {} tests are named", named.len());
+    let mut tests = std::collections::BTreeSet::new();
+    for text in sources("src").into_values().chain(test_sources().into_values()) {
+        let code = code(&text);
+        for item in code.split("#[test]").skip(1) {
+            let name = item.split_once("fn ").map_or("", |(_, rest)| rest);
+            tests.insert(name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>());
+        }
+    }
+    let unknown: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
+    assert!(unknown.is_empty(), "no such test: {unknown:?}");
 }
 
 #[test]

@@ -77,6 +77,12 @@ pub(super) fn is_dead_mount(mountpoint: &Path) -> bool {
     ours && fs::read_dir(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }
 
+/// Whether root has mounted it as a scelle volume. Users can mount a FUSE filesystem of their own under any type, but the
+/// kernel says whose it is.
+pub(super) fn is_ours(mount: &Mount) -> bool {
+    mount.kind == "fuse.scelle" && mount.options.split(',').any(|option| option == "user_id=0")
+}
+
 /// The mount table; empty when /proc cannot be read.
 pub(super) fn mounts() -> Vec<Mount> {
     mounts::read(&Kernel).unwrap_or_default()

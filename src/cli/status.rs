@@ -126,7 +126,7 @@ fn write_replica(out: &mut String, replica: &Replica) -> std::fmt::Result {
 }
 
 /// A number of bytes for people, in binary units.
-fn bytes(count: u64) -> String {
+pub(super) fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let power = (count.max(1).ilog2() / 10) as usize;
     if power == 0 {

@@ -78,7 +78,7 @@ fn state_name(state: mirror::State) -> &'static str {
     }
 }
 
-fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, device: Option<&ApprovedDevice>) -> Replica {
+pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, device: Option<&ApprovedDevice>) -> Replica {
     let entry = registry.devices().iter().find(|entry| entry.id == status.registry_id);
     let site = entry.and_then(|entry| registry.site(&entry.site));
     let text = |of: fn(&crate::registry::Site) -> &String| site.map_or_else(String::new, |site| of(site).clone());

@@ -18,6 +18,8 @@ pub struct Mount {
     pub mountpoint: PathBuf,
     /// Filesystem type.
     pub kind: String,
+    /// Options of the filesystem.
+    pub options: String,
 }
 
 /// Reads the mount table of this process, the topmost mounts last.
@@ -47,9 +49,11 @@ fn parse(table: &[u8]) -> Vec<Mount> {
         let mut fields = line.split(|&byte| byte == b' ');
         let dev = DevNo::parse(std::str::from_utf8(fields.nth(2)?).ok()?)?;
         let mountpoint = unescape(fields.nth(1)?);
-        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+        let mut fields = fields.skip_while(|field| *field != b"-");
+        let (kind, options) = (text(fields.nth(1)?), text(fields.nth(1)?));
         let mountpoint = PathBuf::from(OsStr::from_bytes(&mountpoint));
-        Some(Mount { dev, mountpoint, kind: String::from_utf8_lossy(kind).into_owned() })
+        Some(Mount { dev, mountpoint, kind, options })
     };
     table.split(|&byte| byte == b'\n').filter_map(line).collect()
 }
@@ -80,7 +84,7 @@ mod tests {
     use super::*;
 
     const TABLE: &[u8] = b"25 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
-        92 25 0:46 / /srv/a\\040b\\134c rw,nosuid - fuse.scelle scelle:y rw\n\
+        92 25 0:46 / /srv/a\\040b\\134c rw,nosuid - fuse.scelle scelle:y rw,user_id=0,group_id=0\n\
         93 25 0:50 / /data rw - btrfs /dev/vdb rw\nbroken\n\
         94 25 0:51 / /x rw - tmpfs a rw\n95 25 0:51 / /y rw - overlay b rw\n";
 
@@ -90,6 +94,7 @@ mod tests {
         assert_eq!(mounts.len(), 5);
         assert_eq!(mounts[1].mountpoint, Path::new("/srv/a b\\c"));
         assert_eq!((mounts[0].kind.as_str(), mounts[1].kind.as_str()), ("ext4", "fuse.scelle"));
+        assert_eq!((&*mounts[0].options, &*mounts[1].options), ("rw", "rw,user_id=0,group_id=0"));
         assert_eq!(mounts[0].dev, DevNo { major: 254, minor: 0 });
     }
 

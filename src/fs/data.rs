@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use super::{Error, Fs, Result, existing, file, mapping::Stretch, now};
 use crate::{
     limits::FILE_SIZE_MAX,
-    meta::{ExtentRow, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Tx},
+    meta::{ExtentRow, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx},
     pages::{self, Extent},
     units::{BLOCK_SIZE, Ino},
 };
@@ -339,7 +339,7 @@ impl Fs {
     pub(super) fn zero_in_block(&self, inode: &Inode, from: u64, to: u64) -> Result<()> {
         let lblock = from / BLOCK;
         let spans = self.view(|view| Ok(view.spans(inode.ino, lblock, lblock + 1, 1)?))?;
-        if spans.iter().all(|span| span.reserved) {
+        if spans.iter().all(Span::reserved) {
             return Ok(());
         }
         let mut block = vec![0; BLOCK_SIZE];

@@ -176,7 +176,7 @@ impl Fs {
         // Data gives way to reserved blocks; what is reserved already stays. No hole is left after `allocate`.
         let mut written = Vec::new();
         self.each_span(inode.ino, first, last, |span| {
-            if !span.reserved {
+            if !span.reserved() {
                 written.push((span.from, span.to));
             }
             true
@@ -209,7 +209,7 @@ impl Fs {
     }
 
     /// Calls `f` for the extents in file blocks `from..to`, in order, until it returns false. The metadata is free in between.
-    fn each_span(&self, ino: Ino, mut from: u64, to: u64, mut f: impl FnMut(Span) -> bool) -> Result<()> {
+    pub(super) fn each_span(&self, ino: Ino, mut from: u64, to: u64, mut f: impl FnMut(Span) -> bool) -> Result<()> {
         while from < to {
             let spans = self.view(|view| Ok(view.spans(ino, from, to, STEP)?))?;
             for span in &spans {
@@ -238,12 +238,12 @@ impl Fs {
         let mut data = None;
         let mut hole = first;
         self.each_span(ino, first, end, |span| match seek {
-            Seek::Data if span.reserved => true,
+            Seek::Data if span.reserved() => true,
             Seek::Data => {
                 data = Some(span.from);
                 false
             }
-            Seek::Hole if span.reserved || span.from > hole => false,
+            Seek::Hole if span.reserved() || span.from > hole => false,
             Seek::Hole => {
                 hole = span.to;
                 true

@@ -7,6 +7,10 @@ use crate::{
     units::Ino,
 };
 
+/// What begins so is not stored: it is for what the daemon itself says of a file. Never listed, so that copies of a tree do
+/// not stumble over it.
+pub const RESERVED: &[u8] = b"user.scelle.";
+
 /// Namespaces that are stored; the kernel says who may use them. Of `system.` there are only the ACLs.
 const NAMESPACES: &[&[u8]] = &[b"user.", b"trusted.", b"security."];
 
@@ -41,9 +45,9 @@ impl Fs {
     /// [`Error::Exists`] and [`Error::NoAttribute`] for the flags; [`Error::ValueTooLong`], [`Error::NameTooLong`],
     /// [`Error::NoSpace`] for the bounds (the list of names has one, too); [`Error::Invalid`] for an invalid ACL,
     /// [`Error::AccessDenied`] for a default ACL of something that is no folder, [`Error::Unsupported`] for an ACL of a
-    /// symbolic link or an unknown namespace.
+    /// symbolic link or an unknown namespace; [`Error::NotPermitted`] for a [`RESERVED`] name.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
-        check_name(name)?;
+        check_changeable(name)?;
         if value.len() > XATTR_VALUE_MAX {
             return Err(Error::ValueTooLong);
         }
@@ -78,9 +82,9 @@ impl Fs {
     /// Removes an attribute.
     ///
     /// # Errors
-    /// [`Error::NoAttribute`] when there is none of that name.
+    /// [`Error::NoAttribute`] when there is none of that name, [`Error::NotPermitted`] for a [`RESERVED`] one.
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
-        check_name(name)?;
+        check_changeable(name)?;
         self.admit()?;
         self.change(|tx| {
             let mut inode = existing(tx, ino)?;
@@ -118,6 +122,11 @@ fn check_name(name: &[u8]) -> Result<()> {
         return Err(Error::Unsupported);
     }
     if name.contains(&0) { Err(Error::Invalid) } else { Ok(()) }
+}
+
+fn check_changeable(name: &[u8]) -> Result<()> {
+    check_name(name)?;
+    if name.starts_with(RESERVED) { Err(Error::NotPermitted) } else { Ok(()) }
 }
 
 /// Clears the flags that spoke of a removed attribute.

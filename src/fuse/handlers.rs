@@ -17,6 +17,7 @@ use fuser::{
 
 use super::attr::{absent, file_attr, file_type, from_system, set_time};
 use super::awake::Awake;
+use super::place::{Locator, Placer};
 use super::seek::Seeker;
 use super::sync::Syncer;
 use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
@@ -60,6 +61,7 @@ thread_local! {
 /// The filesystem as the library wants it.
 pub(super) struct Adapter {
     fs: Arc<Fs>,
+    placer: Placer,
     syncer: Syncer,
     seeker: Seeker,
     awake: Awake,
@@ -69,13 +71,14 @@ impl Adapter {
     /// `notifier` is to be set before the first request is served.
     pub(super) fn new(
         fs: Arc<Fs>,
+        locator: Arc<dyn Locator>,
         loops: usize,
         powersave: bool,
         notifier: Arc<OnceLock<Notifier>>,
     ) -> std::io::Result<Self> {
         let syncer = Syncer::start(Arc::clone(&fs), loops)?;
         let seeker = Seeker::start(Arc::clone(&fs), notifier)?;
-        Ok(Self { syncer, seeker, awake: Awake::start(powersave), fs })
+        Ok(Self { placer: Placer::start(locator)?, syncer, seeker, awake: Awake::start(powersave), fs })
     }
 }
 
@@ -125,7 +128,7 @@ fn empty(result: fs::Result<()>, reply: ReplyEmpty) {
 }
 
 /// The two-step answer of getxattr(2) and listxattr(2): the length when asked for 0 bytes, else the bytes if they fit.
-fn sized(result: fs::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+pub(super) fn sized(result: fs::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
     match result {
         Ok(value) if size == 0 => reply.size(value.len() as u32),
         Ok(value) if value.len() <= size as usize => reply.data(&value),
@@ -464,7 +467,12 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         self.awake.touch();
-        sized(self.fs.getxattr(ino(number), name.as_bytes()), size, reply);
+        let name = name.as_bytes();
+        if Placer::answers(name) {
+            self.placer.ask(ino(number), size, reply);
+        } else {
+            sized(self.fs.getxattr(ino(number), name), size, reply);
+        }
     }
 
     fn listxattr(&self, _: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use fuser::{Config, MountOption, SessionACL};
 
 use super::handlers::Adapter;
+use super::place::Locator;
 use crate::fs::Fs;
 
 /// Event loops: enough that one waiting for a device does not stop the others.
@@ -58,18 +59,19 @@ pub struct Session {
 }
 
 impl Session {
-    /// Mounts `fs`. From here on processes can use the folder; they wait until [`run`](Session::run) is called.
+    /// Mounts `fs`; `locator` says where its files are. From here on processes can use the folder; they wait until
+    /// [`run`](Session::run) is called.
     ///
     /// # Errors
     /// What mount(2) and the FUSE handshake say.
-    pub fn mount(fs: Arc<Fs>, config: &MountConfig) -> io::Result<Self> {
+    pub fn mount(fs: Arc<Fs>, locator: Arc<dyn Locator>, config: &MountConfig) -> io::Result<Self> {
         let mut library = Config::default();
         library.mount_options = config.options();
         library.acl = SessionACL::All;
         library.n_threads = Some(LOOPS);
         library.clone_fd = true;
         let notifier = Arc::new(OnceLock::new());
-        let adapter = Adapter::new(fs, LOOPS, config.powersave, Arc::clone(&notifier))?;
+        let adapter = Adapter::new(fs, locator, LOOPS, config.powersave, Arc::clone(&notifier))?;
         let inner = fuser::Session::new(adapter, &config.mountpoint, &library)?;
         let _ = notifier.set(inner.notifier());
         Ok(Self { inner })

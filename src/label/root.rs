@@ -39,12 +39,14 @@
 //! | 40 | 16 | tag of the top node |
 //! | 56 | 8  | zero |
 //!
-//! A slot that was torn, never written, or belongs to another slot does not open, and is as if it were empty. The nonce
-//! is random because a root is sealed once per commit: 2^32 of them leave a collision probability below 2^-32, and
-//! the cipher would then only show that two records are equal (RFC 8452 §9).
+//! Generations, addresses and pages are below 2^48. A slot that was torn, never written, or belongs to another slot
+//! does not open, and is as if it were empty. The nonce is random because a root is sealed once per commit: 2^32 of
+//! them leave a collision probability below 2^-32, and the cipher would then only show that two records are equal
+//! (RFC 8452 §9).
 
 use crate::crypto::{self, Binding, Keys, Kind, random_bytes};
 use crate::device::{AlignedBuf, BlockDevice};
+use crate::limits::DEVICE_SIZE_MAX;
 use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Tag, Uuid, WriteId};
 
 use super::codec::{Reader, Writer};
@@ -63,6 +65,12 @@ const TRUST_AT: usize = 176;
 
 /// Levels that a tree can have: 102^8 pages are more than any device holds.
 const HEIGHT_MAX: u8 = 8;
+
+/// Addresses in the data area, generations, and pages of a tree end before this one: map entries keep them in 48 bits. A
+/// thousand commits a second take 8900 years to get there.
+const NUMBERS_END: u64 = 1 << 48;
+
+const _: () = assert!(DEVICE_SIZE_MAX / (BLOCK_SIZE as u64) < NUMBERS_END);
 
 /// Reference to the top of a Merkle tree of pages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -177,7 +185,12 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
         space: tree(record, SPACE_AT),
         trust: Reader::new(record, TRUST_AT).array(),
     };
-    let plausible = slot(generation) == slot_found && [&root.db, &root.space].iter().all(|t| t.height <= HEIGHT_MAX);
+    let in_bounds = |tree: &TreeRef| {
+        tree.height <= HEIGHT_MAX && tree.addr.0 < NUMBERS_END && tree.pages < NUMBERS_END && tree.birth.0 < NUMBERS_END
+    };
+    let plausible = slot(generation) == slot_found
+        && generation.0 < NUMBERS_END
+        && [&root.db, &root.space].into_iter().all(in_bounds);
     plausible.then_some(root)
 }
 

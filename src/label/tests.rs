@@ -406,6 +406,26 @@ fn root_round_trips_only_in_its_slot() {
     );
 }
 
+/// Found by fuzzing: what comes after the last number was computed, which ends the program.
+#[test]
+fn regression_a_root_with_numbers_that_cannot_be_is_none() {
+    let last = TreeRef { addr: BlockAddr((1 << 48) - 1), pages: (1 << 48) - 1, height: 8, ..TreeRef::default() };
+    let good = Root { generation: Generation((1 << 48) - 1), db: last, ..Root::default() };
+    let opens =
+        |root: &Root| open_root(&keys(), VOLUME, slot(root.generation), &seal_root(&keys(), VOLUME, root).unwrap());
+    assert_eq!(opens(&good), Some(good));
+    for bad in [
+        Root { generation: Generation(u64::MAX), ..good },
+        Root { generation: Generation(1 << 48), ..good },
+        Root { db: TreeRef { addr: BlockAddr(1 << 48), ..last }, ..good },
+        Root { space: TreeRef { pages: 1 << 48, ..last }, ..good },
+        Root { space: TreeRef { birth: Generation(u64::MAX), ..last }, ..good },
+        Root { db: TreeRef { height: 9, ..last }, ..good },
+    ] {
+        assert_eq!(opens(&bad), None, "{bad:?}");
+    }
+}
+
 /// Frozen, and computed with another implementation: format version 1.
 #[test]
 fn frozen_root() {

@@ -208,7 +208,7 @@ impl<'a> View<'a> {
         let span = |(extent, place): (ExtentRow, TagPlace)| Span {
             from: extent.lblock.max(from),
             to: extent.end().min(to),
-            reserved: matches!(place, TagPlace::Reserved),
+            epoch: if matches!(place, TagPlace::Reserved) { None } else { Some(extent.id.epoch) },
         };
         Ok(found.into_iter().map(span).collect())
     }
@@ -320,8 +320,15 @@ pub struct Span {
     pub from: u64,
     /// First block after.
     pub to: u64,
-    /// Reserved and never written: reads as zeros.
-    pub reserved: bool,
+    /// Number of the mount that wrote it; none: reserved and never written, reads as zeros.
+    pub epoch: Option<u32>,
+}
+
+impl Span {
+    /// Whether it was reserved and never written.
+    pub const fn reserved(&self) -> bool {
+        self.epoch.is_none()
+    }
 }
 
 /// Which blocks an operation began or ceased to refer to.

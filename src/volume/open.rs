@@ -72,6 +72,8 @@ pub struct Open {
     read_only: bool,
     /// Generation of each replica that was left behind.
     left_at: Vec<Generation>,
+    /// Of each replica: it held every unit of the epochs before this one when the volume was opened ([`super::place`]).
+    pub(super) has_before: Vec<u32>,
     witness: Option<PathBuf>,
     ticker: Option<Ticker>,
     resyncs: Vec<Resyncing>,
@@ -120,6 +122,7 @@ impl Assembled {
         let root = choice.root;
         // Invariant: 2^32 mounts, one a second, take 136 years.
         let epoch = root.epoch.saturating_add(1);
+        let has_before = self.has_before(&choice);
         let store = Store::open(
             mirror,
             StoreOptions {
@@ -150,6 +153,7 @@ impl Assembled {
             fs,
             read_only,
             left_at,
+            has_before,
             witness: options.witness.clone(),
             ticker: None,
             resyncs: Vec::new(),
@@ -174,12 +178,16 @@ impl Assembled {
             if states.get(index) != Some(&State::Stale) {
                 continue;
             }
-            let device = &replica.device;
-            let roots = label::read_roots(&**device, replica.header.device_bytes, &self.keys, self.header.volume);
-            let in_sync = roots.unwrap_or_default().into_iter().filter(|root| root.in_sync >> index & 1 == 1);
-            behind.push(Resync::new(index, in_sync.map(|root| root.epoch).max().unwrap_or(0)));
+            behind.push(Resync::new(index, self.last_epoch_in_sync(replica, index)));
         }
         behind
+    }
+
+    /// The last epoch in which replica `index` was in sync, as far as the root ring of `witness` tells; else 0.
+    pub(super) fn last_epoch_in_sync(&self, witness: &super::Replica, index: usize) -> u32 {
+        let size = witness.header.device_bytes;
+        let roots = label::read_roots(&*witness.device, size, &self.keys, self.header.volume).unwrap_or_default();
+        roots.into_iter().filter(|root| root.in_sync >> index & 1 == 1).map(|root| root.epoch).max().unwrap_or(0)
     }
 
     /// Writes the chosen root to in-sync replicas that do not have it, because the power failed between the roots. So no

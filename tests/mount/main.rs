@@ -8,6 +8,7 @@ mod lab;
 mod audit;
 mod crash;
 mod lifecycle;
+mod place;
 mod posix;
 mod refusals;
 mod trust;

@@ -210,7 +210,7 @@ fn sign(lab: &Lab) {
     }
 }
 
-/// A second version of the registry, in which the last device is revoked.
+/// Signs a second version of the registry, in which the last device is revoked, and waits until the daemon has it.
 pub fn revoke_last_device(lab: &Lab) {
     let registry = lab.path("registry.toml");
     let text = fs::read_to_string(&registry).unwrap();
@@ -218,6 +218,7 @@ pub fn revoke_last_device(lab: &Lab) {
     let revoked = format!("{}\"revoked\"{}", &text[..at], &text[at + "\"approved\"".len()..]);
     fs::write(&registry, revoked.replacen("version = 1", "version = 2", 1)).unwrap();
     sign(lab);
+    crate::lab::wait_for("the watch to see the new registry", || lab.status()["registry"]["version"] == 2);
 }
 
 #[test]
@@ -225,7 +226,6 @@ fn a_device_revoked_while_mounted_is_fenced() {
     let lab = Lab::mounted(2, 64);
     fs::write(lab.mountpoint.join("deed"), "kept").unwrap();
     revoke_last_device(&lab);
-    crate::lab::wait_for("the watch to see the new registry", || lab.status()["registry"]["version"] == 2);
     let status = lab.status();
     assert_eq!(status["replicas"][1]["verdict"]["approved"], false, "{status}");
     let before = lab.disks[1].bytes();

@@ -12,10 +12,12 @@ use crate::control::{self, Handler, Problem, Server, VolumeStatus};
 use crate::crypto::Secret;
 use crate::device::process::{self, EndSignals, Unmount};
 use crate::device::raw::Access;
-use crate::fuse::{MountConfig, Session, tune_readahead};
+use crate::fs;
+use crate::fuse::{Locator, MountConfig, Session, tune_readahead};
 use crate::limits::{CACHE_BYTES_DEFAULT_MAX, CACHE_BYTES_DEFAULT_MIN};
 use crate::policy::ApprovedDevice;
 use crate::registry::VerifiedRegistry;
+use crate::units::Ino;
 use crate::volume::{Open, OpenOptions, Sealed};
 
 /// Longest wait for the daemon of an earlier mount to let go of the devices.
@@ -64,7 +66,8 @@ pub(super) fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failu
     let server = Server::start(control::RUN_DIR.as_ref(), &uuid.to_string(), Arc::clone(&served) as Arc<dyn Handler>)
         .map_err(|error| system("the control socket", error));
     let mounted = server.and_then(|server| {
-        let session = Session::mount(fs, &config).map_err(|error| {
+        let locator = Arc::clone(&served) as Arc<dyn Locator>;
+        let session = Session::mount(fs, locator, &config).map_err(|error| {
             Failure::failed("mount", format!("cannot mount at {}: {error}", request.mountpoint.display()))
         })?;
         Ok((server, session))
@@ -194,6 +197,18 @@ impl Served {
         let open = self.open.write().unwrap_or_else(PoisonError::into_inner).take();
         open.map_or(Ok(()), Open::close)
             .map_err(|error| Problem { code: "last-commit".into(), text: format!("the last commit failed: {error}") })
+    }
+}
+
+impl Locator for Served {
+    fn place(&self, ino: Ino) -> fs::Result<Vec<u8>> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let found = self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Watch::found);
+        match (open.as_ref(), found) {
+            (Some(open), Some(found)) => control::place(open, &found.registry, ino)?.encode(),
+            // Being closed: nobody can ask any more but who asked before.
+            _ => Err(fs::Error::NoAttribute),
+        }
     }
 }
 

@@ -49,6 +49,34 @@ fn attributes_have_bounds() {
 }
 
 #[test]
+fn reserved_names_are_not_stored() {
+    let fs = new_fs();
+    let ino = new_file(&fs, "f");
+    for name in [&b"user.scelle.place"[..], b"user.scelle.x"] {
+        fails(fs.setxattr(ino, name, b"forged", 0), libc::EPERM);
+        fails(fs.removexattr(ino, name), libc::EPERM);
+        fails(fs.getxattr(ino, name), libc::ENODATA);
+    }
+    fs.setxattr(ino, b"user.scelle", b"", 0).unwrap();
+    assert_eq!(fs.listxattr(ino).unwrap(), b"user.scelle\0");
+}
+
+#[test]
+fn what_was_written_when_is_known_without_reading() {
+    let fs = new_fs();
+    let ino = new_file(&fs, "f");
+    fs.write(ino, 0, &[1; 10_000]).unwrap();
+    fs.fallocate(ino, 1 << 20, 4096, 0).unwrap();
+    let stored = fs.getattr(ino).unwrap().blocks * 512;
+    let epoch = fs.written_before(ino, &(0..100).collect::<Vec<u32>>()).unwrap().unwrap();
+    let first = epoch.iter().position(|bytes| *bytes == stored).unwrap();
+    assert_eq!((epoch[0], stored), (4096, 4 * 4096), "what is reserved holds nothing that could be missing");
+    assert!(epoch[..first].iter().all(|bytes| *bytes == 4096) && epoch[first..].iter().all(|bytes| *bytes == stored));
+    assert_eq!(fs.written_before(Ino::ROOT, &[7]).unwrap(), None);
+    fails(fs.written_before(Ino(999), &[]), libc::ESTALE);
+}
+
+#[test]
 fn an_access_list_is_the_mode() {
     let fs = new_fs();
     let ino = new_file(&fs, "f");

@@ -1,0 +1,533 @@
+//! What is fuzzed: one function a target, each fed with any bytes. It must come back soon, with little memory, without a
+//! panic, and what it asserts must hold. Both `fuzz/fuzz_targets` (libFuzzer) and `tests/fuzz` (stable, in every test run) use it.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use scelle::control::{Answer, FilePlace, Request, StatusReport, VolumeStatus};
+use scelle::crypto::{Binding, KdfParams, Keys, Kind, Secret, VolumeKey, WrappedKey, sha256};
+use scelle::device::host::HostFacts;
+use scelle::device::identity::{DevNo, DeviceFacts, Node};
+use scelle::device::live::{NvmeAnswers, ScsiAnswers};
+use scelle::device::memory::MemoryDevice;
+use scelle::device::sys::{DmTable, LoopStatus, System, Target};
+use scelle::device::{self, BlockDevice, IdentifiedDevice, chain};
+use scelle::fs::{Fs, acl::Acl};
+use scelle::label::{self, Fields, HEADER_BYTES, Header, KeySlot, ROOT_BYTES, RawHeader, ReplicaRow};
+use scelle::limits;
+use scelle::policy::{ApprovedDevice, examine, laboratory};
+use scelle::registry::{self, Date, Registry, SignatureFile, Transport, TrustAnchors, VerifiedRegistry};
+use scelle::units::{BlockAddr, Ino, Uuid, WriteId};
+use scelle::volume::{self, CreateOptions, OpenOptions, Sealed, recovery};
+
+#[path = "../../tests/common/lab.rs"]
+mod lab;
+
+const VOLUME: Uuid = Uuid([0x44; 16]);
+const DEVICE_BYTES: u64 = 64 << 20;
+
+fn keys() -> &'static Keys {
+    static KEYS: OnceLock<Keys> = OnceLock::new();
+    KEYS.get_or_init(|| VolumeKey::take(&mut [0x11; 32]).keys(VOLUME))
+}
+
+/// The first `N` bytes, zeros where there are fewer.
+fn padded<const N: usize>(data: &[u8]) -> [u8; N] {
+    let mut array = [0; N];
+    let length = data.len().min(N);
+    array[..length].copy_from_slice(&data[..length]);
+    array
+}
+
+/// A registry document; also the small texts in it.
+pub fn registry(data: &[u8]) {
+    if let Ok(document) = Registry::parse(data) {
+        let text = document.to_toml().expect("what was accepted can be written");
+        assert_eq!(Registry::parse(text.as_bytes()).expect("what was written is accepted"), document);
+        assert!(document.devices.iter().all(|entry| entry.identity.transport.identity_fields().is_some()));
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        let date = Date::parse(text);
+        assert!(date.is_none_or(|date| date.to_string() == text));
+        assert!(Uuid::parse(text).is_none_or(|uuid| uuid.to_string() == text.to_ascii_lowercase()));
+        let _ = DevNo::parse(text);
+    }
+}
+
+/// What the officer of `seeds/signature` has signed. Her secret key is not kept.
+pub const DOCUMENT: &[u8] = include_bytes!("../seeds/signature/document");
+const SIGNATURE_TRUST: &str = include_str!("../seeds/signature/trust.toml");
+
+/// A signature file, and after a NUL the document; without one, the document that was signed. Nothing but that document
+/// verifies.
+pub fn signature(data: &[u8]) {
+    static ANCHORS: OnceLock<TrustAnchors> = OnceLock::new();
+    let anchors = ANCHORS.get_or_init(|| TrustAnchors::parse(SIGNATURE_TRUST.as_bytes()).unwrap());
+    let end = data.iter().position(|byte| *byte == 0);
+    let (bytes, document) = end.map_or((data, DOCUMENT), |end| (&data[..end], &data[end + 1..]));
+    let signed = registry::verify(document, &[SignatureFile { officer: "officer-a", bytes }], anchors);
+    // The document is no registry: one that verifies is refused for its syntax.
+    let counts = !matches!(signed, Err(registry::Error::TooFewSignatures { .. } | registry::Error::TooLarge { .. }));
+    assert!(!counts || document == DOCUMENT, "another document verifies");
+}
+
+/// Trust anchors. What is pinned of them does not depend on how the document is written.
+pub fn trust(data: &[u8]) {
+    let Ok(anchors) = TrustAnchors::parse(data) else { return };
+    assert!((1..=anchors.officers().len()).contains(&anchors.threshold()));
+    let again = [data, b"\n# a comment\n"].concat();
+    let again = TrustAnchors::parse(&again).map(|again| again.digest());
+    assert!(again.map_or(data.len() + 13 > limits::TRUST_BYTES_MAX, |again| again == anchors.digest()));
+}
+
+/// An officer's secret key file: as it is, or (first byte odd) with the bytes in place of the key.
+pub fn key(data: &[u8]) {
+    let Some((mode, rest)) = data.split_first() else { return };
+    let text = match mode & 1 {
+        0 => String::from_utf8_lossy(rest).into_owned(),
+        _ => format!("untrusted comment: key\n{}\n", base64(&[b"Ed\0\0B2", rest].concat())),
+    };
+    let encrypted = registry::is_encrypted(&text);
+    let signed = registry::sign(b"document", &text, None, "comment");
+    assert!(signed.is_err() || matches!(encrypted, Ok(false)), "signed with what is no plain key");
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        let digit = |i: usize| char::from(DIGITS[(bits >> (18 - 6 * i) & 63) as usize]);
+        text.extend((0..4).map(|i| if i <= group.len() { digit(i) } else { '=' }));
+    }
+    text
+}
+
+fn header() -> &'static [u8; HEADER_BYTES] {
+    static HEADER: OnceLock<[u8; HEADER_BYTES]> = OnceLock::new();
+    HEADER.get_or_init(|| {
+        let row = |byte: u8| ReplicaRow {
+            device: Uuid([byte; 16]),
+            registry_id: format!("disk-{byte}"),
+            identity: [byte; 32],
+        };
+        let mut fields = Fields {
+            compat: 0,
+            ro_compat: 0,
+            incompat: 0,
+            sequence: 5,
+            volume: VOLUME,
+            device: Uuid([7; 16]),
+            replica_index: 0,
+            label: "greffe".into(),
+            created_unix_s: 1_795_219_200,
+            sovereign: true,
+            trust_digest: [3; 32],
+            data_blocks: label::data_blocks(DEVICE_BYTES),
+            device_bytes: DEVICE_BYTES,
+            key_slots: Default::default(),
+            replicas: Default::default(),
+        };
+        let wrapped = WrappedKey { nonce: [1; 12], ciphertext: [2; 32], tag: [3; 16] };
+        fields.key_slots[0] = Some(KeySlot { label: "first".into(), params: KdfParams::FLOOR, salt: [9; 32], wrapped });
+        fields.replicas[0] = Some(row(7));
+        fields.replicas[1] = Some(row(8));
+        Header::new(fields).unwrap().encode(keys())
+    })
+}
+
+/// A device of which only the two headers can be read.
+struct Labels {
+    size: u64,
+    a: [u8; HEADER_BYTES],
+    b: [u8; HEADER_BYTES],
+}
+
+impl BlockDevice for Labels {
+    fn size_bytes(&self) -> u64 {
+        self.size
+    }
+
+    fn logical_block_size(&self) -> u32 {
+        512
+    }
+
+    fn name(&self) -> &str {
+        "labels"
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
+        let header = match offset {
+            0 => &self.a,
+            _ if offset + limits::LABEL_SIZE <= self.size => &self.b,
+            _ => return Err(io_error()),
+        };
+        buf.copy_from_slice(header.get(..buf.len()).ok_or_else(io_error)?);
+        Ok(())
+    }
+
+    fn write_at(&self, _: u64, _: &[IoSlice<'_>]) -> device::Result<()> {
+        panic!("reading a label writes");
+    }
+
+    fn flush(&self) -> device::Result<()> {
+        panic!("reading a label flushes");
+    }
+}
+
+fn io_error() -> device::Error {
+    device::Error::Io { action: "read", offset: 0, bytes: 0, source: io::ErrorKind::InvalidInput.into() }
+}
+
+/// A header: bytes as they are, or (bit 0 of the first byte) changes to a good one, each an offset (2 bytes) and a value. Unless
+/// bit 1 is set the checksum is put right, so that every field is looked at. Bit 2: the device has the size that the next eight
+/// bytes say. Bit 3: the other copy is the good one.
+pub fn label(data: &[u8]) {
+    let Some((mode, mut rest)) = data.split_first() else { return };
+    let mut size = DEVICE_BYTES;
+    if mode & 4 != 0 {
+        size = u64::from_le_bytes(padded(rest));
+        rest = rest.get(8..).unwrap_or_default();
+    }
+    let mut block = if mode & 1 == 0 { padded(rest) } else { *header() };
+    if mode & 1 != 0 {
+        for edit in rest.chunks_exact(3) {
+            block[usize::from(u16::from_le_bytes([edit[0], edit[1]])) % HEADER_BYTES] = edit[2];
+        }
+    }
+    if mode & 2 == 0 {
+        let checksum = sha256(&[&block[..4032]]);
+        block[4032..4064].copy_from_slice(&checksum);
+    }
+    if let Ok(raw) = RawHeader::decode(&block, size) {
+        let claims = raw.claims();
+        assert!(claims.device_bytes <= size && claims.data_blocks <= label::data_blocks(claims.device_bytes));
+        assert!(claims.replicas.get(usize::from(claims.replica_index)).is_some_and(Option::is_some));
+        let _ = raw.wrap_digest();
+        assert_eq!(raw.authenticate(keys()).is_ok(), block == *header(), "a forged header, or a good one refused");
+    }
+    let other = if mode & 8 == 0 { block } else { *header() };
+    if let Ok(found) = label::read(&Labels { size, a: block, b: other }) {
+        let authentic = found.authenticate(keys());
+        assert!(authentic.is_ok() == (block == *header() || mode & 8 != 0), "{:?}", authentic.err());
+        assert!(authentic.is_ok_and(|(header, _)| header.encode(keys()) == *self::header()) || mode & 8 == 0);
+    }
+}
+
+/// Root records, authentic ones with any content: each takes 176 bytes; and the choice among up to four of them.
+pub fn root(data: &[u8]) {
+    let mut roots = Vec::new();
+    for record in data.chunks(176).take(4) {
+        let mut block = [0; ROOT_BYTES];
+        block[32..32 + record.len()].copy_from_slice(record);
+        let slot = u64::from_le_bytes(padded(record)) % label::ROOT_SLOTS;
+        let at = Binding { volume: VOLUME, kind: Kind::Root, addr: BlockAddr(0), context: [slot, 0] };
+        let tag = keys().root().seal_in_place(&at, WriteId { epoch: 0, counter: 0 }, &mut block[32..]);
+        block[16..32].copy_from_slice(&tag);
+        let opened = label::open_root(keys(), VOLUME, slot, &block);
+        if let Some(root) = opened {
+            let again = label::seal_root(keys(), VOLUME, &root).unwrap();
+            assert_eq!(label::open_root(keys(), VOLUME, slot, &again), Some(root));
+        }
+        block[usize::from(record[0])] ^= 1;
+        assert_eq!(label::open_root(keys(), VOLUME, slot, &block), None, "a forged root opens");
+        roots.push(match record[0] % 4 {
+            0 => None,
+            1 => Some(None),
+            _ => Some(opened),
+        });
+    }
+    if let Ok(choice) = recovery::choose(&roots) {
+        assert_eq!(choice.states.len(), roots.len());
+        assert!(roots.iter().flatten().flatten().any(|root| *root == choice.root));
+    }
+}
+
+/// The kernel as a text describes it: the format of `tests/policy/fixtures`, lines that make no sense left out.
+struct Tree {
+    device: DevNo,
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    links: BTreeMap<PathBuf, PathBuf>,
+    loops: BTreeMap<String, LoopStatus>,
+    /// What devices answer, by kind and number: pairs of a field and its bytes.
+    answers: BTreeMap<(String, String), Vec<(String, Vec<u8>)>>,
+}
+
+impl Tree {
+    fn parse(text: &str) -> Self {
+        let device = DevNo { major: 259, minor: 0 };
+        let mut tree = Self {
+            device,
+            files: BTreeMap::from([("/proc/devices".into(), DRIVERS.to_vec())]),
+            links: BTreeMap::new(),
+            loops: BTreeMap::new(),
+            answers: BTreeMap::new(),
+        };
+        let mut base = PathBuf::from("/");
+        for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+            if let Some((kind, number, fields)) = answer(line) {
+                tree.answers.insert((kind, number), fields);
+                continue;
+            }
+            if let Some((path, text)) = line.split_once(" = ") {
+                let bytes = match text.strip_prefix('@') {
+                    Some(page) => [&[0, 0x80, 0, page.len() as u8], page.as_bytes()].concat(),
+                    None => format!("{text}\n").into_bytes(),
+                };
+                tree.files.insert(base.join(path), bytes);
+                continue;
+            }
+            if let Some((path, target)) = line.split_once(" -> ") {
+                tree.links.insert(base.join(path), target.into());
+                continue;
+            }
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["device", number] => tree.device = DevNo::parse(number).unwrap_or(device),
+                ["host", _] => {
+                    tree.files.insert("/sys/class/dmi/id/sys_vendor".into(), b"Dell Inc.\n".to_vec());
+                    tree.files.insert("/proc/cpuinfo".into(), b"flags : fpu\n".to_vec());
+                }
+                ["at", dir] => base = dir.into(),
+                ["block", number, dir] => {
+                    base = dir.into();
+                    tree.links.insert(format!("/sys/dev/block/{number}").into(), dir.into());
+                    tree.files.insert(base.join("dev"), format!("{number}\n").into_bytes());
+                }
+                ["loop", name, kind, number, ref rest @ ..] => {
+                    let number = DevNo::parse(number).unwrap_or(device);
+                    let at = |i: usize| rest.get(i).and_then(|word| word.parse().ok()).unwrap_or(0);
+                    let block_device = (kind == "device").then_some(number);
+                    let status = LoopStatus { fs_device: number, inode: at(0), block_device, offset: at(1) };
+                    tree.loops.insert(name.into(), status);
+                }
+                _ => {}
+            }
+        }
+        tree
+    }
+}
+
+/// Drivers of the major numbers that the samples use.
+const DRIVERS: &[u8] =
+    b"Block devices:\n  7 loop\n  8 sd\n  9 md\n 43 nbd\n253 device-mapper\n254 virtblk\n259 blkext\n";
+
+/// `KIND NUMBER: FIELD VALUE; …`, a value in hexadecimal digits as bytes, any other as its text.
+fn answer(line: &str) -> Option<(String, String, Vec<(String, Vec<u8>)>)> {
+    let (head, fields) = line.split_once(": ")?;
+    let (kind, number) = head.split_once(' ')?;
+    let field = |text: &str| {
+        let (name, value) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+        let hex = value.len() > 31 && value.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let digit = |byte: u8| (byte as char).to_digit(16).unwrap_or(0) as u8;
+        let bytes = value.as_bytes();
+        let bytes =
+            if hex { bytes.chunks_exact(2).map(|d| digit(d[0]) << 4 | digit(d[1])).collect() } else { bytes.to_vec() };
+        (name.to_owned(), bytes)
+    };
+    matches!(kind, "nvme" | "scsi" | "dm").then(|| (kind.into(), number.into(), fields.split(';').map(field).collect()))
+}
+
+impl Tree {
+    /// The bytes of a field of an answer, at `at` in as many zeros as the device would send.
+    fn field(&self, kind: &str, dev: DevNo, name: &str, at: usize, len: usize) -> io::Result<Vec<u8>> {
+        let fields = self.answers.get(&(kind.to_owned(), dev.to_string())).ok_or(io::ErrorKind::NotFound)?;
+        let mut bytes = vec![0; len];
+        for (_, value) in fields.iter().filter(|(field, _)| field == name) {
+            for (byte, value) in bytes.iter_mut().skip(at).zip(value) {
+                *byte = *value;
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+impl System for Tree {
+    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        let mut path = path.to_path_buf();
+        for _ in 0..40 {
+            let Some((from, target)) = path.ancestors().find_map(|a| Some((a.to_path_buf(), self.links.get(a)?)))
+            else {
+                break;
+            };
+            path = target.join(path.strip_prefix(&from).unwrap());
+        }
+        let exists = self.files.keys().chain(self.links.keys()).any(|known| known.starts_with(&path));
+        if exists { Ok(path) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    fn read(&self, path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
+        let Ok(path) = self.resolve(path) else { return Ok(None) };
+        match self.files.get(&path) {
+            Some(bytes) if bytes == b"unreadable\n" || bytes.len() > max => Err(io::ErrorKind::PermissionDenied.into()),
+            found => Ok(found.cloned()),
+        }
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let Ok(path) = self.resolve(path) else { return Ok(Vec::new()) };
+        let below = self.files.keys().chain(self.links.keys()).filter_map(|known| known.strip_prefix(&path).ok());
+        let names: BTreeSet<String> =
+            below.filter_map(|p| Some(p.components().next()?.as_os_str().to_string_lossy().into_owned())).collect();
+        Ok(names.into_iter().take(limits::CHAIN_NODES_MAX + 1).collect())
+    }
+
+    fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus> {
+        self.loops.get(target.name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn dm_table(&self, dev: DevNo) -> io::Result<DmTable> {
+        let text =
+            |name| Ok::<_, io::Error>(String::from_utf8_lossy(&self.field("dm", dev, name, 0, 200)?).into_owned());
+        let words =
+            |text: &str| text.split(['\0', ' ']).filter(|w| !w.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+        let devices = words(&text("devices")?).iter().filter_map(|word| DevNo::parse(word)).collect();
+        Ok(DmTable { targets: words(&text("targets")?), devices, active: true, ..DmTable::default() })
+    }
+
+    fn nvme_identify(&self, target: &Target<'_>) -> io::Result<NvmeAnswers> {
+        let field = |name, at, len| self.field("nvme", target.dev, name, at, len);
+        let (serial, model) = (field("serial", 4, 4096)?, field("model", 24, 4096)?);
+        let raw = field("controller", 0, 4096)?;
+        let controller = raw.iter().zip(serial).zip(model).map(|((raw, serial), model)| raw | serial | model).collect();
+        let (namespace, descriptors) = (field("namespace", 0, 4096)?, field("descriptors", 0, 4096)?);
+        Ok(NvmeAnswers { nsid: 1, controller, namespace, descriptors })
+    }
+
+    fn scsi_inquiry(&self, target: &Target<'_>, ata: bool) -> io::Result<ScsiAnswers> {
+        let field = |name, at, len| self.field("scsi", target.dev, name, at, len);
+        let (vendor, model) = (field("vendor", 8, 96)?, field("model", 16, 96)?);
+        let standard = field("standard", 0, 96)?;
+        Ok(ScsiAnswers {
+            standard: standard
+                .iter()
+                .zip(vendor)
+                .zip(model)
+                .map(|((raw, vendor), model)| raw | vendor | model)
+                .collect(),
+            serial: field("page80", 0, 64)?,
+            designators: field("page83", 0, 252)?,
+            caching: Some(field("caching", 0, 32)?),
+            ata: ata.then(|| field("ata", 0, 512)).transpose()?,
+        })
+    }
+}
+
+/// Two registries, signed: a sovereign one and a laboratory's.
+fn registries() -> &'static [VerifiedRegistry; 2] {
+    static REGISTRIES: OnceLock<[VerifiedRegistry; 2]> = OnceLock::new();
+    let signed = |text: &str| laboratory::sign(&Registry::parse(text.as_bytes()).unwrap()).unwrap().verify().unwrap();
+    REGISTRIES.get_or_init(|| {
+        [
+            signed(include_str!("../../tests/policy/sovereign.toml")),
+            signed(include_str!("../../tests/policy/laboratory.toml")),
+        ]
+    })
+}
+
+/// What the kernel says of a device, and the verdict on it: the chain is bounded, and no device is approved of which
+/// something could not be read, whose transport is not listed, or whose identity no approved entry has.
+pub fn system(data: &[u8]) {
+    // A mount table may be long, a tree of so many lines tells nothing new.
+    let tree = Tree::parse(&String::from_utf8_lossy(&data[..data.len().min(64 << 10)]));
+    let host = HostFacts::read(&tree);
+    let facts = DeviceFacts { root: chain::read(&tree, tree.device) };
+    let (mut nodes, mut leaves) = (0, Vec::new());
+    let readable = walk(&facts.root, 0, &mut nodes, &mut leaves);
+    let today = Date::parse("2026-11-21").unwrap();
+    for registry in registries() {
+        let verdict = examine(registry, &facts, &host, today);
+        assert_eq!(verdict.approved, verdict.reasons.is_empty() && verdict.registry_id.is_some());
+        if !verdict.approved {
+            continue;
+        }
+        assert!(readable, "approved, although something could not be read");
+        for leaf in &leaves {
+            let is_loop = leaf.transport == Transport::Loop;
+            assert!(!is_loop || registry.is_laboratory(), "a sovereign registry approves a loop device");
+            assert!(registry.policy().transports.contains(&leaf.transport), "{} is approved", leaf.transport);
+            let fits = |entry: &&registry::DeviceEntry| {
+                entry.status == registry::Status::Approved && entry.identity == leaf.identity()
+            };
+            assert!(registry.devices().iter().any(|entry| fits(&entry)), "approved without an entry: {leaf:?}");
+        }
+    }
+}
+
+/// Whether everything could be read; counts the nodes and collects the leaves. A loop device is one: only a laboratory's
+/// registry approves it, and asks no further.
+fn walk<'n>(node: &'n Node, depth: usize, nodes: &mut usize, leaves: &mut Vec<&'n Node>) -> bool {
+    *nodes += 1;
+    assert!(depth <= limits::CHAIN_DEPTH_MAX && *nodes <= 2 * limits::CHAIN_NODES_MAX, "the chain has no end");
+    if node.is_leaf() || node.transport == Transport::Loop {
+        leaves.push(node);
+        return node.problems.is_empty();
+    }
+    let below = node.children.iter().map(|child| walk(child, depth + 1, nodes, leaves));
+    below.fold(true, |all, one| all & one) && node.problems.is_empty()
+}
+
+/// Messages of the control socket, and the answer to "where".
+pub fn control(data: &[u8]) {
+    same_again::<Request>(data);
+    same_again::<Answer>(data);
+    same_again::<StatusReport>(data);
+    same_again::<VolumeStatus>(data);
+    same_again::<FilePlace>(data);
+}
+
+fn same_again<T: serde::de::DeserializeOwned + serde::Serialize + PartialEq + std::fmt::Debug>(data: &[u8]) {
+    if let Ok(message) = serde_json::from_slice::<T>(data) {
+        let again = serde_json::to_vec(&message).unwrap();
+        assert_eq!(serde_json::from_slice::<T>(&again).expect("what was accepted can be sent"), message);
+    }
+}
+
+/// An access control list, and what a mode does to it.
+pub fn acl(data: &[u8]) {
+    let Some((mode, value)) = data.split_first_chunk::<2>() else { return };
+    let mode = u32::from(u16::from_le_bytes(*mode));
+    if let Ok(Some(mut list)) = Acl::parse(value) {
+        assert_eq!(Acl::parse(&list.encode()).unwrap().as_ref(), Some(&list), "what was accepted is not what is kept");
+        assert_eq!(list.mode(mode).0 & !0o777, mode & !0o777);
+        list.chmod(mode);
+        assert!(Acl::parse(&list.encode()).is_ok());
+        let (created, _) = list.create(mode);
+        assert_eq!(created & !mode & 0o777, 0, "a creation adds permissions");
+        assert!(Acl::parse(&list.encode()).is_ok());
+    }
+}
+
+/// A filesystem in memory.
+fn filesystem() -> &'static Fs {
+    static OPEN: OnceLock<volume::Open> = OnceLock::new();
+    let open = OPEN.get_or_init(|| {
+        let device: Arc<dyn IdentifiedDevice> = Arc::new(MemoryDevice::new("memory", limits::DEVICE_SIZE_MIN));
+        let (registry, host, today) = lab::registry_of(std::slice::from_ref(&device));
+        let approved = || vec![ApprovedDevice::approve(device.clone(), &registry, &host, today).unwrap()];
+        let secret = Secret::new(b"secret".to_vec()).unwrap();
+        let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
+        volume::create(approved(), &registry, &secret, &options).unwrap();
+        let assembled = Sealed::read(approved()).unwrap().unlock(&secret).unwrap();
+        assembled.open(&registry, &OpenOptions::default()).unwrap()
+    });
+    open.fs()
+}
+
+/// Extended attributes of a folder: flags, the length of the name, the name, the value.
+pub fn xattr(data: &[u8]) {
+    let Some((&[flags, length], rest)) = data.split_first_chunk::<2>() else { return };
+    let Some((name, value)) = rest.split_at_checked(usize::from(length)) else { return };
+    let fs = filesystem();
+    let is_set = fs.setxattr(Ino::ROOT, name, value, i32::from(flags % 4)).is_ok();
+    if is_set && !name.starts_with(b"system.") {
+        assert_eq!(fs.getxattr(Ino::ROOT, name).unwrap(), value);
+        assert!(fs.listxattr(Ino::ROOT).unwrap().split(|byte| *byte == 0).any(|listed| listed == name));
+    }
+    let _ = fs.getxattr(Ino::ROOT, name);
+    let was_removed = fs.removexattr(Ino::ROOT, name).is_ok();
+    assert!(was_removed || !is_set, "what is set cannot be removed");
+    assert_eq!(fs.listxattr(Ino::ROOT).unwrap(), b"");
+}

@@ -1,0 +1,311 @@
+//! `scelle where`: asks the mounted folder itself, through the attribute that every file in it answers, so whoever may read
+//! a file may ask; neither the control socket nor a passphrase is needed.
+
+use std::fmt::Write;
+use std::fs::OpenOptions;
+use std::io::{self, BufRead, BufReader};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::failure::{ExitCode, Failure};
+use super::find;
+use super::status::bytes;
+use crate::control::{Copy, FilePlace, PlaceReplica};
+use crate::device::identity::DevNo;
+use crate::fuse::PLACE_XATTR;
+use crate::limits::XATTR_VALUE_MAX;
+
+/// Longest wait for one path: a mount whose daemon hangs would hold us for ever.
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// Arguments of `scelle where`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Files and folders of mounted volumes; a symbolic link stands for what it leads to
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Be the process that asks
+    #[arg(long, hide = true)]
+    answer: bool,
+}
+
+/// Asks for each path and prints; exit code 6 when a replica lacks something, that of the first failure when there is one.
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    if arguments.answer {
+        answer(&arguments.paths);
+        return Ok(ExitCode::Done);
+    }
+    let (mut places, mut failures) = (Vec::new(), Vec::new());
+    let (mut first_failure, mut is_whole, mut text) = (None, true, String::new());
+    for (path, answer) in arguments.paths.iter().zip(ask_all(&arguments.paths)) {
+        let shown = shown(path);
+        match answer.and_then(|value| Ok((parse(path, &value)?, value))) {
+            Ok((place, value)) => {
+                is_whole &= place.replicas.iter().all(|replica| replica.copy == Copy::Complete);
+                // Writing to a String cannot fail.
+                let _ = write_place(&mut text, &shown, &place);
+                let mut entry = serde_json::Map::from_iter([("path".to_owned(), json!(path.to_string_lossy()))]);
+                entry.extend(value.as_object().cloned().unwrap_or_default());
+                places.push(Value::Object(entry));
+            }
+            Err(failure) => {
+                eprintln!("scelle: {failure}");
+                let Failure { reason, text, .. } = &failure;
+                failures.push(json!({ "path": path.to_string_lossy(), "code": reason, "text": text }));
+                first_failure.get_or_insert(failure.code);
+            }
+        }
+    }
+    if arguments.json {
+        println!("{}", json!({ "places": places, "failures": failures }));
+    } else {
+        print!("{text}");
+    }
+    Ok(first_failure.unwrap_or(if is_whole { ExitCode::Done } else { ExitCode::Degraded }))
+}
+
+/// One answer a path, in their order. Another process asks: a request that a hanging daemon has taken cannot be called back, and
+/// holds whoever made it, even against SIGKILL. When it gets stuck, it is left to itself and the rest is not asked about.
+fn ask_all(paths: &[PathBuf]) -> Vec<Result<Value, Failure>> {
+    let answers = match start_asking(paths) {
+        Ok(answers) => answers,
+        Err(error) => {
+            let failure = Failure::failed("system", format!("no process to ask with: {error}"));
+            return paths.iter().map(|_| Err(failure.clone())).collect();
+        }
+    };
+    let mut given_up: Option<&Path> = None;
+    let mut answer = |path| {
+        if let Some(earlier) = given_up {
+            let text = format!("{} was not asked about: there was no answer for {}", shown(path), shown(earlier));
+            return Err(Failure::failed("where-timeout", text));
+        }
+        match answers.recv_timeout(ANSWER_WAIT) {
+            Ok(line) => from_line(path, &line),
+            Err(error) => {
+                given_up = Some(path);
+                let text = match error {
+                    RecvTimeoutError::Timeout => {
+                        format!("no answer within {} s: the filesystem it is on hangs", ANSWER_WAIT.as_secs())
+                    }
+                    RecvTimeoutError::Disconnected => "the process that asked ended without an answer".into(),
+                };
+                Err(Failure::failed("where-timeout", format!("{}: {text}", shown(path)))
+                    .advise("See scelle status, and the log of the daemon."))
+            }
+        }
+    };
+    paths.iter().map(|path| answer(path.as_path())).collect()
+}
+
+/// Starts ourselves with `--answer`, and a thread that passes the lines on.
+fn start_asking(paths: &[PathBuf]) -> io::Result<mpsc::Receiver<String>> {
+    // Nothing of ours is left open in it: whoever waits for our output is not to wait for a process that is stuck.
+    let mut asking = Command::new("/proc/self/exe");
+    asking.args(["where", "--answer", "--"]).args(paths);
+    let mut child = asking.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let (sender, answers) = mpsc::channel();
+    let output = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+    std::thread::Builder::new().name("where".into()).spawn(move || {
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        for line in lines {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+        let _ = child.wait();
+    })?;
+    Ok(answers)
+}
+
+/// The process that asks: a line of JSON for each path.
+fn answer(paths: &[PathBuf]) {
+    for path in paths {
+        match ask(path) {
+            Ok(value) => println!("{}", json!({ "place": value })),
+            Err(Failure { code, reason, text, advice }) => {
+                println!("{}", json!({ "code": code as u8, "reason": reason, "text": text, "advice": advice }));
+            }
+        }
+    }
+}
+
+fn from_line(path: &Path, line: &str) -> Result<Value, Failure> {
+    let mut value: Value = serde_json::from_str(line).map_err(|error| unexpected(path, &error))?;
+    if let Some(place) = value.get_mut("place") {
+        return Ok(place.take());
+    }
+    let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+    let code =
+        value["code"].as_u64().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::Failed, ExitCode::from_byte);
+    Err(Failure::new(code, text("reason"), text("text")).advise(text("advice")))
+}
+
+/// The attribute of one path. Other filesystems may store an attribute of that name with any content, so only a mount of
+/// type `fuse.scelle` that root has made is believed.
+fn ask(path: &Path) -> Result<Value, Failure> {
+    // O_PATH: nothing is opened on the way, neither a pipe nor a device.
+    let options = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
+    let opened = options.and_then(|file| Ok((file.metadata()?, file)));
+    let (metadata, file) = opened.map_err(|error| failure(path, &error))?;
+    let dev = DevNo::from_raw(metadata.dev());
+    if !find::mounts().iter().any(|mount| mount.dev == dev && find::is_ours(mount)) {
+        let text = format!("{} is not on a mounted scelle volume", shown(path));
+        return Err(Failure::usage("where-not-scelle", text).advise("scelle status shows what is mounted where."));
+    }
+    let mut value = vec![0; XATTR_VALUE_MAX];
+    let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let length = rustix::fs::getxattr(same, PLACE_XATTR, &mut value).map_err(|error| failure(path, &error.into()))?;
+    value.truncate(length);
+    serde_json::from_slice(&value).map_err(|error| unexpected(path, &error))
+}
+
+fn parse(path: &Path, value: &Value) -> Result<FilePlace, Failure> {
+    serde::Deserialize::deserialize(value).map_err(|error| unexpected(path, &error))
+}
+
+fn unexpected(path: &Path, error: &serde_json::Error) -> Failure {
+    let text = format!("{}: the daemon gave an answer that cannot be read: {error}", shown(path));
+    Failure::failed("where-answer", text).advise("Is the command of the same version as the daemon?")
+}
+
+fn failure(path: &Path, error: &io::Error) -> Failure {
+    let shown = shown(path);
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) => {
+            Failure::usage("where-not-found", format!("{shown}: there is no such file or folder"))
+        }
+        Some(libc::EACCES | libc::EPERM) => {
+            Failure::failed("where-permission", format!("{shown}: you may not read it, so not ask about it either"))
+        }
+        Some(libc::ENODATA | libc::EOPNOTSUPP) => Failure::usage(
+            "where-kind",
+            format!("{shown} is neither a file nor a folder: the kernel has attributes only for those"),
+        )
+        .advise("What such a name says is with the folder that it is in: ask about that."),
+        Some(libc::E2BIG) => Failure::failed(
+            "where-too-long",
+            format!("{shown}: what the registry says of the replicas is longer than an attribute may be"),
+        )
+        .advise("scelle status shows it."),
+        Some(libc::ENOTCONN | libc::ECONNABORTED) => {
+            Failure::failed("where-daemon-died", format!("{shown}: the daemon of its volume has died"))
+                .advise("Unmount the folder and mount the volume again.")
+        }
+        _ => Failure::failed("where", format!("{shown}: {error}")),
+    }
+}
+
+/// The path for a terminal: a name may hold anything.
+fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+}
+
+fn write_place(out: &mut String, path: &str, place: &FilePlace) -> std::fmt::Result {
+    let volume = &place.volume;
+    let name = if volume.label.is_empty() { &volume.uuid } else { &volume.label };
+    let complete = place.replicas.iter().filter(|replica| replica.copy == Copy::Complete).count();
+    let is_folder = place.kind == "folder";
+    let changed = place.changed.as_deref().unwrap_or("at an unknown time");
+    writeln!(out, "{path}")?;
+    if is_folder {
+        writeln!(out, "  folder of volume {name}, with everything below it")?;
+    } else {
+        writeln!(out, "  {} of volume {name}, {}, last changed {changed}", place.kind, bytes(place.size_bytes))?;
+    }
+    writeln!(
+        out,
+        "  complete on {complete} of {} replicas, as of generation {}",
+        place.replicas.len(),
+        place.generation
+    )?;
+    if !place.committed {
+        writeln!(
+            out,
+            "  ! the volume can commit no more: changes after that generation are on no replica for certain"
+        )?;
+    }
+    for replica in &place.replicas {
+        write_replica(out, place, replica)?;
+    }
+    let registry = &place.registry;
+    let signers = registry.signatures.join(", ");
+    writeln!(
+        out,
+        "  registry version {} of {}, valid until {}, signed by {signers}",
+        registry.version, registry.issued, registry.valid_until
+    )?;
+    if !volume.sovereign {
+        writeln!(out, "  NOT SOVEREIGN: laboratory registry")?;
+    }
+    writeln!(out, "  {}", place.basis)
+}
+
+fn write_replica(out: &mut String, place: &FilePlace, replica: &PlaceReplica) -> std::fmt::Result {
+    let device = if replica.device.is_empty() { "-" } else { &replica.device };
+    let holds = match (replica.copy, replica.bytes_at_least, place.stored_bytes) {
+        (Copy::Complete, ..) => "complete".to_owned(),
+        (Copy::Resyncing, Some(some), Some(all)) => {
+            format!("being resynced, at least {} of {}", bytes(some), bytes(all))
+        }
+        (Copy::Resyncing, ..) => "being resynced".to_owned(),
+        (Copy::LeftBehind, Some(some), Some(all)) => {
+            format!("left behind after generation {}, at least {} of {}", replica.generation, bytes(some), bytes(all))
+        }
+        (Copy::LeftBehind, ..) => format!("left behind after generation {}", replica.generation),
+    };
+    let since = replica.since.as_ref().map_or_else(String::new, |since| format!(", since {since} at the latest"));
+    writeln!(out, "  {}  {device}  {}: {holds}{since}", replica.registry_id, replica.state)?;
+    if replica.site.is_empty() {
+        writeln!(out, "    the registry in force does not say where it is")?;
+    } else {
+        let PlaceReplica { site, site_name, country, owner, administrator, .. } = replica;
+        let law = replica.jurisdictions.join(", ");
+        writeln!(
+            out,
+            "    at {site} ({site_name}, {country}); owner {owner}, administrator {administrator}, law {law}"
+        )?;
+    }
+    if let (Some(day), Some(age), Some(until)) =
+        (&replica.inspected, replica.inspection_age_days, &replica.inspection_valid_until)
+    {
+        writeln!(out, "    inspected on {day}, {age} days ago; that counts until {until}")?;
+    }
+    if !replica.reasons.is_empty() {
+        writeln!(out, "    NOT APPROVED: {}", replica.reasons.join(", "))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_attribute_of_another_filesystem_is_not_believed() {
+        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let path = dir.path().join("forged");
+        std::fs::write(&path, "x").unwrap();
+        // Whether it can be set or not: it is not asked.
+        let _ = rustix::fs::setxattr(&path, PLACE_XATTR, b"{}", rustix::fs::XattrFlags::empty());
+        assert_eq!(ask(&path).unwrap_err().reason, "where-not-scelle");
+        assert_eq!(ask(&dir.path().join("absent")).unwrap_err().reason, "where-not-found");
+    }
+
+    #[test]
+    fn a_name_cannot_drive_the_terminal() {
+        assert_eq!(shown(Path::new("é\u{1b}[2J\n")), "é\\u{1b}[2J\\n");
+    }
+}

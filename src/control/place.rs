@@ -1,0 +1,326 @@
+//! Where a file is, and under whose law: the value of the attribute `user.scelle.place` and what `scelle where --json`
+//! prints. Keys are added to it, never changed; `man/scelle-where.8` says what each means.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::protocol::Replica;
+use super::report;
+use crate::fs::{self, Kind};
+use crate::limits::XATTR_VALUE_MAX;
+use crate::registry::{Date, VerifiedRegistry};
+use crate::units::Ino;
+use crate::volume::{self, Open, Portion};
+
+/// What the answer rests on, said in every answer.
+const BASIS: &str = "The officers named here signed that these devices may hold this volume, and the identity that each \
+    device shows is the one they signed. Where a device stands, who owns and administers it and whose law can compel \
+    its operator is what the registry states; the inspection of its site vouches for that on its day. Nothing here \
+    measures a position.";
+
+/// Where a file or a folder is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePlace {
+    /// Its volume.
+    pub volume: PlaceVolume,
+    /// `file`, `folder` or `other`.
+    pub kind: String,
+    /// Size in bytes; of a folder, one block.
+    pub size_bytes: u64,
+    /// Room that a file takes on each replica, in bytes.
+    pub stored_bytes: Option<u64>,
+    /// Last change of its content or attributes by the host's clock (`st_ctime`), RFC 3339 in UTC, rounded up to a second.
+    pub changed: Option<String>,
+    /// Last durable commit of the volume.
+    pub generation: u64,
+    /// Whether what the answer speaks of is durable; false when the volume can commit no more.
+    pub committed: bool,
+    /// The registry in force.
+    pub registry: PlaceRegistry,
+    /// Every replica of the volume.
+    pub replicas: Vec<PlaceReplica>,
+    /// What the answer rests on, a sentence.
+    pub basis: String,
+}
+
+/// The volume of a [`FilePlace`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceVolume {
+    /// Its UUID.
+    pub uuid: String,
+    /// Its label.
+    pub label: String,
+    /// Whether its registry is a sovereign one; false: a laboratory's.
+    pub sovereign: bool,
+}
+
+/// The registry of a [`FilePlace`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceRegistry {
+    /// Its version.
+    pub version: u64,
+    /// First day it is valid, `YYYY-MM-DD`.
+    pub issued: String,
+    /// Last day it is valid.
+    pub valid_until: String,
+    /// The officers whose signatures were verified.
+    pub signatures: Vec<String>,
+}
+
+/// How much of the file a replica holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Copy {
+    /// All of it; for a folder, all that is below it, too.
+    Complete,
+    /// Not yet certainly all: it is being resynced.
+    Resyncing,
+    /// Not certainly all: it was left behind.
+    LeftBehind,
+}
+
+/// One replica of a [`FilePlace`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlaceReplica {
+    /// Identifier of the device in the registry.
+    pub registry_id: String,
+    /// Device node, or empty when the replica is missing.
+    pub device: String,
+    /// `in-sync`, `resyncing`, `stale`, `missing`, `faulty` or `refused`.
+    pub state: String,
+    /// Since when, at the earliest since the mount.
+    pub state_since: Option<String>,
+    /// How much of the file is there.
+    pub copy: Copy,
+    /// Of an incomplete copy of a file: at least so many of its `stored_bytes` are there.
+    pub bytes_at_least: Option<u64>,
+    /// Of a complete copy of a file: since when at the latest.
+    pub since: Option<String>,
+    /// Last commit that the replica holds.
+    pub generation: u64,
+    /// Whether the policy approves the device now.
+    pub approved: bool,
+    /// Codes of the reasons why not.
+    pub reasons: Vec<String>,
+    /// Identifier of the site.
+    pub site: String,
+    /// Name of the site.
+    pub site_name: String,
+    /// Country of the site, ISO 3166-1 alpha-2.
+    pub country: String,
+    /// Who owns the device.
+    pub owner: String,
+    /// Who administers it.
+    pub administrator: String,
+    /// Whose law can compel owner or administrator.
+    pub jurisdictions: Vec<String>,
+    /// Day of the site's last inspection.
+    pub inspected: Option<String>,
+    /// Last day on which that inspection counts.
+    pub inspection_valid_until: Option<String>,
+    /// Days since the inspection, today by the host's clock.
+    pub inspection_age_days: Option<i64>,
+}
+
+/// What is true of an inode of `open` now, under `registry`.
+///
+/// # Errors
+/// Of the filesystem.
+pub fn place(open: &Open, registry: &VerifiedRegistry, ino: Ino) -> fs::Result<FilePlace> {
+    let place = open.place(ino)?;
+    let status = open.status();
+    let mirror = open.store().mirror();
+    let (is_file, changed) = (place.attr.kind == Kind::File, (place.attr.ctime.s, place.attr.ctime.ns));
+    let with_holding = status.replicas.iter().zip(&place.replicas).enumerate();
+    let replicas = with_holding.map(|(index, (status, holding))| {
+        let shown = report::replica(status, registry, mirror.device(index).map(AsRef::as_ref));
+        replica(shown, registry, holding, is_file && place.committed, changed)
+    });
+    Ok(FilePlace {
+        volume: PlaceVolume { uuid: status.uuid.to_string(), label: status.label, sovereign: status.sovereign },
+        kind: match place.attr.kind {
+            Kind::File => "file".into(),
+            Kind::Directory => "folder".into(),
+            _ => "other".into(),
+        },
+        size_bytes: place.attr.size,
+        stored_bytes: place.stored_bytes(),
+        changed: utc(changed),
+        generation: status.generation.0,
+        committed: place.committed,
+        registry: PlaceRegistry {
+            version: registry.version(),
+            issued: registry.issued().to_string(),
+            valid_until: registry.valid_until().to_string(),
+            signatures: registry.signers().to_vec(),
+        },
+        replicas: replicas.collect(),
+        basis: BASIS.into(),
+    })
+}
+
+fn replica(
+    shown: Replica,
+    registry: &VerifiedRegistry,
+    holding: &volume::Holding,
+    is_file_committed: bool,
+    changed: (i64, u32),
+) -> PlaceReplica {
+    let (copy, bytes_at_least) = match holding.portion {
+        Portion::Complete => (Copy::Complete, None),
+        Portion::Resyncing { bytes } => (Copy::Resyncing, bytes),
+        Portion::LeftBehind { bytes } => (Copy::LeftBehind, bytes),
+    };
+    let state_since = since_epoch(holding.since);
+    // A folder's own change says nothing of what is below it; and a copy on a device that left the set is complete
+    // because nothing changed since.
+    let is_known = is_file_committed && copy == Copy::Complete && shown.state == "in-sync";
+    let site = registry.site(&shown.site);
+    let age = |inspected: Date| Some(Date::today()?.unix_day() - inspected.unix_day());
+    PlaceReplica {
+        registry_id: shown.registry_id,
+        device: shown.device,
+        state: shown.state,
+        state_since: utc(state_since),
+        copy,
+        bytes_at_least,
+        since: if is_known { utc(changed.max(state_since)) } else { None },
+        generation: shown.generation,
+        approved: shown.verdict.approved,
+        reasons: shown.verdict.reasons.into_iter().map(|reason| reason.code).collect(),
+        site: shown.site,
+        site_name: shown.site_name,
+        country: shown.country,
+        owner: shown.owner,
+        administrator: shown.administrator,
+        jurisdictions: shown.jurisdictions,
+        inspected: site.map(|site| site.inspected.to_string()),
+        inspection_valid_until: site.map(|site| site.inspection_valid_until.to_string()),
+        inspection_age_days: site.and_then(|site| age(site.inspected)),
+    }
+}
+
+impl FilePlace {
+    /// The attribute's value.
+    ///
+    /// # Errors
+    /// [`fs::Error::ValueTooLong`] when names and lists of the registry are so long that it does not fit an attribute.
+    pub fn encode(&self) -> fs::Result<Vec<u8>> {
+        let value = serde_json::to_vec(self).map_err(|_| fs::Error::Invalid)?;
+        if value.len() > XATTR_VALUE_MAX { Err(fs::Error::ValueTooLong) } else { Ok(value) }
+    }
+}
+
+/// Seconds and nanoseconds since 1970.
+fn since_epoch(time: SystemTime) -> (i64, u32) {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
+}
+
+/// A time as RFC 3339 has it, in UTC, rounded up to a second: it is the latest that something began. `None` before 1970
+/// and after 9999.
+fn utc((seconds, nanoseconds): (i64, u32)) -> Option<String> {
+    let seconds = u64::try_from(seconds).ok()?.checked_add(u64::from(nanoseconds > 0))?;
+    let (date, of_day) = (Date::from_unix(seconds)?, seconds % 86_400);
+    Some(format!("{date}T{:02}:{:02}:{:02}Z", of_day / 3600, of_day / 60 % 60, of_day % 60))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn sample() -> FilePlace {
+        let replica = PlaceReplica {
+            registry_id: "paris-nvme-01".into(),
+            device: "/dev/nvme0n1".into(),
+            state: "in-sync".into(),
+            state_since: utc((1_795_219_200, 0)),
+            copy: Copy::LeftBehind,
+            bytes_at_least: Some(4096),
+            since: None,
+            generation: 12,
+            approved: true,
+            reasons: Vec::new(),
+            site: "tj-paris".into(),
+            site_name: "Tribunal judiciaire de Paris".into(),
+            country: "FR".into(),
+            owner: "Ministère de la Justice".into(),
+            administrator: "Ministère de la Justice".into(),
+            jurisdictions: vec!["FR".into()],
+            inspected: Some("2026-10-02".into()),
+            inspection_valid_until: Some("2027-04-02".into()),
+            inspection_age_days: Some(51),
+        };
+        FilePlace {
+            volume: PlaceVolume { uuid: "u".into(), label: "greffe".into(), sovereign: true },
+            kind: "file".into(),
+            size_bytes: 5,
+            stored_bytes: Some(4096),
+            changed: utc((1_795_219_199, 1)),
+            generation: 12,
+            committed: true,
+            registry: PlaceRegistry {
+                version: 7,
+                issued: "2026-11-21".into(),
+                valid_until: "2027-05-31".into(),
+                signatures: vec!["officer-a".into()],
+            },
+            replicas: vec![replica],
+            basis: BASIS.into(),
+        }
+    }
+
+    /// Every key at every depth, as `a.b`.
+    fn keys(prefix: &str, value: &serde_json::Value, out: &mut Vec<String>) {
+        match value {
+            serde_json::Value::Object(map) => map.iter().for_each(|(key, value)| {
+                out.push(format!("{prefix}{key}"));
+                keys(&format!("{prefix}{key}."), value, out);
+            }),
+            serde_json::Value::Array(items) => items.iter().for_each(|item| keys(prefix, item, out)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn the_answer_keeps_its_keys_and_the_manual_has_them() {
+        let value: serde_json::Value = serde_json::from_slice(&sample().encode().unwrap()).unwrap();
+        let mut found = Vec::new();
+        keys("", &value, &mut found);
+        found.sort();
+        found.dedup();
+        let wanted = "basis changed committed generation kind registry registry.issued registry.signatures \
+            registry.valid_until registry.version replicas replicas.administrator replicas.approved \
+            replicas.bytes_at_least replicas.copy replicas.country replicas.device replicas.generation \
+            replicas.inspected replicas.inspection_age_days replicas.inspection_valid_until replicas.jurisdictions \
+            replicas.owner replicas.reasons replicas.registry_id replicas.since replicas.site replicas.site_name \
+            replicas.state replicas.state_since size_bytes stored_bytes volume volume.label volume.sovereign volume.uuid";
+        assert_eq!(found, wanted.split_whitespace().collect::<Vec<_>>());
+        let manual = include_str!("../../man/scelle-where.8");
+        for key in &found {
+            assert!(manual.contains(&format!("\n.B {key}\n")), "{key} is not in the manual");
+        }
+        let back: FilePlace = serde_json::from_value(value).unwrap();
+        assert_eq!(back, sample());
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_an_attribute_is_refused_whole() {
+        let mut long = sample();
+        long.replicas[0].jurisdictions = vec!["x".repeat(256); 64];
+        assert!(long.encode().is_ok());
+        long.replicas = vec![long.replicas[0].clone(); 4];
+        assert_eq!(long.encode().unwrap_err().errno(), libc::E2BIG);
+    }
+
+    #[test]
+    fn times_are_rounded_up() {
+        assert_eq!(utc((0, 0)).unwrap(), "1970-01-01T00:00:00Z");
+        assert_eq!(utc((1_795_219_199, 1)).unwrap(), "2026-11-21T00:00:00Z");
+        assert_eq!(utc((1_795_219_199, 0)).unwrap(), "2026-11-20T23:59:59Z");
+        assert_eq!(utc((-1, 999_999_999)), None);
+        assert_eq!(utc((i64::MAX, 1)), None);
+    }
+}
