@@ -157,6 +157,8 @@ pub struct Fs {
     changes: AtomicU64,
     /// `changes` at the last commit's beginning: written under `meta`.
     staged: AtomicU64,
+    /// `changes` at the beginning of the last commit that is durable.
+    durable: AtomicU64,
     /// When the first operation since then was done.
     dirty_since: Mutex<Option<Instant>>,
 }
@@ -217,6 +219,7 @@ impl Fs {
             mappings: Mappings::default(),
             changes: AtomicU64::new(0),
             staged: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
             dirty_since: Mutex::new(None),
         }
     }

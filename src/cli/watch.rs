@@ -150,11 +150,11 @@ fn recheck(fs: &Fs, audit: &Audit, registry: &VerifiedRegistry, today: Date) {
     let (store, mirror) = (fs.store(), fs.store().mirror());
     let before = mirror.in_sync();
     let mut left: Vec<Arc<ApprovedEntry>> = Vec::new();
+    let mut judged = Vec::new();
     for index in 0..mirror.len() {
         let Some(device) = mirror.device(index) else { continue };
         let approved = device.verdict().approved;
         let verdict = device.recheck(registry, &host, today);
-        audit.judged(index, approved, &verdict);
         let state = mirror.state(index).0;
         if !verdict.approved && matches!(state, State::InSync | State::Resyncing) {
             let reasons: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
@@ -162,12 +162,15 @@ fn recheck(fs: &Fs, audit: &Audit, registry: &VerifiedRegistry, today: Date) {
         } else if state == State::InSync {
             left.push(device.registry_entry());
         }
+        judged.push((index, approved, verdict));
     }
     let entries: Vec<&ApprovedEntry> = left.iter().map(AsRef::as_ref).collect();
     let reasons: Vec<String> = examine_set(registry, &entries).iter().map(ToString::to_string).collect();
     if store.writable().is_ok() && !reasons.is_empty() {
         store.poison(reasons.join("; "));
     }
+    // After the fences: the trail may have to wait for a commit, a refusal must not.
+    judged.iter().for_each(|(index, approved, verdict)| audit.judged(*index, *approved, verdict));
     audit.observe();
     let changed = store.saw_registry(registry.version()) || mirror.in_sync() != before;
     if changed && store.writable().is_ok() {

@@ -1,14 +1,17 @@
 //! Records of the audit trail, as bytes: what they say and how they are chained is [`crate::volume::audit`]'s.
 
+use std::sync::atomic::Ordering;
+
 use super::{Fs, Result};
 
 impl Fs {
     /// Adds what `make` returns to the audit trail, in one operation: it is committed with, and in the order of, all other
     /// operations. `make` is called once, with the number and bytes of the last record; nothing else is added meanwhile.
+    /// It is durable when [`Fs::durable_changes`] is as great as the number returned.
     ///
     /// # Errors
     /// When the volume takes no changes; then nothing was added.
-    pub fn append_audit(&self, make: impl FnOnce(Option<(u64, Vec<u8>)>) -> Vec<Vec<u8>>) -> Result<()> {
+    pub fn append_audit(&self, make: impl FnOnce(Option<(u64, Vec<u8>)>) -> Vec<Vec<u8>>) -> Result<u64> {
         self.admit()?;
         self.change(|tx| {
             let last = tx.audit_last(u64::MAX)?;
@@ -18,7 +21,9 @@ impl Fs {
                 tx.append_audit(seq, &record)?;
             }
             Ok(())
-        })
+        })?;
+        // At least the number of this operation.
+        Ok(self.changes.load(Ordering::Acquire))
     }
 
     /// The records of the audit trail after number `after`, in order, until they are `bytes` long together; none when there

@@ -58,7 +58,13 @@ impl Fs {
         };
         self.store.commit(batch)?;
         committed.changes = changes;
+        self.durable.store(changes, Ordering::Release);
         Ok(())
+    }
+
+    /// How many operations since the mount are on stable storage. Never waits.
+    pub fn durable_changes(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
     }
 
     /// When the oldest operation was done that no commit has begun to write; `None` when there is none.

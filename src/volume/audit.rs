@@ -24,8 +24,8 @@
 //!   mounted: it can add any record, and could rewrite all of them, but not so that heads which left the host (exports,
 //!   the log) fit. Nor does it prove that nothing is missing at the end: what root never recorded is not there.
 
+use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,8 +78,17 @@ pub struct Audit {
     seen: Mutex<Seen>,
     recent: Mutex<Vec<Recent>>,
     head: Mutex<Head>,
-    /// Records known to be on the devices.
-    durable: AtomicU64,
+    /// Records that are not known to be on the devices, in their order.
+    pending: Mutex<VecDeque<Pending>>,
+}
+
+/// A record that the next commit will make durable, or none will.
+struct Pending {
+    /// How many operations must be durable for it to be so.
+    change: u64,
+    seq: u64,
+    /// Nothing once the host has it.
+    record: Option<Record>,
 }
 
 /// What the trail says of each replica and of the volume.
@@ -143,7 +152,7 @@ impl Audit {
             }),
             recent: Mutex::default(),
             head: Mutex::new(Head { records: chain.seq, digest: chain.head, public_key }),
-            durable: AtomicU64::new(chain.seq),
+            pending: Mutex::default(),
         })
     }
 
@@ -222,6 +231,11 @@ impl Audit {
                 entries.push(Entry::noticed(Object::Volume, Event::ReadOnly).because([reason]));
             }
         }
+        if let Err(why) = self.fs.store().writable() {
+            // What no commit will take any more.
+            let lost: Vec<Record> = self.settle().iter_mut().filter_map(|pending| pending.record.take()).collect();
+            self.report(&lost, &why.into());
+        }
         entries.into_iter().for_each(|entry| self.record(entry));
         self.write_repetitions(|recent| recent.since.elapsed() >= REPEAT_WINDOW);
     }
@@ -267,14 +281,14 @@ impl Audit {
             log::error!("the reports that this host keeps cannot be read: {error}");
             None
         });
-        if let Some(held) = &held {
+        let mut reported = held.as_ref().map(|held| held.records(&self.identity.host)).unwrap_or_default();
+        if !reported.is_empty() {
             let known = self.reported_before();
-            let told = |r: &Record| r.reported.as_ref().is_some_and(|reported| known.contains(&reported.digest));
-            let reports = held.records(&self.identity.host).into_iter().filter(|record| !told(record));
+            reported.retain(|record| record.reported.as_ref().is_none_or(|origin| !known.contains(&origin.digest)));
             // What the host saw comes before what it did next.
-            records.splice(0..0, reports);
+            records.splice(0..0, reported);
         }
-        if self.durable.load(Ordering::Acquire) == 0 {
+        if self.head().records == 0 {
             let begun = Entry::noticed(Object::Volume, Event::TrailBegun);
             records.insert(0, Record::new(&begun, record::now()));
         }
@@ -288,7 +302,11 @@ impl Audit {
             }
             Err(error) => return Err(error),
         }
-        self.fs.sync()?;
+        if let Err(error) = self.fs.sync() {
+            drop(held);
+            self.observe();
+            return Err(error);
+        }
         if let Some(Err(error)) = held.map(reports::Held::clear) {
             log::error!("reports that are in the trail cannot be removed from this host: {error}");
         }
@@ -385,7 +403,7 @@ impl Audit {
     fn append(&self, records: &mut [Record]) -> fs::Result<()> {
         let genesis = Digest::genesis(self.volume);
         let mut digests = Vec::new();
-        self.fs.append_audit(|last| {
+        let change = self.fs.append_audit(|last| {
             let mut chain = Chain::after(genesis, last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice())));
             let mut lines = Vec::new();
             for record in records.iter_mut() {
@@ -400,6 +418,8 @@ impl Audit {
             }
             lines
         })?;
+        let kept = |record: &Record| Some(record.clone()).filter(|record| record.reported.is_none());
+        self.settle().extend(records.iter().map(|r| Pending { change, seq: r.seq, record: kept(r) }));
         let mut head = lock(&self.head);
         for (record, digest) in records.iter().zip(digests) {
             // The digest first: the system's log cuts what is long.
@@ -420,16 +440,22 @@ impl Audit {
     fn durable_head(&self) -> fs::Result<Head> {
         let head = self.head();
         // After a failed commit what is in memory may never be on the devices: then only what was known before counts.
-        if self.fs.sync().is_ok() {
-            self.durable.fetch_max(head.records, Ordering::AcqRel);
-        }
-        let last = self.fs.audit_last(self.durable.load(Ordering::Acquire) + 1)?;
-        Ok(self.head_after(last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice()))))
+        let _ = self.fs.sync();
+        let end = self.settle().iter().map(|pending| pending.seq).min().unwrap_or(head.records + 1);
+        let last = self.fs.audit_last(end)?;
+        let last = last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice()));
+        let chain = Chain::after(Digest::genesis(self.volume), last);
+        Ok(Head { records: chain.seq, digest: chain.head, public_key: head.public_key })
     }
 
-    fn head_after(&self, last: Option<(u64, &[u8])>) -> Head {
-        let chain = Chain::after(Digest::genesis(self.volume), last);
-        Head { records: chain.seq, digest: chain.head, public_key: self.head().public_key }
+    /// The records that are still not durable.
+    fn settle(&self) -> MutexGuard<'_, VecDeque<Pending>> {
+        let durable = self.fs.durable_changes();
+        let mut pending = lock(&self.pending);
+        while pending.front().is_some_and(|first| first.change <= durable) {
+            pending.pop_front();
+        }
+        pending
     }
 
     /// Records after number `after`, in order, in pages of [`AUDIT_PAGE_BYTES_MAX`]; none when there are no more.
@@ -505,7 +531,7 @@ pub(super) fn check(fs: &Fs, volume: Uuid) -> fs::Result<Vec<String>> {
 ///
 /// # Errors
 /// When it cannot be written.
-pub(super) fn begin_with(fs: &Fs, volume: Uuid, event: Event) -> fs::Result<()> {
+pub(super) fn begin_with(fs: &Fs, volume: Uuid, event: Event) -> fs::Result<u64> {
     let entry = Entry::done(Actor::user(&process::identity()), Object::Volume, event);
     let mut record = Record::new(&entry, record::now());
     fs.append_audit(|_| vec![Chain::after(Digest::genesis(volume), None).push(&mut record)])

@@ -204,6 +204,9 @@ fn p9_what_the_volume_could_not_take_is_told_at_the_next_mount() {
         let told = trail(open);
         let told: Vec<_> = told[before + 1..].iter().map(|r| (r.event.as_str(), r.reported.is_some())).collect();
         assert_eq!(told, [("mounted", true), ("unmounted", true), ("mount-refused", true), ("mounted", false)]);
+        // One more record, that no commit takes any more.
+        let event = Event::RollbackAccepted { seen: 2, found: 1 };
+        open.audit().record(Entry::done(actor.clone(), Object::Volume, event));
         open.store().poison("too few replicas".into());
         open.audit().observe();
         // What was never durable is not sealed.
@@ -215,9 +218,9 @@ fn p9_what_the_volume_could_not_take_is_told_at_the_next_mount() {
         let refused = &told[before + 3];
         assert_eq!(refused.repeated.as_ref().unwrap().count, 1);
         let after: Vec<&str> = told[before + 5..].iter().map(|r| r.event.as_str()).collect();
-        assert_eq!(after, ["read-only", "unmounted", "mounted"]);
-        assert!(told[before + 5].reasons[0].text.contains("too few replicas"));
-        assert_eq!(told[before + 7].details["after_crash"], false);
+        assert_eq!(after, ["rollback-accepted", "read-only", "unmounted", "mounted"]);
+        assert!(told[before + 6].reasons[0].text.contains("too few replicas"));
+        assert_eq!(told[before + 8].details["after_crash"], false);
         assert!(told.iter().filter_map(|r| r.reported.as_ref()).all(|reported| reported.intact));
     });
     assert!(!host.path().join(format!("{volume}.reports")).exists());

@@ -156,9 +156,10 @@ fn p9_an_export_goes_on_where_an_earlier_one_ended() {
     let lab = Lab::mounted(1, 64);
     let registry = lab.path("registry.toml");
     let good = fs::read(&registry).unwrap();
-    // A registry that is not signed, then the good one: the daemon says so once, and counts.
-    fs::write(&registry, "garbage").unwrap();
+    // A registry that is not signed, then the good one: the daemon says so once, and counts. Written again each time: what
+    // changes before the watch begins to watch is only seen at its next look at everything.
     wait_for("the trail to tell of the registry", || {
+        fs::write(&registry, "garbage").unwrap();
         records(&lab)
             .iter()
             .any(|r| r["event"] == "registry-refused" && r["reasons"][0]["code"] == "registry-signatures")
