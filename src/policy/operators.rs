@@ -1,6 +1,6 @@
 //! Whose host or disk it is, by what it shows: operators of clouds, with the law that can compel them.
 //!
-//! One table, [`SIGNS`], each row of which is a test. What a host or a device shows is a claim: a match is a strong
+//! One table, `SIGNS`, each row of which is a test. What a host or a device shows is a claim: a match is a strong
 //! reason to refuse, and to say whom and which law the incident is about; the absence of a match proves nothing (the
 //! registry decides, by enrolment). Operators under French law are named too: they are not the ministry.
 //!
