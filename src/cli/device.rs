@@ -211,6 +211,9 @@ fn in_words(report: &Report<'_>) -> String {
     let described = if described.is_empty() { "firmware describes nothing" } else { &described };
     let kind = format!("{:?}", host.virtualization).to_lowercase();
     text.push_str(&format!("\nHost\n  {kind}; {described}\n"));
+    for evidence in &host.evidence {
+        text.push_str(&format!("  {evidence}\n"));
+    }
     let Some(verdict) = report.verdict else { return text };
     text.push_str("\nRules\n");
     for rule in &verdict.rules {
@@ -240,14 +243,24 @@ fn tree(node: &Node, head: &str, rest: &str, text: &mut String) {
             text.push_str(&format!("{rest}{bar}{name:<12} {value}\n"));
         }
     };
-    line("transport", Some(&format!("{}: {}", node.transport, node.transport.text())));
+    line("transport", Some(&format!("{}: {}", node.reached_by(), node.transport.text())));
+    for controller in &node.controllers {
+        let address = controller.address.as_deref().map(|address| format!(" at {address}")).unwrap_or_default();
+        line("controller", Some(&format!("{}, {}{address}", controller.name, controller.transport)));
+    }
     line("size", Some(&format!("{} ({} bytes)", human(node.size_bytes), node.size_bytes)));
     line("block size", Some(&format!("{} bytes", node.logical_block)));
     line("vendor", node.vendor.as_deref());
     line("model", node.model.as_deref());
     line("serial", node.serial.as_deref());
     line("wwid", node.wwid.as_deref());
+    line("target", node.iscsi_target.as_deref());
     line("write cache", node.write_cache.as_deref());
+    line("writable", node.read_only.filter(|read_only| *read_only).map(|_| "no, the kernel has it read-only"));
+    for detail in &node.details {
+        line("detail", Some(detail));
+    }
+    line("confirmed by", node.confirmed_by);
     if let Some(file) = &node.loop_file {
         let kind = file.fs_type.as_deref().unwrap_or("filesystem of unknown type");
         let said = format!("inode {} on {} ({kind}), from byte {}", file.inode, file.fs_device, file.offset);
