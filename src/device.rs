@@ -2,12 +2,14 @@
 //!
 //! [`BlockDevice`] is the small trait that everything above writes through; [`memory`] keeps a device in memory
 //! (tests), [`raw`] is a real one opened exclusively with direct I/O, [`faulty`] wraps another and fails on purpose.
-//! [`identity`] says what a device is and what is below it, as [`chain`] reads it from the kernel through [`sys`].
+//! [`identity`] says what a device is and what is below it, as [`chain`] reads it from the kernel through [`sys`];
+//! [`events`] says when it is time to look again.
 
 use std::io::IoSlice;
 
 pub mod buffer;
 pub mod chain;
+pub mod events;
 pub mod faulty;
 pub mod host;
 pub mod identity;
