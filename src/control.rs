@@ -9,6 +9,7 @@
 //! | `{"request":"status"}` | `{"status":{…}}`, the volume's part of `scelle status --json` |
 //! | `{"request":"sync"}` | `{"done":null}` once everything that reached the daemon is durable |
 //! | `{"request":"await-end"}` | `{"waiting":{"pid":N}}` at once; `{"done":null}` when the volume is closed |
+//! | `{"request":"resync","replica":"…"}` | `{"resync":{…}}` with what came back and why others did not; `replica` may be left out |
 //! | anything else | `{"error":{"code":"…","text":"…"}}` |
 
 mod client;
@@ -19,8 +20,8 @@ mod server;
 
 pub use client::{Client, ClientError, EndWatch, daemons};
 pub use protocol::{
-    Answer, Capacity, Errors, Problem, Reason, RegistryStatus, Replica, Request, Resync, Scrub, State, StatusReport,
-    Verdict, VolumeStatus,
+    Answer, Capacity, Errors, NotReturned, Problem, Reason, RegistryStatus, Replica, Request, Resync, ResyncAnswer,
+    Returned, Scrub, State, StatusReport, Verdict, VolumeStatus, WatchStatus,
 };
 pub use report::report;
 pub use server::{Handler, Server};

@@ -1,6 +1,7 @@
 //! `scelle mount`, also as `mount.scelle`: the command that waits, and the daemon that serves.
 
 mod daemon;
+mod resync;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

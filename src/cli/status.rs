@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::failure::{ExitCode, Failure};
 use super::umount::absolute;
-use crate::control::{self, Replica, State, StatusReport, VolumeStatus};
+use crate::control::{self, Client, Replica, State, StatusReport, VolumeStatus};
 
 /// Arguments of `scelle status`.
 #[derive(Debug, Args)]
@@ -40,6 +40,24 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
     let healthy = report.volumes.iter().all(|volume| volume.state == State::Healthy && volume.advice.is_empty());
     Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
+}
+
+/// The daemon of a mounted volume, by its label, UUID or mount point, and its status.
+pub(super) fn find(name: &str) -> Result<(Client, VolumeStatus), Failure> {
+    let daemons = control::daemons(Path::new(control::RUN_DIR))
+        .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
+    let known = daemons.into_iter().filter_map(|daemon| daemon.status().ok().map(|status| (daemon, status)));
+    let mut called: Vec<(Client, VolumeStatus)> = known.filter(|(_, volume)| is_called(volume, name)).collect();
+    let several = called.len() > 1;
+    match called.pop() {
+        Some(_) if several => {
+            Err(Failure::usage("volume-ambiguous", format!("several mounted volumes are called {name:?}"))
+                .advise("Name the volume by its UUID or its mount point."))
+        }
+        Some(found) => Ok(found),
+        None => Err(Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
+            .advise("scelle status without a name shows all that are mounted.")),
+    }
 }
 
 fn is_called(volume: &VolumeStatus, name: &str) -> bool {
@@ -79,6 +97,10 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
     )?;
     if !volume.sovereign {
         writeln!(out, "  NOT SOVEREIGN: laboratory registry")?;
+    }
+    if volume.watch.interval_s > 0 && !(volume.watch.devices && volume.watch.files) {
+        let every = volume.watch.interval_s;
+        writeln!(out, "  the kernel does not tell of every change here: devices are looked at every {every} s")?;
     }
     for replica in &volume.replicas {
         write_replica(out, replica)?;
