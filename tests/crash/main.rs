@@ -16,6 +16,7 @@ mod rng;
 mod corruption;
 mod device;
 mod failing;
+mod refusal;
 mod resync;
 mod workload;
 

@@ -9,3 +9,4 @@ mod crash;
 mod lifecycle;
 mod posix;
 mod refusals;
+mod refused;
