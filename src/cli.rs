@@ -11,6 +11,7 @@ mod logging;
 mod mount;
 mod options;
 mod registry;
+mod replica;
 mod secret;
 mod status;
 mod umount;
@@ -56,6 +57,8 @@ enum Command {
     Check(check::Arguments),
     /// Show devices and what the policy says of them
     Device(device::Arguments),
+    /// Bring replicas of a mounted volume back
+    Replica(replica::Arguments),
     /// Make, sign and verify registries
     Registry(registry::Arguments),
     /// Show, export and verify what happened to a volume
@@ -124,6 +127,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         Command::Where(arguments) => r#where::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Device(arguments) => device::run(&arguments),
+        Command::Replica(arguments) => replica::run(&arguments),
         Command::Registry(arguments) => registry::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),
     }

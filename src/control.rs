@@ -11,6 +11,7 @@
 //! | `{"request":"await-end"}` | `{"waiting":{"pid":N}}` at once; `{"done":null}` when the volume is closed |
 //! | `{"request":"audit","after":N}` | `{"records":["…",…]}`, the audit trail after record N, a part that fits; `[]` at its end |
 //! | `{"request":"seal"}` | `{"sealed":{"seal":"…","signature":"…"}}`, where the audit trail ends, signed |
+//! | `{"request":"resync","replica":"…"}` | `{"resync":{…}}` with what came back and why others did not; `replica` may be left out |
 //! | anything else | `{"error":{"code":"…","text":"…"}}` |
 
 mod client;
@@ -23,8 +24,8 @@ mod server;
 pub use client::{Client, ClientError, EndWatch, daemons};
 pub use place::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume, place};
 pub use protocol::{
-    Answer, AuditStatus, Capacity, Errors, Problem, Reason, RegistryStatus, Replica, Request, Resync, Scrub, State,
-    StatusReport, Verdict, VolumeStatus,
+    Answer, AuditStatus, Capacity, Errors, NotReturned, Problem, Reason, RegistryStatus, Replica, Request, Resync,
+    ResyncAnswer, Returned, Scrub, State, StatusReport, Verdict, VolumeStatus, WatchStatus,
 };
 pub use report::report;
 pub use server::{Handler, Server};

@@ -3,7 +3,7 @@
 //! [`BlockDevice`] is the small trait that everything above writes through; [`memory`] keeps a device in memory
 //! (tests), [`raw`] is a real one opened exclusively with direct I/O, [`faulty`] wraps another and fails on purpose.
 //! [`identity`] says what a device is and what is below it, as [`chain`] reads it from the kernel through [`sys`], and
-//! [`live`] has the device itself confirm it. [`host`] says on what all of this runs. `tests/policy` holds this against
+//! [`live`] has the device itself confirm it; [`events`] says when it is time to look again. [`host`] says on what all of this runs. `tests/policy` holds this against
 //! recorded and made-up trees of sysfs, `scripts/hardware-test` against a running kernel.
 
 use std::io::IoSlice;
@@ -11,6 +11,7 @@ use std::io::IoSlice;
 mod attributes;
 pub mod buffer;
 pub mod chain;
+pub mod events;
 pub mod faulty;
 pub mod host;
 pub mod identity;

@@ -155,6 +155,8 @@ pub struct Fs {
     mappings: Mappings,
     /// Operations done since the beginning: written under `meta`.
     changes: AtomicU64,
+    /// `changes` after the last operation that somebody asked for.
+    asked: AtomicU64,
     /// `changes` at the last commit's beginning: written under `meta`.
     staged: AtomicU64,
     /// `changes` at the beginning of the last commit that is durable.
@@ -218,6 +220,7 @@ impl Fs {
             references: Mutex::default(),
             mappings: Mappings::default(),
             changes: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
             staged: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             dirty_since: Mutex::new(None),
@@ -269,11 +272,16 @@ impl Fs {
     /// so short that the next operation might not fit beside what is waiting.
     fn admit(&self) -> Result<()> {
         self.store.writable()?;
+        self.make_room()
+    }
+
+    /// Commits when space is so short that the next operation might not fit beside what is waiting.
+    fn make_room(&self) -> Result<()> {
         // `staged` first: it never passes a `changes` read later, and another thread's commit may come between.
         let staged = self.staged.load(Ordering::Acquire);
         let waiting = self.changes.load(Ordering::Acquire).saturating_sub(staged);
         if waiting > 0 && self.store.pressure(waiting) {
-            self.sync()?;
+            self.checkpoint()?;
         }
         // Not even one more operation might be committed: only while a reader holds what commits have freed.
         for tried in 0..SPACE_ATTEMPTS {
@@ -321,6 +329,18 @@ impl Fs {
 
     /// Does one operation on the tables: all of it or, on an error, nothing.
     fn change<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
+        let (value, number) = self.change_numbered(f)?;
+        self.asked.fetch_max(number, Ordering::AcqRel);
+        Ok(value)
+    }
+
+    /// As [`Fs::change`], for what nobody asked for: whoever syncs does not need to know on how many replicas that is.
+    fn change_unasked<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
+        Ok(self.change_numbered(f)?.0)
+    }
+
+    /// Does one operation, and returns its number.
+    fn change_numbered<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, u64)> {
         let mut meta = self.meta();
         let (value, blocks) = meta.op(f)?;
         for run in blocks.published {
@@ -332,10 +352,11 @@ impl Fs {
         for ino in blocks.files {
             self.mappings.changed(ino);
         }
-        if self.changes.fetch_add(1, Ordering::Relaxed) == self.staged.load(Ordering::Relaxed) {
+        let before = self.changes.fetch_add(1, Ordering::Relaxed);
+        if before == self.staged.load(Ordering::Relaxed) {
             *lock(&self.dirty_since) = Some(Instant::now());
         }
-        Ok(value)
+        Ok((value, before + 1))
     }
 
     fn references(&self) -> MutexGuard<'_, References> {

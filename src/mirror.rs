@@ -11,37 +11,58 @@
 //! # Failure
 //!
 //! A replica that fails a write or a flush, that is refused by the policy, or that does not answer for
-//! [`DEVICE_TIMEOUT_S`] is **fenced**: its queue is dropped, nothing is written to it again, and the next root records
-//! that it is no longer in sync. The others go on; with none left every write fails, and reads go on from those that held
-//! the last root. A read error fences nobody: the block is mended from another replica. Reads are made by the caller's
-//! thread and end when the kernel ends them (the block layer's own time limit, some tens of seconds for disks).
+//! [`DEVICE_TIMEOUT_S`] is **fenced**: its queue is dropped, nothing is written to it until it is taken back, and the next
+//! root records that it is no longer in sync. The others go on; with none left every write fails, and reads go on from those
+//! that held the last root. A read error fences nobody: the block is mended from another replica. Reads are made by the
+//! caller's thread and end when the kernel ends them (the block layer's own time limit, some tens of seconds for disks).
+//!
+//! # States and events
+//!
+//! | state | a write or flush fails, or is not answered | the policy refuses | [`rejoin`](Mirror::rejoin) | all is copied |
+//! |---|---|---|---|---|
+//! | in sync | faulty | refused | - | - |
+//! | resyncing | faulty | refused | - | in sync |
+//! | stale, missing, faulty, refused | - | - | in sync if it misses nothing ([`written`]), else resyncing if another is in sync, else as it was | - |
+//!
+//! A resync that cannot be finished leaves its replica stale. What was refused becomes no other state when the policy
+//! approves it again: only `rejoin` does that, which takes an approved device that has nothing in hand.
 //!
 //! # A block that is being written
 //!
 //! Fresh blocks never overlap one another until a commit has passed, so what is in flight is a map of disjoint runs;
 //! a reader of such a run waits for it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::device::{self, AlignedBuf};
 use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
 use crate::policy::{ApprovedDevice, Reason, ReasonCode, WriteError};
-use crate::units::{BLOCK_SIZE, BlockAddr, Run};
+use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run};
 
 mod cache;
 pub mod choice;
+mod lane;
 mod queue;
+mod written;
 
 use cache::{CLUSTER_BLOCKS, Cache};
 use choice::Candidate;
+use lane::Lane;
 use queue::{Job, Queue, Ticket};
+use written::Written;
 
 /// Most bytes in flight before a writer waits.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
+
+/// Most jobs that wait for a replica while blocks are copied to it.
+const COPIES_AHEAD_MAX: usize = 1024;
+
+/// Longest wait for the replicas' threads at the end.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
 /// State of a replica (DESIGN §3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -59,16 +80,6 @@ pub enum State {
     Faulty,
     /// No longer approved by the policy.
     Refused,
-}
-
-impl State {
-    /// What a replica is after a write or flush that did not succeed.
-    fn after(error: &WriteError) -> Self {
-        match error {
-            WriteError::Fenced { .. } => Self::Refused,
-            WriteError::Device(_) => Self::Faulty,
-        }
-    }
 }
 
 /// Why the replica set could not do what was asked.
@@ -95,6 +106,23 @@ pub enum Error {
     },
 }
 
+/// Why a replica was not taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RejoinError {
+    /// It takes writes already.
+    #[error("the replica is in use")]
+    InUse,
+    /// There is no device.
+    #[error("the device is not there")]
+    NoDevice,
+    /// A write that it was given before it was fenced has not come back yet.
+    #[error("the device has not answered an earlier write yet")]
+    StillWriting,
+    /// It misses something that no other replica can give.
+    #[error("the replica lacks what was written last, and no replica that has it is in sync")]
+    NoSource,
+}
+
 /// Result of an operation on the replica set.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -119,9 +147,8 @@ struct Counters {
     repaired: AtomicU64,
 }
 
+#[derive(Default)]
 struct Replica {
-    device: Option<Arc<ApprovedDevice>>,
-    queue: Arc<Queue>,
     counters: Counters,
     reading: AtomicUsize,
 }
@@ -146,6 +173,10 @@ struct Shared {
     written: Condvar,
     /// A flush is done everywhere, or a replica was fenced.
     flushed: Condvar,
+    /// The replicas in sync, as `state` has them: to be read without its lock.
+    in_sync: AtomicU64,
+    /// Each replica's lane; none while it is missing. Locked after `state`.
+    lanes: RwLock<Vec<Option<Arc<Lane>>>>,
 }
 
 struct Inner {
@@ -156,6 +187,7 @@ struct Inner {
     /// Threads that wait for [`Shared::written`]: without any, a write's end is nobody's business, and a notification a
     /// system call.
     waiting_for_writes: usize,
+    written: Written,
 }
 
 #[derive(Clone)]
@@ -163,11 +195,29 @@ struct Status {
     state: State,
     reason: Option<String>,
     since: SystemTime,
+    /// Writes and flushes that its thread saw fail.
+    failed: u64,
+    /// The round of the last flush it has done while in sync ([`written`]).
+    flushed: u64,
+    /// The last root that it took part in while the volume is open.
+    last_root: Option<Generation>,
+    /// Whether it holds any root of this mount.
+    has_root: bool,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lane(&self, index: usize) -> Option<Arc<Lane>> {
+        self.lanes.read().unwrap_or_else(PoisonError::into_inner).get(index)?.clone()
+    }
+
+    /// To be called with the lock, after each change of a state.
+    fn publish(&self, inner: &Inner) {
+        let in_sync = mask(inner.replicas.iter().map(|status| status.state == State::InSync));
+        self.in_sync.store(in_sync, Ordering::Release);
     }
 
     /// A replica was fenced: everybody looks again.
@@ -184,6 +234,10 @@ impl Inner {
             .enumerate()
             .filter(|(_, s)| matches!(s.state, State::InSync | State::Resyncing))
             .map(|(i, _)| i)
+    }
+
+    fn takes_writes(&self, index: usize) -> bool {
+        self.replicas.get(index).is_some_and(|s| matches!(s.state, State::InSync | State::Resyncing))
     }
 
     fn writable_mask(&self) -> u64 {
@@ -248,41 +302,56 @@ impl Mirror {
         replicas: Vec<(Option<Arc<ApprovedDevice>>, State)>,
         timeout: Duration,
     ) -> std::io::Result<Self> {
-        let status = |state: State| Status { state, reason: None, since: SystemTime::now() };
+        let status = |state: State| {
+            let flushed = if state == State::InSync { written::FIRST } else { written::NEVER };
+            let since = SystemTime::now();
+            Status { state, reason: None, since, failed: 0, flushed, last_root: None, has_root: false }
+        };
+        let in_sync = mask(replicas.iter().map(|(_, state)| *state == State::InSync));
         let inner = Inner {
             replicas: replicas.iter().map(|(_, state)| status(*state)).collect(),
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
             waiting_for_writes: 0,
+            written: Written::new(),
         };
-        let state = Mutex::new(inner);
-        let shared = Arc::new(Shared { state, written: Condvar::new(), flushed: Condvar::new() });
-        let durable = {
-            let inner = shared.lock();
-            mask(inner.replicas.iter().map(|status| status.state == State::InSync))
-        };
-        let mut started = Vec::new();
-        for (index, (device, _)) in replicas.into_iter().enumerate() {
-            let queue = Arc::new(Queue::new());
-            if let Some(device) = &device {
-                let worker = Worker { index, device: device.clone(), queue: queue.clone(), shared: shared.clone() };
-                std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || worker.run())?;
-            }
-            started.push(Replica { device, queue, counters: Counters::default(), reading: AtomicUsize::new(0) });
-        }
-        Ok(Self {
-            replicas: started,
+        let shared = Arc::new(Shared {
+            state: Mutex::new(inner),
+            written: Condvar::new(),
+            flushed: Condvar::new(),
+            in_sync: AtomicU64::new(in_sync),
+            lanes: RwLock::default(),
+        });
+        let mirror = Self {
+            replicas: replicas.iter().map(|_| Replica::default()).collect(),
             shared,
             timeout,
-            durable: AtomicU64::new(durable),
+            durable: AtomicU64::new(in_sync),
             mending: AtomicBool::new(true),
             cache: OnceLock::new(),
-        })
+        };
+        for (index, (device, _)) in replicas.into_iter().enumerate() {
+            let lane = device.map(|device| Lane::start(index, device, &mirror.shared)).transpose()?;
+            mirror.shared.lanes.write().unwrap_or_else(PoisonError::into_inner).push(lane);
+        }
+        Ok(mirror)
     }
 
-    /// These replicas hold the last root: they are read when no replica is in sync any more.
-    pub(crate) fn set_durable(&self, replicas: u64) {
+    /// The root of this generation is durable on these replicas: they are read when no replica is in sync any more.
+    pub(crate) fn set_durable(&self, replicas: u64, generation: Generation) {
         self.durable.store(replicas, Ordering::Release);
+        let mut inner = self.shared.lock();
+        for (index, status) in inner.replicas.iter_mut().enumerate() {
+            status.has_root |= matches!(status.state, State::InSync | State::Resyncing);
+            if replicas >> index & 1 == 1 && status.state == State::InSync {
+                status.last_root = Some(generation);
+            }
+        }
+    }
+
+    /// The last root that a replica took part in while the volume is open.
+    pub fn last_root(&self, index: usize) -> Option<Generation> {
+        self.shared.lock().replicas.get(index)?.last_root
     }
 
     /// From now on nothing is written, not even a damaged block anew: for a volume opened read-only.
@@ -312,9 +381,14 @@ impl Mirror {
         self.replicas.is_empty()
     }
 
+    /// Whether a replica holds any root of this mount.
+    pub fn has_root(&self, index: usize) -> bool {
+        self.shared.lock().replicas.get(index).is_some_and(|status| status.has_root)
+    }
+
     /// The device of a replica, when there is one.
-    pub fn device(&self, index: usize) -> Option<&Arc<ApprovedDevice>> {
-        self.replicas.get(index)?.device.as_ref()
+    pub fn device(&self, index: usize) -> Option<Arc<ApprovedDevice>> {
+        Some(self.shared.lane(index)?.device.clone())
     }
 
     /// State of a replica and why it is so.
@@ -338,13 +412,34 @@ impl Mirror {
         let Some(replica) = self.replicas.get(index) else { return ErrorCounts::default() };
         let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
         let c = &replica.counters;
-        let write = get(&c.write) + replica.queue.errors.load(Ordering::Relaxed);
+        let write = get(&c.write) + self.shared.lock().replicas.get(index).map_or(0, |status| status.failed);
         ErrorCounts { read: get(&c.read), write, integrity: get(&c.integrity), repaired: get(&c.repaired) }
     }
 
     /// The replicas in sync at this moment, as the root records them: bit `i` is replica `i`.
     pub fn in_sync(&self) -> u64 {
-        mask(self.shared.lock().replicas.iter().map(|status| status.state == State::InSync))
+        self.shared.in_sync.load(Ordering::Acquire)
+    }
+
+    /// Says why a replica that is not in the set is not taken back. Returns whether that is news.
+    pub fn explain(&self, index: usize, reason: &str) -> bool {
+        let mut inner = self.shared.lock();
+        if inner.takes_writes(index) {
+            return false;
+        }
+        let Some(status) = inner.replicas.get_mut(index) else { return false };
+        status.reason.replace(reason.to_owned()).as_deref() != Some(reason)
+    }
+
+    /// What state each replica is in and why, in words.
+    pub fn reasons(&self) -> String {
+        self.shared.lock().reasons()
+    }
+
+    /// Whether a replica that is taken back may lack this block ([`written`]).
+    pub fn is_missed(&self, index: usize, addr: BlockAddr) -> bool {
+        let inner = self.shared.lock();
+        inner.replicas.get(index).is_some_and(|status| inner.written.is_missed(addr, status.flushed))
     }
 
     /// Queues a sealed run for every replica that takes writes. Returns when it is queued; waits first while too
@@ -363,6 +458,7 @@ impl Mirror {
         let targets = inner.writable().count();
         inner.in_flight.insert(addr.0, (blocks, targets));
         inner.in_flight_bytes += sealed.len();
+        inner.written.stamp(run);
         self.queue(inner, |_| [Job::Write { offset: device_offset(addr), data: sealed.clone(), run: Some(addr.0) }]);
         Ok(())
     }
@@ -370,16 +466,21 @@ impl Mirror {
     /// Queues jobs for every replica that takes writes. Their threads are woken when the lock is free: it is the first
     /// thing that they want.
     fn queue<const N: usize>(&self, inner: MutexGuard<'_, Inner>, jobs: impl Fn(usize) -> [Job; N]) {
+        let lanes = self.shared.lanes.read().unwrap_or_else(PoisonError::into_inner);
         let mut asleep: u64 = 0;
         for index in inner.writable() {
+            // Invariant: what takes writes has a lane.
+            let Some(Some(lane)) = lanes.get(index) else { continue };
             for job in jobs(index) {
-                asleep |= u64::from(self.replicas[index].queue.push(job)) << index;
+                asleep |= u64::from(lane.queue.push(job)) << index;
             }
         }
         drop(inner);
-        for (index, replica) in self.replicas.iter().enumerate() {
-            if asleep >> index & 1 == 1 {
-                replica.queue.wake();
+        for (index, lane) in lanes.iter().enumerate() {
+            if let Some(lane) = lane
+                && asleep >> index & 1 == 1
+            {
+                lane.queue.wake();
             }
         }
     }
@@ -394,16 +495,18 @@ impl Mirror {
     /// Returns when everything submitted so far is on stable storage of every replica that is still in sync; a
     /// replica that fails is fenced meanwhile.
     ///
+    /// Returns the replicas that have done it, bit `i` for replica `i`.
+    ///
     /// # Errors
     /// When no in-sync replica is left.
-    pub fn flush(&self) -> Result<()> {
-        let inner = self.shared.lock();
-        let asked = inner.writable_mask();
-        let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0) });
+    pub fn flush(&self) -> Result<u64> {
+        let mut inner = self.shared.lock();
+        let (asked, round) = (inner.writable_mask(), inner.written.next_round());
+        let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0), round });
         self.queue(inner, |_| [Job::Flush(ticket.clone())]);
         let inner = self.wait(self.shared.lock(), &self.shared.flushed, |inner| inner.flushed(&ticket));
         if inner.replicas.iter().any(|s| s.state == State::InSync) {
-            Ok(())
+            Ok(ticket.done.load(Ordering::Acquire))
         } else {
             Err(Error::NoReplica(inner.reasons()))
         }
@@ -430,15 +533,11 @@ impl Mirror {
     ) -> MutexGuard<'a, Inner> {
         while !done(&inner) {
             inner = changed.wait_timeout(inner, self.timeout / 4).map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
-            for (index, replica) in self.replicas.iter().enumerate() {
-                let stuck = replica.queue.busy_for() > self.timeout;
-                if stuck && matches!(inner.replicas[index].state, State::InSync | State::Resyncing) {
+            for index in 0..self.len() {
+                let Some(lane) = self.shared.lane(index) else { continue };
+                if lane.queue.busy_for() > self.timeout {
                     let reason = format!("did not answer for {} s", self.timeout.as_secs());
-                    if let Some(device) = &replica.device {
-                        device.fence(Reason::new(ReasonCode::Fenced, reason.as_str()));
-                    }
-                    fence(&mut inner, index, &replica.queue, State::Faulty, &reason);
-                    self.shared.notify_all();
+                    self.fence_locked(&mut inner, index, State::Faulty, &reason);
                 }
             }
         }
@@ -447,14 +546,80 @@ impl Mirror {
 
     /// Takes a replica out of the set: nothing more is written to it or read from it.
     pub fn fence(&self, index: usize, state: State, reason: &str) {
-        let mut inner = self.shared.lock();
-        if let Some(replica) = self.replicas.get(index) {
-            if let Some(device) = &replica.device {
-                device.fence(Reason::new(ReasonCode::Fenced, reason));
-            }
-            fence(&mut inner, index, &replica.queue, state, reason);
-            self.shared.notify_all();
+        self.fence_locked(&mut self.shared.lock(), index, state, reason);
+    }
+
+    /// As [`Mirror::fence`], after a write to it outside of its queue that did not succeed.
+    pub fn failed(&self, index: usize, error: &WriteError) {
+        let (state, reason) = lane::outcome(error);
+        self.fence(index, state, &reason);
+    }
+
+    fn fence_locked(&self, inner: &mut Inner, index: usize, state: State, reason: &str) {
+        let Some(lane) = self.shared.lane(index).filter(|_| inner.takes_writes(index)) else { return };
+        lane.device.fence(Reason::new(ReasonCode::Fenced, reason));
+        fence(inner, index, &lane.queue, state, reason);
+        self.shared.publish(inner);
+        self.shared.notify_all();
+    }
+
+    /// Takes a replica back that was not in the set: with the device that it had, or with another that shows the same
+    /// replica. `knows_what_it_has` says that its content is what it was when it left; else it counts as lacking everything
+    /// that is not told otherwise. Returns its new state: in sync when it lacks nothing, else resyncing; then everything
+    /// for which [`is_missed`](Self::is_missed) holds is to be copied to it, and it is to be [promoted](Self::promote).
+    ///
+    /// # Errors
+    /// [`RejoinError`]; then nothing has changed. The device is written to only as far as the policy's gate is open.
+    pub fn rejoin(
+        &self,
+        index: usize,
+        device: Option<Arc<ApprovedDevice>>,
+        knows_what_it_has: bool,
+    ) -> std::result::Result<State, RejoinError> {
+        let fresh = device.map(|device| Lane::start(index, device, &self.shared)).transpose();
+        let fresh = fresh.map_err(|_| RejoinError::NoDevice)?;
+        let outcome = self.rejoin_with(index, fresh.clone(), knows_what_it_has);
+        if let (Err(_), Some(lane)) = (&outcome, fresh) {
+            lane.end();
         }
+        outcome
+    }
+
+    fn rejoin_with(
+        &self,
+        index: usize,
+        fresh: Option<Arc<Lane>>,
+        knows_what_it_has: bool,
+    ) -> std::result::Result<State, RejoinError> {
+        // Let go of after the lock: closing a device can take its time.
+        let old = self.shared.lane(index);
+        let mut inner = self.shared.lock();
+        let others = inner.replicas.iter().any(|status| status.state == State::InSync);
+        let Some(status) = inner.replicas.get(index).cloned() else { return Err(RejoinError::NoDevice) };
+        if inner.takes_writes(index) {
+            return Err(RejoinError::InUse);
+        }
+        let lane = fresh.clone().or_else(|| old.clone()).ok_or(RejoinError::NoDevice)?;
+        if fresh.is_none() && !(lane.queue.is_at_rest() && lane.device.writes_in_flight() == 0) {
+            return Err(RejoinError::StillWriting);
+        }
+        let since = if knows_what_it_has { status.flushed } else { written::NEVER };
+        let state = match (inner.written.is_any_missed(since), others) {
+            (false, _) => State::InSync,
+            (true, true) => State::Resyncing,
+            (true, false) => return Err(RejoinError::NoSource),
+        };
+        let status = &mut inner.replicas[index];
+        (status.state, status.reason, status.flushed) = (state, None, since);
+        if let (Some(_), Some(old)) = (&fresh, &old) {
+            old.end();
+        }
+        lane.device.lift_fence();
+        if let Some(place) = self.shared.lanes.write().unwrap_or_else(PoisonError::into_inner).get_mut(index) {
+            *place = Some(lane);
+        }
+        self.shared.publish(&inner);
+        Ok(state)
     }
 
     /// Reads a run. `open` is called with the index of each block in the run and its sealed bytes, and says whether
@@ -570,7 +735,7 @@ impl Mirror {
     /// The device's error.
     pub fn read_from(&self, index: usize, run: Run, buf: &mut [u8]) -> device::Result<()> {
         let replica = &self.replicas[index];
-        let Some(device) = &replica.device else {
+        let Some(device) = self.device(index) else {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(device::Error::Io { action: "read", offset: 0, bytes: buf.len(), source });
         };
@@ -591,7 +756,7 @@ impl Mirror {
             return;
         }
         let replica = &self.replicas[index];
-        let Some(device) = &replica.device else { return };
+        let Some(device) = self.device(index) else { return };
         match device.write_at(device_offset(addr), &[IoSlice::new(sealed)]) {
             Ok(()) => {
                 replica.counters.repaired.fetch_add(1, Ordering::Relaxed);
@@ -604,16 +769,20 @@ impl Mirror {
         }
     }
 
-    /// Writes a block to a replica that is being resynced. A failure fences the replica, as any failed write.
-    pub fn copy(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
-        let replica = &self.replicas[index];
-        let Some(device) = &replica.device else { return };
-        match device.write_at(device_offset(addr), &[IoSlice::new(sealed)]) {
-            Ok(()) => {}
-            Err(error) => {
-                replica.counters.write.fetch_add(1, Ordering::Relaxed);
-                self.fence(index, State::after(&error), &error.to_string());
-            }
+    /// Queues a block for a replica that is being resynced, behind all that it was given before: what is written to the same
+    /// place later comes later there too. Waits first while too much is queued; does nothing when the replica is not being
+    /// resynced any more. A failure fences it, as any failed write.
+    pub fn copy(&self, index: usize, addr: BlockAddr, sealed: Arc<AlignedBuf>) {
+        let Some(lane) = self.shared.lane(index) else { return };
+        let resyncing = |inner: &Inner| inner.replicas.get(index).is_some_and(|s| s.state == State::Resyncing);
+        let inner = self.wait_for_writes(|inner| !resyncing(inner) || lane.queue.len() < COPIES_AHEAD_MAX);
+        if !resyncing(&inner) {
+            return;
+        }
+        let asleep = lane.queue.push(Job::Write { offset: device_offset(addr), data: sealed, run: None });
+        drop(inner);
+        if asleep {
+            lane.queue.wake();
         }
     }
 
@@ -624,6 +793,7 @@ impl Mirror {
             Some(status) if status.state == State::Resyncing => {
                 status.state = State::InSync;
                 status.since = SystemTime::now();
+                self.shared.publish(&inner);
                 true
             }
             _ => false,
@@ -642,7 +812,7 @@ impl Mirror {
         if order.is_empty() {
             // Reads go on from who held the last root (promise P2); what it lacks does not verify.
             let durable = self.durable.load(Ordering::Acquire);
-            order = (0..self.len()).filter(|i| durable >> i & 1 == 1 && self.replicas[*i].device.is_some()).collect();
+            order = (0..self.len()).filter(|i| durable >> i & 1 == 1 && self.shared.lane(*i).is_some()).collect();
         }
         if order.is_empty() {
             return Err(Error::Unreadable { addr: run.addr, last: inner.reasons() });
@@ -652,18 +822,17 @@ impl Mirror {
 
     /// Blocks of the data area of a replica's device.
     fn data_blocks(&self, index: usize) -> u64 {
-        let bytes = self.replicas[index].device.as_ref().map_or(0, |device| device.size_bytes());
+        let bytes = self.shared.lane(index).map_or(0, |lane| lane.device.size_bytes());
         bytes.saturating_sub(2 * LABEL_SIZE) / BLOCK_SIZE as u64
     }
 
-    /// Ends the replicas' threads once their queues are empty. Bounded: a thread that hangs in the kernel is left
-    /// behind.
+    /// Ends the replicas' threads once their queues are empty, so that the devices are free. Bounded: a thread that hangs in
+    /// the kernel is left behind.
     pub fn close(&self) {
-        for replica in &self.replicas {
-            if replica.queue.push(Job::End) {
-                replica.queue.wake();
-            }
-        }
+        let lanes = std::mem::take(&mut *self.shared.lanes.write().unwrap_or_else(PoisonError::into_inner));
+        lanes.iter().flatten().for_each(|lane| lane.end());
+        let deadline = Instant::now() + CLOSE_WAIT;
+        lanes.iter().flatten().for_each(|lane| lane.join(deadline));
     }
 }
 
@@ -684,74 +853,6 @@ fn fence(inner: &mut Inner, index: usize, queue: &Queue, state: State, reason: &
     status.reason = Some(reason.to_owned());
     for start in queue.drop_all() {
         inner.finish(start);
-    }
-}
-
-struct Worker {
-    index: usize,
-    device: Arc<ApprovedDevice>,
-    queue: Arc<Queue>,
-    shared: Arc<Shared>,
-}
-
-impl Worker {
-    fn run(&self) {
-        loop {
-            let (jobs, runs) = self.queue.take();
-            self.queue.set_busy(true);
-            let outcome = match jobs.front() {
-                Some(Job::Write { offset, .. }) => self.write(*offset, &jobs),
-                Some(Job::Flush(_)) => self.device.flush().map_err(|e| (State::Faulty, e.to_string())),
-                Some(Job::End) | None => return,
-            };
-            self.queue.set_busy(false);
-            match outcome {
-                Ok(()) => self.succeeded(jobs.front(), runs),
-                Err((state, reason)) => {
-                    let mut inner = self.shared.lock();
-                    self.queue.errors.fetch_add(1, Ordering::Relaxed);
-                    self.device.fence(Reason::new(ReasonCode::Fenced, reason.as_str()));
-                    fence(&mut inner, self.index, &self.queue, state, &reason);
-                    drop(inner);
-                    self.shared.notify_all();
-                }
-            }
-        }
-    }
-
-    /// Accounts for what was done, and wakes who waits for it and nobody else.
-    fn succeeded(&self, first: Option<&Job>, runs: Vec<u64>) {
-        let mut inner = self.shared.lock();
-        // Runs that a fence has already accounted for are not in the list any more.
-        for start in self.queue.done(runs) {
-            inner.finish(start);
-        }
-        let wakes_writers = inner.waiting_for_writes > 0;
-        let is_flushed = match first {
-            Some(Job::Flush(ticket)) => {
-                ticket.done.fetch_or(1 << self.index, Ordering::Release);
-                inner.flushed(ticket)
-            }
-            _ => false,
-        };
-        drop(inner);
-        if wakes_writers {
-            self.shared.written.notify_all();
-        }
-        if is_flushed {
-            self.shared.flushed.notify_all();
-        }
-    }
-
-    fn write(&self, offset: u64, jobs: &VecDeque<Job>) -> std::result::Result<(), (State, String)> {
-        let slices: Vec<IoSlice<'_>> = jobs
-            .iter()
-            .filter_map(|job| match job {
-                Job::Write { data, .. } => Some(IoSlice::new(data)),
-                Job::Flush(_) | Job::End => None,
-            })
-            .collect();
-        self.device.write_at(offset, &slices).map_err(|error| (State::after(&error), error.to_string()))
     }
 }
 

@@ -20,9 +20,19 @@
 //! only when no reader that began before the commit is left. A failure poisons the store: it goes on for readers and
 //! refuses every change, because what reached the devices is not known.
 //!
+//! # Two ways of refusing changes
+//!
+//! | | poisoned | lacking |
+//! |---|---|---|
+//! | because | a commit failed midway, the metadata failed, or it was asked for | the policy asks for more replicas in sync |
+//! | users' changes | refused | refused |
+//! | what was answered before | lost with the memory of this mount | committed to the replicas in sync; kept in memory while there is none |
+//! | ends | when the volume is opened again from the last root | when enough replicas are in sync |
+//!
 //! # Lock order
 //!
-//! metadata (in `fs`) → commit → staging → tree → space → readers. No I/O happens under staging, space or readers.
+//! metadata (in `fs`) → commit → staging → tree → space → readers; quorum → the replica set. No I/O happens under staging,
+//! space, readers or quorum.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +41,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use crate::crypto::{self, Binding, Keys, random_bytes};
 use crate::label::Root;
 use crate::mirror::{self, Mirror};
+use crate::policy::{ApprovedEntry, examine_set};
+use crate::registry::VerifiedRegistry;
 use crate::space::{Allocator, Bitmap, Contradiction, Goal};
 use crate::units::{BLOCK_SIZE, Generation, Run, Tag, Uuid, WriteId};
 
@@ -136,7 +148,7 @@ pub struct Store {
     volume: Uuid,
     epoch: u32,
     /// Size of each replica's device as its label says: where label area B is.
-    device_bytes: Vec<u64>,
+    device_bytes: Vec<AtomicU64>,
     counter: AtomicU64,
     reserve: u64,
     space: Mutex<Allocator>,
@@ -152,6 +164,19 @@ pub struct Store {
     trust: Mutex<[u8; 32]>,
     readers: Readers,
     poisoned: OnceLock<String>,
+    quorum: Mutex<Quorum>,
+    /// The replicas in sync that were found to be enough; 0: to be judged anew.
+    enough: AtomicU64,
+}
+
+/// What the policy asks of the replicas together, and whether they fulfil it.
+#[derive(Default)]
+struct Quorum {
+    registry: Option<Arc<VerifiedRegistry>>,
+    /// Why changes are refused at present.
+    lacking: Option<String>,
+    /// Why changes are refused until the policy has looked again, although nothing lacks yet.
+    suspended: Option<String>,
 }
 
 /// Runs that the batch being filled put in use or gave up.
@@ -232,7 +257,7 @@ impl Store {
             keys,
             volume,
             epoch,
-            device_bytes,
+            device_bytes: device_bytes.into_iter().map(AtomicU64::new).collect(),
             // A random beginning, besides the epoch: two histories that went on from one state each by themselves
             // (both restored from one backup, say) do not use one nonce twice either.
             counter: AtomicU64::new(first_counter),
@@ -247,6 +272,8 @@ impl Store {
             commit: Mutex::new(CommitState { root, persisted, space_tree, releasing: VecDeque::new() }),
             readers: Readers::default(),
             poisoned: OnceLock::new(),
+            quorum: Mutex::default(),
+            enough: AtomicU64::new(0),
         }))
     }
 
@@ -263,6 +290,18 @@ impl Store {
         &self.mirror
     }
 
+    /// Size of a replica's device as its label says; 0 when there is none.
+    pub fn device_bytes(&self, index: usize) -> u64 {
+        self.device_bytes.get(index).map_or(0, |bytes| bytes.load(Ordering::Acquire))
+    }
+
+    /// A device is about to become replica `index`, and its label says this size.
+    pub fn set_device_bytes(&self, index: usize, bytes: u64) {
+        if let Some(known) = self.device_bytes.get(index) {
+            known.store(bytes, Ordering::Release);
+        }
+    }
+
     /// The last durable generation.
     pub fn generation(&self) -> Generation {
         Generation(self.generation.load(Ordering::Acquire))
@@ -275,9 +314,13 @@ impl Store {
         Usage { total_blocks: map.total(), free_blocks: map.free(), reserved_blocks: self.reserve }
     }
 
-    /// A registry of this version is in force: the next root records it, and no older one is accepted after that.
-    /// Says whether that is news.
-    pub fn saw_registry(&self, version: u64) -> bool {
+    /// This registry is in force: its policy says how many replicas at how many sites must be in sync for changes, the next
+    /// root records its version, and no older one is accepted after that. Says whether the version is news.
+    pub fn saw_registry(&self, registry: &Arc<VerifiedRegistry>) -> bool {
+        let mut quorum = lock(&self.quorum);
+        (quorum.registry, quorum.suspended) = (Some(registry.clone()), None);
+        self.enough.store(0, Ordering::Release);
+        let version = registry.version();
         self.registry_version.fetch_max(version, Ordering::AcqRel) < version
     }
 
@@ -292,20 +335,90 @@ impl Store {
         std::mem::replace(&mut *lock(&self.trust), digest) != digest
     }
 
-    /// Whether changes are possible.
+    /// Whether users' changes are possible: the store is not poisoned, and the policy lets the replicas that are in sync at
+    /// this moment take writes together. When it does not, that ends by itself once enough of them are in sync again.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] with the reason when not.
     pub fn writable(&self) -> Result<()> {
-        match self.poisoned.get() {
-            None => Ok(()),
-            Some(reason) => Err(Error::ReadOnly(reason.clone())),
+        self.unpoisoned()?;
+        let in_sync = self.mirror.in_sync();
+        if in_sync != 0 && self.enough.load(Ordering::Acquire) == in_sync {
+            return Ok(());
         }
+        self.judge(in_sync).map_or(Ok(()), |lacking| Err(Error::ReadOnly(lacking)))
+    }
+
+    /// Whether the volume's own changes are possible, which do not wait for the policy's number of replicas: what was
+    /// answered before is committed to those that are left, and a resync is what brings the others back.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`] with the reason when not.
+    pub fn committable(&self) -> Result<()> {
+        self.unpoisoned()?;
+        if self.mirror.in_sync() == 0 { Err(Error::ReadOnly(self.nothing_in_sync())) } else { Ok(()) }
+    }
+
+    fn unpoisoned(&self) -> Result<()> {
+        self.poisoned.get().map_or(Ok(()), |reason| Err(Error::ReadOnly(reason.clone())))
+    }
+
+    fn nothing_in_sync(&self) -> String {
+        format!("no replica is in sync: {}", self.mirror.reasons())
+    }
+
+    /// Refuses users' changes until the policy has looked again ([`Store::saw_registry`]).
+    pub fn suspend(&self, reason: String) {
+        lock(&self.quorum).suspended = Some(reason);
+        self.enough.store(0, Ordering::Release);
+    }
+
+    /// Why the policy would not let these replicas take writes together; nothing when it would.
+    pub fn lacks(&self, replicas: u64) -> Option<String> {
+        let registry = lock(&self.quorum).registry.clone();
+        self.examine_together(registry.as_deref(), replicas)
+    }
+
+    fn examine_together(&self, registry: Option<&VerifiedRegistry>, replicas: u64) -> Option<String> {
+        if replicas == 0 {
+            return Some(self.nothing_in_sync());
+        }
+        let registry = registry?;
+        let members = (0..self.mirror.len()).filter(|index| replicas >> index & 1 == 1);
+        let entries: Vec<Arc<ApprovedEntry>> =
+            members.filter_map(|index| Some(self.mirror.device(index)?.registry_entry())).collect();
+        let entries: Vec<&ApprovedEntry> = entries.iter().map(AsRef::as_ref).collect();
+        let reasons: Vec<String> = examine_set(registry, &entries).iter().map(ToString::to_string).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
+    /// Why the policy does not let the replicas `in_sync` take writes together; nothing when it does.
+    fn judge(&self, in_sync: u64) -> Option<String> {
+        let mut quorum = lock(&self.quorum);
+        let lacking = self.examine_together(quorum.registry.as_deref(), in_sync).or_else(|| quorum.suspended.clone());
+        if lacking.is_none() {
+            self.enough.store(in_sync, Ordering::Release);
+        }
+        if quorum.lacking.is_some() != lacking.is_some() && self.poisoned.get().is_none() {
+            match &lacking {
+                Some(reason) => log::error!("changes are refused until enough replicas are in sync: {reason}"),
+                None => log::warn!("enough replicas are in sync again: changes are accepted"),
+            }
+        }
+        quorum.lacking.clone_from(&lacking);
+        lacking
+    }
+
+    /// Why the volume takes no change until it is mounted again; nothing when what refuses changes can be mended.
+    pub fn poisoned(&self) -> Option<&str> {
+        self.poisoned.get().map(String::as_str)
     }
 
     /// Makes the volume read-only for good; the first reason stays.
     pub fn poison(&self, reason: String) {
-        log::error!("the volume is read-only from now on: {reason}");
+        if self.poisoned.get().is_none() {
+            log::error!("the volume is read-only until it is mounted again: {reason}");
+        }
         self.poison_quietly(reason);
     }
 
@@ -313,6 +426,11 @@ impl Store {
     pub fn poison_quietly(&self, reason: String) {
         // The first reason is the cause, later ones are consequences.
         let _ = self.poisoned.set(reason);
+    }
+
+    /// The newest durable root.
+    pub fn root(&self) -> Root {
+        lock(&self.commit).root
     }
 
     /// Whether space is so short that the batch, of `operations` so far, must be committed before the next one.

@@ -34,6 +34,7 @@ use crate::units::{Generation, Uuid};
 pub mod audit;
 mod check;
 mod create;
+mod members;
 mod open;
 mod place;
 pub mod recovery;
@@ -42,6 +43,7 @@ pub mod witness;
 
 pub use check::{CheckReport, Damage};
 pub use create::{CreateOptions, create};
+pub use members::Members;
 pub use open::{Open, ReplicaStatus, Status};
 pub use place::{Holding, Place, Portion};
 
@@ -155,6 +157,18 @@ pub enum Error {
     /// Features this program only knows how to read.
     #[error("volume {0} uses features that this program can only read: mount it read-only (-o ro)")]
     ReadOnlyFeatures(Uuid),
+    /// A replica that is not taken back into the volume in use.
+    #[error("{replica} is not taken back: {why}")]
+    Rejoin {
+        /// The replica or the device.
+        replica: String,
+        /// Stable reason code.
+        code: &'static str,
+        /// Why, and what to do.
+        why: String,
+        /// What kind of failure.
+        kind: ErrorKind,
+    },
     /// The key hierarchy.
     #[error(transparent)]
     Crypto(#[from] crypto::Error),
@@ -184,6 +198,7 @@ impl Error {
             Self::Registry(_) | Self::RolledBack { .. } | Self::Diverged(_) => ErrorKind::Refused,
             Self::NotEnrolled { .. } | Self::ReadOnlyFeatures(_) => ErrorKind::NotAVolume,
             Self::Incomplete { .. } => ErrorKind::Degraded,
+            Self::Rejoin { kind, .. } => *kind,
             Self::NoRoot(_) => ErrorKind::Integrity,
             Self::Crypto(crypto::Error::WrongKey) => ErrorKind::WrongKey,
             Self::Crypto(_) | Self::System { .. } => ErrorKind::Io,
@@ -340,6 +355,11 @@ impl Sealed {
     }
 }
 
+/// The newest root of each replica, as [`recovery::choose`] wants them.
+fn newest(rings: &[Option<Vec<Root>>]) -> Vec<Option<Option<Root>>> {
+    rings.iter().map(|ring| ring.as_ref().map(|ring| ring.first().copied())).collect()
+}
+
 fn areas(damaged: Vec<(label::Area, label::Error)>) -> Vec<label::Area> {
     damaged.into_iter().map(|(area, _)| area).collect()
 }
@@ -349,6 +369,14 @@ struct Replica {
     header: Header,
     /// Label copies to write anew.
     damaged: Vec<label::Area>,
+}
+
+impl Replica {
+    /// Whether the volume's newest label names this replica.
+    fn is_enrolled_in(&self, volume: &Header) -> bool {
+        let row = volume.replicas.get(usize::from(self.header.replica_index)).and_then(Option::as_ref);
+        row.is_some_and(|row| row.device == self.header.device) && self.header.data_blocks == volume.data_blocks
+    }
 }
 
 /// A volume whose key is known and whose labels are authentic.
@@ -365,9 +393,7 @@ impl Assembled {
         let newest = replicas.iter().max_by_key(|replica| replica.header.sequence);
         let header = newest.map(|replica| replica.header.clone()).ok_or(Error::DeviceCount { found: 0 })?;
         for replica in &replicas {
-            let row = header.replicas.get(usize::from(replica.header.replica_index)).and_then(Option::as_ref);
-            let enrolled = row.is_some_and(|row| row.device == replica.header.device);
-            if !enrolled || replica.header.data_blocks != header.data_blocks {
+            if !replica.is_enrolled_in(&header) {
                 let device = replica.device.name().to_owned();
                 return Err(Error::NotEnrolled { device, volume: header.volume });
             }
@@ -414,30 +440,28 @@ impl Assembled {
         Ok(())
     }
 
-    /// Reads the root rings of every replica present: what [`recovery::choose`] decides on.
-    fn roots(&self) -> Vec<Option<Option<Root>>> {
+    /// Reads the root rings of every replica, the newest root first; none for a replica that is not there.
+    fn rings(&self) -> Vec<Option<Vec<Root>>> {
         let count = self.header.replicas.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         let mut found = vec![None; count];
         for replica in &self.replicas {
             let device = &replica.device;
             let roots = label::read_roots(&**device, replica.header.device_bytes, &self.keys, self.header.volume);
-            let newest = match roots {
-                Ok(roots) => roots.into_iter().max_by_key(|root| (root.epoch, root.generation)),
-                Err(error) => {
-                    log::warn!("{}: root ring: {error}", device.name());
-                    None
-                }
-            };
+            let roots = roots.unwrap_or_else(|error| {
+                log::warn!("{}: root ring: {error}", device.name());
+                Vec::new()
+            });
             if let Some(slot) = found.get_mut(usize::from(replica.header.replica_index)) {
-                *slot = Some(newest);
+                *slot = Some(roots);
             }
         }
         found
     }
 
     /// Decides which root to go on from and what each replica is.
-    fn choose(&self, roots: &[Option<Option<Root>>], degraded: bool) -> Result<recovery::Choice, Error> {
-        let choice = recovery::choose(roots).map_err(|conflict| match conflict {
+    fn choose(&self, rings: &[Option<Vec<Root>>], degraded: bool) -> Result<recovery::Choice, Error> {
+        let has = |index: usize, root: &Root| matches!(rings.get(index), Some(Some(ring)) if ring.contains(root));
+        let choice = recovery::choose(&newest(rings), &has).map_err(|conflict| match conflict {
             recovery::Conflict::NoRoot => Error::NoRoot(self.header.volume),
             recovery::Conflict::Diverged { one, other } => {
                 Error::Diverged(format!("{} and {} each went on without the other", self.name(one), self.name(other)))

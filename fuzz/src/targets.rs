@@ -240,11 +240,14 @@ pub fn root(data: &[u8]) {
             _ => Some(opened),
         });
     }
-    if let Ok(choice) = recovery::choose(&roots) {
+    if let Ok(choice) = recovery::choose(&roots, &|_, _| false) {
         assert_eq!(choice.states.len(), roots.len());
         assert!(roots.iter().flatten().flatten().any(|root| *root == choice.root));
     }
 }
+
+/// Fields of an answer and their bytes.
+type Answers = Vec<(String, Vec<u8>)>;
 
 /// The kernel as a text describes it: the format of `tests/policy/fixtures`, lines that make no sense left out.
 struct Tree {
@@ -253,7 +256,7 @@ struct Tree {
     links: BTreeMap<PathBuf, PathBuf>,
     loops: BTreeMap<String, LoopStatus>,
     /// What devices answer, by kind and number: pairs of a field and its bytes.
-    answers: BTreeMap<(String, String), Vec<(String, Vec<u8>)>>,
+    answers: BTreeMap<(String, String), Answers>,
 }
 
 impl Tree {
@@ -315,7 +318,7 @@ const DRIVERS: &[u8] =
     b"Block devices:\n  7 loop\n  8 sd\n  9 md\n 43 nbd\n253 device-mapper\n254 virtblk\n259 blkext\n";
 
 /// `KIND NUMBER: FIELD VALUE; …`, a value in hexadecimal digits as bytes, any other as its text.
-fn answer(line: &str) -> Option<(String, String, Vec<(String, Vec<u8>)>)> {
+fn answer(line: &str) -> Option<(String, String, Answers)> {
     let (head, fields) = line.split_once(": ")?;
     let (kind, number) = head.split_once(' ')?;
     let field = |text: &str| {

@@ -55,6 +55,12 @@ pub(super) fn refusal(code: ReasonCode, text: String) -> Failure {
     Failure::new(ExitCode::Refused, code.as_str(), text).advise(code.remedy())
 }
 
+/// Opens one device and has the policy examine it. Nothing is written.
+pub(super) fn approve_one(path: &Path, registry: &VerifiedRegistry, access: Access) -> Result<ApprovedDevice, Failure> {
+    let device = RawDevice::open(path, access)?;
+    Ok(ApprovedDevice::approve(Arc::new(device), registry, &HostFacts::read(&Kernel), today()?)?)
+}
+
 /// The same device twice would otherwise be "in use": by ourselves.
 fn refuse_repeated(paths: &[PathBuf]) -> Result<(), Failure> {
     let mut seen: Vec<(PathBuf, &Path)> = Vec::new();
@@ -154,6 +160,7 @@ fn reason(error: &volume::Error) -> &'static str {
         E::Registry(_) => "registry-other",
         E::Incomplete { .. } => "volume-incomplete",
         E::Diverged(_) => "volume-diverged",
+        E::Rejoin { code, .. } => code,
         E::NoRoot(_) => "volume-no-root",
         E::RolledBack { .. } => "volume-rolled-back",
         E::ReadOnlyFeatures(_) => "format-read-only",

@@ -69,6 +69,22 @@ fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Failure> {
     Ok(found.into_iter().map(|(path, _)| path).collect())
 }
 
+/// Device nodes whose label claims to be this replica. Nothing read here is authenticated.
+pub(super) fn replica(volume: Uuid, index: usize) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/class/block").into_iter().flatten().flatten() {
+        let path = Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/"));
+        let Ok(device) = RawDevice::open(&path, Access::SharedRead) else { continue };
+        let Ok(label) = label::read(&device) else { continue };
+        let claims = label.newest.claims();
+        if claims.volume == volume && usize::from(claims.replica_index) == index {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
 /// Whether the topmost mount at `mountpoint` is one of ours whose daemon has died. Attributes stay cached after that;
 /// opening does not.
 pub(super) fn is_dead_mount(mountpoint: &Path) -> bool {

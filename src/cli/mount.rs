@@ -2,6 +2,7 @@
 
 mod daemon;
 mod refusal;
+mod resync;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

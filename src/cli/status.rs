@@ -97,6 +97,10 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
     if !volume.sovereign {
         writeln!(out, "  NOT SOVEREIGN: laboratory registry")?;
     }
+    if volume.watch.interval_s > 0 && !(volume.watch.devices && volume.watch.files) {
+        let every = volume.watch.interval_s;
+        writeln!(out, "  the kernel does not tell of every change here: devices are looked at every {every} s")?;
+    }
     for replica in &volume.replicas {
         write_replica(out, replica)?;
     }

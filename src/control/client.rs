@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::line;
-use super::protocol::{Answer, Problem, Request, VolumeStatus};
+use super::protocol::{Answer, Problem, Request, ResyncAnswer, VolumeStatus};
 use crate::units::Uuid;
 
 /// Longest wait for an answer. A sync may have to wait for slow disks.
@@ -87,6 +87,18 @@ impl Client {
     pub fn seal(&self) -> Result<(String, String), ClientError> {
         match self.ask(Request::Seal)?.0 {
             Answer::Sealed { seal, signature } => Ok((seal, signature)),
+            _ => Err(ClientError::Unexpected(self.path.clone())),
+        }
+    }
+
+    /// Has replicas brought back: the one that is named, by its device node or its identifier in the registry, or all that are
+    /// not in use. Returns before what they lack is copied.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; what became of each replica is in the answer.
+    pub fn resync(&self, replica: Option<String>) -> Result<ResyncAnswer, ClientError> {
+        match self.ask(Request::Resync { replica })?.0 {
+            Answer::Resync(answer) => Ok(answer),
             _ => Err(ClientError::Unexpected(self.path.clone())),
         }
     }
@@ -194,6 +206,13 @@ mod tests {
         fn seal(&self) -> Result<(String, String), Problem> {
             Ok(("seal\n".into(), "signature".into()))
         }
+
+        fn resync(&self, replica: Option<&str>) -> ResyncAnswer {
+            if replica == Some("slow") {
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            ResyncAnswer { exit: 3, ..ResyncAnswer::default() }
+        }
     }
 
     const UUID: Uuid = Uuid::from_random([7; 16]);
@@ -225,6 +244,35 @@ mod tests {
         assert!(records.iter().map(String::len).sum::<usize>() > limits::AUDIT_PAGE_BYTES_MAX);
         assert!(client.audit(records.len() as u64).unwrap().is_empty());
         assert_eq!(client.seal().unwrap(), ("seal\n".into(), "signature".into()));
+    }
+
+    #[test]
+    fn a_resync_holds_nobody_else_up_and_is_one_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let _server = start(dir.path());
+        let client = Client::new(dir.path(), UUID);
+        assert_eq!(client.resync(None).unwrap().exit, 3);
+        let slow = std::thread::spawn({
+            let client = client.clone();
+            move || loop {
+                // The one below may be first.
+                if let Ok(answer) = client.resync(Some("slow".into())) {
+                    break answer;
+                }
+            }
+        });
+        let begin = std::time::Instant::now();
+        // Whichever comes first, the other is told; and the status is there at once.
+        let refused = loop {
+            assert_eq!(client.status().unwrap(), sample());
+            match client.resync(None) {
+                Err(ClientError::Refused(problem)) => break problem,
+                _ => assert!(begin.elapsed() < Duration::from_secs(5), "never two at once"),
+            }
+        };
+        assert_eq!(refused.code, "resync-busy");
+        assert!(!slow.is_finished(), "the others waited for it");
+        assert_eq!(slow.join().unwrap().exit, 3);
     }
 
     #[test]

@@ -134,7 +134,7 @@ pub fn place(open: &Open, registry: &VerifiedRegistry, ino: Ino) -> fs::Result<F
     let (is_file, changed) = (place.attr.kind == Kind::File, (place.attr.ctime.s, place.attr.ctime.ns));
     let with_holding = status.replicas.iter().zip(&place.replicas).enumerate();
     let replicas = with_holding.map(|(index, (status, holding))| {
-        let shown = report::replica(status, registry, mirror.device(index).map(AsRef::as_ref));
+        let shown = report::replica(status, registry, mirror.device(index).as_deref());
         replica(shown, registry, holding, is_file && place.committed, changed)
     });
     Ok(FilePlace {

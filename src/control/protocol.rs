@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// The volume's status.
@@ -20,6 +20,12 @@ pub enum Request {
     },
     /// A signed statement of where the audit trail ends.
     Seal,
+    /// Bring replicas back that are not in use.
+    Resync {
+        /// A device node or an identifier of the registry; every replica that is not in use when left out.
+        #[serde(default)]
+        replica: Option<String>,
+    },
 }
 
 /// What the daemon answers.
@@ -42,6 +48,8 @@ pub enum Answer {
         /// Content of a minisign signature file.
         signature: String,
     },
+    /// To [`Request::Resync`].
+    Resync(ResyncAnswer),
     /// What was asked for has happened.
     Done,
     /// It has not.
@@ -55,6 +63,39 @@ pub struct Problem {
     pub code: String,
     /// What happened and what to do.
     pub text: String,
+}
+
+/// Which replicas came back, and why others did not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncAnswer {
+    /// Those that are in use now.
+    pub returned: Vec<Returned>,
+    /// Why others are not, one for each.
+    pub problems: Vec<NotReturned>,
+    /// Exit code for the command, of the first problem; 0 without any.
+    pub exit: u8,
+}
+
+/// Why a replica is not in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotReturned {
+    /// Stable reason code.
+    pub code: String,
+    /// What happened and why.
+    pub text: String,
+    /// What to do; may be empty.
+    pub advice: String,
+}
+
+/// A replica that is in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returned {
+    /// Its identifier in the registry.
+    pub registry_id: String,
+    /// Its device node.
+    pub device: String,
+    /// Whether it is being resynced; else it is in sync.
+    pub resyncing: bool,
 }
 
 /// The document that `scelle status --json` prints.
@@ -105,6 +146,9 @@ pub struct VolumeStatus {
     /// What is wrong and what to do, in sentences; empty when healthy.
     #[serde(default)]
     pub advice: Vec<Reason>,
+    /// What makes the daemon look at registry and devices again.
+    #[serde(default)]
+    pub watch: WatchStatus,
     /// Where the audit trail ends.
     #[serde(default)]
     pub audit: AuditStatus,
@@ -119,6 +163,17 @@ pub struct AuditStatus {
     pub head: String,
     /// The public key that verifies exports, as minisign writes it.
     pub key: String,
+}
+
+/// What makes the daemon look at registry and devices again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchStatus {
+    /// The kernel's messages about devices.
+    pub devices: bool,
+    /// The kernel's messages about the registry's folder.
+    pub files: bool,
+    /// The clock, at least so often, in seconds.
+    pub interval_s: u64,
 }
 
 /// Room on each replica.
@@ -245,6 +300,7 @@ pub(super) fn sample() -> VolumeStatus {
         pid: 1,
         advice: Vec::new(),
         audit: AuditStatus { records: 3, head: "ab".into(), key: "RWQ".into() },
+        watch: WatchStatus { devices: true, files: true, interval_s: 30 },
     }
 }
 
@@ -296,6 +352,10 @@ mod tests {
         let text = serde_json::to_string(&Request::Audit { after: 7 }).unwrap();
         assert_eq!(text, r#"{"request":"audit","after":7}"#);
         assert_eq!(serde_json::from_str::<Request>(r#"{"request":"status"}"#).unwrap(), Request::Status);
+        let one = Request::Resync { replica: Some("/dev/sda".into()) };
+        assert_eq!(serde_json::from_str::<Request>(r#"{"request":"resync","replica":"/dev/sda"}"#).unwrap(), one);
+        let all = Request::Resync { replica: None };
+        assert_eq!(serde_json::from_str::<Request>(r#"{"request":"resync"}"#).unwrap(), all);
         for bad in [r#"{"request":"format"}"#, "{}", "[]", "null", ""] {
             assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
         }

@@ -2,6 +2,7 @@
 
 use super::protocol::{
     AuditStatus, Capacity, Errors, Reason, RegistryStatus, Replica, Resync, Scrub, State, Verdict, VolumeStatus,
+    WatchStatus,
 };
 use crate::mirror;
 use crate::policy::ApprovedDevice;
@@ -20,12 +21,11 @@ pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concer
         (None, false) => State::Healthy,
     };
     let mut advice = concerns.to_vec();
-    advice.extend(
-        status
-            .read_only
-            .iter()
-            .map(|why| Reason { code: "read-only".into(), text: format!("no change is accepted: {why}") }),
-    );
+    advice.extend(status.read_only.iter().map(|why| {
+        let until =
+            if status.needs_remount { "" } else { ". Changes are accepted again once enough replicas are in sync" };
+        Reason { code: "read-only".into(), text: format!("no change is accepted: {why}{until}") }
+    }));
     advice.extend(status.replicas.iter().filter_map(advise));
     let mirror = open.store().mirror();
     let replicas = status.replicas.iter().enumerate();
@@ -46,11 +46,12 @@ pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concer
             valid_until: registry.valid_until().to_string(),
             signatures: registry.signers().to_vec(),
         },
-        replicas: replicas.map(|(i, r)| replica(r, registry, mirror.device(i).map(AsRef::as_ref))).collect(),
+        replicas: replicas.map(|(i, r)| replica(r, registry, mirror.device(i).as_deref())).collect(),
         scrub: Scrub::default(),
         pid: std::process::id(),
         advice,
         audit: AuditStatus { records: audit.records, head: audit.digest.to_string(), key: audit.public_key },
+        watch: WatchStatus::default(),
     }
 }
 
@@ -59,10 +60,18 @@ fn advise(replica: &ReplicaStatus) -> Option<Reason> {
     let id = &replica.registry_id;
     let what = match replica.state {
         mirror::State::InSync | mirror::State::Resyncing => return None,
-        mirror::State::Stale => format!("{id} was left behind by earlier commits: {why}. It is not written to"),
-        mirror::State::Missing => format!("{id} is not there. Attach it and mount again"),
-        mirror::State::Faulty => format!("{id} failed: {why}. Have the device looked at or replaced"),
-        mirror::State::Refused => format!("{id} is refused by the policy: {why}. See scelle device inspect"),
+        mirror::State::Stale => {
+            format!("{id} was left behind by earlier commits: {why}. It is not written to until scelle replica resync")
+        }
+        mirror::State::Missing => format!("{id} is not there. Attach it, then scelle replica resync"),
+        mirror::State::Faulty => {
+            format!("{id} failed: {why}. Have the device looked at; then scelle replica resync, or replace it")
+        }
+        mirror::State::Refused => {
+            format!(
+                "{id} is refused by the policy: {why}. See scelle device inspect; once approved it comes back by itself"
+            )
+        }
     };
     Some(Reason { code: format!("replica-{}", state_name(replica.state)), text: what })
 }

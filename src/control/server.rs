@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::line;
-use super::protocol::{Answer, Problem, Request, VolumeStatus};
+use super::protocol::{Answer, Problem, Request, ResyncAnswer, VolumeStatus};
 
 /// Longest wait for a client to send its request or to take its answer.
 const CLIENT_WAIT: Duration = Duration::from_secs(2);
@@ -41,6 +41,10 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// Why not.
     fn seal(&self) -> Result<(String, String), Problem>;
+
+    /// Brings back the replica that is named, or all that are not in use. May take as long as a device that does not answer:
+    /// it is called on a thread of its own, and never twice at once.
+    fn resync(&self, replica: Option<&str>) -> ResyncAnswer;
 }
 
 /// The listening socket and the thread that serves it.
@@ -55,6 +59,7 @@ pub struct Server {
 struct Shared {
     ending: AtomicBool,
     awaiting: Mutex<Vec<UnixStream>>,
+    resyncing: AtomicBool,
 }
 
 impl Server {
@@ -68,7 +73,7 @@ impl Server {
         let shared = Arc::new(Shared::default());
         let thread = std::thread::Builder::new().name("control".into()).spawn({
             let shared = Arc::clone(&shared);
-            move || serve(&listener, &shared, handler.as_ref())
+            move || serve(&listener, &shared, &handler)
         })?;
         Ok(Self { path, shared, thread: Some(thread) })
     }
@@ -126,7 +131,7 @@ fn bind_privately(dir: &Path, name: &str, path: &Path) -> io::Result<UnixListene
     bound
 }
 
-fn serve(listener: &UnixListener, shared: &Shared, handler: &dyn Handler) {
+fn serve(listener: &UnixListener, shared: &Arc<Shared>, handler: &Arc<dyn Handler>) {
     loop {
         let accepted = listener.accept();
         if shared.ending.load(Ordering::SeqCst) {
@@ -143,10 +148,17 @@ fn serve(listener: &UnixListener, shared: &Shared, handler: &dyn Handler) {
     }
 }
 
-fn serve_one(mut stream: UnixStream, shared: &Shared, handler: &dyn Handler) {
+fn serve_one(mut stream: UnixStream, shared: &Arc<Shared>, handler: &Arc<dyn Handler>) {
     let answer = match line::receive::<Request>(&mut stream, Some(CLIENT_WAIT)) {
         Ok(Request::Status) => Answer::Status(Box::new(handler.status())),
         Ok(Request::Sync) => handler.sync().map_or_else(Answer::Error, |()| Answer::Done),
+        Ok(Request::Resync { replica }) => match resync(stream, replica, shared, handler) {
+            Ok(()) => return,
+            Err((back, problem)) => {
+                stream = back;
+                Answer::Error(problem)
+            }
+        },
         Ok(Request::AwaitEnd) => Answer::Waiting { pid: std::process::id() },
         Ok(Request::Audit { after }) => handler.audit(after).map_or_else(Answer::Error, Answer::Records),
         Ok(Request::Seal) => {
@@ -164,4 +176,32 @@ fn serve_one(mut stream: UnixStream, shared: &Shared, handler: &dyn Handler) {
             awaiting.push(stream);
         }
     }
+}
+
+/// Has a resync begun on a thread of its own, which answers. Gives the client back with the reason when it does not.
+fn resync(
+    stream: UnixStream,
+    replica: Option<String>,
+    shared: &Arc<Shared>,
+    handler: &Arc<dyn Handler>,
+) -> Result<(), (UnixStream, Problem)> {
+    let problem = |text: &str| Problem { code: "resync-busy".into(), text: text.into() };
+    if shared.resyncing.swap(true, Ordering::SeqCst) {
+        return Err((stream, problem("another resync is being begun, or waits for a device: try again")));
+    }
+    let (theirs, handler) = (Arc::clone(shared), Arc::clone(handler));
+    let Ok(mut answering) = stream.try_clone() else {
+        shared.resyncing.store(false, Ordering::SeqCst);
+        return Err((stream, problem("out of file descriptors: try again")));
+    };
+    let spawned = std::thread::Builder::new().name("resync".into()).spawn(move || {
+        let answer = Answer::Resync(handler.resync(replica.as_deref()));
+        theirs.resyncing.store(false, Ordering::SeqCst);
+        // A client that has gone away does not want to know.
+        let _ = line::send(&mut answering, &answer, CLIENT_WAIT);
+    });
+    spawned.map(drop).map_err(|_| {
+        shared.resyncing.store(false, Ordering::SeqCst);
+        (stream, problem("no thread can be started: try again"))
+    })
 }

@@ -10,10 +10,11 @@ impl Fs {
     /// It is durable when [`Fs::durable_changes`] is as great as the number returned.
     ///
     /// # Errors
-    /// When the volume takes no changes; then nothing was added.
+    /// When the volume can commit nothing; then nothing was added.
     pub fn append_audit(&self, make: impl FnOnce(Option<(u64, Vec<u8>)>) -> Vec<Vec<u8>>) -> Result<u64> {
-        self.admit()?;
-        self.change(|tx| {
+        self.store.committable()?;
+        self.make_room()?;
+        self.change_unasked(|tx| {
             let last = tx.audit_last(u64::MAX)?;
             let mut seq = last.as_ref().map_or(0, |(seq, _)| *seq);
             for record in make(last) {

@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Instant};
 
-use super::{Fs, Result, lock};
+use super::{Error, Fs, Result, lock};
 use crate::units::Generation;
 
 /// What the last commit took along.
@@ -10,6 +10,8 @@ use crate::units::Generation;
 pub(super) struct Committed {
     /// `Fs::changes` when it began.
     changes: u64,
+    /// The same of the last commit after which enough replicas for the policy were in sync.
+    enough: u64,
 }
 
 impl Fs {
@@ -19,11 +21,21 @@ impl Fs {
     /// next, again for all. Operations go on meanwhile: only taking the pages over holds them up.
     ///
     /// # Errors
-    /// Of the store; then nothing is known to be durable beyond the previous commit, and the store takes no more writes.
+    /// [`Error::NotDurable`] when the store takes no writes, or fewer replicas hold the operations than the policy asks for;
+    /// else of the store; then nothing is known to be durable beyond the previous commit, and it takes no more writes.
     pub fn sync(&self) -> Result<()> {
         let wanted = self.changes.load(Ordering::Acquire);
         let mut committed = lock(&self.commit);
-        if committed.changes >= wanted { Ok(()) } else { self.commit_in(&mut committed) }
+        if committed.changes < wanted {
+            self.commit_in(&mut committed).map_err(Error::of_accepted)?;
+        }
+        if committed.enough >= self.asked.load(Ordering::Acquire).min(wanted) {
+            return Ok(());
+        }
+        // Too few replicas were in sync; those that came back have everything.
+        self.store.writable().map_err(Error::NotDurable)?;
+        committed.enough = committed.changes;
+        Ok(())
     }
 
     /// As [`Fs::sync`], but commits even when no operation waits: for what else a root records, and to make blocks free
@@ -46,6 +58,8 @@ impl Fs {
     }
 
     fn commit_in(&self, committed: &mut Committed) -> Result<()> {
+        // What no replica can take stays where it is, until one comes back.
+        self.store.committable()?;
         let (batch, changes) = {
             let mut meta = self.meta();
             let batch = meta
@@ -59,12 +73,20 @@ impl Fs {
         self.store.commit(batch)?;
         committed.changes = changes;
         self.durable.store(changes, Ordering::Release);
+        if self.store.writable().is_ok() {
+            committed.enough = changes;
+        }
         Ok(())
     }
 
     /// How many operations since the mount are on stable storage. Never waits.
     pub fn durable_changes(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
+    }
+
+    /// Whether every operation that somebody asked for is on the devices.
+    pub fn is_clean(&self) -> bool {
+        lock(&self.commit).changes >= self.asked.load(Ordering::Acquire)
     }
 
     /// When the oldest operation was done that no commit has begun to write; `None` when there is none.

@@ -139,9 +139,9 @@ impl Fs {
     /// second write within one tick of its clock. So times that can be the right ones are left alone.
     ///
     /// # Errors
-    /// As [`Fs::write`].
+    /// As [`Fs::write`]; but a store that takes no writes is [`Error::NotDurable`]: whoever wrote was told that it was done.
     pub fn write_back(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
-        self.write_stamped(ino, offset, data, Stamp::IfOld)
+        self.write_stamped(ino, offset, data, Stamp::IfOld).map_err(Error::of_accepted)
     }
 
     fn write_stamped(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp) -> Result<usize> {

@@ -56,6 +56,9 @@ pub enum Error {
     /// No free block.
     #[error("no space left on the volume")]
     NoSpace,
+    /// What was written cannot be made durable as the policy asks.
+    #[error("what was written is not durable: {0}")]
+    NotDurable(#[source] pages::Error),
     /// The page store refused or failed.
     #[error(transparent)]
     Store(#[from] pages::Error),
@@ -98,7 +101,15 @@ impl Error {
             Self::Stale => libc::ESTALE,
             Self::NoSpace | Self::Store(pages::Error::NoSpace) => libc::ENOSPC,
             Self::Store(pages::Error::ReadOnly(_)) => libc::EROFS,
-            Self::Store(_) | Self::Meta(_) => libc::EIO,
+            Self::NotDurable(_) | Self::Store(_) | Self::Meta(_) => libc::EIO,
+        }
+    }
+
+    /// The same of a call that makes durable what was accepted before: "read-only" is then no answer but a loss.
+    pub(super) fn of_accepted(self) -> Self {
+        match self {
+            Self::Store(error @ pages::Error::ReadOnly(_)) => Self::NotDurable(error),
+            other => other,
         }
     }
 

@@ -29,6 +29,8 @@ pub(super) struct Ticket {
     pub asked: u64,
     /// Those that have flushed.
     pub done: AtomicU64,
+    /// What was submitted in earlier rounds is covered by it ([`super::written`]).
+    pub round: u64,
 }
 
 #[derive(Default)]
@@ -36,6 +38,8 @@ struct Inner {
     jobs: VecDeque<Job>,
     /// Runs that the thread is writing at this moment.
     current: Vec<u64>,
+    /// The thread has a job, from the moment it leaves the queue.
+    taken: bool,
     /// The thread sleeps, and nobody has undertaken to wake it.
     idle: bool,
 }
@@ -43,8 +47,6 @@ struct Inner {
 pub(super) struct Queue {
     inner: Mutex<Inner>,
     filled: Condvar,
-    /// Failed writes and flushes.
-    pub errors: AtomicU64,
     began: Instant,
     /// When the thread took the job that it is at: nanoseconds since `began`, at least 1; 0 when it is at none.
     busy: AtomicU64,
@@ -52,13 +54,7 @@ pub(super) struct Queue {
 
 impl Queue {
     pub fn new() -> Self {
-        Self {
-            inner: Mutex::default(),
-            filled: Condvar::new(),
-            errors: AtomicU64::new(0),
-            began: Instant::now(),
-            busy: AtomicU64::new(0),
-        }
+        Self { inner: Mutex::default(), filled: Condvar::new(), began: Instant::now(), busy: AtomicU64::new(0) }
     }
 
     /// The thread begins or ends a job.
@@ -97,8 +93,10 @@ impl Queue {
     /// it covers.
     pub fn take(&self) -> (VecDeque<Job>, Vec<u64>) {
         let mut inner = self.lock();
+        inner.taken = false;
         loop {
             if let Some(job) = inner.jobs.pop_front() {
+                inner.taken = true;
                 let taken = gather(&mut inner.jobs, job);
                 let runs: Vec<u64> = taken
                     .iter()
@@ -125,6 +123,17 @@ impl Queue {
             inner.current.clear();
             runs
         }
+    }
+
+    /// Jobs that wait.
+    pub fn len(&self) -> usize {
+        self.lock().jobs.len()
+    }
+
+    /// Whether nothing waits and the thread has nothing in hand that it might still carry out.
+    pub fn is_at_rest(&self) -> bool {
+        let inner = self.lock();
+        inner.jobs.is_empty() && !inner.taken
     }
 
     /// Drops everything queued; returns the runs of it, those being written included.

@@ -157,13 +157,17 @@ impl Store {
     /// already says what is true of epoch and membership.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`] when the store is poisoned; anything else poisons it.
+    /// [`Error::ReadOnly`] when the store is poisoned; anything else poisons it. Whoever would rather keep the batch than lose
+    /// it asks [`Store::committable`] before staging.
     pub fn commit(&self, batch: StagedBatch) -> Result<Generation> {
-        self.writable()?;
+        self.unpoisoned()?;
         let mut state = lock(&self.commit);
         let outcome = self.commit_in(&mut state, batch);
         if let Err(error) = &outcome {
-            self.poison(format!("a commit failed: {error}"));
+            self.poison(format!(
+                "a commit failed, and how much of it reached the devices is not known: {error}. What was fsynced is safe; \
+                 unmount and mount again, once enough replicas are approved and there"
+            ));
         }
         outcome
     }
@@ -213,12 +217,10 @@ impl Store {
             self.mirror.submit(run.addr, Arc::new(buf))?;
         }
         self.mirror.flush()?;
-        self.publish_root(state, generation)?;
         // A replica that failed in the middle of this must not be named by the root that is answered for: whoever mounts
         // it alone later would go on from an older state, and nothing would show that two histories exist.
-        while state.root.in_sync != self.mirror.in_sync() {
+        while self.publish_root(state, generation)? & state.root.in_sync != state.root.in_sync {
             generation = generation.next();
-            self.publish_root(state, generation)?;
         }
         given_up.extend(abandoned);
         self.release(state, generation.0, given_up)?;
@@ -283,8 +285,8 @@ impl Store {
         Ok(Entry { addr: at.addr, birth, id, tag })
     }
 
-    /// Writes the root to both label areas of every replica and flushes: the commit point.
-    fn publish_root(&self, state: &mut CommitState, generation: Generation) -> Result<()> {
+    /// Writes the root to both label areas of every replica and flushes: the commit point. Returns who has it.
+    fn publish_root(&self, state: &mut CommitState, generation: Generation) -> Result<u64> {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let root = Root {
             generation,
@@ -301,14 +303,14 @@ impl Store {
         let mut buf = AlignedBuf::zeroed(BLOCK_SIZE);
         buf.copy_from_slice(&sealed);
         let slot = label::slot(generation);
-        let device_bytes = |index: usize| self.device_bytes.get(index).copied().unwrap_or_default();
+        let device_bytes = |index: usize| self.device_bytes(index);
         self.mirror.submit_label(&Arc::new(buf), |index| label::slot_offsets(slot, device_bytes(index)));
-        self.mirror.flush()?;
+        let holders = self.mirror.flush()?;
         state.root = root;
-        self.mirror.set_durable(root.in_sync);
+        self.mirror.set_durable(root.in_sync, generation);
         self.generation.store(generation.0, Ordering::Release);
         lock(&self.staging).committing = Arc::default();
-        Ok(())
+        Ok(holders)
     }
 
     /// Makes runs available that generation `generation` gave up, and earlier ones, as far as no reader is left

@@ -1,6 +1,6 @@
 //! Every sealed unit of a volume, for `check`, scrub and resync.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use super::tree::{Entry, NodeId, TreeKind};
 use super::{Result, Store, data_binding, lock};
@@ -78,7 +78,7 @@ impl Store {
     /// # Errors
     /// When no in-sync replica has it. A write that fails fences `replica` instead.
     pub fn copy_unit(&self, unit: &Walk, replica: usize) -> Result<()> {
-        let mut good = AlignedBuf::zeroed(BLOCK_SIZE);
+        let mut good = AlignedBuf::scratch(BLOCK_SIZE);
         self.mirror.read(Run::new(unit.at.addr, 1), &mut |_, sealed| {
             let opens = self.opens(unit, sealed);
             if opens {
@@ -86,7 +86,7 @@ impl Store {
             }
             opens
         })?;
-        self.mirror.copy(replica, unit.at.addr, &good);
+        self.mirror.copy(replica, unit.at.addr, Arc::new(good));
         Ok(())
     }
 

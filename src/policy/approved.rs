@@ -10,7 +10,7 @@ use super::examine::examine_entry;
 use super::{Reason, ReasonCode, Verdict};
 use crate::device;
 use crate::device::host::HostFacts;
-use crate::device::identity::{FactsError, IdentifiedDevice};
+use crate::device::identity::{DeviceFacts, FactsError, IdentifiedDevice};
 use crate::registry::{Date, VerifiedRegistry};
 
 /// What the registry says of an approved device.
@@ -103,6 +103,8 @@ const FENCED: u8 = 2;
 struct State {
     entry: Arc<ApprovedEntry>,
     verdict: Verdict,
+    /// What the verdict rests on, if it could be read.
+    facts: Option<DeviceFacts>,
     fence: Option<Reason>,
 }
 
@@ -117,7 +119,7 @@ impl ApprovedDevice {
         host: &HostFacts,
         today: Date,
     ) -> Result<Self, Refused> {
-        let (verdict, entry) = judge(&*device, registry, host, today);
+        let (verdict, entry, facts) = judge(&*device, registry, host, today);
         match entry {
             Some(entry) if verdict.approved => Ok(Self {
                 device,
@@ -127,7 +129,7 @@ impl ApprovedDevice {
                 registry_version: AtomicU64::new(registry.version()),
                 laboratory: registry.is_laboratory(),
                 identity_digest: entry.identity_digest,
-                state: Mutex::new(State { entry: Arc::new(entry), verdict, fence: None }),
+                state: Mutex::new(State { entry: Arc::new(entry), verdict, facts, fence: None }),
             }),
             _ => Err(Refused { device: device.name().to_owned(), verdict: Box::new(verdict) }),
         }
@@ -137,7 +139,7 @@ impl ApprovedDevice {
     /// this returns, until a later recheck approves the same device. A [`fence`](Self::fence) stays, whatever is found.
     pub fn recheck(&self, registry: &VerifiedRegistry, host: &HostFacts, today: Date) -> Verdict {
         let _one_at_a_time = self.rechecking.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut verdict, entry) = judge(&*self.device, registry, host, today);
+        let (mut verdict, entry, facts) = judge(&*self.device, registry, host, today);
         if registry.version() < self.registry_version() {
             let text = format!("registry version {} after {}", registry.version(), self.registry_version());
             verdict.reasons.push(Reason::new(ReasonCode::RegistryRolledBack, text));
@@ -152,7 +154,7 @@ impl ApprovedDevice {
         }
         verdict.approved = verdict.reasons.is_empty() && entry.is_some();
         let mut state = self.lock();
-        state.verdict = verdict.clone();
+        (state.verdict, state.facts) = (verdict.clone(), facts);
         match entry {
             Some(entry) if verdict.approved => {
                 state.entry = Arc::new(entry);
@@ -164,6 +166,20 @@ impl ApprovedDevice {
             }
         }
         verdict
+    }
+
+    /// Whether the device, as it was when it was last looked at, will be approved on `day`. Changes nothing.
+    pub fn is_approved_on(&self, registry: &VerifiedRegistry, host: &HostFacts, day: Date) -> bool {
+        let state = self.lock();
+        state.verdict.approved
+            && state.facts.as_ref().is_some_and(|facts| examine_entry(registry, facts, host, day).0.approved)
+    }
+
+    /// Closes the gate as a refusing [`recheck`](Self::recheck) does, when the facts cannot even be read in time.
+    pub fn refuse(&self, reason: Reason) {
+        let mut state = self.lock();
+        state.verdict = Verdict::refused(reason);
+        self.gate.fetch_or(REFUSED, Ordering::SeqCst);
     }
 
     /// Closes the gate for the volume's own reason, e.g. after an error: from now on every write and flush fails with
@@ -321,7 +337,7 @@ fn judge(
     registry: &VerifiedRegistry,
     host: &HostFacts,
     today: Date,
-) -> (Verdict, Option<ApprovedEntry>) {
+) -> (Verdict, Option<ApprovedEntry>, Option<DeviceFacts>) {
     let facts = match device.facts() {
         Ok(facts) => facts,
         Err(error) => {
@@ -329,7 +345,7 @@ fn judge(
                 FactsError::Changed { .. } => ReasonCode::DeviceChanged,
                 FactsError::Unreadable { .. } => ReasonCode::DeviceUnreadable,
             };
-            return (Verdict::refused(Reason::new(code, error.to_string())), None);
+            return (Verdict::refused(Reason::new(code, error.to_string())), None, None);
         }
     };
     let (verdict, entry) = examine_entry(registry, &facts, host, today);
@@ -344,7 +360,7 @@ fn judge(
         inspection_valid_until: site.inspection_valid_until.to_string(),
         identity_digest: entry.identity.digest(),
     });
-    (verdict, entry)
+    (verdict, entry, Some(facts))
 }
 
 const fn assert_shareable<T: Send + Sync>() {}

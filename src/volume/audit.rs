@@ -36,6 +36,7 @@ use crate::fs::{self, Fs};
 use crate::label::Header;
 use crate::limits::AUDIT_PAGE_BYTES_MAX;
 use crate::mirror::{ErrorCounts, State};
+use crate::pages;
 use crate::policy::Verdict;
 use crate::registry::{self, DerivedKey, VerifiedRegistry};
 use crate::units::Uuid;
@@ -168,9 +169,9 @@ impl Audit {
 
     /// A replica, as records name it.
     pub fn replica(&self, index: usize) -> Object {
-        let device = self.fs.store().mirror().device(index).map_or("", |device| device.name());
+        let device = self.fs.store().mirror().device(index).map_or(String::new(), |device| device.name().to_owned());
         let registry_id = self.registry_ids.get(index).cloned().unwrap_or_default();
-        Object::Replica { index, registry_id, device: event::cut(device) }
+        Object::Replica { index, registry_id, device: event::cut(&device) }
     }
 
     /// Records something. It is durable with the next commit, within a second at the latest. Never fails: what the volume does
@@ -223,21 +224,30 @@ impl Audit {
             for index in 0..seen.states.len() {
                 self.observe_replica(&mut seen, index, false, &mut entries);
             }
-            if let Err(error) = self.fs.store().writable()
-                && !seen.read_only
-            {
-                seen.read_only = true;
-                let reason = Reason::new("read-only", &error.to_string());
-                entries.push(Entry::noticed(Object::Volume, Event::ReadOnly).because([reason]));
+            match self.fs.store().writable() {
+                Err(error) if !seen.read_only => {
+                    seen.read_only = true;
+                    let reason = Reason::new("read-only", &error.to_string());
+                    entries.push(Entry::noticed(Object::Volume, Event::ReadOnly).because([reason]));
+                }
+                Ok(()) if seen.read_only => {
+                    seen.read_only = false;
+                    entries.push(Entry::noticed(Object::Volume, Event::ReadWrite));
+                }
+                _ => {}
             }
         }
-        if let Err(why) = self.fs.store().writable() {
-            // What no commit will take any more.
-            let lost: Vec<Record> = self.settle().iter_mut().filter_map(|pending| pending.record.take()).collect();
-            self.report(&lost, &why.into());
+        if let Some(why) = self.fs.store().poisoned() {
+            self.hand_over(&pages::Error::ReadOnly(why.to_owned()).into());
         }
         entries.into_iter().for_each(|entry| self.record(entry));
         self.write_repetitions(|recent| recent.since.elapsed() >= REPEAT_WINDOW);
+    }
+
+    /// Gives the host what no commit will take any more.
+    pub(super) fn hand_over(&self, why: &fs::Error) {
+        let lost: Vec<Record> = self.settle().iter_mut().filter_map(|pending| pending.record.take()).collect();
+        self.report(&lost, why);
     }
 
     fn observe_replica(&self, seen: &mut Seen, index: usize, ending: bool, entries: &mut Vec<Entry>) {
@@ -273,7 +283,7 @@ impl Audit {
     /// When the commit fails.
     pub(super) fn begin(&self, entries: Vec<Entry>) -> fs::Result<()> {
         let mut records: Vec<Record> = entries.iter().map(|entry| Record::new(entry, record::now())).collect();
-        if self.fs.store().writable().is_err() {
+        if self.fs.store().committable().is_err() {
             self.write(records);
             return Ok(());
         }
@@ -302,7 +312,7 @@ impl Audit {
             }
             Err(error) => return Err(error),
         }
-        if let Err(error) = self.fs.sync() {
+        if let Err(error) = self.fs.checkpoint() {
             drop(held);
             self.observe();
             return Err(error);

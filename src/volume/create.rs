@@ -231,12 +231,12 @@ fn refuse_content(device: &ApprovedDevice) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) fn write(device: &ApprovedDevice, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+fn write(device: &ApprovedDevice, offset: u64, bytes: &[u8]) -> Result<(), Error> {
     device.write_at(offset, &[IoSlice::new(bytes)]).map_err(|error| {
         System::error(&format!("writing the label of {}", device.name()), std::io::Error::other(error))
     })
 }
 
-pub(super) fn flush(device: &ApprovedDevice) -> Result<(), Error> {
+fn flush(device: &ApprovedDevice) -> Result<(), Error> {
     device.flush().map_err(|error| System::error(&format!("flushing {}", device.name()), std::io::Error::other(error)))
 }

@@ -1,22 +1,23 @@
 //! A volume in use: the filesystem, the thread that commits, the witness, the status.
 
+use std::io::IoSlice;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::audit::{Audit, Entry, Event, Object, Reason, ReplicaFacts};
-use super::create::{flush, write};
+use super::members::{Found, Members};
 use super::resync::Resync;
-use super::{Assembled, Error, ErrorKind, OpenOptions, System, recovery, witness};
+use super::{Assembled, Error, ErrorKind, OpenOptions, Replica, System, newest, recovery, witness};
+use crate::crypto::Keys;
 use crate::device::AlignedBuf;
 use crate::fs::Fs;
 use crate::label::{self, Header, Root};
 use crate::limits::COMMIT_INTERVAL_MS;
 use crate::mirror::{ErrorCounts, Mirror, State};
 use crate::pages::{Store, StoreOptions, Usage};
-use crate::policy::examine_set;
+use crate::policy::{ApprovedDevice, WriteError};
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
@@ -56,6 +57,8 @@ pub struct Status {
     pub sovereign: bool,
     /// Why no change is accepted, when none is.
     pub read_only: Option<String>,
+    /// Whether that stays so until the volume is mounted again, whatever becomes of the replicas.
+    pub needs_remount: bool,
     /// The last durable generation.
     pub generation: Generation,
     /// Space.
@@ -66,24 +69,13 @@ pub struct Status {
 
 /// A volume in use.
 pub struct Open {
-    header: Header,
+    members: Arc<Members>,
     store: Arc<Store>,
     fs: Arc<Fs>,
     read_only: bool,
-    /// Generation of each replica that was left behind.
-    left_at: Vec<Generation>,
-    /// Of each replica: it held every unit of the epochs before this one when the volume was opened ([`super::place`]).
-    pub(super) has_before: Vec<u32>,
     witness: Option<PathBuf>,
     ticker: Option<Ticker>,
-    resyncs: Vec<Resyncing>,
     audit: Arc<Audit>,
-}
-
-struct Resyncing {
-    resync: Arc<Resync>,
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
 }
 
 struct Ticker {
@@ -102,13 +94,13 @@ impl Assembled {
         if !options.read_only && !self.header.writable() {
             return Err(Error::ReadOnlyFeatures(volume));
         }
-        let roots = self.roots();
+        let rings = self.rings();
+        let roots = newest(&rings);
         let left_at = roots.iter().map(|r| r.flatten().map_or(Generation(0), |root| root.generation)).collect();
-        let choice = self.choose(&roots, options.degraded)?;
+        let choice = self.choose(&rings, options.degraded)?;
         self.check_registry(registry, &choice.root)?;
         let rolled_back = check_witness(options, volume, choice.root.generation)?;
-        let too_few = self.too_few(registry, &choice.states);
-        let read_only = options.read_only || too_few.is_some();
+        let read_only = options.read_only;
         let behind = if read_only { Vec::new() } else { self.left_behind(&choice.states) };
         let mut states = choice.states.clone();
         for resync in &behind {
@@ -134,10 +126,12 @@ impl Assembled {
                 epoch,
             },
         )?;
-        let (newer, succeeded) = (store.saw_registry(registry.version()), store.saw_trust(registry.anchors_digest()));
-        let new_registry = newer || succeeded;
+        let newer = store.saw_registry(&Arc::new(registry.clone()));
+        let succeeded = root.trust_in_force(self.header.trust_digest) != registry.anchors_digest();
+        store.saw_trust(registry.anchors_digest());
+        let too_few = store.writable().err().map(|error| error.to_string());
         if read_only {
-            store.poison_quietly(too_few.clone().unwrap_or_else(|| "mounted read-only".to_owned()));
+            store.poison_quietly("mounted read-only".to_owned());
         } else {
             self.level_roots(&roots, &choice, store.mirror())?;
             // The epoch is durable before anything is sealed in it.
@@ -147,24 +141,19 @@ impl Assembled {
         let fs = Arc::new(Fs::open(store.clone())?);
         let seed = self.keys.audit_seed();
         let audit = Audit::new(fs.clone(), &self.header, seed, options.witness.as_deref(), &choice.states)?;
-        let mut open = Open {
-            header: self.header,
-            store,
-            fs,
-            read_only,
-            left_at,
-            has_before,
-            witness: options.witness.clone(),
-            ticker: None,
-            resyncs: Vec::new(),
-            audit: Arc::new(audit),
-        };
+        let audit = Arc::new(audit);
+        let keys = self.keys.volume_key().keys(volume);
+        let found = Found { left_at, has_before };
+        let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, found);
+        let (members, witness) = (Arc::new(members), options.witness.clone());
+        let mut open = Open { members, store, fs, read_only, witness, ticker: None, audit };
+        let new_registry = newer || succeeded;
         open.begin_audit(registry, options, &choice, &Opening { rolled_back, new_registry, too_few })?;
         if !read_only {
             open.remember();
             open.ticker = Some(open.start_ticker()?);
             for resync in behind {
-                open.start_resync(resync)?;
+                open.members.start_resync(resync)?;
             }
         }
         Ok(open)
@@ -209,54 +198,53 @@ impl Assembled {
                 continue;
             }
             let offsets = label::slot_offsets(label::slot(choice.root.generation), replica.header.device_bytes);
-            let written = offsets.iter().try_for_each(|offset| write(&replica.device, *offset, &block));
-            if let Err(error) = written.and_then(|()| flush(&replica.device)) {
-                mirror.fence(index, State::Faulty, &error.to_string());
+            if let Err(error) = write_durably(&replica.device, &offsets, &block) {
+                mirror.failed(index, &error);
             }
         }
         Ok(())
-    }
-
-    /// Why the policy does not let the replicas that are in sync take writes together.
-    fn too_few(&self, registry: &VerifiedRegistry, states: &[State]) -> Option<String> {
-        let in_sync = |r: &&super::Replica| states.get(usize::from(r.header.replica_index)) == Some(&State::InSync);
-        let entries: Vec<_> = self.replicas.iter().filter(in_sync).map(|r| r.device.registry_entry()).collect();
-        let entries: Vec<&_> = entries.iter().map(|entry| &**entry).collect();
-        let reasons: Vec<String> = examine_set(registry, &entries).iter().map(ToString::to_string).collect();
-        (!reasons.is_empty()).then(|| reasons.join("; "))
     }
 
     /// Writes damaged or outdated label copies of the replicas in use anew; one that fails is fenced.
     fn mend_labels(&self, mirror: &Mirror) -> Result<(), Error> {
-        for replica in &self.replicas {
-            let outdated = replica.header.sequence != self.header.sequence;
-            let index = usize::from(replica.header.replica_index);
-            let in_use = matches!(mirror.state(index).0, State::InSync | State::Resyncing);
-            if !in_use || replica.damaged.is_empty() && !outdated {
-                continue;
-            }
-            let mut header = replica.header.clone();
-            if outdated {
-                let mut fields = label::Fields::clone(&self.header);
-                fields.device = header.device;
-                fields.replica_index = header.replica_index;
-                fields.device_bytes = header.device_bytes;
-                let device = replica.device.name().to_owned();
-                header = Header::new(fields).map_err(|source| Error::Label { device, source })?;
-            }
-            let areas: &[label::Area] = if outdated { &label::Area::BOTH } else { &replica.damaged };
-            let mut block = AlignedBuf::zeroed(label::HEADER_BYTES);
-            block.copy_from_slice(&header.encode(&self.keys));
-            for area in areas {
-                log::warn!("{}: label copy {area:?} is written anew", replica.device.name());
-                let written = write(&replica.device, area.offset(header.device_bytes), &block);
-                if let Err(error) = written.and_then(|()| flush(&replica.device)) {
-                    mirror.fence(index, State::Faulty, &error.to_string());
-                }
-            }
-        }
-        Ok(())
+        self.replicas.iter().try_for_each(|replica| mend_label(&self.header, &self.keys, replica, mirror))
     }
+}
+
+/// Writes the label copies of one replica anew that are damaged or older than the volume's. One that fails is fenced.
+pub(super) fn mend_label(volume: &Header, keys: &Keys, replica: &Replica, mirror: &Mirror) -> Result<(), Error> {
+    let outdated = replica.header.sequence != volume.sequence;
+    let index = usize::from(replica.header.replica_index);
+    let in_use = matches!(mirror.state(index).0, State::InSync | State::Resyncing);
+    if !in_use || replica.damaged.is_empty() && !outdated {
+        return Ok(());
+    }
+    let mut header = replica.header.clone();
+    if outdated {
+        let mut fields = label::Fields::clone(volume);
+        fields.device = header.device;
+        fields.replica_index = header.replica_index;
+        fields.device_bytes = header.device_bytes;
+        let device = replica.device.name().to_owned();
+        header = Header::new(fields).map_err(|source| Error::Label { device, source })?;
+    }
+    let areas: &[label::Area] = if outdated { &label::Area::BOTH } else { &replica.damaged };
+    let mut block = AlignedBuf::zeroed(label::HEADER_BYTES);
+    block.copy_from_slice(&header.encode(keys));
+    for area in areas {
+        log::warn!("{}: label copy {area:?} is written anew", replica.device.name());
+        if let Err(error) = write_durably(&replica.device, &[area.offset(header.device_bytes)], &block) {
+            mirror.failed(index, &error);
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the same bytes at each offset, and flushes.
+fn write_durably(device: &ApprovedDevice, offsets: &[u64], bytes: &[u8]) -> Result<(), WriteError> {
+    offsets.iter().try_for_each(|offset| device.write_at(*offset, &[IoSlice::new(bytes)]))?;
+    device.flush()
 }
 
 /// What the trail is to tell of an opening.
@@ -290,6 +278,11 @@ impl Open {
         &self.fs
     }
 
+    /// Its replicas: who is refused, who comes back.
+    pub fn members(&self) -> &Arc<Members> {
+        &self.members
+    }
+
     /// The page store below it.
     pub fn store(&self) -> &Arc<Store> {
         &self.store
@@ -297,17 +290,17 @@ impl Open {
 
     /// The volume.
     pub fn uuid(&self) -> Uuid {
-        self.header.volume
+        self.members.header().volume
     }
 
     /// Its label.
     pub fn label(&self) -> &str {
-        &self.header.label
+        &self.members.header().label
     }
 
     /// Whether its registry is a sovereign one; else a laboratory's.
     pub fn sovereign(&self) -> bool {
-        self.header.sovereign
+        self.members.header().sovereign
     }
 
     /// What is true at this moment.
@@ -316,32 +309,27 @@ impl Open {
         let generation = self.store.generation();
         let replica = |index: usize| {
             let (state, reason) = mirror.state(index);
-            let row = self.header.replicas.get(index).and_then(Option::as_ref);
-            let left_at = self.left_at.get(index).copied().unwrap_or_default();
+            let row = self.members.header().replicas.get(index).and_then(Option::as_ref);
             ReplicaStatus {
                 device: mirror.device(index).map_or(String::new(), |device| device.name().to_owned()),
                 registry_id: row.map_or(String::new(), |row| row.registry_id.clone()),
                 state,
                 reason,
-                generation: if state == State::InSync { generation } else { left_at },
+                generation: self.members.generation(index),
                 errors: mirror.errors(index),
-                resync: self.resync_progress(index, state),
+                resync: self.members.progress(index),
             }
         };
         Status {
-            uuid: self.header.volume,
-            label: self.header.label.clone(),
-            sovereign: self.header.sovereign,
+            uuid: self.members.header().volume,
+            label: self.members.header().label.clone(),
+            sovereign: self.members.header().sovereign,
             read_only: self.store.writable().err().map(|error| error.to_string()),
+            needs_remount: self.store.poisoned().is_some(),
             generation,
             usage: self.store.usage(),
             replicas: (0..mirror.len()).map(replica).collect(),
         }
-    }
-
-    fn resync_progress(&self, index: usize, state: State) -> Option<(u64, u64)> {
-        let resyncing = self.resyncs.iter().find(|r| r.resync.index == index)?;
-        (state == State::Resyncing).then(|| resyncing.resync.progress())
     }
 
     /// The audit trail.
@@ -359,8 +347,14 @@ impl Open {
     ) -> Result<(), Error> {
         let (audit, mirror) = (&self.audit, self.store.mirror());
         let replica = |(index, state): (usize, &State)| {
-            let id = self.header.replicas.get(index).and_then(Option::as_ref).map_or("", |row| &row.registry_id);
-            ReplicaFacts::new(index, id, mirror.device(index).map_or("", |device| device.name()), *state)
+            let id =
+                self.members.header().replicas.get(index).and_then(Option::as_ref).map_or("", |row| &row.registry_id);
+            ReplicaFacts::new(
+                index,
+                id,
+                &mirror.device(index).map_or(String::new(), |device| device.name().to_owned()),
+                *state,
+            )
         };
         let mounted = Event::Mounted {
             host: audit.host().to_owned(),
@@ -387,22 +381,6 @@ impl Open {
         Ok(())
     }
 
-    fn start_resync(&mut self, resync: Resync) -> Result<(), Error> {
-        let (resync, stop) = (Arc::new(resync), Arc::new(AtomicBool::new(false)));
-        log::warn!("replica {} was left behind: it is being resynced", resync.index);
-        let (fs, store, job, signal) = (self.fs.clone(), self.store.clone(), resync.clone(), stop.clone());
-        let audit = self.audit.clone();
-        let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
-            if let Err(error) = job.run(&fs, &store, &audit, &signal) {
-                log::error!("resync of replica {} ended: {error}", job.index);
-                store.mirror().fence(job.index, State::Stale, &format!("its resync ended: {error}"));
-            }
-        });
-        let thread = thread.map_err(|source| System::error("starting a resync", source))?;
-        self.resyncs.push(Resyncing { resync, stop, thread });
-        Ok(())
-    }
-
     /// The last commit, then the end. Always ends: a device that does not answer is fenced.
     ///
     /// # Errors
@@ -413,7 +391,14 @@ impl Open {
         if self.read_only {
             return Ok(());
         }
-        let result = self.fs.checkpoint();
+        let result = match self.store.committable() {
+            // With nothing to commit that anybody asked for, no replica is needed to commit it.
+            Err(error) if self.fs.is_clean() => {
+                self.audit.hand_over(&error.into());
+                Ok(())
+            }
+            _ => self.fs.checkpoint(),
+        };
         if result.is_err() {
             // Of which the host must know.
             self.audit.observe();
@@ -423,12 +408,7 @@ impl Open {
     }
 
     fn stop(&mut self) {
-        self.resyncs.iter().for_each(|r| r.stop.store(true, Ordering::Relaxed));
-        for resyncing in self.resyncs.drain(..) {
-            if resyncing.thread.join().is_err() {
-                log::error!("a resync panicked");
-            }
-        }
+        self.members.stop();
         let Some(Ticker { stop, thread }) = self.ticker.take() else { return };
         *stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
         stop.1.notify_all();
@@ -439,7 +419,7 @@ impl Open {
 
     fn remember(&self) {
         if let Some(folder) = &self.witness
-            && let Err(error) = witness::write(folder, self.header.volume, self.store.generation())
+            && let Err(error) = witness::write(folder, self.members.header().volume, self.store.generation())
         {
             log::error!("the witness in {} cannot be written: {error}", folder.display());
         }
@@ -449,7 +429,7 @@ impl Open {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let (fs, store, witness) = (self.fs.clone(), self.store.clone(), self.witness.clone());
         let audit = self.audit.clone();
-        let (volume, signal) = (self.header.volume, stop.clone());
+        let (volume, signal) = (self.members.header().volume, stop.clone());
         let run = move || {
             let mut remembered = (Instant::now(), store.generation());
             loop {
@@ -459,7 +439,7 @@ impl Open {
                     return;
                 }
                 audit.observe();
-                if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.writable().is_ok() {
+                if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.committable().is_ok() {
                     // The reason is in the store from now on, and in every answer.
                     let _ = fs.sync();
                 }

@@ -82,7 +82,7 @@ impl Open {
         let some_behind = indices.clone().any(|index| mirror.state(index).0 != State::InSync);
         // Looked at before the commit and the states: what is found is durable then, on whoever is in sync still.
         let attr = fs.getattr(ino)?;
-        let bytes = if some_behind { fs.written_before(ino, &self.has_before)? } else { None };
+        let bytes = if some_behind { fs.written_before(ino, &self.members().has_before())? } else { None };
         let committed = fs.sync().is_ok();
         let portion = |index: usize| {
             let bytes = bytes.as_ref().and_then(|bytes| bytes.get(index)).copied();

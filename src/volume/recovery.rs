@@ -34,16 +34,17 @@ pub enum Conflict {
 }
 
 /// Decides. `replicas[i]` is the newest root on replica `i`: `None` when there is no device, `Some(None)` when no root
-/// opens on it.
+/// opens on it. `has(i, root)` says whether replica `i` also shows that root: then its history went through it, and
+/// whoever stopped there was left behind and did not go on by himself, whoever was in sync in between.
 ///
 /// # Errors
 /// [`Conflict`].
-pub fn choose(replicas: &[Option<Option<Root>>]) -> Result<Choice, Conflict> {
+pub fn choose(replicas: &[Option<Option<Root>>], has: &dyn Fn(usize, &Root) -> bool) -> Result<Choice, Conflict> {
     let roots = || replicas.iter().enumerate().filter_map(|(i, r)| r.flatten().map(|root| (i, root)));
     let (holder, root) = roots().max_by_key(|(_, r)| (r.epoch, r.generation)).ok_or(Conflict::NoRoot)?;
     let diverged = roots().find(|(i, r)| {
         let left_behind = root.in_sync >> i & 1 == 0;
-        (left_behind && r.in_sync & root.in_sync == 0)
+        (left_behind && r.in_sync & root.in_sync == 0 && !has(holder, r))
             || (r.generation == root.generation && r.epoch == root.epoch && *r != root)
     });
     if let Some((other, _)) = diverged {
@@ -106,8 +107,12 @@ mod tests {
             ),
         ];
         for (name, found, expected) in table {
-            let decided = choose(&found).map(|c| (c.root.generation.0, c.states, c.absent));
+            let decided = choose(&found, &|_, _| false).map(|c| (c.root.generation.0, c.states, c.absent));
             assert_eq!(decided, expected, "{name}");
         }
+        // Replica 1 was resynced and then went on alone: it shows the root at which the other stopped.
+        let (stopped, went_on) = (root(1, 5, 1), root(1, 9, 2));
+        let decided = choose(&[Some(Some(stopped)), Some(Some(went_on))], &|i, r| i == 1 && *r == stopped);
+        assert_eq!(decided.map(|c| (c.root, c.states)), Ok((went_on, vec![Stale, InSync])));
     }
 }

@@ -1,8 +1,9 @@
 //! Bringing a replica that was left behind back in sync, while the volume is in use.
 //!
 //! From the first commit of the mount on, the replica gets every write, as the others do: what is missing is what the
-//! root of that moment refers to. That is read from the replicas in sync, verified, and written to it, but for units of
-//! mounts before the last one in which the replica was in sync: those it has. Blocks that are freed meanwhile are not
+//! root of that moment refers to. That is read from the replicas in sync, verified, and written to it, but for what it has:
+//! units of mounts before the last one in which the replica was in sync, and, when it was in sync in this mount, what lies
+//! where nothing was written since ([`Mirror::is_missed`](crate::mirror::Mirror::is_missed)). Blocks that are freed meanwhile are not
 //! used again before the copying of their part is done (a reader is held), so nothing new is overwritten with something
 //! old. When all is copied and flushed the replica is in sync, and the next root says so. If the power fails
 //! before, it is stale again and the next mount begins anew.
@@ -92,7 +93,7 @@ impl Resync {
     }
 
     fn copy(&self, store: &Store, unit: &Walk) -> Result<(), Error> {
-        if unit.id.epoch >= self.since_epoch {
+        if unit.id.epoch >= self.since_epoch && store.mirror().is_missed(self.index, unit.at.addr) {
             store.copy_unit(unit, self.index)?;
         }
         self.done_blocks.fetch_add(1, Ordering::Relaxed);

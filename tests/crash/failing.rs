@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use scelle::crypto::{KdfParams, Secret};
 use scelle::device::faulty::{Effect, Fault, FaultyDevice, Operation};
+use scelle::device::host::HostFacts;
 use scelle::device::memory::MemoryDevice;
 use scelle::device::{BlockDevice, IdentifiedDevice};
 use scelle::fs::{Caller, Fs};
 use scelle::limits::LABEL_SIZE;
 use scelle::mirror::State;
 use scelle::policy::ApprovedDevice;
+use scelle::registry::{Date, VerifiedRegistry};
 use scelle::units::Ino;
 use scelle::volume::{self, CreateOptions, Open, OpenOptions, Sealed};
 
@@ -23,47 +25,38 @@ const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 struct Failing {
     memory: Vec<Arc<MemoryDevice>>,
     devices: Vec<Arc<FaultyDevice>>,
+    /// The same keys every time: the trust anchors are pinned.
+    registry: VerifiedRegistry,
+    host: HostFacts,
+    today: Date,
 }
 
 impl Failing {
     fn new(replicas: usize) -> Self {
         let memory: Vec<_> = (0..replicas).map(|i| Arc::new(MemoryDevice::new(&format!("m{i}"), 24 << 20))).collect();
-        let devices = memory.iter().map(|m| Arc::new(FaultyDevice::new(m.clone()))).collect();
-        let failing = Self { memory, devices };
-        let (registry, approved) = failing.approved();
+        let devices: Vec<_> = memory.iter().map(|m| Arc::new(FaultyDevice::new(m.clone()))).collect();
+        let named: Vec<Arc<dyn IdentifiedDevice>> = devices.iter().map(|d| d.clone() as _).collect();
+        let (registry, host, today) = lab::registry_of(&named);
+        let failing = Self { memory, devices, registry, host, today };
         let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
-        volume::create(approved, &registry, &secret(), &options).unwrap();
+        volume::create(failing.approved(), &failing.registry, &secret(), &options).unwrap();
         failing
     }
 
-    fn approved(&self) -> (scelle::registry::VerifiedRegistry, Vec<ApprovedDevice>) {
-        let named: Vec<Arc<dyn IdentifiedDevice>> = self.devices.iter().map(|d| d.clone() as _).collect();
-        // The same keys every time: the trust anchors are pinned.
-        static REGISTRY: std::sync::OnceLock<std::sync::Mutex<Vec<Known>>> = std::sync::OnceLock::new();
-        let mut known = REGISTRY.get_or_init(Default::default).lock().unwrap();
-        let me = Arc::as_ptr(&self.memory[0]) as usize;
-        if !known.iter().any(|(owner, ..)| *owner == me) {
-            let (registry, host, today) = lab::registry_of(&named);
-            known.push((me, registry, host, today));
-        }
-        let (_, registry, host, today) = known.iter().find(|(owner, ..)| *owner == me).unwrap();
+    fn approved(&self) -> Vec<ApprovedDevice> {
         let approve =
-            |d: &Arc<dyn IdentifiedDevice>| ApprovedDevice::approve(d.clone(), registry, host, *today).unwrap();
-        (registry.clone(), named.iter().map(approve).collect())
+            |d: &Arc<FaultyDevice>| ApprovedDevice::approve(d.clone(), &self.registry, &self.host, self.today).unwrap();
+        self.devices.iter().map(approve).collect()
     }
 
     fn open(&self, options: &OpenOptions) -> Result<Open, volume::Error> {
-        let (registry, approved) = self.approved();
-        Sealed::read(approved)?.unlock(&secret())?.open(&registry, options)
+        Sealed::read(self.approved())?.unlock(&secret())?.open(&self.registry, options)
     }
 
     fn check(&self) -> volume::CheckReport {
-        let (_, approved) = self.approved();
-        Sealed::read(approved).unwrap().unlock(&secret()).unwrap().check(&mut |_, _| {}).unwrap()
+        Sealed::read(self.approved()).unwrap().unlock(&secret()).unwrap().check(&mut |_, _| {}).unwrap()
     }
 }
-
-type Known = (usize, scelle::registry::VerifiedRegistry, scelle::device::host::HostFacts, scelle::registry::Date);
 
 fn secret() -> Secret {
     Secret::new(b"correct horse".to_vec()).unwrap()
@@ -91,7 +84,8 @@ fn p2_when_the_last_replica_fails_a_write_reads_go_on() {
     open.fs().sync().unwrap();
     failing.devices[0].inject(Fault::always(Operation::Write, Effect::Error(libc::EIO)));
     let late = open.fs().write(ino, 0, &[1; 4096]).and_then(|_| open.fs().sync());
-    assert_eq!(late.unwrap_err().errno(), libc::EROFS);
+    // What was accepted is lost, and that is no "read-only"; what is new is refused.
+    assert_eq!(late.unwrap_err().errno(), libc::EIO);
     assert_eq!(open.status().replicas[0].state, State::Faulty);
     assert!(open.status().read_only.is_some());
     assert_eq!(open.fs().create(&CALLER, Ino::ROOT, b"b", 0o600).unwrap_err().errno(), libc::EROFS);

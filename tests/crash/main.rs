@@ -17,6 +17,7 @@ mod audit;
 mod corruption;
 mod device;
 mod failing;
+mod refusal;
 mod resync;
 mod workload;
 

@@ -65,7 +65,7 @@ fn p6_a_crash_during_a_resync_loses_nothing() {
     println!("seed {seed}: repeat with SCELLE_SEED={seed}");
     let mut rng = Rng::new(seed);
     let bench = left_behind(&mut rng);
-    let mut run = run_workload(&bench, 25, &mut rng);
+    let mut run = run_workload(&bench, 45, &mut rng);
     run.whole = vec![0];
     let (tried, _) = crash_everywhere(&bench, &run, 2, &mut rng);
     println!("{tried} crash states");

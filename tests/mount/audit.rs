@@ -44,7 +44,10 @@ fn p9_a_trail_is_exported_and_verified_without_us() {
     wait_for("the trail to tell that the replica left", || {
         records(&lab).iter().any(|r| r["event"] == "replica-state" && r["details"]["to"] == "refused")
     });
-    let events: Vec<String> = records(&lab).iter().map(|r| r["event"].as_str().unwrap().to_owned()).collect();
+    // Between the new document and its new signatures the watch may see one without the other, and says so.
+    let mut told = records(&lab);
+    told.retain(|record| record["event"] != "registry-refused");
+    let events: Vec<String> = told.iter().map(|r| r["event"].as_str().unwrap().to_owned()).collect();
     assert_eq!(
         events,
         [
@@ -58,7 +61,6 @@ fn p9_a_trail_is_exported_and_verified_without_us() {
             "replica-state"
         ]
     );
-    let told = records(&lab);
     assert_eq!(told[3]["reasons"][0]["code"], "wrong-key");
     assert_eq!(told[3]["reported"]["intact"], true);
     assert_eq!(told[5]["details"]["version"], 2);

@@ -11,4 +11,5 @@ mod lifecycle;
 mod place;
 mod posix;
 mod refusals;
+mod refused;
 mod trust;

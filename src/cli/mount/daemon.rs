@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use super::super::failure::{ExitCode, Failure};
 use super::super::watch::Watch;
 use super::super::{WITNESS_DIR, devices, find};
-use super::Request;
-use crate::control::{self, Handler, Problem, Server, VolumeStatus};
+use super::{Request, resync};
+use crate::control::{self, Handler, NotReturned, Problem, ResyncAnswer, Server, VolumeStatus};
 use crate::crypto::Secret;
 use crate::device::process::{self, EndSignals, Unmount};
 use crate::device::raw::Access;
@@ -17,7 +17,7 @@ use crate::fuse::{Locator, MountConfig, Session, tune_readahead};
 use crate::limits::{CACHE_BYTES_DEFAULT_MAX, CACHE_BYTES_DEFAULT_MIN};
 use crate::policy::ApprovedDevice;
 use crate::registry::VerifiedRegistry;
-use crate::units::Ino;
+use crate::units::{Ino, Uuid};
 use crate::volume::{Open, OpenOptions, Sealed};
 
 /// Longest wait for the daemon of an earlier mount to let go of the devices.
@@ -181,14 +181,16 @@ struct Served {
     watch: Mutex<Option<Watch>>,
     last: Mutex<VolumeStatus>,
     mountpoint: String,
+    uuid: Uuid,
 }
 
 impl Served {
     fn new(open: Open, request: &Request, registry: VerifiedRegistry) -> std::io::Result<Arc<Self>> {
         let mountpoint = request.mountpoint.to_string_lossy().into_owned();
         let last = Mutex::new(control::report(&open, &registry, &mountpoint, &[]));
-        let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.fs()), Arc::clone(open.audit()))?;
-        Ok(Arc::new(Self { open: RwLock::new(Some(open)), watch: Mutex::new(Some(watch)), last, mountpoint }))
+        let uuid = open.uuid();
+        let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.members()))?;
+        Ok(Arc::new(Self { open: RwLock::new(Some(open)), watch: Mutex::new(Some(watch)), last, mountpoint, uuid }))
     }
 
     /// The last commit, and the end of everything but the control socket.
@@ -203,7 +205,8 @@ impl Served {
 impl Locator for Served {
     fn place(&self, ino: Ino) -> fs::Result<Vec<u8>> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let found = self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Watch::found);
+        let found =
+            self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|watch| watch.look().found());
         match (open.as_ref(), found) {
             (Some(open), Some(found)) => control::place(open, &found.registry, ino)?.encode(),
             // Being closed: nobody can ask any more but who asked before.
@@ -215,10 +218,11 @@ impl Locator for Served {
 impl Handler for Served {
     fn status(&self) -> VolumeStatus {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let found = self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Watch::found);
+        let found = self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|w| w.look().found());
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(open), Some(found)) = (open.as_ref(), found) {
             *last = control::report(open, &found.registry, &self.mountpoint, &found.concerns);
+            last.watch = found.watching;
         }
         last.clone()
     }
@@ -243,5 +247,22 @@ impl Handler for Served {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let open = open.as_ref().ok_or_else(|| problem(CLOSED.into()))?;
         open.audit().seal().map_err(|error| problem(error.to_string()))
+    }
+
+    fn resync(&self, replica: Option<&str>) -> ResyncAnswer {
+        // Neither lock is held while devices are read: one that hangs must not hold up the end.
+        let look = self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|w| Arc::clone(w.look()));
+        match look {
+            Some(look) => resync::resync(&look, self.uuid, replica),
+            None => ResyncAnswer {
+                problems: vec![NotReturned {
+                    code: "closing".into(),
+                    text: "the volume is being closed".into(),
+                    advice: String::new(),
+                }],
+                exit: ExitCode::Failed as u8,
+                ..ResyncAnswer::default()
+            },
+        }
     }
 }

@@ -191,6 +191,8 @@ pub enum Event {
     RegistryRefused,
     /// No change is accepted from now on, for these reasons.
     ReadOnly,
+    /// Changes are accepted again.
+    ReadWrite,
     /// The clock shows an earlier time than the record before.
     ClockWentBack {
         /// Time of the record before.

@@ -1,0 +1,113 @@
+//! What the daemon does when `scelle replica resync` asks: it looks at everything again, then brings back what it can.
+
+use std::path::{Path, PathBuf};
+
+use super::super::failure::{ExitCode, Failure};
+use super::super::watch::Look;
+use super::super::{devices, find};
+use crate::control::{NotReturned, ResyncAnswer, Returned};
+use crate::device::raw::Access;
+use crate::limits::REPLICAS_MAX;
+use crate::mirror::State;
+use crate::units::Uuid;
+use crate::volume::Members;
+
+/// Brings back the replica that `wanted` names, a device node or an identifier of the registry; without it, every one that
+/// is not in use.
+pub(super) fn resync(look: &Look, volume: Uuid, wanted: Option<&str>) -> ResyncAnswer {
+    // The registry may have changed a moment ago, and a device may have come back.
+    look.look();
+    let members = look.members();
+    let mut answer = ResyncAnswer::default();
+    let targets = match targets(members, wanted) {
+        Ok(targets) => targets,
+        Err(failure) => {
+            answer.refuse(&failure);
+            return answer;
+        }
+    };
+    for (index, node) in targets {
+        let outcome = match (index, &node) {
+            (Some(index), _) => bring_back(look, volume, index, node.as_deref()).map(|state| (index, state)),
+            (None, Some(node)) => take_in(look, node),
+            (None, None) => continue,
+        };
+        match outcome {
+            Ok((index, state)) => answer.returned.push(Returned {
+                registry_id: members.registry_id(index).to_owned(),
+                device: members.device(index).map_or_else(String::new, |device| device.name().to_owned()),
+                resyncing: state == State::Resyncing,
+            }),
+            Err(failure) => answer.refuse(&failure),
+        }
+    }
+    answer
+}
+
+impl ResyncAnswer {
+    fn refuse(&mut self, failure: &Failure) {
+        let Failure { reason, text, advice, .. } = failure.clone();
+        self.problems.push(NotReturned { code: reason, text, advice });
+        if self.exit == 0 {
+            self.exit = failure.code as u8;
+        }
+    }
+}
+
+type Target = (Option<usize>, Option<PathBuf>);
+
+fn targets(members: &Members, wanted: Option<&str>) -> Result<Vec<Target>, Failure> {
+    let Some(wanted) = wanted else {
+        return Ok(members.absent().into_iter().map(|index| (Some(index), None)).collect());
+    };
+    if wanted.contains('/') {
+        let node = std::fs::canonicalize(wanted)
+            .map_err(|error| Failure::usage("device-not-found", format!("{wanted}: {error}")))?;
+        return Ok(vec![(ours(members, &node), Some(node))]);
+    }
+    match members.by_registry_id(wanted) {
+        Some(index) => Ok(vec![(Some(index), None)]),
+        None => Err(Failure::usage("replica-unknown", format!("no replica of this volume is called {wanted:?}"))
+            .advise("scelle status shows what they are called.")),
+    }
+}
+
+/// The replica whose device we hold open as this node.
+fn ours(members: &Members, node: &Path) -> Option<usize> {
+    (0..REPLICAS_MAX).find(|index| members.device(*index).is_some_and(|device| Path::new(device.name()) == node))
+}
+
+/// Brings one replica back: with the device that is open, if the policy approves it, else with one that shows the replica.
+fn bring_back(look: &Look, volume: Uuid, index: usize, node: Option<&Path>) -> Result<State, Failure> {
+    let members = look.members();
+    if !members.absent().contains(&index) {
+        return Ok(members.state(index));
+    }
+    let device = members.device(index);
+    let verdict = device.as_ref().map(|device| device.verdict());
+    if verdict.as_ref().is_some_and(|verdict| verdict.approved) {
+        return Ok(members.rejoin(index)?);
+    }
+    let held = device.as_ref().map(|device| PathBuf::from(device.name()));
+    if node.is_none() {
+        let found = find::replica(volume, index).into_iter().find(|path| Some(path) != held.as_ref());
+        if let Some(found) = found {
+            return take_in(look, &found).map(|(_, state)| state);
+        }
+    }
+    match (device, verdict) {
+        (Some(device), Some(verdict)) => {
+            let device = device.name().to_owned();
+            Err(crate::policy::Refused { device, verdict: Box::new(verdict) }.into())
+        }
+        _ => {
+            let text = format!("no device of this host shows replica {}", members.registry_id(index));
+            Err(Failure::new(ExitCode::Degraded, "replica-missing", text).advise("Attach it, and ask again."))
+        }
+    }
+}
+
+fn take_in(look: &Look, node: &Path) -> Result<(usize, State), Failure> {
+    let device = devices::approve_one(node, &look.found().registry, Access::Exclusive)?;
+    Ok(look.members().take_in(device)?)
+}

@@ -1,0 +1,149 @@
+//! A replica's lane: its device, its queue, and the thread that carries the queue's jobs out.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::queue::{Job, Queue};
+use super::{Shared, State, fence};
+use crate::policy::{ApprovedDevice, Reason, ReasonCode, WriteError};
+
+/// How often the end of a thread is looked for.
+const POLL: Duration = Duration::from_millis(1);
+
+pub(super) struct Lane {
+    pub device: Arc<ApprovedDevice>,
+    pub queue: Queue,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Lane {
+    /// Starts the thread of replica `index`.
+    pub fn start(index: usize, device: Arc<ApprovedDevice>, shared: &Arc<Shared>) -> std::io::Result<Arc<Self>> {
+        let lane = Arc::new(Self { device, queue: Queue::new(), thread: Mutex::default() });
+        let worker = Worker { index, lane: lane.clone(), shared: shared.clone() };
+        let thread = std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || worker.run())?;
+        *lane.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(lane)
+    }
+
+    /// Has the thread end once its queue is empty.
+    pub fn end(&self) {
+        if self.queue.push(Job::End) {
+            self.queue.wake();
+        }
+    }
+
+    /// Waits for the thread's end until `deadline`. One that hangs in the kernel is left behind: with its device, and nothing
+    /// else.
+    pub fn join(&self, deadline: Instant) {
+        let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        while !thread.is_finished() {
+            if Instant::now() > deadline {
+                log::error!("{}: its thread does not end; it is left behind", self.device.name());
+                return;
+            }
+            std::thread::sleep(POLL);
+        }
+        if thread.join().is_err() {
+            log::error!("{}: its thread panicked", self.device.name());
+        }
+    }
+}
+
+/// What a replica is after a write or a flush that did not succeed, and why.
+pub(super) fn outcome(error: &WriteError) -> (State, String) {
+    match error {
+        WriteError::Fenced { reason } if reason.code != ReasonCode::Fenced => (State::Refused, reason.to_string()),
+        WriteError::Fenced { .. } | WriteError::Device(_) => (State::Faulty, error.to_string()),
+    }
+}
+
+struct Worker {
+    index: usize,
+    lane: Arc<Lane>,
+    shared: Arc<Shared>,
+}
+
+impl Worker {
+    fn run(&self) {
+        let Lane { device, queue, .. } = &*self.lane;
+        loop {
+            let (jobs, runs) = queue.take();
+            queue.set_busy(true);
+            let result = match jobs.front() {
+                Some(Job::Write { offset, .. }) => self.write(*offset, &jobs),
+                Some(Job::Flush(_)) => device.flush(),
+                Some(Job::End) | None => return,
+            };
+            queue.set_busy(false);
+            match result {
+                Ok(()) => self.succeeded(jobs.front(), runs),
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    /// Fences the replica, unless another device has taken this one's place.
+    fn failed(&self, error: &WriteError) {
+        let mut inner = self.shared.lock();
+        if !self.is_current() {
+            return;
+        }
+        let (state, reason) = outcome(error);
+        inner.replicas[self.index].failed += u64::from(matches!(error, WriteError::Device(_)));
+        self.lane.device.fence(Reason::new(ReasonCode::Fenced, reason.as_str()));
+        fence(&mut inner, self.index, &self.lane.queue, state, &reason);
+        self.shared.publish(&inner);
+        drop(inner);
+        self.shared.notify_all();
+    }
+
+    /// Whether no other device has taken this one's place.
+    fn is_current(&self) -> bool {
+        self.shared.lane(self.index).is_some_and(|lane| Arc::ptr_eq(&lane, &self.lane))
+    }
+
+    /// Accounts for what was done, and wakes who waits for it and nobody else.
+    fn succeeded(&self, first: Option<&Job>, runs: Vec<u64>) {
+        let mut inner = self.shared.lock();
+        // Runs that a fence has already accounted for are not in the list any more.
+        for start in self.lane.queue.done(runs) {
+            inner.finish(start);
+        }
+        let wakes_writers = inner.waiting_for_writes > 0;
+        let is_flushed = match first {
+            Some(Job::Flush(ticket)) => {
+                let status = &mut inner.replicas[self.index];
+                // One that is being resynced was not given what came before; one that hung may have lost its place.
+                if status.state == State::InSync && self.is_current() {
+                    status.flushed = ticket.round;
+                }
+                ticket.done.fetch_or(1 << self.index, Ordering::Release);
+                inner.flushed(ticket)
+            }
+            _ => false,
+        };
+        drop(inner);
+        if wakes_writers {
+            self.shared.written.notify_all();
+        }
+        if is_flushed {
+            self.shared.flushed.notify_all();
+        }
+    }
+
+    fn write(&self, offset: u64, jobs: &VecDeque<Job>) -> Result<(), WriteError> {
+        let slices: Vec<IoSlice<'_>> = jobs
+            .iter()
+            .filter_map(|job| match job {
+                Job::Write { data, .. } => Some(IoSlice::new(data)),
+                Job::Flush(_) | Job::End => None,
+            })
+            .collect();
+        self.lane.device.write_at(offset, &slices)
+    }
+}

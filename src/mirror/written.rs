@@ -1,0 +1,80 @@
+//! What a replica misses that was in sync for a while: when each part of the data area was last written, and up to when a
+//! replica has flushed.
+//!
+//! Time is counted in **rounds**: each flush begins one. A part is stamped with the round in which it was last submitted; a
+//! replica that has done the flush which began round `r` has everything of the rounds before `r` on stable storage. So a
+//! replica that left with round `r` misses at most the parts stamped `r` or later, and when there is none it misses nothing.
+//! One number for 16 MiB is all that this costs: 2 MiB of memory for 4 TiB that were written all over.
+
+use crate::units::{BlockAddr, Run};
+
+/// Blocks of a part, as a power of two: 16 MiB.
+const PART_SHIFT: u32 = 12;
+
+/// The round a replica has that was never in sync while the volume was open: every part is as late as that or later.
+pub(super) const NEVER: u64 = 0;
+
+/// The round in which a replica that is in sync at the beginning has everything.
+pub(super) const FIRST: u64 = 1;
+
+/// When each part was last submitted.
+pub(super) struct Written {
+    round: u64,
+    stamps: Vec<u64>,
+}
+
+impl Written {
+    pub fn new() -> Self {
+        Self { round: FIRST, stamps: Vec::new() }
+    }
+
+    /// A run is submitted.
+    pub fn stamp(&mut self, run: Run) {
+        let (first, last) = (part(run.addr), part(BlockAddr(run.end().0.saturating_sub(1))));
+        if self.stamps.len() <= last {
+            self.stamps.resize(last + 1, NEVER);
+        }
+        self.stamps[first..=last].fill(self.round);
+    }
+
+    /// A flush begins: what is submitted from now on is of the round it returns.
+    pub fn next_round(&mut self) -> u64 {
+        self.round += 1;
+        self.round
+    }
+
+    /// Whether a replica that left with round `since` may miss this block.
+    pub fn is_missed(&self, addr: BlockAddr, since: u64) -> bool {
+        self.stamps.get(part(addr)).copied().unwrap_or(NEVER) >= since
+    }
+
+    /// Whether a replica that left with round `since` may miss anything.
+    pub fn is_any_missed(&self, since: u64) -> bool {
+        since == NEVER || self.stamps.iter().any(|stamp| *stamp >= since)
+    }
+}
+
+fn part(addr: BlockAddr) -> usize {
+    (addr.0 >> PART_SHIFT) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_misses_what_came_after_its_last_flush_and_no_more() {
+        let mut written = Written::new();
+        let at = |part: u64| BlockAddr(part << PART_SHIFT);
+        assert!(!written.is_any_missed(FIRST) && written.is_any_missed(NEVER));
+        written.stamp(Run::new(at(3), 1));
+        assert!(written.is_missed(at(3), FIRST) && !written.is_missed(at(2), FIRST));
+        let flushed = written.next_round();
+        assert!(!written.is_any_missed(flushed));
+        // A run over the end of a part is in both; what was never written is missed by who was never there.
+        written.stamp(Run::new(BlockAddr(at(5).0 - 1), 2));
+        let missed: Vec<u64> = (0..8).filter(|part| written.is_missed(at(*part), flushed)).collect();
+        assert_eq!(missed, [4, 5]);
+        assert!((0..8).all(|part| written.is_missed(at(part), NEVER)));
+    }
+}

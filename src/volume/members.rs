@@ -1,0 +1,504 @@
+//! The replicas of a volume in use: who is refused and when, who comes back and how.
+//!
+//! [`Members::recheck`] has the policy look at every device again. One that is refused is fenced at once; one that was refused
+//! and is approved again comes back by itself; everything else comes back when somebody asks for it ([`Members::rejoin`],
+//! [`Members::take_in`]): a device that failed, that was unplugged, that was not there at the mount.
+//!
+//! # Coming back
+//!
+//! A device is taken back only when the policy approves it, its label names it as this replica, and its newest root is one of
+//! this mount's past: one that went on elsewhere meanwhile is refused. What it has is then known in two ways. If it left
+//! during this mount and still shows the last root that it took part in, it lacks what was written since it last flushed
+//! ([`crate::mirror`]), which may be nothing. Otherwise it lacks what was written since the mount whose roots name it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::audit::Audit;
+use super::resync::Resync;
+use super::{Error, ErrorKind, Replica, System, areas, open, recovery};
+use crate::crypto::Keys;
+use crate::device::host::HostFacts;
+use crate::fs::Fs;
+use crate::label::{self, Header, Root};
+use crate::limits::DEVICE_TIMEOUT_S;
+use crate::mirror::{RejoinError, State};
+use crate::pages::Store;
+use crate::policy::{ApprovedDevice, Reason, ReasonCode, Verdict};
+use crate::registry::{Date, VerifiedRegistry};
+use crate::units::Generation;
+
+/// Longest time that reading a device's facts may take: then it is refused, and the others are not held up.
+const FACTS_WAIT: Duration = Duration::from_secs(10);
+
+/// How long a replica that comes back may need to let go of the write that it was refused in.
+const REST_WAIT: Duration = Duration::from_secs(2);
+
+/// How often the end of a resync, or of a write, is looked for.
+const POLL: Duration = Duration::from_millis(2);
+
+/// The replicas of a volume in use.
+pub struct Members {
+    header: Header,
+    keys: Keys,
+    store: Arc<Store>,
+    fs: Arc<Fs>,
+    read_only: bool,
+    audit: Arc<Audit>,
+    found: Mutex<Found>,
+    resyncs: Mutex<Vec<Resyncing>>,
+    /// Whether somebody is reading the facts of each device.
+    looking: Mutex<Vec<Arc<AtomicBool>>>,
+    /// One replica comes back at a time.
+    rejoining: Mutex<()>,
+    /// Replicas whose resync ended because none was left to copy from: they come back by themselves, as the refused do.
+    cut_off: Arc<AtomicU64>,
+    closing: AtomicBool,
+}
+
+/// What each replica was found to have.
+pub(super) struct Found {
+    /// Its generation at the mount: what one has that has not been in sync since.
+    pub left_at: Vec<Generation>,
+    /// It held every unit of the epochs before this one when it was opened ([`super::place`]).
+    pub has_before: Vec<u32>,
+}
+
+struct Resyncing {
+    resync: Arc<Resync>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Members {
+    pub(super) fn new(
+        header: Header,
+        keys: Keys,
+        store: Arc<Store>,
+        fs: Arc<Fs>,
+        audit: Arc<Audit>,
+        read_only: bool,
+        found: Found,
+    ) -> Self {
+        let looking = (0..store.mirror().len()).map(|_| Arc::default()).collect();
+        Self {
+            header,
+            keys,
+            store,
+            fs,
+            read_only,
+            audit,
+            found: Mutex::new(found),
+            resyncs: Mutex::default(),
+            looking: Mutex::new(looking),
+            rejoining: Mutex::default(),
+            cut_off: Arc::default(),
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    /// Of each replica, the first epoch of which it may lack something.
+    pub(super) fn has_before(&self) -> Vec<u32> {
+        lock(&self.found).has_before.clone()
+    }
+
+    /// The audit trail of the volume.
+    pub fn audit(&self) -> &Arc<Audit> {
+        &self.audit
+    }
+
+    pub(super) fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The last generation that a replica holds for certain.
+    pub(super) fn generation(&self, index: usize) -> Generation {
+        if self.store.mirror().state(index).0 == State::InSync {
+            return self.store.generation();
+        }
+        let at_the_mount = lock(&self.found).left_at.get(index).copied().unwrap_or_default();
+        self.store.mirror().last_root(index).unwrap_or(at_the_mount)
+    }
+
+    /// Bytes done and bytes in all of a replica's resync.
+    pub(super) fn progress(&self, index: usize) -> Option<(u64, u64)> {
+        let resyncs = lock(&self.resyncs);
+        let resyncing = resyncs.iter().rev().find(|r| r.resync.index == index && !r.thread.is_finished())?;
+        (self.store.mirror().state(index).0 == State::Resyncing).then(|| resyncing.resync.progress())
+    }
+
+    /// The replica that the registry calls `id`.
+    pub fn by_registry_id(&self, id: &str) -> Option<usize> {
+        self.header.replicas.iter().position(|row| row.as_ref().is_some_and(|row| row.registry_id == id))
+    }
+
+    /// Replicas that are not in use, in the order of the replica table.
+    pub fn absent(&self) -> Vec<usize> {
+        let in_use = |index: usize| matches!(self.store.mirror().state(index).0, State::InSync | State::Resyncing);
+        (0..self.store.mirror().len()).filter(|index| self.row(*index).is_some() && !in_use(*index)).collect()
+    }
+
+    /// State of a replica.
+    pub fn state(&self, index: usize) -> State {
+        self.store.mirror().state(index).0
+    }
+
+    /// Identifier of a replica in the registry.
+    pub fn registry_id(&self, index: usize) -> &str {
+        self.row(index).map_or("", |row| &row.registry_id)
+    }
+
+    /// The device of a replica, when there is one.
+    pub fn device(&self, index: usize) -> Option<Arc<ApprovedDevice>> {
+        self.store.mirror().device(index)
+    }
+
+    fn row(&self, index: usize) -> Option<&label::ReplicaRow> {
+        self.header.replicas.get(index)?.as_ref()
+    }
+
+    /// How messages name a replica.
+    fn name(&self, index: usize) -> String {
+        match self.device(index) {
+            Some(device) => format!("replica {} ({})", self.registry_id(index), device.name()),
+            None => format!("replica {}", self.registry_id(index)),
+        }
+    }
+
+    /// Has the policy look at every device again. One that is refused is fenced before this returns, one that was refused and
+    /// is approved again comes back, and what has changed is recorded in a root. Whether the volume takes changes follows
+    /// from who is left ([`Store::writable`]). A device whose facts cannot be read in time is refused; none waits for another.
+    pub fn recheck(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) {
+        let mirror = self.store.mirror();
+        let before = mirror.in_sync();
+        self.examine(registry, host, today);
+        let succeeded = self.store.saw_trust(registry.anchors_digest());
+        let news = self.store.saw_registry(registry) || succeeded;
+        for index in self.absent() {
+            let approved = || self.device(index).is_some_and(|device| device.verdict().approved);
+            let waits = self.state(index) == State::Refused || self.cut_off.load(Ordering::Acquire) >> index & 1 == 1;
+            if waits && !self.read_only && approved() {
+                match self.rejoin(index) {
+                    Ok(_) => log::warn!("{} is approved again and comes back", self.name(index)),
+                    Err(error) if mirror.explain(index, &error.to_string()) => log::error!("{error}"),
+                    Err(_) => {}
+                }
+            }
+        }
+        // Said now, not with the next request.
+        let _ = self.store.writable();
+        self.audit.observe();
+        if (news || mirror.in_sync() != before) && !self.read_only && self.store.committable().is_ok() {
+            // A commit that fails has said so, and the volume is read-only then.
+            let _ = self.fs.checkpoint();
+        }
+    }
+
+    /// To be called shortly before a day ends. When the policy will leave too few replicas `tomorrow`, users' changes are refused
+    /// from now on and everything is committed: so nothing is on its way when the last replica is fenced, and the volume
+    /// goes on without a remount once the policy approves the devices again.
+    pub fn foresee(&self, registry: &VerifiedRegistry, host: &HostFacts, tomorrow: Date) {
+        let lasts = |index: &usize| self.device(*index).is_some_and(|d| d.is_approved_on(registry, host, tomorrow));
+        let in_sync = self.store.mirror().in_sync();
+        let lasting = (0..self.store.mirror().len()).filter(lasts).fold(0, |mask, index| mask | 1 << index) & in_sync;
+        if lasting == in_sync || self.read_only || self.store.lacks(in_sync).is_some() {
+            return;
+        }
+        if let Some(lacking) = self.store.lacks(lasting) {
+            log::error!("on {tomorrow} the policy will leave too few replicas: changes are refused from now on");
+            self.store.suspend(format!("devices are approved until the end of the day only: {lacking}"));
+            // A commit that fails has said so.
+            let _ = self.fs.checkpoint();
+        }
+    }
+
+    /// Reads the facts of all devices at once, each in a thread of its own, and fences the refused as they are found.
+    fn examine(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) {
+        let (sender, verdicts) = mpsc::channel();
+        let mut waiting: Vec<(usize, Arc<ApprovedDevice>, bool)> = Vec::new();
+        let flags = lock(&self.looking).clone();
+        for (index, looking) in flags.iter().enumerate() {
+            let Some(device) = self.device(index) else { continue };
+            let approved = device.verdict().approved;
+            waiting.push((index, device.clone(), approved));
+            if looking.swap(true, Ordering::AcqRel) {
+                continue;
+            }
+            let (sender, looking) = (sender.clone(), Arc::clone(looking));
+            let (registry, host) = (Arc::clone(registry), host.clone());
+            let spawned = std::thread::Builder::new().name(format!("facts-{index}")).spawn(move || {
+                let verdict = device.recheck(&registry, &host, today);
+                looking.store(false, Ordering::Release);
+                // Whoever asked may have given up.
+                let _ = sender.send((index, verdict));
+            });
+            if spawned.is_err() {
+                flags[index].store(false, Ordering::Release);
+            }
+        }
+        drop(sender);
+        let deadline = Instant::now() + FACTS_WAIT;
+        while !waiting.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok((index, verdict)) = verdicts.recv_timeout(left) else { break };
+            if let Some(place) = waiting.iter().position(|(other, ..)| *other == index) {
+                let (_, device, before) = waiting.swap_remove(place);
+                self.audit.judged(index, before, &verdict);
+                self.apply(index, &device, &verdict);
+            }
+        }
+        for (index, device, before) in waiting {
+            let text = format!("the facts of {} could not be read within {} s", self.name(index), FACTS_WAIT.as_secs());
+            let reason = Reason::new(ReasonCode::DeviceUnreadable, text);
+            device.refuse(reason.clone());
+            let verdict = Verdict::refused(reason);
+            self.audit.judged(index, before, &verdict);
+            self.apply(index, &device, &verdict);
+        }
+    }
+
+    /// Fences a replica whose device is refused, unless another device has taken its place meanwhile.
+    fn apply(&self, index: usize, device: &Arc<ApprovedDevice>, verdict: &Verdict) {
+        let is_current = self.device(index).is_some_and(|current| Arc::ptr_eq(&current, device));
+        if !verdict.approved && is_current {
+            let reasons: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
+            self.store.mirror().fence(index, State::Refused, &reasons.join("; "));
+        }
+    }
+
+    /// Brings a replica back whose device is still open: one that was refused or that failed. Returns its new state: in sync
+    /// when it lacks nothing, else resyncing.
+    ///
+    /// # Errors
+    /// [`Error::Rejoin`]; what reading the label says.
+    pub fn rejoin(&self, index: usize) -> Result<State, Error> {
+        let _one_at_a_time = lock(&self.rejoining);
+        self.check_open(&self.name(index))?;
+        let missing = || {
+            self.refusal(
+                index,
+                "replica-missing",
+                "its device is not there: attach it, and name it",
+                ErrorKind::Degraded,
+            )
+        };
+        let device = self.device(index).ok_or_else(missing)?;
+        let replica = self.identify(&device)?;
+        if usize::from(replica.header.replica_index) != index {
+            return Err(self.refusal(
+                index,
+                "device-not-enrolled",
+                "its device shows another replica",
+                ErrorKind::Refused,
+            ));
+        }
+        self.enter(index, &replica, None)
+    }
+
+    /// Takes in a device that was opened anew: one that was not there at the mount, or that was unplugged and has come back
+    /// as another device node. Returns which replica it is, and its new state.
+    ///
+    /// # Errors
+    /// [`Error::NotEnrolled`], [`Error::MixedVolumes`], [`Error::Rejoin`]; what reading the label says.
+    pub fn take_in(&self, device: ApprovedDevice) -> Result<(usize, State), Error> {
+        let _one_at_a_time = lock(&self.rejoining);
+        self.check_open(device.name())?;
+        let device = Arc::new(device);
+        let replica = self.identify(&device)?;
+        let index = usize::from(replica.header.replica_index);
+        if !self.absent().contains(&index) {
+            return Err(self.refusal(index, "replica-in-use", "it is in use already", ErrorKind::Busy));
+        }
+        self.store.set_device_bytes(index, replica.header.device_bytes);
+        let state = self.enter(index, &replica, Some(&device))?;
+        // Who still waits for the facts of the device that was there before does not hold up this one's.
+        if let Some(looking) = lock(&self.looking).get_mut(index) {
+            *looking = Arc::default();
+        }
+        open::mend_label(&self.header, &self.keys, &replica, self.store.mirror())?;
+        Ok((index, state))
+    }
+
+    /// Whether the volume is in a state in which replicas can come back.
+    fn check_open(&self, replica: &str) -> Result<(), Error> {
+        let refuse =
+            |code, why: String| Err(Error::Rejoin { replica: replica.to_owned(), code, why, kind: ErrorKind::Io });
+        if self.read_only {
+            return refuse("mounted-read-only", "the volume is mounted read-only".to_owned());
+        }
+        if self.closing.load(Ordering::Acquire) {
+            return refuse("closing", "the volume is being closed".to_owned());
+        }
+        match self.store.poisoned() {
+            Some(why) => refuse("needs-remount", format!("the volume must be unmounted and mounted again: {why}")),
+            None => Ok(()),
+        }
+    }
+
+    fn refusal(&self, index: usize, code: &'static str, why: &str, kind: ErrorKind) -> Error {
+        Error::Rejoin { replica: self.name(index), code, why: why.to_owned(), kind }
+    }
+
+    /// Reads and authenticates the label of a device, which must be one of our replicas.
+    fn identify(&self, device: &Arc<ApprovedDevice>) -> Result<Replica, Error> {
+        let name = || device.name().to_owned();
+        let failed = |source| Error::Label { device: name(), source };
+        let found = label::read(&**device).map_err(failed)?;
+        let theirs = found.newest.claims().volume;
+        if theirs != self.header.volume {
+            return Err(Error::MixedVolumes {
+                first: self.header.label.clone(),
+                first_volume: self.header.volume,
+                second: name(),
+                second_volume: theirs,
+            });
+        }
+        let (header, damaged) = found.authenticate(&self.keys).map_err(failed)?;
+        let replica = Replica { device: device.clone(), header, damaged: areas(damaged) };
+        if replica.is_enrolled_in(&self.header) {
+            Ok(replica)
+        } else {
+            Err(Error::NotEnrolled { device: name(), volume: self.header.volume })
+        }
+    }
+
+    /// Puts an identified replica back into the set, with its `device` if that is not the one of before.
+    fn enter(&self, index: usize, replica: &Replica, device: Option<&Arc<ApprovedDevice>>) -> Result<State, Error> {
+        let verdict = replica.device.verdict();
+        if let Some(reason) = verdict.reasons.first() {
+            return Err(self.refusal(index, "replica-refused", &reason.to_string(), ErrorKind::Refused));
+        }
+        let failed = |source: crate::device::Error| Error::Label {
+            device: replica.device.name().to_owned(),
+            source: source.into(),
+        };
+        let bytes = replica.header.device_bytes;
+        let roots = label::read_roots(&*replica.device, bytes, &self.keys, self.header.volume).map_err(failed)?;
+        let ours = self.store.root();
+        self.check_history(index, roots.first().copied(), ours)?;
+        let mirror = self.store.mirror();
+        let is_as_it_left = match (roots.first(), mirror.last_root(index)) {
+            (Some(newest), Some(last)) => newest.epoch == ours.epoch && newest.generation >= last,
+            _ => false,
+        };
+        let named = roots.iter().filter(|root| root.in_sync >> index & 1 == 1);
+        let since_epoch = named.map(|root| root.epoch).max().unwrap_or(0);
+        if device.is_some()
+            && let Some(has_before) = lock(&self.found).has_before.get_mut(index)
+        {
+            *has_before = since_epoch;
+        }
+        let deadline = Instant::now() + REST_WAIT;
+        let state = loop {
+            match mirror.rejoin(index, device.cloned(), is_as_it_left) {
+                Err(RejoinError::StillWriting) if Instant::now() < deadline => std::thread::sleep(POLL),
+                outcome => break outcome.map_err(|error| self.not_rejoined(index, error))?,
+            }
+        };
+        if state == State::Resyncing {
+            self.start_resync(Resync::new(index, since_epoch))?;
+        } else {
+            log::warn!("{} lacks nothing: it is in sync", self.name(index));
+            // The next root names it, unless the last one does; a commit that fails has said so.
+            let _ = self.fs.checkpoint();
+        }
+        Ok(state)
+    }
+
+    fn not_rejoined(&self, index: usize, error: RejoinError) -> Error {
+        let (code, kind, advice) = match error {
+            RejoinError::InUse => ("replica-in-use", ErrorKind::Busy, "nothing is to be done"),
+            RejoinError::NoDevice => ("replica-missing", ErrorKind::Degraded, "attach it, and name it"),
+            RejoinError::StillWriting => {
+                ("replica-busy", ErrorKind::Busy, "try again, or detach and attach the device, and name it")
+            }
+            RejoinError::NoSource => (
+                "replica-no-source",
+                ErrorKind::Degraded,
+                "bring a replica back first that has it; if there is none, it was never durable: unmount and mount again, \
+                 what was fsynced is safe",
+            ),
+        };
+        self.refusal(index, code, &format!("{error}; {advice}"), kind)
+    }
+
+    /// The newest root of a replica must be one that ours comes after, or ours. What was given a root of this mount could
+    /// go on elsewhere only in a later epoch.
+    fn check_history(&self, index: usize, newest: Option<Root>, ours: Root) -> Result<(), Error> {
+        if self.store.mirror().has_root(index) && newest.is_some_and(|newest| newest.epoch == ours.epoch) {
+            return Ok(());
+        }
+        let mut found: Vec<Option<Option<Root>>> =
+            (0..self.store.mirror().len()).map(|i| (ours.in_sync >> i & 1 == 1).then_some(Some(ours))).collect();
+        let others = (0..found.len()).any(|i| i != index && found[i].is_some());
+        if let Some(place) = found.get_mut(index) {
+            *place = Some(newest);
+        }
+        let chosen = recovery::choose(&found, &|_, _| false);
+        let known = chosen.is_ok_and(|choice| choice.root == ours);
+        match (known, others) {
+            (true, _) => Ok(()),
+            (false, true) => Err(Error::Diverged(format!(
+                "{} was changed elsewhere while this mount went on without it",
+                self.name(index)
+            ))),
+            (false, false) => Err(self.refusal(
+                index,
+                "replica-not-current",
+                "it does not show the last state of this mount: an older copy was put in its place, or it was changed elsewhere",
+                ErrorKind::Refused,
+            )),
+        }
+    }
+
+    pub(super) fn start_resync(&self, resync: Resync) -> Result<(), Error> {
+        let (resync, stop) = (Arc::new(resync), Arc::new(AtomicBool::new(false)));
+        log::warn!("{} is being resynced", self.name(resync.index));
+        let (fs, store, job, signal) = (self.fs.clone(), self.store.clone(), resync.clone(), stop.clone());
+        let (audit, cut_off) = (self.audit.clone(), self.cut_off.clone());
+        cut_off.fetch_and(!(1 << resync.index), Ordering::AcqRel);
+        let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
+            if let Err(error) = job.run(&fs, &store, &audit, &signal) {
+                log::error!("resync of replica {} ended: {error}", job.index);
+                cut_off.fetch_or(u64::from(store.mirror().in_sync() == 0) << job.index, Ordering::AcqRel);
+                store.mirror().fence(job.index, State::Stale, &format!("its resync ended: {error}"));
+            }
+        });
+        let mut resyncs = lock(&self.resyncs);
+        resyncs.retain(|earlier| !earlier.thread.is_finished());
+        match thread {
+            Ok(thread) => {
+                resyncs.push(Resyncing { resync, stop, thread });
+                Ok(())
+            }
+            Err(source) => {
+                self.store.mirror().fence(resync.index, State::Stale, "its resync could not be started");
+                Err(System::error("starting a resync", source))
+            }
+        }
+    }
+
+    /// Ends the resyncs and lets nobody come back any more. Bounded: a thread that hangs in the kernel is left behind.
+    pub(super) fn stop(&self) {
+        self.closing.store(true, Ordering::Release);
+        let resyncs = std::mem::take(&mut *lock(&self.resyncs));
+        resyncs.iter().for_each(|r| r.stop.store(true, Ordering::Relaxed));
+        let deadline = Instant::now() + Duration::from_secs(DEVICE_TIMEOUT_S);
+        for resyncing in resyncs {
+            while !resyncing.thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(POLL);
+            }
+            if !resyncing.thread.is_finished() {
+                log::error!("the resync of replica {} does not end; it is left behind", resyncing.resync.index);
+            } else if resyncing.thread.join().is_err() {
+                log::error!("a resync panicked");
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
