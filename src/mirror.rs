@@ -22,7 +22,7 @@
 //! |---|---|---|---|---|
 //! | in sync | faulty | refused | - | - |
 //! | resyncing | faulty | refused | - | in sync |
-//! | stale, missing, faulty, refused | - | - | in sync if it misses nothing ([`written`]), else resyncing if another is in sync, else as it was | - |
+//! | stale, missing, faulty, refused | - | - | in sync if it misses nothing (`written`), else resyncing if another is in sync, else as it was | - |
 //!
 //! A resync that cannot be finished leaves its replica stale. What was refused becomes no other state when the policy
 //! approves it again: only `rejoin` does that, which takes an approved device that has nothing in hand.
@@ -197,7 +197,7 @@ struct Status {
     since: SystemTime,
     /// Writes and flushes that its thread saw fail.
     failed: u64,
-    /// The round of the last flush it has done while in sync ([`written`]).
+    /// The round of the last flush it has done while in sync (`written`).
     flushed: u64,
     /// The last root that it took part in while the volume is open.
     last_root: Option<Generation>,
@@ -436,7 +436,7 @@ impl Mirror {
         self.shared.lock().reasons()
     }
 
-    /// Whether a replica that is taken back may lack this block ([`written`]).
+    /// Whether a replica that is taken back may lack this block (`written`).
     pub fn is_missed(&self, index: usize, addr: BlockAddr) -> bool {
         let inner = self.shared.lock();
         inner.replicas.get(index).is_some_and(|status| inner.written.is_missed(addr, status.flushed))
