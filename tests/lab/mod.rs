@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub const SCELLE: &str = env!("CARGO_BIN_EXE_scelle");
@@ -17,13 +18,19 @@ pub const PASSPHRASE: &str = "correct horse battery staple";
 pub struct Disk {
     pub image: PathBuf,
     pub device: PathBuf,
+    attached: AtomicBool,
 }
 
 impl Disk {
     pub fn new(image: PathBuf, bytes: u64) -> Self {
         File::create(&image).unwrap().set_len(bytes).unwrap();
+        Self::of(image)
+    }
+
+    /// An image that is there already.
+    pub fn of(image: PathBuf) -> Self {
         let device = Self::attach(&image);
-        Self { image, device }
+        Self { image, device, attached: AtomicBool::new(true) }
     }
 
     fn attach(image: &Path) -> PathBuf {
@@ -37,13 +44,17 @@ impl Disk {
         fs::read(&self.image).unwrap()
     }
 
+    /// Once: by the second time the node may be another test's.
     pub fn detach(&self) {
-        run(Command::new("losetup").arg("-d").arg(&self.device));
+        if self.attached.swap(false, Ordering::Relaxed) {
+            run(Command::new("losetup").arg("-d").arg(&self.device));
+        }
     }
 
     /// Attaches the image again, perhaps to another device node.
     pub fn reattach(&mut self) {
         self.device = Self::attach(&self.image);
+        self.attached.store(true, Ordering::Relaxed);
     }
 }
 

@@ -108,8 +108,7 @@ fn a_copy_of_a_replica_is_not_another_replica() {
     let mut lab = volume(2);
     let image = lab.path("copy");
     fs::copy(&lab.disks[0].image, &image).unwrap();
-    lab.disks.push(Disk { device: PathBuf::new(), image });
-    lab.disks[2].reattach();
+    lab.disks.push(Disk::of(image));
     refused(&lab, 3, "device-not-listed", || lab.mount());
 }
 
@@ -202,10 +201,14 @@ fn registries_that_are_not_accepted() {
 }
 
 fn sign(lab: &Lab) {
+    sign_file(lab, &lab.path("registry.toml"));
+}
+
+fn sign_file(lab: &Lab, registry: &Path) {
     for officer in ["officer-a", "officer-b"] {
-        let _ = fs::remove_file(lab.path(&format!("registry.toml.{officer}.minisig")));
+        let _ = fs::remove_file(registry.with_added_extension(format!("{officer}.minisig")));
         let mut sign = Command::new(SCELLE);
-        sign.args(["registry", "sign"]).arg(lab.path("registry.toml"));
+        sign.args(["registry", "sign"]).arg(registry);
         ok(&run(sign.arg("--key").arg(lab.path(&format!("{officer}.key")))));
     }
 }
@@ -216,8 +219,15 @@ pub fn revoke_last_device(lab: &Lab) {
     let text = fs::read_to_string(&registry).unwrap();
     let at = text.rfind("\"approved\"").expect("a device's status");
     let revoked = format!("{}\"revoked\"{}", &text[..at], &text[at + "\"approved\"".len()..]);
-    fs::write(&registry, revoked.replacen("version = 1", "version = 2", 1)).unwrap();
-    sign(lab);
+    // Signed elsewhere and put in place at once: the watch is not to see one without the other.
+    let (folder, next) = (lab.path("next"), lab.path("next/registry.toml"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(&next, revoked.replacen("version = 1", "version = 2", 1)).unwrap();
+    sign_file(lab, &next);
+    for file in fs::read_dir(&folder).unwrap() {
+        let file = file.unwrap();
+        fs::rename(file.path(), lab.path(file.file_name().to_str().unwrap())).unwrap();
+    }
     crate::lab::wait_for("the watch to see the new registry", || lab.status()["registry"]["version"] == 2);
 }
 
