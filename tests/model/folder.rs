@@ -124,15 +124,21 @@ impl<'a> Folder<'a> {
             }
             Op::Copy(from, from_offset, to, to_offset, length) => {
                 let (from, to) = (self.open(from)?, self.open(to)?);
-                let (mut source, mut place) = (*from_offset, *to_offset);
-                let mut left = *length as usize;
+                // A copy within one file may make it longer: what was to be had at the beginning is the end of the loop.
+                let available = from.metadata().map_err(io)?.len().saturating_sub(*from_offset).min(*length);
+                let (mut source, mut place, mut left) = (*from_offset, *to_offset, *length);
+                let mut done = 0;
                 loop {
-                    match rustix::fs::copy_file_range(&from, Some(&mut source), &to, Some(&mut place), left)? {
+                    match rustix::fs::copy_file_range(&from, Some(&mut source), &to, Some(&mut place), left as usize)? {
                         0 => break,
-                        count => left -= count,
+                        count => done += count as u64,
                     }
+                    if done >= available {
+                        break;
+                    }
+                    left = available - done;
                 }
-                Outcome::Count(length - left as u64)
+                Outcome::Count(done)
             }
             Op::SeekData(file, offset) => Outcome::Offset(rustix::fs::seek(self.open(file)?, SeekFrom::Data(*offset))?),
             Op::SeekHole(file, offset) => Outcome::Offset(rustix::fs::seek(self.open(file)?, SeekFrom::Hole(*offset))?),
