@@ -334,12 +334,8 @@ impl Fs {
         Ok(value)
     }
 
-    /// As [`Fs::change`], for what nobody asked for: whoever syncs does not need to know on how many replicas that is.
-    fn change_unasked<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
-        Ok(self.change_numbered(f)?.0)
-    }
-
-    /// Does one operation, and returns its number.
+    /// As [`Fs::change`], and returns the number of the operation; not for what a user asked for, who may ask whether it is on
+    /// as many replicas as the policy wants.
     fn change_numbered<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, u64)> {
         let mut meta = self.meta();
         let (value, blocks) = meta.op(f)?;

@@ -391,6 +391,11 @@ impl Mirror {
         Some(self.shared.lane(index)?.device.clone())
     }
 
+    /// Name of a replica's device; empty when there is none.
+    pub fn device_name(&self, index: usize) -> String {
+        self.device(index).map_or(String::new(), |device| device.name().to_owned())
+    }
+
     /// State of a replica and why it is so.
     pub fn state(&self, index: usize) -> (State, Option<String>) {
         let inner = self.shared.lock();

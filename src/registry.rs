@@ -14,13 +14,13 @@ mod keys;
 mod table;
 mod trust;
 
-pub use date::Date;
+pub use date::{Date, utc_second};
 pub use derived::{DerivedKey, public_key_of, verify_document};
 pub use document::{Certification, DeviceEntry, Policy, Registry, Site, Status};
 pub use identity::{Identity, IdentityField, Transport};
 pub use keys::{KeyFiles, is_encrypted, keygen, sign};
 pub use table::{Field, same_but_for_case};
-pub use trust::{Officer, TrustAnchors, hex};
+pub use trust::{Officer, TrustAnchors, hex, unhex};
 
 use sha2::{Digest, Sha256};
 

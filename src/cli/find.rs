@@ -88,8 +88,7 @@ pub(super) fn replica(volume: Uuid, index: usize) -> Vec<PathBuf> {
 /// Whether the topmost mount at `mountpoint` is one of ours whose daemon has died. Attributes stay cached after that;
 /// opening does not.
 pub(super) fn is_dead_mount(mountpoint: &Path) -> bool {
-    let ours =
-        mounts().iter().rev().find(|mount| mount.mountpoint == mountpoint).is_some_and(|m| m.kind == "fuse.scelle");
+    let ours = mounts::topmost(&mounts(), mountpoint).is_some_and(|mount| mount.kind == "fuse.scelle");
     ours && fs::read_dir(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }
 

@@ -9,7 +9,7 @@ use super::protocol::Replica;
 use super::report;
 use crate::fs::{self, Kind};
 use crate::limits::XATTR_VALUE_MAX;
-use crate::registry::{Date, VerifiedRegistry};
+use crate::registry::{Date, VerifiedRegistry, utc_second};
 use crate::units::Ino;
 use crate::volume::{self, Open, Portion};
 
@@ -222,8 +222,7 @@ fn since_epoch(time: SystemTime) -> (i64, u32) {
 /// and after 9999.
 fn utc((seconds, nanoseconds): (i64, u32)) -> Option<String> {
     let seconds = u64::try_from(seconds).ok()?.checked_add(u64::from(nanoseconds > 0))?;
-    let (date, of_day) = (Date::from_unix(seconds)?, seconds % 86_400);
-    Some(format!("{date}T{:02}:{:02}:{:02}Z", of_day / 3600, of_day / 60 % 60, of_day % 60))
+    Some(utc_second(seconds)? + "Z")
 }
 
 #[cfg(test)]

@@ -18,9 +18,8 @@
 //! Sources: NVM Express base specification 2.0, 5.17; SPC-4, 6.6 and 7.8; SBC-3, 6.5.5; ACS-3, 7.12.7;
 //! drivers/nvme/host/sysfs.c and drivers/scsi/scsi_lib.c for how the kernel writes a `wwid`.
 
-use std::fmt::Write;
-
 use super::identity::{Node, Problem};
+use crate::registry::hex;
 
 /// Answers of an NVMe namespace and its controller, as they came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -264,14 +263,6 @@ fn trim(bytes: &[u8], both: bool) -> &[u8] {
     let end = bytes.len() - bytes.iter().rev().take_while(|b| filler(b)).count();
     let start = if both { bytes[..end].iter().take_while(|b| filler(b)).count() } else { 0 };
     &bytes[start..end]
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

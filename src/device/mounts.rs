@@ -31,6 +31,11 @@ pub fn read(system: &dyn System) -> io::Result<Vec<Mount>> {
     Ok(parse(&table.unwrap_or_default()))
 }
 
+/// The topmost mount at a path (absolute, without symbolic links).
+pub fn topmost<'a>(mounts: &'a [Mount], mountpoint: &Path) -> Option<&'a Mount> {
+    mounts.iter().rev().find(|mount| mount.mountpoint == mountpoint)
+}
+
 /// The type of the filesystem with this device number, if the table has it, always with the same type. Files of some
 /// filesystems (btrfs, overlay) show a number that no mount has: then the type at `hint`, a path that is only believed
 /// for the name.
@@ -96,6 +101,20 @@ mod tests {
         assert_eq!((mounts[0].kind.as_str(), mounts[1].kind.as_str()), ("ext4", "fuse.scelle"));
         assert_eq!((&*mounts[0].options, &*mounts[1].options), ("rw", "rw,user_id=0,group_id=0"));
         assert_eq!(mounts[0].dev, DevNo { major: 254, minor: 0 });
+    }
+
+    #[test]
+    fn the_topmost_mount_is_found() {
+        let mounts = parse(
+            b"25 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n\
+            90 25 0:44 / /srv/pi\\303\\250ces rw - fuse.scelle x rw\n\
+            91 25 0:45 / /srv/a\\040b rw,nosuid - fuse.scelle scelle:x rw\n\
+            92 25 0:46 / /srv/a\\040b rw,nosuid - fuse.scelle scelle:y rw\nbroken\n",
+        );
+        let device_of = |path| topmost(&mounts, Path::new(path)).map(|mount| mount.dev.to_string());
+        assert_eq!(device_of("/srv/a b").as_deref(), Some("0:46"));
+        assert_eq!(device_of("/").as_deref(), Some("254:0"));
+        assert_eq!(device_of("/srv"), None);
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Records of the audit trail, as bytes: what they say and how they are chained is [`crate::volume::audit`]'s.
 
-use std::sync::atomic::Ordering;
-
 use super::{Fs, Result};
 
 impl Fs {
@@ -14,7 +12,7 @@ impl Fs {
     pub fn append_audit(&self, make: impl FnOnce(Option<(u64, Vec<u8>)>) -> Vec<Vec<u8>>) -> Result<u64> {
         self.store.committable()?;
         self.make_room()?;
-        self.change_unasked(|tx| {
+        let ((), number) = self.change_numbered(|tx| {
             let last = tx.audit_last(u64::MAX)?;
             let mut seq = last.as_ref().map_or(0, |(seq, _)| *seq);
             for record in make(last) {
@@ -23,8 +21,7 @@ impl Fs {
             }
             Ok(())
         })?;
-        // At least the number of this operation.
-        Ok(self.changes.load(Ordering::Acquire))
+        Ok(number)
     }
 
     /// The records of the audit trail after number `after`, in order, until they are `bytes` long together; none when there

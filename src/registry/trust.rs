@@ -77,7 +77,7 @@ const COUNT: Kind<u32> = Kind { shown: "number, from 1", check: |_, _| Ok(()) };
 const DIGEST: Kind<Option<String>> = Kind {
     shown: "64 hexadecimal digits",
     check: |name, text| match text {
-        Some(text) if parse_digest(text).is_none() => Err(format!("{name}: {text:?} is not a digest in hexadecimal")),
+        Some(text) if unhex::<32>(text).is_none() => Err(format!("{name}: {text:?} is not a digest in hexadecimal")),
         _ => Ok(()),
     },
 };
@@ -102,7 +102,7 @@ impl TrustAnchors {
                 .map_err(|e| invalid(format!("public key of {name:?}: {e}")))?;
             officers.push(Officer { name, key });
         }
-        let replaces = file.replaces.as_deref().and_then(parse_digest);
+        let replaces = file.replaces.as_deref().and_then(unhex);
         Self::new(file.version, replaces, file.threshold as usize, officers)
     }
 
@@ -242,14 +242,15 @@ impl TrustAnchors {
     }
 }
 
-/// A digest in hexadecimal, as `replaces` and the messages have it.
-pub fn hex(digest: &[u8; 32]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+/// Bytes in lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn parse_digest(text: &str) -> Option<[u8; 32]> {
-    let mut digest = [0; 32];
-    let legal = text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+/// The bytes that [`hex`] writes so; nothing else is taken.
+pub fn unhex<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
+    let mut digest = [0; BYTES];
+    let legal = text.len() == 2 * BYTES && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     for (i, byte) in digest.iter_mut().enumerate() {
         *byte = u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok()?;
     }

@@ -169,7 +169,7 @@ impl Audit {
 
     /// A replica, as records name it.
     pub fn replica(&self, index: usize) -> Object {
-        let device = self.fs.store().mirror().device(index).map_or(String::new(), |device| device.name().to_owned());
+        let device = self.fs.store().mirror().device_name(index);
         let registry_id = self.registry_ids.get(index).cloned().unwrap_or_default();
         Object::Replica { index, registry_id, device: event::cut(&device) }
     }

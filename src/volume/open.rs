@@ -111,7 +111,8 @@ impl Assembled {
         if read_only {
             mirror.stop_mending();
         }
-        let root = choice.root;
+        let mut root = choice.root;
+        root.trust = root.trust_in_force(self.header.trust_digest);
         // Invariant: 2^32 mounts, one a second, take 136 years.
         let epoch = root.epoch.saturating_add(1);
         let has_before = self.has_before(&choice);
@@ -127,8 +128,7 @@ impl Assembled {
             },
         )?;
         let newer = store.saw_registry(&Arc::new(registry.clone()));
-        let succeeded = root.trust_in_force(self.header.trust_digest) != registry.anchors_digest();
-        store.saw_trust(registry.anchors_digest());
+        let succeeded = store.saw_trust(registry.anchors_digest());
         let too_few = store.writable().err().map(|error| error.to_string());
         if read_only {
             store.poison_quietly("mounted read-only".to_owned());
@@ -309,10 +309,9 @@ impl Open {
         let generation = self.store.generation();
         let replica = |index: usize| {
             let (state, reason) = mirror.state(index);
-            let row = self.members.header().replicas.get(index).and_then(Option::as_ref);
             ReplicaStatus {
-                device: mirror.device(index).map_or(String::new(), |device| device.name().to_owned()),
-                registry_id: row.map_or(String::new(), |row| row.registry_id.clone()),
+                device: mirror.device_name(index),
+                registry_id: self.members.registry_id(index).to_owned(),
                 state,
                 reason,
                 generation: self.members.generation(index),
@@ -347,14 +346,7 @@ impl Open {
     ) -> Result<(), Error> {
         let (audit, mirror) = (&self.audit, self.store.mirror());
         let replica = |(index, state): (usize, &State)| {
-            let id =
-                self.members.header().replicas.get(index).and_then(Option::as_ref).map_or("", |row| &row.registry_id);
-            ReplicaFacts::new(
-                index,
-                id,
-                &mirror.device(index).map_or(String::new(), |device| device.name().to_owned()),
-                *state,
-            )
+            ReplicaFacts::new(index, self.members.registry_id(index), &mirror.device_name(index), *state)
         };
         let mounted = Event::Mounted {
             host: audit.host().to_owned(),

@@ -1,11 +1,12 @@
 //! The process behind a mount: it opens the volume, serves the kernel, and closes the volume whatever ended the mount.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use super::super::failure::{ExitCode, Failure};
-use super::super::watch::Watch;
+use super::super::watch::{Look, Watch};
 use super::super::{WITNESS_DIR, devices, find};
 use super::{Request, resync};
 use crate::control::{self, Handler, NotReturned, Problem, ResyncAnswer, Server, VolumeStatus};
@@ -18,6 +19,7 @@ use crate::limits::{CACHE_BYTES_DEFAULT_MAX, CACHE_BYTES_DEFAULT_MIN};
 use crate::policy::ApprovedDevice;
 use crate::registry::VerifiedRegistry;
 use crate::units::{Ino, Uuid};
+use crate::volume::audit::Audit;
 use crate::volume::{Open, OpenOptions, Sealed};
 
 /// Longest wait for the daemon of an earlier mount to let go of the devices.
@@ -26,7 +28,7 @@ const CLOSING_WAIT: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const CLOSING_POLL: Duration = Duration::from_millis(20);
 
-/// What is said of an audit trail that cannot be read any more.
+/// What is said of what cannot be asked any more.
 const CLOSED: &str = "the volume is being closed";
 
 /// A mounted volume whose requests are not yet served.
@@ -200,13 +202,28 @@ impl Served {
         open.map_or(Ok(()), Open::close)
             .map_err(|error| Problem { code: "last-commit".into(), text: format!("the last commit failed: {error}") })
     }
+
+    /// The look at registry and devices, until the volume is closed. Its lock is let go of, so that a device that hangs
+    /// while it is looked at does not hold up the end.
+    fn look(&self) -> Option<Arc<Look>> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|watch| Arc::clone(watch.look()))
+    }
+
+    fn trail<T, E: Display>(&self, ask: impl FnOnce(&Audit) -> Result<T, E>) -> Result<T, Problem> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = open.as_ref().ok_or_else(|| trail_problem(CLOSED))?;
+        ask(open.audit()).map_err(|error| trail_problem(&error.to_string()))
+    }
+}
+
+fn trail_problem(text: &str) -> Problem {
+    Problem { code: "audit".into(), text: format!("the audit trail: {text}") }
 }
 
 impl Locator for Served {
     fn place(&self, ino: Ino) -> fs::Result<Vec<u8>> {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let found =
-            self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|watch| watch.look().found());
+        let found = self.look().map(|look| look.found());
         match (open.as_ref(), found) {
             (Some(open), Some(found)) => control::place(open, &found.registry, ino)?.encode(),
             // Being closed: nobody can ask any more but who asked before.
@@ -218,7 +235,7 @@ impl Locator for Served {
 impl Handler for Served {
     fn status(&self) -> VolumeStatus {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let found = self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|w| w.look().found());
+        let found = self.look().map(|look| look.found());
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(open), Some(found)) = (open.as_ref(), found) {
             *last = control::report(open, &found.registry, &self.mountpoint, &found.concerns);
@@ -234,32 +251,20 @@ impl Handler for Served {
     }
 
     fn audit(&self, after: u64) -> Result<Vec<String>, Problem> {
-        let problem = |text: String| Problem { code: "audit".into(), text: format!("the audit trail: {text}") };
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let open = open.as_ref().ok_or_else(|| problem(CLOSED.into()))?;
-        let records = open.audit().page(after).map_err(|error| problem(error.to_string()))?;
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| problem("a record is not text".into()));
+        let records = self.trail(|audit| audit.page(after))?;
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| trail_problem("a record is not text"));
         records.into_iter().map(text).collect()
     }
 
     fn seal(&self) -> Result<(String, String), Problem> {
-        let problem = |text: String| Problem { code: "audit".into(), text: format!("the audit trail: {text}") };
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let open = open.as_ref().ok_or_else(|| problem(CLOSED.into()))?;
-        open.audit().seal().map_err(|error| problem(error.to_string()))
+        self.trail(Audit::seal)
     }
 
     fn resync(&self, replica: Option<&str>) -> ResyncAnswer {
-        // Neither lock is held while devices are read: one that hangs must not hold up the end.
-        let look = self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|w| Arc::clone(w.look()));
-        match look {
+        match self.look() {
             Some(look) => resync::resync(&look, self.uuid, replica),
             None => ResyncAnswer {
-                problems: vec![NotReturned {
-                    code: "closing".into(),
-                    text: "the volume is being closed".into(),
-                    advice: String::new(),
-                }],
+                problems: vec![NotReturned { code: "closing".into(), text: CLOSED.into(), advice: String::new() }],
                 exit: ExitCode::Failed as u8,
                 ..ResyncAnswer::default()
             },

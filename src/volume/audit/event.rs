@@ -10,7 +10,7 @@ use crate::device::process::Identity;
 use crate::limits::{AUDIT_REASONS_MAX, AUDIT_TEXT_MAX};
 use crate::mirror::{ErrorCounts, State};
 use crate::policy;
-use crate::registry::VerifiedRegistry;
+use crate::registry::{VerifiedRegistry, hex};
 
 /// Who did it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -96,8 +96,8 @@ impl From<&VerifiedRegistry> for RegistryFacts {
     fn from(registry: &VerifiedRegistry) -> Self {
         Self {
             version: registry.version(),
-            sha256: super::record::hex(&registry.document_digest()),
-            trust: super::record::hex(&registry.anchors_digest()),
+            sha256: hex(&registry.document_digest()),
+            trust: hex(&registry.anchors_digest()),
             valid_until: registry.valid_until().to_string(),
             signers: registry.signers().to_vec(),
         }

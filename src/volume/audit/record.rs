@@ -28,7 +28,7 @@ use serde_json::Value;
 
 use super::event::{Entry, Reason};
 use crate::crypto::sha384;
-use crate::registry::Date;
+use crate::registry::{hex, unhex, utc_second};
 use crate::units::Uuid;
 
 /// A SHA-384, written in hexadecimal digits.
@@ -45,11 +45,6 @@ impl Digest {
     pub fn genesis(volume: Uuid) -> Self {
         Self(sha384(&[b"scelle audit 1 ", volume.to_string().as_bytes()]))
     }
-}
-
-/// Lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl fmt::Display for Digest {
@@ -73,15 +68,9 @@ impl Serialize for Digest {
 impl<'de> Deserialize<'de> for Digest {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        let pairs = text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?));
-        let bytes: Option<Vec<u8>> = pairs.collect();
-        let bytes = bytes.filter(|_| text.len() == 96).and_then(|bytes| bytes.try_into().ok());
-        bytes.map(Self).ok_or_else(|| serde::de::Error::custom("not a SHA-384 in 96 lower-case hexadecimal digits"))
+        unhex(&text)
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("not a SHA-384 in 96 lower-case hexadecimal digits"))
     }
 }
 
@@ -230,9 +219,9 @@ pub(super) fn now() -> String {
 /// Nanoseconds since 1970 as records have them.
 fn time_of(nanoseconds: u64) -> String {
     let (seconds, fraction) = (nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000);
-    let day = Date::from_unix(seconds).map_or_else(String::new, |date| date.to_string());
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{day}T{hour:02}:{minute:02}:{second:02}.{fraction:09}Z")
+    // Nanoseconds in 64 bits end in the year 2554.
+    let second = utc_second(seconds).unwrap_or_default();
+    format!("{second}.{fraction:09}Z")
 }
 
 #[cfg(test)]

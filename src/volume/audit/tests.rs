@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::record::hex;
 use super::*;
 use crate::limits::{
     AUDIT_RECORD_BYTES_MAX, AUDIT_REPORTS_BYTES_MAX, AUDIT_TEXT_MAX, OFFICERS_MAX, REGISTRY_ID_MAX, REPLICAS_MAX,
 };
+use crate::registry::hex;
 
 const VOLUME: Uuid = Uuid([0x44; 16]);
 const SEED: [u8; 32] = [9; 32];
