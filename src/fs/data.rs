@@ -10,7 +10,7 @@
 
 use std::borrow::Cow;
 
-use super::{Error, Fs, Result, existing, file, mapping::Stretch, now};
+use super::{Error, Fs, Result, file, mapping::Stretch, now};
 use crate::{
     limits::FILE_SIZE_MAX,
     meta::{ExtentRow, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx},
@@ -48,18 +48,6 @@ struct Sealed {
 }
 
 impl Fs {
-    /// Counts an open of an existing file. Truncating it is a call of its own.
-    ///
-    /// # Errors
-    /// [`Error::Stale`].
-    pub fn open_file(&self, ino: Ino) -> Result<()> {
-        self.view(|view| {
-            existing(view, ino)?;
-            self.references().opened(ino);
-            Ok(())
-        })
-    }
-
     /// Appends up to `size` bytes of the file from `offset` on to `out`: fewer at its end. Holes read as zeros.
     ///
     /// # Errors

@@ -105,24 +105,12 @@ impl Fs {
         }
     }
 
-    /// Makes a regular file and opens it. Counts a lookup and an open.
-    ///
-    /// # Errors
-    /// As [`Fs::mknod`].
-    pub fn create(&self, caller: &Caller, parent: Ino, name: &[u8], mode: u32) -> Result<Attr> {
-        self.make(caller, parent, name, &New { open: true, ..New::node(Kind::File, mode, 0) })
-    }
-
     fn make(&self, caller: &Caller, parent: Ino, name: &[u8], new: &New<'_>) -> Result<Attr> {
         check_new_name(name)?;
         self.admit_growth()?;
         self.change(|tx| {
             let inode = make(tx, caller, parent, name, new)?;
-            let mut references = self.references();
-            references.looked_up(inode.ino);
-            if new.open {
-                references.opened(inode.ino);
-            }
+            self.references().looked_up(inode.ino);
             Ok(Attr::from(&inode))
         })
     }
@@ -270,12 +258,11 @@ pub(super) struct New<'a> {
     mode: u32,
     rdev: u32,
     target: Option<&'a [u8]>,
-    open: bool,
 }
 
 impl New<'_> {
     pub fn node(kind: Kind, mode: u32, rdev: u32) -> Self {
-        Self { kind, mode: mode & 0o7777, rdev, target: None, open: false }
+        Self { kind, mode: mode & 0o7777, rdev, target: None }
     }
 }
 

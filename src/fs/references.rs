@@ -1,4 +1,5 @@
-//! Who holds an inode besides its names: the kernel's lookups, and opens.
+//! Who holds an inode besides its names: the kernel, with its lookups. While a file is open, the kernel keeps the inode, so opens
+//! need no count of their own.
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -11,7 +12,6 @@ use crate::{
 #[derive(Debug, Default)]
 struct Counts {
     lookups: u64,
-    opens: u64,
     /// The last name is gone: who drops the last reference frees the inode.
     orphan: bool,
 }
@@ -24,11 +24,6 @@ impl References {
     /// Counts a lookup.
     pub fn looked_up(&mut self, ino: Ino) {
         self.0.entry(ino).or_default().lookups += 1;
-    }
-
-    /// Counts an open.
-    pub fn opened(&mut self, ino: Ino) {
-        self.0.entry(ino).or_default().opens += 1;
     }
 
     /// Marks an inode that lost its last name. Returns whether nobody holds it, so that it can be freed.
@@ -47,30 +42,21 @@ impl References {
         self.0.contains_key(&ino)
     }
 
-    /// Takes back counts. Returns whether an orphan lost its last one.
-    fn drop_counts(&mut self, ino: Ino, lookups: u64, opens: u64) -> bool {
+    /// Takes back lookups. Returns whether an orphan lost its last one.
+    fn forgotten(&mut self, ino: Ino, lookups: u64) -> bool {
         let Entry::Occupied(mut entry) = self.0.entry(ino) else {
             return false;
         };
         let counts = entry.get_mut();
         counts.lookups = counts.lookups.saturating_sub(lookups);
-        counts.opens = counts.opens.saturating_sub(opens);
-        counts.lookups == 0 && counts.opens == 0 && entry.remove().orphan
+        counts.lookups == 0 && entry.remove().orphan
     }
 }
 
 impl Fs {
     /// Takes back `n` lookups.
     pub fn forget(&self, ino: Ino, n: u64) {
-        let last = self.references().drop_counts(ino, n, 0);
-        if last {
-            self.reap(ino);
-        }
-    }
-
-    /// Takes back an open.
-    pub fn release(&self, ino: Ino) {
-        let last = self.references().drop_counts(ino, 0, 1);
+        let last = self.references().forgotten(ino, n);
         if last {
             self.reap(ino);
         }

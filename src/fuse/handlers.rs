@@ -9,10 +9,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attr::{absent, file_attr, file_type, from_system, set_time};
@@ -36,11 +36,8 @@ const BACKGROUND_MAX: u16 = 128;
 /// Damaged or failing devices can produce an error a request: at most one log line in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Pages stay cached over open and close: nobody else changes them.
-const FILE_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE;
-
-/// The same for the names in a folder.
-const FOLDER_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_CACHE_DIR);
+/// What opening relies on (Linux 5.1); without them every open would fail.
+const NEEDED: InitFlags = InitFlags::FUSE_NO_OPEN_SUPPORT.union(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
 
 const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_WRITEBACK_CACHE,
@@ -139,6 +136,10 @@ pub(super) fn sized(result: fs::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        if let Err(missing) = config.add_capabilities(NEEDED) {
+            let text = format!("the kernel's FUSE is too old, it lacks {missing:?}: Linux 5.1 or later is needed");
+            return Err(std::io::Error::new(std::io::ErrorKind::Unsupported, text));
+        }
         for capability in CAPABILITIES.into_iter().chain([InitFlags::FUSE_CACHE_SYMLINKS]) {
             if config.add_capabilities(capability).is_err() {
                 log::warn!("the kernel's FUSE lacks {capability:?}");
@@ -216,6 +217,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        self.awake.touch();
         entry(self.fs.mknod(&caller(request, umask), ino(parent), name.as_bytes(), mode, rdev), reply);
     }
 
@@ -266,51 +268,15 @@ impl Filesystem for Adapter {
         empty(self.fs.rename(ino(parent), name.as_bytes(), ino(new_parent), new_name.as_bytes(), flags), reply);
     }
 
-    fn create(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
-        self.awake.touch();
-        match self.fs.create(&caller(request, umask), ino(parent), name.as_bytes(), mode) {
-            Ok(attr) => {
-                self.seeker.opened(INodeNo(attr.ino.0), OpenFlags(flags));
-                reply.created(&LIFETIME, &file_attr(&attr), GENERATION, FileHandle(0), FILE_FLAGS);
-            }
-            Err(error) => reply.error(errno(&error)),
-        }
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        // The kernel then makes the node and opens it, and does not ask again: see `open`.
+        reply.error(Errno::ENOSYS);
     }
 
-    fn open(&self, _: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.awake.touch();
-        match self.fs.open_file(ino(number)) {
-            Ok(()) => {
-                self.seeker.opened(number, flags);
-                reply.opened(FileHandle(0), FILE_FLAGS);
-            }
-            Err(error) => reply.error(errno(&error)),
-        }
-    }
-
-    fn release(
-        &self,
-        _: &Request,
-        number: INodeNo,
-        _: FileHandle,
-        flags: OpenFlags,
-        _: Option<LockOwner>,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.awake.touch();
-        self.seeker.released(number, flags);
-        self.fs.release(ino(number));
-        reply.ok();
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // The kernel then opens files itself, keeps their pages over open and close, and does not ask again
+        // (FUSE_NO_OPEN_SUPPORT): two requests less an open. It holds the inode as long as the file is open.
+        reply.error(Errno::ENOSYS);
     }
 
     fn read(
@@ -378,7 +344,7 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        self.seeker.seek(&self.fs, number, offset, seek, reply);
+        self.seeker.seek(number, offset, seek, reply);
     }
 
     fn copy_file_range(
@@ -416,8 +382,8 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.awake.touch();
-        reply.opened(FileHandle(0), FOLDER_FLAGS);
+        // As for files; what the kernel has listed once it keeps.
+        reply.error(Errno::ENOSYS);
     }
 
     fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectory) {

@@ -83,8 +83,7 @@ fn p9_a_record_and_its_operation_survive_a_crash_together() {
     let (assembled, _devices) = bench.assemble(&disks(&bench), &log).unwrap();
     let open = bench.open(assembled, false).unwrap();
     for n in 0..30u64 {
-        let made = open.fs().create(&CALLER, Ino::ROOT, format!("file{n}").as_bytes(), 0o644).unwrap();
-        open.fs().release(made.ino);
+        let made = open.fs().mknod(&CALLER, Ino::ROOT, format!("file{n}").as_bytes(), 0o644, 0).unwrap();
         open.fs().forget(made.ino, 1);
         let event = Event::RollbackAccepted { seen: n, found: n };
         open.audit().record(Entry::done(open.audit().user(), Object::Volume, event));

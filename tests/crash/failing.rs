@@ -63,9 +63,8 @@ fn secret() -> Secret {
 }
 
 fn write_file(fs: &Fs, name: &[u8], len: usize) -> Ino {
-    let ino = fs.create(&CALLER, Ino::ROOT, name, 0o600).unwrap().ino;
+    let ino = fs.mknod(&CALLER, Ino::ROOT, name, 0o600, 0).unwrap().ino;
     fs.write(ino, 0, &vec![0x5a; len]).unwrap();
-    fs.release(ino);
     ino
 }
 
@@ -88,7 +87,7 @@ fn p2_when_the_last_replica_fails_a_write_reads_go_on() {
     assert_eq!(late.unwrap_err().errno(), libc::EIO);
     assert_eq!(open.status().replicas[0].state, State::Faulty);
     assert!(open.status().read_only.is_some());
-    assert_eq!(open.fs().create(&CALLER, Ino::ROOT, b"b", 0o600).unwrap_err().errno(), libc::EROFS);
+    assert_eq!(open.fs().mknod(&CALLER, Ino::ROOT, b"b", 0o600, 0).unwrap_err().errno(), libc::EROFS);
     assert!(open.fs().lookup(Ino::ROOT, b"a").is_ok());
     drop(open);
     // What was synced is there.
@@ -217,10 +216,9 @@ fn a_full_volume_says_so_lets_go_and_stays_whole() {
         let mut files = Vec::new();
         let full = loop {
             let name = format!("{round}-{}", files.len());
-            match fs.create(&CALLER, Ino::ROOT, name.as_bytes(), 0o600) {
+            match fs.mknod(&CALLER, Ino::ROOT, name.as_bytes(), 0o600, 0) {
                 Ok(attr) => {
                     let written = fs.write(attr.ino, 0, &vec![0x5a; 300_000]);
-                    fs.release(attr.ino);
                     fs.forget(attr.ino, 1);
                     match written {
                         Ok(_) => files.push((name, attr.ino)),

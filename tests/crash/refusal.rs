@@ -230,11 +230,8 @@ fn content(seed: u64, len: usize) -> Vec<u8> {
 }
 
 fn put(fs: &Fs, name: &[u8], bytes: &[u8]) -> Result<Ino, scelle::fs::Error> {
-    let ino = match fs.create(&CALLER, Ino::ROOT, name, 0o600) {
-        Ok(attr) => {
-            fs.release(attr.ino);
-            attr.ino
-        }
+    let ino = match fs.mknod(&CALLER, Ino::ROOT, name, 0o600, 0) {
+        Ok(attr) => attr.ino,
         Err(scelle::fs::Error::Exists) => fs.lookup(Ino::ROOT, name)?.ino,
         Err(error) => return Err(error),
     };
@@ -401,7 +398,7 @@ fn p2_too_few_replicas_refuse_what_is_new_report_what_is_lost_and_come_back_with
     fs.sync().unwrap();
     court.refuse(&open, &[1], Face::Changed);
     // At once, with no commit in between.
-    assert_eq!(fs.create(&CALLER, Ino::ROOT, b"new", 0o600).unwrap_err().errno(), libc::EROFS);
+    assert_eq!(fs.mknod(&CALLER, Ino::ROOT, b"new", 0o600, 0).unwrap_err().errno(), libc::EROFS);
     assert_eq!(fs.unlink(Ino::ROOT, b"durable").unwrap_err().errno(), libc::EROFS);
     assert_eq!(fs.write(ino, 0, b"x").unwrap_err().errno(), libc::EROFS);
     // What the kernel still held was accepted: that is a loss.

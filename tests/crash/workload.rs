@@ -68,8 +68,7 @@ fn digest(bytes: &[u8]) -> u64 {
 pub fn step(fs: &Fs, rng: &mut Rng) {
     let (parent, name) = (folder(fs, rng), rng.pick(&NAMES));
     let outcome = match rng.below(16) {
-        0..=2 => fs.create(&CALLER, parent, name, 0o644).map(|attr| {
-            fs.release(attr.ino);
+        0..=2 => fs.mknod(&CALLER, parent, name, 0o644, 0).map(|attr| {
             fs.forget(attr.ino, 1);
             write(fs, attr.ino, rng);
         }),

@@ -99,7 +99,6 @@ impl InProcess {
 
     fn close_slot(&mut self, slot: usize) {
         if let Some(ino) = self.slots[slot].take() {
-            self.fs().release(ino);
             self.fs().forget(ino, 1);
         }
     }
@@ -167,8 +166,7 @@ impl InProcess {
         match op {
             Op::Create(path, perm) => {
                 let (parent, name) = self.free(path)?;
-                let attr = fs.create(caller, parent, name, libc::S_IFREG | perm).map_err(errno)?;
-                fs.release(attr.ino);
+                let attr = fs.mknod(caller, parent, name, libc::S_IFREG | perm, 0).map_err(errno)?;
                 self.given_back(Ok(attr))
             }
             Op::Mkdir(path, perm) => {
@@ -330,7 +328,6 @@ impl InProcess {
         let (parent, name) = self.parent(path)?;
         // This lookup is kept until the slot is closed.
         self.fs().lookup(parent, name).map_err(errno)?;
-        self.fs().open_file(ino).map_err(errno)?;
         self.close_slot(slot);
         self.slots[slot] = Some(ino);
         Ok(Outcome::Done)

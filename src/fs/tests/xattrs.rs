@@ -105,7 +105,7 @@ fn a_default_list_replaces_the_umask() {
     let dir = new_folder(&fs, Ino::ROOT, "d");
     fs.setxattr(dir, acl::DEFAULT, &extended(), 0).unwrap();
     let caller = Caller { umask: 0o777, ..USER };
-    let file = fs.create(&caller, dir, b"f", 0o666).unwrap();
+    let file = fs.mknod(&caller, dir, b"f", 0o666, 0).unwrap();
     assert_eq!(file.mode, 0o100_664);
     let inherited = value(&[(1, 6, NO_ID), (2, 6, 1000), (4, 5, NO_ID), (0x10, 6, NO_ID), (0x20, 4, NO_ID)]);
     assert_eq!(fs.getxattr(file.ino, acl::ACCESS).unwrap(), inherited);
@@ -117,10 +117,10 @@ fn a_default_list_replaces_the_umask() {
     // A trivial default list: the mode says it all.
     let minimal = value(&[(1, 7, NO_ID), (4, 5, NO_ID), (0x20, 0, NO_ID)]);
     fs.setxattr(dir, acl::DEFAULT, &minimal, 0).unwrap();
-    let file = fs.create(&caller, dir, b"g", 0o666).unwrap();
+    let file = fs.mknod(&caller, dir, b"g", 0o666, 0).unwrap();
     assert_eq!(file.mode, 0o100_640);
     fails(fs.getxattr(file.ino, acl::ACCESS), libc::ENODATA);
     fs.setxattr(dir, acl::DEFAULT, &value(&[]), 0).unwrap();
-    assert_eq!(fs.create(&USER, dir, b"h", 0o666).unwrap().mode, 0o100_644);
+    assert_eq!(fs.mknod(&USER, dir, b"h", 0o666, 0).unwrap().mode, 0o100_644);
     sound(&fs);
 }
