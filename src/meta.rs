@@ -1,17 +1,21 @@
 //! Metadata: one SQLite database with typed rows, and the one kind of transaction on it.
 //!
-//! A SQLite transaction is always open. Each operation of the filesystem is a savepoint in it ([`Meta::op`]); a commit of
-//! the volume closes it, has the page store take the changed pages, and opens the next one ([`Meta::commit`]). So an
-//! operation is whole or absent, and so is a commit, and operations reach the devices in their order.
+//! A SQLite transaction is always open. Each operation of the filesystem that changes it is a savepoint in it
+//! ([`Meta::op`]); a commit of the volume closes it, has the page store take the changed pages, and opens the next one
+//! ([`Meta::commit`]). So an operation is whole or absent, and so is a commit, and operations reach the devices in their
+//! order. Rows of inodes change in memory (`inodes`) and are written by the commit.
 //!
 //! Every statement is prepared once and kept in the connection's cache. Rows are checked when they are read
 //! ([`Error::Corrupt`]); nothing in the database can make this module panic.
 
 mod check;
+mod inodes;
 mod rows;
 mod schema;
 mod siphash;
 mod tx;
+
+use std::cell::RefCell;
 
 use rusqlite::{Connection, config::DbConfig};
 
@@ -22,6 +26,7 @@ pub use rows::{
 pub use tx::{Blocks, Cleared, Listed, Span, Tx, View, xattr_flag};
 
 use crate::units::Ino;
+use inodes::Inodes;
 use siphash::HashKey;
 
 /// Why the metadata could not be read or changed.
@@ -98,6 +103,7 @@ const PRAGMAS: &[(&str, &str)] = &[
 pub struct Meta {
     conn: Connection,
     key: HashKey,
+    inodes: RefCell<Inodes>,
     next_ino: u64,
     /// `volume.next_ino` as it is in the database.
     ino_ceiling: u64,
@@ -120,7 +126,7 @@ impl Meta {
         conn.execute(put, ("name_hash_key", &key[..]))?;
         let first = Ino::ROOT.0 + 1;
         conn.execute(put, ("next_ino", &first.to_le_bytes()[..]))?;
-        Ok(Self { conn, key: HashKey::new(&key), next_ino: first, ino_ceiling: first, poisoned: false })
+        Ok(Self::new(conn, HashKey::new(&key), first))
     }
 
     /// Opens an existing database, brings its schema up to date, and opens the first transaction.
@@ -136,7 +142,11 @@ impl Meta {
         if !(2..=INO_MAX).contains(&next_ino) {
             return Err(Error::Corrupt("the next inode number is out of bounds"));
         }
-        Ok(Self { conn, key, next_ino, ino_ceiling: next_ino, poisoned: false })
+        Ok(Self::new(conn, key, next_ino))
+    }
+
+    fn new(conn: Connection, key: HashKey, next_ino: u64) -> Self {
+        Self { conn, key, inodes: RefCell::default(), next_ino, ino_ceiling: next_ino, poisoned: false }
     }
 
     /// Reads.
@@ -150,7 +160,7 @@ impl Meta {
         if self.poisoned {
             return Err(Error::Poisoned.into());
         }
-        f(&View::new(&self.conn, self.key))
+        f(&View::new(&self.conn, self.key, &self.inodes))
     }
 
     /// Does one operation: all that `f` changes, or nothing when it returns an error. Also returns which blocks the rows
@@ -165,17 +175,27 @@ impl Meta {
         if self.poisoned {
             return Err(Error::Poisoned.into());
         }
-        self.run("SAVEPOINT op")?;
-        let mut tx = Tx::new(View::new(&self.conn, self.key), &mut self.next_ino);
-        let done = f(&mut tx);
-        let blocks = tx.into_blocks();
-        let done = done.and_then(|value| self.run("RELEASE op").map(|()| (value, blocks)).map_err(E::from));
-        if done.is_err() {
-            // SQLite ends the whole transaction itself on some failures; then operations already answered are lost.
-            let undone = self.run("ROLLBACK TO op").and_then(|()| self.run("RELEASE op"));
-            self.poisoned = undone.is_err() || self.conn.is_autocommit();
+        if self.inodes.get_mut().is_full() {
+            self.write_inodes()?;
         }
-        done
+        let mut tx = Tx::new(View::new(&self.conn, self.key, &self.inodes), &mut self.next_ino);
+        let (undone, error) = match f(&mut tx) {
+            Ok(value) => match tx.keep() {
+                Ok(blocks) => return Ok((value, blocks)),
+                Err(error) => (false, error.into()),
+            },
+            Err(error) => (tx.undo().is_ok(), error),
+        };
+        // SQLite ends the whole transaction itself on some failures; then operations already answered are lost.
+        self.poisoned = !undone || self.conn.is_autocommit();
+        Err(error)
+    }
+
+    /// Brings the table of inodes up to date.
+    fn write_inodes(&mut self) -> Result<()> {
+        let written = self.inodes.get_mut().write(&self.conn);
+        self.poisoned |= written.is_err();
+        written
     }
 
     /// Ends the SQLite transaction, calls `stage` to have its pages taken, and begins the next one.
@@ -192,6 +212,7 @@ impl Meta {
     }
 
     fn commit_inner<T>(&mut self, stage: impl FnOnce() -> T) -> Result<T> {
+        self.write_inodes()?;
         if self.next_ino > self.ino_ceiling {
             let ceiling = self.next_ino + INO_LEAP;
             let mut update = self.conn.prepare_cached("UPDATE volume SET value = ? WHERE key = 'next_ino'")?;
@@ -209,7 +230,8 @@ impl Meta {
     ///
     /// # Errors
     /// Of SQLite.
-    pub fn self_check(&self) -> Result<Vec<String>> {
+    pub fn self_check(&mut self) -> Result<Vec<String>> {
+        self.write_inodes()?;
         check::self_check(&self.conn)
     }
 

@@ -77,7 +77,7 @@ impl Fs {
             return self.change(|tx| {
                 let mut inode = existing(tx, ino)?;
                 apply(tx, &mut inode, set)?;
-                tx.put_inode(&inode)?;
+                tx.put_inode(&inode);
                 Ok(Attr::from(&inode))
             });
         };
@@ -96,7 +96,7 @@ impl Fs {
             // For the same size the kernel says so when the time is to change: it does with ftruncate, not with truncate.
             let mtime = set.mtime.or((size != before).then_some(SetTime::Now));
             apply(tx, &mut inode, &SetAttr { mtime, ..*set })?;
-            tx.put_inode(&inode)?;
+            tx.put_inode(&inode);
             Ok((Attr::from(&inode), trim))
         })?;
         if let Some(lblock) = trim {

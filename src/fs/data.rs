@@ -292,7 +292,8 @@ impl Fs {
                 inode.mtime = now;
                 inode.ctime = now;
             }
-            Ok(tx.put_inode(&inode)?)
+            tx.put_inode(&inode);
+            Ok(())
         });
         if done.is_err() {
             self.abandon(&sealed.fresh);
@@ -317,7 +318,8 @@ impl Fs {
             self.change(|tx| {
                 let mut inode = file(tx, inode.ino)?;
                 inode.set(FLAG_TAIL, false);
-                Ok(tx.put_inode(&inode)?)
+                tx.put_inode(&inode);
+                Ok(())
             })?;
         }
         Ok(())
@@ -337,7 +339,8 @@ impl Fs {
         let done = self.change(|tx| {
             let mut inode = file(tx, inode.ino)?;
             put(tx, &mut inode, &sealed)?;
-            Ok(tx.put_inode(&inode)?)
+            tx.put_inode(&inode);
+            Ok(())
         });
         if done.is_err() {
             self.abandon(&sealed.fresh);

@@ -136,11 +136,11 @@ impl Fs {
             }
             let now = now();
             inode.ctime = now;
-            tx.put_inode(&inode)?;
+            tx.put_inode(&inode);
             tx.insert_dentry(new_parent, slot, new_name, ino, inode.kind())?;
             parent.mtime = now;
             parent.ctime = now;
-            tx.put_inode(&parent)?;
+            tx.put_inode(&parent);
             self.references().looked_up(ino);
             Ok(Attr::from(&inode))
         })
@@ -180,7 +180,7 @@ impl Fs {
             if directory {
                 dir.nlink = dir.nlink.saturating_sub(1);
             }
-            tx.put_inode(&dir)?;
+            tx.put_inode(&dir);
             let mut inode = existing(tx, dentry.ino)?;
             inode.ctime = now;
             self.drop_name(tx, &mut inode)
@@ -202,7 +202,7 @@ impl Fs {
         } else {
             inode.nlink = inode.nlink.saturating_sub(1);
         }
-        tx.put_inode(inode)?;
+        tx.put_inode(inode);
         Ok((inode.nlink == 0 && self.references().orphaned(inode.ino)).then_some(inode.ino))
     }
 
@@ -286,7 +286,7 @@ fn make(tx: &mut Tx<'_>, caller: &Caller, parent: Ino, name: &[u8], new: &New<'_
     tx.insert_dentry(parent, slot, name, inode.ino, new.kind)?;
     dir.mtime = inode.mtime;
     dir.ctime = inode.ctime;
-    tx.put_inode(&dir)?;
+    tx.put_inode(&dir);
     Ok(inode)
 }
 

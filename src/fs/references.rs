@@ -82,7 +82,7 @@ impl Fs {
                 let cleared = tx.clear(ino, 0, u64::MAX >> 1, STEP)?;
                 if cleared.more {
                     inode.blocks = inode.blocks.saturating_sub(cleared.blocks);
-                    tx.put_inode(&inode)?;
+                    tx.put_inode(&inode);
                 } else {
                     tx.delete_inode(&inode)?;
                 }
@@ -131,6 +131,6 @@ fn trim_step(tx: &mut Tx<'_>, ino: Ino, lblock: u64) -> Result<bool> {
         tx.set_trim(ino, None)?;
         inode.set(FLAG_TRIM, false);
     }
-    tx.put_inode(&inode)?;
+    tx.put_inode(&inode);
     Ok(cleared.more)
 }

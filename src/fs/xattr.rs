@@ -75,7 +75,8 @@ impl Fs {
                 tx.put_xattr(ino, name, value)?;
                 inode.set(FLAG_XATTR, true);
             }
-            Ok(tx.put_inode(&inode)?)
+            tx.put_inode(&inode);
+            Ok(())
         })
     }
 
@@ -94,7 +95,8 @@ impl Fs {
             }
             inode.ctime = now();
             removed(tx, &mut inode, name)?;
-            Ok(tx.put_inode(&inode)?)
+            tx.put_inode(&inode);
+            Ok(())
         })
     }
 }

@@ -1,13 +1,15 @@
 //! Typed queries ([`View`]) and changes ([`Tx`]) of the tables.
 
+use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 
-use rusqlite::{CachedStatement, Connection, Params, Row, params};
+use rusqlite::{CachedStatement, Connection, Params, Row};
 
 use super::{
     Error, INO_MAX, Result,
+    inodes::{self, Inodes},
     rows::{
-        self, Dentry, ExtentRow, FLAG_ACL_ACCESS, FLAG_ACL_DEFAULT, FLAG_XATTR, Inode, Kind, Slot, TagPlace,
+        self, Dentry, ExtentRow, FLAG_ACL_ACCESS, FLAG_ACL_DEFAULT, FLAG_TRIM, FLAG_XATTR, Inode, Kind, Slot, TagPlace,
         inode_columns,
     },
     siphash::HashKey,
@@ -31,7 +33,7 @@ const INLINE_TAGS_MAX: usize = 8;
 
 const INODE: &str = concat!("SELECT ", inode_columns!(), " FROM inode i WHERE i.ino = ?");
 const LOOKUP: &str = concat!(
-    "SELECT ",
+    "SELECT d.ino, ",
     inode_columns!(),
     " FROM dentry d LEFT JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND d.cookie BETWEEN ? AND ? AND d.name = ?"
 );
@@ -85,6 +87,7 @@ pub(super) const QUERIES: &[&str] = &[
 pub struct View<'a> {
     conn: &'a Connection,
     key: HashKey,
+    inodes: &'a RefCell<Inodes>,
 }
 
 /// An entry of a folder's listing.
@@ -99,8 +102,8 @@ pub struct Listed<'a> {
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(conn: &'a Connection, key: HashKey) -> Self {
-        Self { conn, key }
+    pub(super) fn new(conn: &'a Connection, key: HashKey, inodes: &'a RefCell<Inodes>) -> Self {
+        Self { conn, key, inodes }
     }
 
     fn prepare(&self, sql: &'static str) -> Result<CachedStatement<'a>> {
@@ -128,13 +131,28 @@ impl<'a> View<'a> {
     /// # Errors
     /// [`Error::Corrupt`], or of SQLite; so for every method here.
     pub fn inode(&self, ino: Ino) -> Result<Option<Inode>> {
-        self.one(INODE, (ino.0 as i64,), |row| Inode::from_row(row, 0))
+        if let Some(inode) = self.inodes.borrow().get(ino) {
+            return Ok(Some(inode.clone()));
+        }
+        self.one(INODE, (ino.0 as i64,), |row| self.joined(ino, row, 0))
+    }
+
+    /// The row of `ino`, of which `row` holds what the database has, from column `first` on.
+    fn joined(&self, ino: Ino, row: &Row<'_>, first: usize) -> Result<Inode> {
+        if let Some(inode) = self.inodes.borrow().get(ino) {
+            return Ok(inode.clone());
+        }
+        let inode = Inode::from_row(row, first)?;
+        self.inodes.borrow_mut().keep(&inode);
+        Ok(inode)
     }
 
     /// The inode that `name` in folder `parent` leads to.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Inode>> {
         let first = self.first_cookie(name);
-        self.one(LOOKUP, (parent.0 as i64, first, first + PROBE as i64 - 1, name), |row| Inode::from_row(row, 0))
+        self.one(LOOKUP, (parent.0 as i64, first, first + PROBE as i64 - 1, name), |row| {
+            self.joined(Ino(rows::unsigned(row, 0)?), row, 1)
+        })
     }
 
     /// The dentry of `name` in folder `parent`.
@@ -178,8 +196,9 @@ impl<'a> View<'a> {
         let mut statement = self.prepare(if inodes { LIST_PLUS } else { LIST })?;
         let mut rows = statement.query((parent.0 as i64, i64::try_from(cookie).unwrap_or(i64::MAX)))?;
         while let Some(row) = rows.next()? {
-            let inode = if inodes { Some(Inode::from_row(row, 4)?) } else { None };
-            if !emit(Listed { dentry: dentry(row)?, name: rows::name(row, 3)?, inode }) {
+            let dentry = dentry(row)?;
+            let inode = if inodes { Some(self.joined(dentry.ino, row, 4)?) } else { None };
+            if !emit(Listed { dentry, name: rows::name(row, 3)?, inode }) {
                 break;
             }
         }
@@ -237,7 +256,7 @@ impl<'a> View<'a> {
             .ok_or(Error::Corrupt("an extent has lost its tags"))
     }
 
-    /// At most `limit` inodes without a name.
+    /// At most `limit` inodes without a name, of those that the last commit knows.
     pub fn orphans(&self, limit: usize) -> Result<Vec<Ino>> {
         self.all(ORPHANS, (limit as i64,), |row| Ok(Ino(rows::unsigned(row, 0)?)))
     }
@@ -356,6 +375,8 @@ pub struct Tx<'a> {
     view: View<'a>,
     next_ino: &'a mut u64,
     blocks: Blocks,
+    /// Whether the database has a savepoint: from the first statement on that changes it.
+    savepoint: Cell<bool>,
 }
 
 impl<'a> Deref for Tx<'a> {
@@ -368,15 +389,39 @@ impl<'a> Deref for Tx<'a> {
 
 impl<'a> Tx<'a> {
     pub(super) fn new(view: View<'a>, next_ino: &'a mut u64) -> Self {
-        Self { view, next_ino, blocks: Blocks::default() }
+        view.inodes.borrow_mut().begin();
+        Self { view, next_ino, blocks: Blocks::default(), savepoint: Cell::new(false) }
     }
 
-    pub(super) fn into_blocks(self) -> Blocks {
-        self.blocks
+    /// Ends the operation. Returns what happened to blocks.
+    pub(super) fn keep(self) -> Result<Blocks> {
+        if self.savepoint.get() {
+            self.view.prepare("RELEASE op")?.execute(())?;
+        }
+        Ok(self.blocks)
+    }
+
+    /// Undoes the operation.
+    pub(super) fn undo(self) -> Result<()> {
+        self.view.inodes.borrow_mut().undo();
+        if self.savepoint.get() {
+            self.view.prepare("ROLLBACK TO op")?.execute(())?;
+            self.view.prepare("RELEASE op")?.execute(())?;
+        }
+        Ok(())
+    }
+
+    /// To be called before the operation's first change of the database.
+    fn begin(&self) -> Result<()> {
+        if !self.savepoint.replace(true) {
+            self.view.prepare("SAVEPOINT op")?.execute(())?;
+        }
+        Ok(())
     }
 
     /// Runs a statement and returns how many rows it changed.
     fn execute(&self, sql: &'static str, values: impl Params) -> Result<usize> {
+        self.begin()?;
         Ok(self.view.prepare(sql)?.execute(values)?)
     }
 
@@ -403,68 +448,32 @@ impl<'a> Tx<'a> {
 
     /// Adds an inode; `target` is a symbolic link's.
     pub fn insert_inode(&mut self, inode: &Inode, target: Option<&[u8]>) -> Result<()> {
-        let Inode { atime, mtime, ctime, btime, .. } = inode;
-        self.execute_one(
-            "INSERT INTO inode VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            params![
-                inode.ino.0 as i64,
-                inode.mode,
-                inode.uid,
-                inode.gid,
-                inode.nlink,
-                inode.rdev,
-                inode.parent as i64,
-                inode.flags,
-                inode.size as i64,
-                inode.blocks as i64,
-                atime.s,
-                atime.ns,
-                mtime.s,
-                mtime.ns,
-                ctime.s,
-                ctime.ns,
-                btime.s,
-                btime.ns,
-                target
-            ],
-        )
+        if target.is_some() {
+            self.begin()?;
+            return inodes::put(self.view.conn, inode, target);
+        }
+        self.view.inodes.borrow_mut().insert(inode);
+        Ok(())
     }
 
-    /// Writes an inode's changed row.
-    pub fn put_inode(&mut self, inode: &Inode) -> Result<()> {
+    /// Changes an inode's row.
+    pub fn put_inode(&mut self, inode: &Inode) {
         self.touch(inode.ino);
-        let Inode { atime, mtime, ctime, .. } = inode;
-        self.execute_one(
-            "UPDATE inode SET mode = ?, uid = ?, gid = ?, nlink = ?, parent = ?, flags = ?, size = ?, blocks = ?, \
-             atime_s = ?, atime_ns = ?, mtime_s = ?, mtime_ns = ?, ctime_s = ?, ctime_ns = ? WHERE ino = ?",
-            params![
-                inode.mode,
-                inode.uid,
-                inode.gid,
-                inode.nlink,
-                inode.parent as i64,
-                inode.flags,
-                inode.size as i64,
-                inode.blocks as i64,
-                atime.s,
-                atime.ns,
-                mtime.s,
-                mtime.ns,
-                ctime.s,
-                ctime.ns,
-                inode.ino.0 as i64
-            ],
-        )
+        self.view.inodes.borrow_mut().put(inode);
     }
 
     /// Deletes an inode with its extended attributes. Its extents must be gone.
     pub fn delete_inode(&mut self, inode: &Inode) -> Result<()> {
         self.touch(inode.ino);
+        let ino = inode.ino.0 as i64;
         if inode.has(FLAG_XATTR) {
-            self.execute("DELETE FROM xattr WHERE ino = ?", (inode.ino.0 as i64,))?;
+            self.execute("DELETE FROM xattr WHERE ino = ?", (ino,))?;
         }
-        self.execute("DELETE FROM trim WHERE ino = ?", (inode.ino.0 as i64,))?;
-        self.execute_one("DELETE FROM inode WHERE ino = ?", (inode.ino.0 as i64,))
+        if inode.has(FLAG_TRIM) {
+            self.execute("DELETE FROM trim WHERE ino = ?", (ino,))?;
+        }
+        let written = self.view.inodes.borrow_mut().remove(inode.ino);
+        if written { self.execute_one("DELETE FROM inode WHERE ino = ?", (ino,)) } else { Ok(()) }
     }
 
     /// Adds a name to a folder, at a place from [`View::slot`].

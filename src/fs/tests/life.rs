@@ -44,7 +44,7 @@ fn a_mount_finishes_what_a_crash_interrupted() {
         let mut inode = existing(tx, cut)?;
         inode.size = 4096;
         inode.set(crate::meta::FLAG_TRIM, true);
-        tx.put_inode(&inode)?;
+        tx.put_inode(&inode);
         Ok(tx.set_trim(cut, Some(1))?)
     })
     .unwrap();
@@ -67,7 +67,7 @@ fn a_truncation_that_did_not_finish_is_finished_before_the_file_grows() {
         let mut inode = existing(tx, ino)?;
         inode.size = 4096;
         inode.set(crate::meta::FLAG_TRIM, true);
-        tx.put_inode(&inode)?;
+        tx.put_inode(&inode);
         Ok(tx.set_trim(ino, Some(1))?)
     })
     .unwrap();
