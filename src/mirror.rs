@@ -524,6 +524,11 @@ impl Mirror {
             return inner;
         }
         inner.waiting_for_writes += 1;
+        for lane in (0..self.len()).filter_map(|index| self.shared.lane(index)) {
+            if lane.queue.unplug() {
+                lane.queue.wake();
+            }
+        }
         let mut inner = self.wait(inner, &self.shared.written, done);
         inner.waiting_for_writes -= 1;
         inner

@@ -1,4 +1,8 @@
 //! A replica's queue: first in, first out, neighbours taken together.
+//!
+//! A write that nobody waits for yet waits for others, as requests do behind a plug of the kernel's block layer
+//! (include/linux/blkdev.h, `struct blk_plug`): what was written together goes to the device in one transfer, and one wake-up
+//! of the thread serves many small writes. The plug opens for a flush, and for whoever waits for a write ([`Queue::unplug`]).
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +13,9 @@ use crate::device::AlignedBuf;
 
 /// Most bytes that one transfer gathers.
 const GATHER_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes from which on writes do not wait for others any more.
+const PLUG_BYTES_MAX: usize = 512 << 10;
 
 /// Most pieces that one transfer gathers (`UIO_MAXIOV` is 1024, readv(2)).
 const GATHER_PIECES_MAX: usize = 512;
@@ -21,6 +28,15 @@ pub(super) enum Job {
     Flush(Arc<Ticket>),
     /// End the thread.
     End,
+}
+
+impl Job {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Write { data, .. } => data.len(),
+            Self::Flush(_) | Self::End => 0,
+        }
+    }
 }
 
 /// Who of the replicas that a flush was asked of has done it; bit `i` is replica `i`.
@@ -36,6 +52,10 @@ pub(super) struct Ticket {
 #[derive(Default)]
 struct Inner {
     jobs: VecDeque<Job>,
+    /// Bytes that the jobs write.
+    bytes: usize,
+    /// So many jobs, the first ones, wait for no others.
+    due: usize,
     /// Runs that the thread is writing at this moment.
     current: Vec<u64>,
     /// The thread has a job, from the moment it leaves the queue.
@@ -75,13 +95,26 @@ impl Queue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a job. Returns whether the thread sleeps: then the caller must call [`Queue::wake`], once it has let go of what
-    /// the thread will want.
+    /// Adds a job. Returns whether the thread sleeps and has something to do: then the caller must call [`Queue::wake`], once
+    /// it has let go of what the thread will want.
     #[must_use]
     pub fn push(&self, job: Job) -> bool {
         let mut inner = self.lock();
+        let waits = matches!(job, Job::Write { .. });
+        inner.bytes += job.bytes();
         inner.jobs.push_back(job);
-        std::mem::take(&mut inner.idle)
+        if !waits || inner.bytes >= PLUG_BYTES_MAX || inner.jobs.len() >= GATHER_PIECES_MAX {
+            inner.due = inner.jobs.len();
+        }
+        inner.due > 0 && std::mem::take(&mut inner.idle)
+    }
+
+    /// Nothing of what is queued waits any longer. Returns as [`Queue::push`].
+    #[must_use]
+    pub fn unplug(&self) -> bool {
+        let mut inner = self.lock();
+        inner.due = inner.jobs.len();
+        inner.due > 0 && std::mem::take(&mut inner.idle)
     }
 
     /// Wakes the thread.
@@ -95,9 +128,13 @@ impl Queue {
         let mut inner = self.lock();
         inner.taken = false;
         loop {
-            if let Some(job) = inner.jobs.pop_front() {
+            if inner.due > 0
+                && let Some(job) = inner.jobs.pop_front()
+            {
                 inner.taken = true;
                 let taken = gather(&mut inner.jobs, job);
+                inner.due = inner.due.saturating_sub(taken.len());
+                inner.bytes -= taken.iter().map(Job::bytes).sum::<usize>();
                 let runs: Vec<u64> = taken
                     .iter()
                     .filter_map(|job| match job {
@@ -149,6 +186,7 @@ impl Queue {
             }
         }
         inner.jobs.extend((0..ends).map(|_| Job::End));
+        (inner.bytes, inner.due) = (0, inner.jobs.len());
         runs
     }
 }
@@ -169,4 +207,48 @@ fn gather(jobs: &mut VecDeque<Job>, first: Job) -> VecDeque<Job> {
         taken.extend(jobs.pop_front());
     }
     taken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(offset: u64, len: usize) -> Job {
+        Job::Write { offset, data: Arc::new(AlignedBuf::zeroed(len)), run: Some(offset) }
+    }
+
+    fn asleep(queue: &Queue) {
+        queue.lock().idle = true;
+    }
+
+    #[test]
+    fn small_writes_wait_for_each_other_and_for_nothing_else() {
+        let queue = Queue::new();
+        asleep(&queue);
+        for i in 0..PLUG_BYTES_MAX as u64 / 4096 - 1 {
+            assert!(!queue.push(write(i * 4096, 4096)));
+        }
+        // Enough bytes: the thread is woken, and takes all in one transfer.
+        assert!(queue.push(write(PLUG_BYTES_MAX as u64 - 4096, 4096)));
+        assert_eq!(queue.take().1.len(), PLUG_BYTES_MAX / 4096);
+        // A flush takes along what is before it.
+        asleep(&queue);
+        assert!(!queue.push(write(1 << 30, 4096)));
+        let ticket = Arc::new(Ticket { asked: 1, done: AtomicU64::new(0), round: 1 });
+        assert!(queue.push(Job::Flush(ticket)));
+        assert!(matches!(queue.take().0.front(), Some(Job::Write { .. })));
+        assert!(matches!(queue.take().0.front(), Some(Job::Flush(_))));
+        // Whoever waits opens the plug; what comes after that waits again.
+        asleep(&queue);
+        assert!(!queue.unplug());
+        assert!(!queue.push(write(0, 4096)));
+        assert!(queue.unplug());
+        assert_eq!(queue.take().1, [0]);
+        asleep(&queue);
+        assert!(!queue.push(write(8192, 4096)));
+        // What is dropped is not waited for.
+        assert_eq!(queue.drop_all(), [0, 8192]);
+        assert!(!queue.unplug());
+        assert!(queue.push(Job::End));
+    }
 }
