@@ -48,30 +48,22 @@ struct Sealed {
 }
 
 impl Fs {
-    /// Appends up to `size` bytes of the file from `offset` on to `out`: fewer at its end. Holes read as zeros.
+    /// Up to `size` bytes of the file from `offset` on, in `scratch`: fewer at its end. Holes read as zeros. What `scratch`
+    /// held before does not matter, and its memory is used again.
     ///
     /// # Errors
     /// [`Error::IsDirectory`], [`Error::Invalid`] for what has no content; of the store when no replica has the right bytes.
-    pub fn read(&self, ino: Ino, offset: u64, size: usize, out: &mut Vec<u8>) -> Result<()> {
+    pub fn read<'a>(&self, ino: Ino, offset: u64, size: usize, scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
         let guard = self.store.reader();
         let (first, end) = (offset / BLOCK, offset.saturating_add(size as u64).div_ceil(BLOCK));
         let Stretch { size: file_size, extents, .. } = self.stretch(ino, first, end)?;
         let size = (size as u64).min(file_size.saturating_sub(offset)) as usize;
-        let begin = out.len();
-        if size == 0 || extents.is_empty() {
-            out.resize(begin + size, 0);
-            return Ok(());
-        }
         let skip = (offset % BLOCK) as usize;
-        let blocks = (skip + size).div_ceil(BLOCK_SIZE);
-        out.resize(begin + blocks * BLOCK_SIZE, 0);
-        if let Err(error) = self.read_extents(&guard, &extents, first, &mut out[begin..]) {
-            out.truncate(begin);
-            return Err(error);
-        }
-        out.drain(begin..begin + skip);
-        out.truncate(begin + size);
-        Ok(())
+        let blocks = if size == 0 { 0 } else { (skip + size).div_ceil(BLOCK_SIZE) };
+        // Growing fills with zeros; what is there already is overwritten below.
+        scratch.resize(scratch.len().max(blocks * BLOCK_SIZE), 0);
+        self.read_extents(&guard, &extents, first, &mut scratch[..blocks * BLOCK_SIZE])?;
+        Ok(scratch.get(skip..skip + size).unwrap_or_default())
     }
 
     /// The file's size, and its extents that overlap its blocks `from..to`.
@@ -91,7 +83,7 @@ impl Fs {
         })
     }
 
-    /// Reads the extents' part of the blocks from `first` on that `out`, filled with zeros, holds.
+    /// Fills `out`, blocks from `first` on, with what the extents hold of them, and zeros between.
     fn read_extents(
         &self,
         _guard: &pages::ReadGuard<'_>,
@@ -100,17 +92,21 @@ impl Fs {
         out: &mut [u8],
     ) -> Result<()> {
         let end = first + (out.len() / BLOCK_SIZE) as u64;
+        let bytes = |from: u64, to: u64| (from - first) as usize * BLOCK_SIZE..(to - first) as usize * BLOCK_SIZE;
+        let mut at = first;
         for extent in extents {
             let Some(tags) = &extent.tags else { continue };
-            let (from, to) = (extent.lblock.max(first), extent.end().min(end));
+            let (from, to) = (extent.lblock.max(at), extent.end().min(end));
             if from >= to {
                 continue;
             }
+            out[bytes(at, from)].fill(0);
             let skip = from - extent.lblock;
-            let bytes = (from - first) as usize * BLOCK_SIZE..(to - first) as usize * BLOCK_SIZE;
             let tags = &tags[skip as usize..(to - extent.lblock) as usize];
-            self.store.read_data(extent.addr.add(skip), extent.id.add(skip), tags, &mut out[bytes])?;
+            self.store.read_data(extent.addr.add(skip), extent.id.add(skip), tags, &mut out[bytes(from, to)])?;
+            at = to;
         }
+        out[bytes(at, end)].fill(0);
         Ok(())
     }
 

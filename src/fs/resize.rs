@@ -269,14 +269,13 @@ impl Fs {
         }
         self.view(|view| file(view, to))?;
         let len = len.min(COPY_MAX);
-        let mut buffer = Vec::new();
+        let mut scratch = Vec::new();
         let mut copied = 0;
         while copied < len {
-            buffer.clear();
             let chunk = (len - copied).min(REQUEST_BYTES_MAX as u64) as usize;
-            let step = match self.read(from, from_offset + copied, chunk, &mut buffer) {
-                Ok(()) if buffer.is_empty() => break,
-                Ok(()) => self.write(to, to_offset + copied, &buffer),
+            let step = match self.read(from, from_offset + copied, chunk, &mut scratch) {
+                Ok([]) => break,
+                Ok(content) => self.write(to, to_offset + copied, content),
                 Err(error) => Err(error),
             };
             match step {

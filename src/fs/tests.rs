@@ -123,7 +123,7 @@ fn new_folder(fs: &Fs, parent: Ino, name: &str) -> Ino {
 
 fn read_all(fs: &Fs, ino: Ino) -> Vec<u8> {
     let mut out = Vec::new();
-    fs.read(ino, 0, usize::MAX, &mut out).unwrap();
+    out.extend_from_slice(fs.read(ino, 0, usize::MAX, &mut Vec::new()).unwrap());
     out
 }
 

@@ -51,7 +51,7 @@ const CAPABILITIES: [InitFlags; 8] = [
 ];
 
 thread_local! {
-    /// What a read is put together in before it is sent; one an event loop.
+    /// What a read is put together in; one an event loop.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -291,12 +291,9 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.awake.touch();
-        READ_BUFFER.with_borrow_mut(|buffer| {
-            buffer.clear();
-            match self.fs.read(ino(number), offset, size as usize, buffer) {
-                Ok(_) => reply.data(buffer),
-                Err(error) => reply.error(errno(&error)),
-            }
+        READ_BUFFER.with_borrow_mut(|scratch| match self.fs.read(ino(number), offset, size as usize, scratch) {
+            Ok(content) => reply.data(content),
+            Err(error) => reply.error(errno(&error)),
         });
     }
 

@@ -173,6 +173,14 @@ mod tests {
         Meta::create(Connection::open_in_memory().unwrap()).unwrap()
     }
 
+    fn put(meta: &mut Meta, inode: &Inode) {
+        let done = meta.op(|tx| {
+            tx.put_inode(inode);
+            Ok::<(), Error>(())
+        });
+        done.unwrap();
+    }
+
     fn size(meta: &Meta, ino: u64) -> Option<u64> {
         meta.read(|view| view.inode(Ino(ino))).unwrap().map(|inode| inode.size)
     }
@@ -185,11 +193,11 @@ mod tests {
     fn rows_reach_the_table_with_the_commit_and_not_before() {
         let mut meta = meta();
         meta.op(|tx| tx.insert_inode(&inode(5, 1), None)).unwrap();
-        meta.op(|tx| Ok::<(), Error>(tx.put_inode(&inode(5, 2)))).unwrap();
+        put(&mut meta, &inode(5, 2));
         assert_eq!((size(&meta, 5), in_table(&meta, 5)), (Some(2), None));
         meta.commit(|| ()).unwrap();
         assert_eq!((size(&meta, 5), in_table(&meta, 5)), (Some(2), Some(2)));
-        meta.op(|tx| Ok::<(), Error>(tx.put_inode(&inode(5, 3)))).unwrap();
+        put(&mut meta, &inode(5, 3));
         assert_eq!((size(&meta, 5), in_table(&meta, 5)), (Some(3), Some(2)));
         meta.op(|tx| tx.delete_inode(&inode(5, 3))).unwrap();
         assert_eq!((size(&meta, 5), in_table(&meta, 5)), (None, None));

@@ -70,7 +70,7 @@ fn write_file(fs: &Fs, name: &[u8], len: usize) -> Ino {
 
 fn read_file(fs: &Fs, ino: Ino, len: usize) -> Result<(), scelle::fs::Error> {
     let mut out = Vec::new();
-    fs.read(ino, 0, len, &mut out)?;
+    out.extend_from_slice(fs.read(ino, 0, len, &mut Vec::new())?);
     assert!(out.len() == len && out.iter().all(|b| *b == 0x5a));
     Ok(())
 }

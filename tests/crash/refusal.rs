@@ -243,7 +243,7 @@ fn put(fs: &Fs, name: &[u8], bytes: &[u8]) -> Result<Ino, scelle::fs::Error> {
 fn get(fs: &Fs, name: &[u8]) -> Vec<u8> {
     let attr = fs.lookup(Ino::ROOT, name).unwrap();
     let mut out = Vec::new();
-    fs.read(attr.ino, 0, attr.size as usize, &mut out).unwrap();
+    out.extend_from_slice(fs.read(attr.ino, 0, attr.size as usize, &mut Vec::new()).unwrap());
     fs.forget(attr.ino, 1);
     out
 }

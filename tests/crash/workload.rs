@@ -29,7 +29,7 @@ fn walk(fs: &Fs, ino: Ino, path: &mut Vec<u8>, tree: &mut Tree) -> Result<(), Er
     match attr.kind {
         Kind::File => {
             let mut content = Vec::new();
-            fs.read(ino, 0, attr.size as usize, &mut content)?;
+            content.extend_from_slice(fs.read(ino, 0, attr.size as usize, &mut Vec::new())?);
             assert_eq!(content.len() as u64, attr.size);
             text += &format!(" {} {:016x}", attr.size, digest(&content));
         }

@@ -233,7 +233,8 @@ impl InProcess {
             }
             Op::Read(file, offset, length) => {
                 let mut bytes = Vec::new();
-                fs.read(self.regular(file)?, *offset, *length, &mut bytes).map_err(errno)?;
+                bytes
+                    .extend_from_slice(fs.read(self.regular(file)?, *offset, *length, &mut Vec::new()).map_err(errno)?);
                 Ok(Outcome::Bytes(bytes))
             }
             Op::Truncate(file, size) => {
