@@ -307,16 +307,20 @@ impl Fs {
         let mut seen = self.store.generation();
         let mut outcome = attempt();
         for tried in 0..SPACE_ATTEMPTS {
-            match &outcome {
-                Err(error) if error.is_no_space() && self.release_space(seen)? => {}
-                _ => break,
+            if !outcome.as_ref().is_err_and(Error::is_no_space) {
+                break;
             }
-            if tried > 0 {
+            let released = self.release_space(seen)?;
+            if tried > 0 && released {
                 // A reader outlived the commit; it ends when its blocks have come from a device.
                 thread::sleep(Duration::from_millis(1 << tried));
             }
+            // Once more in any case: a commit that was in flight at the attempt is over now.
             seen = self.store.generation();
             outcome = attempt();
+            if !released {
+                break;
+            }
         }
         outcome
     }
