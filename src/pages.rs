@@ -324,6 +324,11 @@ impl Store {
         self.registry_version.fetch_max(version, Ordering::AcqRel) < version
     }
 
+    /// The registry in force; none while the volume is being made.
+    pub fn registry(&self) -> Option<Arc<VerifiedRegistry>> {
+        lock(&self.quorum).registry.clone()
+    }
+
     /// The newest registry that was in force.
     pub fn registry_version(&self) -> u64 {
         self.registry_version.load(Ordering::Acquire)
@@ -375,8 +380,7 @@ impl Store {
 
     /// Why the policy would not let these replicas take writes together; nothing when it would.
     pub fn lacks(&self, replicas: u64) -> Option<String> {
-        let registry = lock(&self.quorum).registry.clone();
-        self.examine_together(registry.as_deref(), replicas)
+        self.examine_together(self.registry().as_deref(), replicas)
     }
 
     fn examine_together(&self, registry: Option<&VerifiedRegistry>, replicas: u64) -> Option<String> {

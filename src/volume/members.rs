@@ -366,10 +366,6 @@ impl Members {
 
     /// Puts an identified replica back into the set, with its `device` if that is not the one of before.
     fn enter(&self, index: usize, replica: &Replica, device: Option<&Arc<ApprovedDevice>>) -> Result<State, Error> {
-        let verdict = replica.device.verdict();
-        if let Some(reason) = verdict.reasons.first() {
-            return Err(self.refusal(index, "replica-refused", &reason.to_string(), ErrorKind::Refused));
-        }
         let failed = |source: crate::device::Error| Error::Label {
             device: replica.device.name().to_owned(),
             source: source.into(),
@@ -390,6 +386,7 @@ impl Members {
         {
             *has_before = since_epoch;
         }
+        self.confirm(index, &replica.device)?;
         let deadline = Instant::now() + REST_WAIT;
         let state = loop {
             match mirror.rejoin(index, device.cloned(), is_as_it_left) {
@@ -405,6 +402,18 @@ impl Members {
             let _ = self.fs.checkpoint();
         }
         Ok(state)
+    }
+
+    /// Whether the policy approves a device at this moment, directly before it is written to again.
+    fn confirm(&self, index: usize, device: &ApprovedDevice) -> Result<(), Error> {
+        // Invariant: a volume in use has seen a registry.
+        let registry = self.store.registry();
+        let refused = registry.and_then(|registry| device.confirm(&registry).err());
+        let reasons = refused.map_or_else(|| device.verdict().reasons, |refused| refused.verdict.reasons);
+        match reasons.first() {
+            Some(reason) => Err(self.refusal(index, "replica-refused", &reason.to_string(), ErrorKind::Refused)),
+            None => Ok(()),
+        }
     }
 
     fn not_rejoined(&self, index: usize, error: RejoinError) -> Error {

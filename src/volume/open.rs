@@ -133,6 +133,8 @@ impl Assembled {
         if read_only {
             store.poison_quietly("mounted read-only".to_owned());
         } else {
+            // Nothing has been written so far. What was approved before the key was found may be another device by now.
+            self.replicas.iter().try_for_each(|replica| replica.device.confirm(registry))?;
             self.level_roots(&roots, &choice, store.mirror())?;
             // The epoch is durable before anything is sealed in it.
             store.commit(store.stage())?;
