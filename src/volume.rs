@@ -44,7 +44,7 @@ pub mod witness;
 
 pub use check::{CheckReport, Damage};
 pub use create::{CreateOptions, create};
-pub use members::Members;
+pub use members::{Members, News};
 pub use open::{Open, ReplicaStatus, Status};
 pub use place::{Holding, Place, Portion};
 

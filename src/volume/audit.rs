@@ -192,27 +192,22 @@ impl Audit {
         self.write(vec![fresh]);
     }
 
-    /// The policy has looked at a replica's device again: recorded when it thinks otherwise than `before`.
-    pub fn judged(&self, index: usize, before: bool, verdict: &Verdict) {
-        let event = match (before, verdict.approved) {
-            (true, false) => Event::DeviceRefused,
-            (false, true) => Event::DeviceApproved,
-            _ => return,
-        };
-        let reasons = verdict.reasons.iter().map(Reason::from);
-        self.record(Entry::noticed(self.replica(index), event).because(reasons));
+    /// The policy thinks otherwise of a replica's device than before.
+    pub fn judged(&self, index: usize, verdict: &Verdict) -> Entry {
+        let event = if verdict.approved { Event::DeviceApproved } else { Event::DeviceRefused };
+        Entry::noticed(self.replica(index), event).because(verdict.reasons.iter().map(Reason::from))
     }
 
     /// A registry came into force while the volume was in use.
-    pub fn registry_accepted(&self, registry: &VerifiedRegistry) {
+    pub fn registry_accepted(registry: &VerifiedRegistry) -> Entry {
         let object = Object::Registry { version: Some(registry.version()) };
-        self.record(Entry::noticed(object, Event::RegistryAccepted(registry.into())));
+        Entry::noticed(object, Event::RegistryAccepted(registry.into()))
     }
 
     /// What is on the host in place of the registry does not come into force.
-    pub fn registry_refused(&self, code: &str, text: &str) {
+    pub fn registry_refused(code: &str, text: &str) -> Entry {
         let entry = Entry::noticed(Object::Registry { version: None }, Event::RegistryRefused);
-        self.record(entry.because([Reason::new(code, text)]));
+        entry.because([Reason::new(code, text)])
     }
 
     /// Records what has changed since the last call: states of replicas, errors, whether changes are taken; and how often

@@ -476,7 +476,7 @@ fn p2_a_registry_that_ends_with_the_day_leaves_nothing_on_its_way() {
     open.members().recheck(&ending, &court.host, today);
     put(open.fs(), b"late", &content(7, 1 << 20)).unwrap();
     // The evening: nothing new is taken, and what was is made durable.
-    open.members().foresee(&ending, &court.host, tomorrow);
+    open.members().follow(open.members().foresee(&ending, &court.host, tomorrow));
     assert!(open.fs().is_clean());
     assert_eq!(put(open.fs(), b"later", b"x").unwrap_err().errno(), libc::EROFS);
     open.members().recheck(&ending, &court.host, tomorrow);
@@ -488,7 +488,7 @@ fn p2_a_registry_that_ends_with_the_day_leaves_nothing_on_its_way() {
     put(open.fs(), b"later", &content(8, 10_000)).unwrap();
     open.fs().sync().unwrap();
     // An evening that changes nothing takes nothing away.
-    open.members().foresee(&renewed, &court.host, tomorrow);
+    open.members().follow(open.members().foresee(&renewed, &court.host, tomorrow));
     put(open.fs(), b"later", &content(9, 10_000)).unwrap();
     open.close().unwrap();
     court.check();
