@@ -432,6 +432,7 @@ impl Open {
                 if *waited.unwrap_or_else(PoisonError::into_inner).0 {
                     return;
                 }
+                audit.take_back();
                 audit.observe();
                 if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.committable().is_ok() {
                     // The reason is in the store from now on, and in every answer.

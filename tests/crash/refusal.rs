@@ -513,6 +513,37 @@ fn p5_all_refused_with_data_on_its_way_says_that_it_is_lost_and_what_to_do() {
     court.check();
 }
 
+#[test]
+fn p9_what_the_host_kept_goes_into_the_trail_when_writing_begins_again() {
+    let court = Court::new(2, 1, 0);
+    let host = tempfile::tempdir().unwrap();
+    let devices = (0..2).map(|index| court.approved(index)).collect();
+    let options = OpenOptions { witness: Some(host.path().to_owned()), ..OpenOptions::default() };
+    let open =
+        Sealed::read(devices).unwrap().unlock_again(&court.key).unwrap().open(&court.registry, &options).unwrap();
+    court.refuse(&open, &[0, 1], Face::Gone);
+    let reports = host.path().join(format!("{}.reports", open.uuid()));
+    wait_until("the host to keep what the volume cannot", || reports.exists());
+    court.restore(&open, &[0, 1]);
+    wait_in_sync(&open);
+    wait_until("the volume to take it back", || !reports.exists());
+    let text: Vec<String> =
+        open.audit().page(0).unwrap().into_iter().map(|record| String::from_utf8(record).unwrap()).collect();
+    let told = |event: &str| text.iter().filter(|line| line.contains(event) && line.contains("\"reported\"")).count();
+    assert_eq!((told("device-refused"), told("read-only")), (2, 1), "{text:#?}");
+    open.close().unwrap();
+    court.check();
+}
+
+#[track_caller]
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < BOUND, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Writes, and has devices refused before the volume's own commit comes.
 fn refuse_with_data_on_its_way(court: &Court, open: &Open, name: &[u8], bytes: &[u8], out: &[usize]) {
     let begin = Instant::now();
