@@ -26,8 +26,10 @@
 //! |---|---|---|
 //! | because | a commit failed midway, the metadata failed, or it was asked for | the policy asks for more replicas in sync |
 //! | users' changes | refused | refused |
-//! | what was answered before | lost with the memory of this mount | committed to the replicas in sync; kept in memory while there is none |
+//! | what was answered before | lost with the memory of this mount | committed to the replicas in sync; metadata is kept in memory while there is none, and data is where the devices took it |
 //! | ends | when the volume is opened again from the last root | when enough replicas are in sync |
+//!
+//! A store that lacks is poisoned when all replicas are back and what they took does not verify (`volume::resync`).
 //!
 //! # Lock order
 //!

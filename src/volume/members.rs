@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::audit::Audit;
-use super::resync::Resync;
+use super::resync::{Resync, is_lost};
 use super::{Error, ErrorKind, Replica, System, areas, open, recovery};
 use crate::crypto::Keys;
 use crate::fs::Fs;
@@ -371,6 +371,12 @@ impl Members {
         let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
             if let Err(error) = job.run(&fs, &store, &audit, &signal) {
                 log::error!("resync of replica {} ended: {error}", job.index);
+                if is_lost(&store, &error) {
+                    store.poison(format!(
+                        "what was written in the moment before all replicas were refused is on none of them ({error}). What \
+                         was fsynced is safe; unmount and mount again"
+                    ));
+                }
                 cut_off.fetch_or(u64::from(store.mirror().in_sync() == 0) << job.index, Ordering::AcqRel);
                 store.mirror().fence(job.index, State::Stale, &format!("its resync ended: {error}"));
             }
