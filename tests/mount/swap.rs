@@ -279,7 +279,7 @@ fn p1_a_loop_device_swapped_at_any_call_to_the_kernel_is_refused_or_the_right_on
     for swap in SWAPS {
         let matters = |at: &usize| match swap {
             // The name is looked up by the first call, the node opened by the second; what is open is not rebound.
-            Swap::Link | Swap::Node | Swap::Rebound => *at < 4 || at % 16 == 0,
+            Swap::Link | Swap::Node | Swap::Rebound => *at < 4 || at.is_multiple_of(16),
             // From the first write to the next look nobody can tell.
             Swap::Offset => *at < first_write,
         };
