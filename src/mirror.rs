@@ -22,7 +22,10 @@
 //! |---|---|---|---|---|
 //! | in sync | faulty | refused | - | - |
 //! | resyncing | faulty | refused | - | in sync |
-//! | stale, missing, faulty, refused | - | - | in sync if it misses nothing (`written`), else resyncing if another is in sync, else as it was | - |
+//! | stale, missing, faulty, refused | - | - | in sync if it misses nothing (`written`), else resyncing if another is in sync or it holds the last root, else as it was | - |
+//!
+//! With none in sync, one that holds the last root is resynced from itself and the others that do, as far as they can be read: what it
+//! took before it was refused and never flushed is read back, verified against the metadata, and flushed.
 //!
 //! A resync that cannot be finished leaves its replica stale. What was refused becomes no other state when the policy
 //! approves it again: only `rejoin` does that, which takes an approved device that has nothing in hand.
@@ -505,16 +508,26 @@ impl Mirror {
     /// # Errors
     /// When no in-sync replica is left.
     pub fn flush(&self) -> Result<u64> {
+        let (inner, done) = self.flush_all();
+        if inner.replicas.iter().any(|s| s.state == State::InSync) {
+            Ok(done)
+        } else {
+            Err(Error::NoReplica(inner.reasons()))
+        }
+    }
+
+    /// As [`flush`](Self::flush), but also when none is in sync: at the end of a resync.
+    pub fn flush_resynced(&self) -> u64 {
+        self.flush_all().1
+    }
+
+    fn flush_all(&self) -> (MutexGuard<'_, Inner>, u64) {
         let mut inner = self.shared.lock();
         let (asked, round) = (inner.writable_mask(), inner.written.next_round());
         let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0), round });
         self.queue(inner, |_| [Job::Flush(ticket.clone())]);
         let inner = self.wait(self.shared.lock(), &self.shared.flushed, |inner| inner.flushed(&ticket));
-        if inner.replicas.iter().any(|s| s.state == State::InSync) {
-            Ok(ticket.done.load(Ordering::Acquire))
-        } else {
-            Err(Error::NoReplica(inner.reasons()))
-        }
+        (inner, ticket.done.load(Ordering::Acquire))
     }
 
     /// Waits until `done`, which only the end of a write changes.
@@ -605,6 +618,7 @@ impl Mirror {
         let old = self.shared.lane(index);
         let mut inner = self.shared.lock();
         let others = inner.replicas.iter().any(|status| status.state == State::InSync);
+        let is_source = others || knows_what_it_has && self.holds_last_root(index);
         let Some(status) = inner.replicas.get(index).cloned() else { return Err(RejoinError::NoDevice) };
         if inner.takes_writes(index) {
             return Err(RejoinError::InUse);
@@ -614,7 +628,7 @@ impl Mirror {
             return Err(RejoinError::StillWriting);
         }
         let since = if knows_what_it_has { status.flushed } else { written::NEVER };
-        let state = match (inner.written.is_any_missed(since), others) {
+        let state = match (inner.written.is_any_missed(since), is_source) {
             (false, _) => State::InSync,
             (true, true) => State::Resyncing,
             (true, false) => return Err(RejoinError::NoSource),

@@ -26,8 +26,10 @@
 //! |---|---|---|
 //! | because | a commit failed midway, the metadata failed, or it was asked for | the policy asks for more replicas in sync |
 //! | users' changes | refused | refused |
-//! | what was answered before | lost with the memory of this mount | committed to the replicas in sync; kept in memory while there is none |
+//! | what was answered before | lost with the memory of this mount | committed to the replicas in sync; metadata is kept in memory while there is none, and data is where the devices took it |
 //! | ends | when the volume is opened again from the last root | when enough replicas are in sync |
+//!
+//! A store that lacks is poisoned when all replicas are back and what they took does not verify (`volume::resync`).
 //!
 //! # Lock order
 //!
@@ -324,6 +326,11 @@ impl Store {
         self.registry_version.fetch_max(version, Ordering::AcqRel) < version
     }
 
+    /// The registry in force; none while the volume is being made.
+    pub fn registry(&self) -> Option<Arc<VerifiedRegistry>> {
+        lock(&self.quorum).registry.clone()
+    }
+
     /// The newest registry that was in force.
     pub fn registry_version(&self) -> u64 {
         self.registry_version.load(Ordering::Acquire)
@@ -375,8 +382,7 @@ impl Store {
 
     /// Why the policy would not let these replicas take writes together; nothing when it would.
     pub fn lacks(&self, replicas: u64) -> Option<String> {
-        let registry = lock(&self.quorum).registry.clone();
-        self.examine_together(registry.as_deref(), replicas)
+        self.examine_together(self.registry().as_deref(), replicas)
     }
 
     fn examine_together(&self, registry: Option<&VerifiedRegistry>, replicas: u64) -> Option<String> {

@@ -6,6 +6,7 @@
 //!
 //! | found | done |
 //! |---|---|
+//! | a device that is another, or no longer approved, when the first byte is about to be written | refused |
 //! | labels of two volumes, one device twice, a device that the table does not name | refused |
 //! | one label copy damaged | the other is used, the damaged one rewritten |
 //! | both label copies damaged | refused, the device named |
@@ -27,7 +28,7 @@ use crate::label::{self, Header, Root};
 use crate::limits::REPLICAS_MAX;
 use crate::mirror;
 use crate::pages;
-use crate::policy::{ApprovedDevice, Reason, ReasonCode, in_a_line};
+use crate::policy::{ApprovedDevice, Reason, ReasonCode, Refused, in_a_line};
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
@@ -43,7 +44,7 @@ pub mod witness;
 
 pub use check::{CheckReport, Damage};
 pub use create::{CreateOptions, create};
-pub use members::Members;
+pub use members::{Members, News};
 pub use open::{Open, ReplicaStatus, Status};
 pub use place::{Holding, Place, Portion};
 
@@ -125,6 +126,9 @@ pub enum Error {
         /// The volume.
         volume: Uuid,
     },
+    /// A device that stopped being approved before anything was written.
+    #[error(transparent)]
+    Device(#[from] Refused),
     /// The registry does not fit the volume, or the policy refuses its devices together: every reason.
     #[error("{}", in_a_line(.0))]
     Registry(Vec<Reason>),
@@ -195,7 +199,7 @@ impl Error {
             Self::Label { source, .. } => label_kind(source),
             Self::NotEmpty { .. } => ErrorKind::Busy,
             Self::DeviceCount { .. } | Self::SameDevice { .. } | Self::MixedVolumes { .. } => ErrorKind::Usage,
-            Self::Registry(_) | Self::RolledBack { .. } | Self::Diverged(_) => ErrorKind::Refused,
+            Self::Device(_) | Self::Registry(_) | Self::RolledBack { .. } | Self::Diverged(_) => ErrorKind::Refused,
             Self::NotEnrolled { .. } | Self::ReadOnlyFeatures(_) => ErrorKind::NotAVolume,
             Self::Incomplete { .. } => ErrorKind::Degraded,
             Self::Rejoin { kind, .. } => *kind,

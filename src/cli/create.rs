@@ -35,6 +35,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
     let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Create)?;
     let options = CreateOptions { label: arguments.label.clone(), ..CreateOptions::default() };
+    // Whoever was asked for a passphrase may have taken his time: a device may have been revoked meanwhile.
+    let registry = devices::load_registry(&arguments.documents)?;
     let uuid = volume::create(approved, &registry, &secret, &options)?;
     println!("{uuid}");
     if registry.is_laboratory() {

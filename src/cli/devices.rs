@@ -134,6 +134,10 @@ impl From<volume::Error> for Failure {
         {
             return refusal(first.code, error.to_string());
         }
+        let error = match error {
+            volume::Error::Device(refused) => return refused.into(),
+            error => error,
+        };
         let code = match error.kind() {
             Kind::Usage | Kind::NotAVolume => ExitCode::Usage,
             Kind::Refused => ExitCode::Refused,
@@ -157,6 +161,7 @@ fn reason(error: &volume::Error) -> &'static str {
         E::SameDevice { .. } => "device-twice",
         E::MixedVolumes { .. } => "device-of-another-volume",
         E::NotEnrolled { .. } => "device-not-enrolled",
+        E::Device(_) => "device-refused",
         E::Registry(_) => "registry-other",
         E::Incomplete { .. } => "volume-incomplete",
         E::Diverged(_) => "volume-diverged",

@@ -3,12 +3,14 @@
 //! * when the kernel says that a device came, went or changed,
 //! * when the registry, a signature or the trust anchors change, however they are replaced,
 //! * at midnight (UTC), when validities end, and two seconds before; and when the clock is set,
-//! * and at least every [`INTERVAL`], whatever was or was not said.
+//! * and at least every [`INTERVAL`], whatever was or was not said; sooner while a device has not answered.
+//!
+//! The watch never waits for a transfer: what comes of a look, up to the commit, is another thread's ([`Errands`]).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,9 +19,10 @@ use crate::control::{Reason, WatchStatus};
 use crate::device::events::{Events, Waker};
 use crate::device::host::HostFacts;
 use crate::device::sys::Kernel;
-use crate::limits::SIGNATURES_MAX;
+use crate::limits::{DEVICE_TIMEOUT_S, SIGNATURES_MAX};
 use crate::registry::{Date, VerifiedRegistry};
-use crate::volume::Members;
+use crate::volume::audit::Audit;
+use crate::volume::{Members, News};
 
 /// Longest time between two looks at everything.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -35,6 +38,12 @@ const SETTLING_MAX: Duration = Duration::from_secs(2);
 
 /// Shortest time between two looks: a bus that is rescanned sends hundreds of messages.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How often the watch's end is looked for.
+const POLL: Duration = Duration::from_millis(1);
+
+/// Longest time between two looks while a device has not answered.
+const IMPATIENT: Duration = Duration::from_millis(500);
 
 const DAY_S: u64 = 24 * 60 * 60;
 
@@ -59,14 +68,22 @@ pub(super) struct Look {
     found: Mutex<Found>,
     /// Held for a whole look, so that no older registry follows a newer one.
     turn: Mutex<()>,
+    errands: Errands,
     ending: AtomicBool,
+}
+
+/// What looks have found, for the thread that does what comes of it.
+#[derive(Default)]
+struct Errands {
+    news: Mutex<Option<News>>,
+    more: Condvar,
 }
 
 /// A running watch.
 pub(super) struct Watch {
     look: Arc<Look>,
     waker: Waker,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Watch {
@@ -80,13 +97,14 @@ impl Watch {
         events.follow(&[&documents.registry, &documents.trust]);
         let watching = status(&events);
         let found = Mutex::new(Found { registry: Arc::new(registry), concerns: Vec::new(), watching });
-        let look = Arc::new(Look { documents, members, found, turn: Mutex::default(), ending: AtomicBool::new(false) });
-        let waker = events.waker();
-        let thread = std::thread::Builder::new().name("watch".into()).spawn({
-            let look = Arc::clone(&look);
-            move || look.run(events)
-        })?;
-        Ok(Self { look, waker, thread: Some(thread) })
+        let (turn, errands, ending) = (Mutex::default(), Errands::default(), AtomicBool::new(false));
+        let look = Arc::new(Look { documents, members, found, turn, errands, ending });
+        let mut watch = Self { look: Arc::clone(&look), waker: events.waker(), threads: Vec::new() };
+        let named = |name: &str| std::thread::Builder::new().name(name.into());
+        let following = Arc::clone(&look);
+        watch.threads.push(named("follow").spawn(move || following.run_errands())?);
+        watch.threads.push(named("watch").spawn(move || look.run(events))?);
+        Ok(watch)
     }
 
     /// What looks, for others.
@@ -99,8 +117,19 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.look.ending.store(true, Ordering::Release);
         self.waker.wake();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        // With the lock, so that it is not between looking and waiting.
+        drop(lock(&self.look.errands.news));
+        self.look.errands.more.notify_all();
+        let deadline = Instant::now() + Duration::from_secs(DEVICE_TIMEOUT_S);
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(POLL);
+            }
+            if !thread.is_finished() {
+                log::error!("the watch waits for a device that does not answer; it is left behind");
+            } else if thread.join().is_err() {
+                log::error!("the watch panicked");
+            }
         }
     }
 }
@@ -111,6 +140,25 @@ fn status(events: &Events) -> WatchStatus {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Errands {
+    fn add(&self, news: News) {
+        lock(&self.news).get_or_insert_default().append(news);
+        self.more.notify_all();
+    }
+
+    /// Waits for news. None when the watch is to end, and everything is done.
+    fn next(&self, ending: &AtomicBool) -> Option<News> {
+        let mut news = lock(&self.news);
+        loop {
+            let next = news.take();
+            if next.is_some() || ending.load(Ordering::Acquire) {
+                return next;
+            }
+            news = self.more.wait(news).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
 }
 
 impl Look {
@@ -126,11 +174,13 @@ impl Look {
 
     fn run(&self, mut events: Events) {
         let mut version = None;
-        let mut looked = Instant::now();
+        let (mut looked, mut interval) = (Instant::now(), INTERVAL);
         while !self.ending.load(Ordering::Acquire) {
             let now = self.file_version();
-            if version.as_ref() != Some(&now) || looked.elapsed() >= INTERVAL {
-                self.look();
+            if version.as_ref() != Some(&now) || looked.elapsed() >= interval {
+                let news = self.look();
+                interval = if news.unsettled { IMPATIENT } else { INTERVAL };
+                self.errands.add(news);
                 (version, looked) = (Some(now), Instant::now());
             }
             events.follow(&[&self.documents.registry, &self.documents.trust]);
@@ -138,7 +188,7 @@ impl Look {
             lock(&self.found).watching = status(&events);
             // What changed before it was followed is seen here.
             let most = if events.sees_files() && version == Some(self.file_version()) { INTERVAL } else { TICK };
-            let mut happened = events.wait(most.min(INTERVAL.saturating_sub(looked.elapsed())));
+            let mut happened = events.wait(most.min(interval.saturating_sub(looked.elapsed())));
             if happened.files {
                 let begin = Instant::now();
                 while happened.files && !happened.devices && begin.elapsed() < SETTLING_MAX {
@@ -176,24 +226,39 @@ impl Look {
         versions
     }
 
-    /// Looks at the registry and at every device, now.
-    pub(super) fn look(&self) {
+    /// Does what comes of looks, until the watch ends.
+    fn run_errands(&self) {
+        while let Some(news) = self.errands.next(&self.ending) {
+            self.members.follow(news);
+        }
+    }
+
+    /// Looks at the registry and at every device, now, and does what comes of it.
+    pub(super) fn look_and_follow(&self) {
+        let news = self.look();
+        self.members.follow(news);
+    }
+
+    /// Looks at the registry and at every device, now. Who is refused is fenced when this returns.
+    fn look(&self) -> News {
         let _turn = lock(&self.turn);
-        let Ok(today) = devices::today() else { return };
+        let mut news = News::default();
+        let Ok(today) = devices::today() else { return news };
         let known = self.found();
-        let (registry, concerns) = self.registry(&known);
+        let (registry, concerns) = self.registry(&known, &mut news);
         let host = HostFacts::read(&Kernel);
-        self.members.recheck(&registry, &host, today);
+        news.append(self.members.look(&registry, &host, today));
         let soon = Date::from_unix(now_unix_s() + EVE_S).filter(|day| *day != today);
         if let Some(tomorrow) = soon {
-            self.members.foresee(&registry, &host, tomorrow);
+            news.append(self.members.foresee(&registry, &host, tomorrow));
         }
         let mut found = lock(&self.found);
         (found.registry, found.concerns) = (registry, concerns);
+        news
     }
 
     /// The registry that is in force from now on, and what is wrong with the file if it is another.
-    fn registry(&self, known: &Found) -> (Arc<VerifiedRegistry>, Vec<Reason>) {
+    fn registry(&self, known: &Found, news: &mut News) -> (Arc<VerifiedRegistry>, Vec<Reason>) {
         let (code, text) = match devices::load_registry(&self.documents) {
             Ok(registry) if registry.version() < known.registry.version() => (
                 "registry-rolled-back".to_owned(),
@@ -213,7 +278,7 @@ impl Look {
             ),
             Ok(registry) => {
                 if registry.document_digest() != known.registry.document_digest() {
-                    self.members.audit().registry_accepted(&registry);
+                    news.tell(Audit::registry_accepted(&registry));
                 }
                 return (Arc::new(registry), Vec::new());
             }
@@ -222,7 +287,7 @@ impl Look {
         let concern = Reason { code, text };
         if !known.concerns.contains(&concern) {
             log::error!("{} [{}]", concern.text, concern.code);
-            self.members.audit().registry_refused(&concern.code, &concern.text);
+            news.tell(Audit::registry_refused(&concern.code, &concern.text));
         }
         (Arc::clone(&known.registry), vec![concern])
     }
@@ -240,7 +305,114 @@ fn next_alarm(now_unix_s: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::crypto::{KdfParams, Secret};
+    use crate::device::IdentifiedDevice;
+    use crate::device::faulty::{Effect, Fault, FaultyDevice, Operation};
+    use crate::device::memory::MemoryDevice;
+    use crate::mirror::State;
+    use crate::policy::{ApprovedDevice, laboratory};
+    use crate::registry::{self, Registry, Status};
+    use crate::volume::{self, CreateOptions, OpenOptions, Sealed};
+
+    /// A volume on three devices in memory, and its documents in a folder.
+    struct Court {
+        dir: tempfile::TempDir,
+        key: String,
+        registry: Mutex<Registry>,
+        devices: Vec<Arc<FaultyDevice>>,
+    }
+
+    impl Court {
+        fn new() -> Self {
+            let device = |i| Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::new(&format!("m{i}"), 17 << 20))));
+            let devices: Vec<_> = (0..3).map(device).collect();
+            let today = Date::today().unwrap();
+            let until = Date::from_unix(now_unix_s() + 30 * DAY_S).unwrap();
+            let facts: Vec<_> = ["a", "b", "c"].into_iter().zip(devices.iter().map(|d| d.facts().unwrap())).collect();
+            let registry = Mutex::new(laboratory::registry_for(&facts, today, until));
+            let dir = tempfile::tempdir().unwrap();
+            let keys = registry::keygen("officer", None).unwrap();
+            let officer = format!("[[officer]]\nname = \"officer\"\npublic_key = \"{}\"\n", keys.public_key);
+            std::fs::write(dir.path().join("trust.toml"), format!("threshold = 1\n\n{officer}")).unwrap();
+            let court = Self { dir, key: keys.secret.to_string(), registry, devices };
+            court.issue(|_| {});
+            court
+        }
+
+        fn documents(&self) -> Documents {
+            let path = |name: &str| self.dir.path().join(name);
+            Documents { registry: path("registry.toml"), trust: path("trust.toml") }
+        }
+
+        /// Issues the next version of the registry.
+        fn issue(&self, change: impl FnOnce(&mut Registry)) {
+            let mut registry = lock(&self.registry);
+            change(&mut registry);
+            registry.version += 1;
+            let text = registry.to_toml().unwrap();
+            let signature = registry::sign(text.as_bytes(), &self.key, None, "registry").unwrap();
+            std::fs::write(self.dir.path().join("registry.toml.officer.minisig"), signature).unwrap();
+            std::fs::write(self.documents().registry, text).unwrap();
+        }
+
+        fn open(&self) -> (volume::Open, VerifiedRegistry) {
+            let registry = devices::load_registry(&self.documents()).unwrap();
+            let (host, today) = (HostFacts::read(&Kernel), devices::today().unwrap());
+            let approve = |d: &Arc<FaultyDevice>| ApprovedDevice::approve(d.clone(), &registry, &host, today).unwrap();
+            let approved = || self.devices.iter().map(approve).collect();
+            let secret = Secret::new(b"correct horse".to_vec()).unwrap();
+            let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
+            volume::create(approved(), &registry, &secret, &options).unwrap();
+            let assembled = Sealed::read(approved()).unwrap().unlock(&secret).unwrap();
+            (assembled.open(&registry, &OpenOptions::default()).unwrap(), registry)
+        }
+    }
+
+    #[track_caller]
+    fn within(most: Duration, what: &str, condition: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !condition() {
+            assert!(begin.elapsed() < most, "{what}: not within {most:?}");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// While one device does not answer, another is revoked: that is noticed as fast as ever.
+    fn revoked_while_another_hangs(operation: Operation) {
+        let court = Court::new();
+        let (open, registry) = court.open();
+        let members = Arc::clone(open.members());
+        let watch = Watch::start(court.documents(), registry, Arc::clone(&members)).unwrap();
+        let version = |watch: &Watch| watch.look().found().registry.version();
+        within(SETTLING_MAX * 5, "the first look", || lock(&watch.look.errands.news).is_none());
+        court.devices[0].inject(Fault::always(operation, Effect::Hang));
+        // A new registry is recorded in a root: this commit waits for the device.
+        court.issue(|_| {});
+        within(SETTLING_MAX * 5, "the new registry", || version(&watch) == 3);
+        court.issue(|registry| registry.devices[1].status = Status::Revoked);
+        within(SETTLING_MAX * 5, "the fence", || members.state(1) == State::Refused);
+        assert!(members.device(1).unwrap().fence_reason().is_some());
+        assert_ne!(members.state(0), State::Faulty, "the device was given up before: nothing was waited for");
+        court.issue(|registry| registry.devices[1].status = Status::Approved);
+        within(SETTLING_MAX * 5, "the approval", || members.device(1).unwrap().verdict().approved);
+        court.devices[0].heal();
+        let all = || (0..3).all(|index| members.state(index) == State::InSync);
+        within(Duration::from_secs(60), "all of them", all);
+        drop(watch);
+        open.close().unwrap();
+    }
+
+    #[test]
+    fn p2_a_device_revoked_while_a_commit_waits_for_another_is_fenced_at_once() {
+        revoked_while_another_hangs(Operation::Flush);
+    }
+
+    #[test]
+    fn p2_a_device_revoked_while_another_does_not_say_who_it_is_is_fenced_at_once() {
+        revoked_while_another_hangs(Operation::Facts);
+    }
 
     #[test]
     fn the_alarm_goes_off_before_midnight_and_at_midnight() {

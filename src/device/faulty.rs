@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::identity::{DeviceFacts, FactsError, IdentifiedDevice};
 use super::{BlockDevice, Error, Result, check_range};
@@ -16,6 +16,8 @@ pub enum Operation {
     Write,
     /// [`BlockDevice::flush`].
     Flush,
+    /// [`IdentifiedDevice::facts`].
+    Facts,
 }
 
 /// What happens to an operation that a fault hits.
@@ -29,6 +31,8 @@ pub enum Effect {
     Lost,
     /// A read succeeds with every byte of the hit range exclusive-ored with this value.
     Corrupt(u8),
+    /// It is not answered before [`FaultyDevice::heal`], and then as if nothing had been.
+    Hang,
 }
 
 /// A fault: which operations it hits and how.
@@ -36,7 +40,7 @@ pub enum Effect {
 pub struct Fault {
     /// The operations.
     pub operation: Operation,
-    /// Byte range; an operation is hit when it touches it. Flushes are hit whatever it is.
+    /// Byte range; a read or write is hit when it touches it. Others are hit whatever it is.
     pub range: Range<u64>,
     /// So many operations that would be hit pass before.
     pub skip: u64,
@@ -57,10 +61,13 @@ impl Fault {
 pub struct FaultyDevice {
     inner: Arc<dyn IdentifiedDevice>,
     state: Mutex<State>,
+    healed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
+    /// How often it was healed.
+    healings: u64,
     faults: Vec<Fault>,
     unplugged: bool,
     counts: Counts,
@@ -80,7 +87,7 @@ pub struct Counts {
 impl FaultyDevice {
     /// Wraps a device.
     pub fn new(inner: Arc<dyn IdentifiedDevice>) -> Self {
-        Self { inner, state: Mutex::default() }
+        Self { inner, state: Mutex::default(), healed: Condvar::new() }
     }
 
     /// Adds a fault; of several that hit, the first one added counts.
@@ -93,6 +100,8 @@ impl FaultyDevice {
         let mut state = self.lock();
         state.faults.clear();
         state.unplugged = false;
+        state.healings += 1;
+        self.healed.notify_all();
     }
 
     /// Makes every operation, also reading the facts, fail with `ENODEV`.
@@ -109,20 +118,34 @@ impl FaultyDevice {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the operation and says what happens to it.
+    /// Counts the operation and says what happens to it, once it happens.
     fn strike(&self, operation: Operation, range: Range<u64>) -> Option<(Effect, Range<u64>)> {
         let mut state = self.lock();
+        let struck = Self::hit(&mut state, operation, range);
+        if !matches!(struck, Some((Effect::Hang, _))) {
+            return struck;
+        }
+        let before = state.healings;
+        while state.healings == before {
+            state = self.healed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        None
+    }
+
+    fn hit(state: &mut State, operation: Operation, range: Range<u64>) -> Option<(Effect, Range<u64>)> {
         match operation {
             Operation::Read => state.counts.reads += 1,
             Operation::Write => state.counts.writes += 1,
             Operation::Flush => state.counts.flushes += 1,
+            Operation::Facts => {}
         }
         if state.unplugged {
             return Some((Effect::Error(libc::ENODEV), range));
         }
         for fault in &mut state.faults {
             let touches = fault.range.start < range.end && range.start < fault.range.end;
-            if fault.operation != operation || (operation != Operation::Flush && !touches) {
+            let transfers = matches!(operation, Operation::Read | Operation::Write);
+            if fault.operation != operation || transfers && !touches {
                 continue;
             }
             if fault.skip > 0 {
@@ -182,7 +205,7 @@ impl BlockDevice for FaultyDevice {
                 self.inner.write_at(offset, &[IoSlice::new(&bytes)])?;
                 Err(failed("write", offset, total, libc::EIO))
             }
-            Some((Effect::Corrupt(_), _)) | None => self.inner.write_at(offset, bufs),
+            Some((Effect::Corrupt(_) | Effect::Hang, _)) | None => self.inner.write_at(offset, bufs),
         }
     }
 
@@ -197,9 +220,12 @@ impl BlockDevice for FaultyDevice {
 
 impl IdentifiedDevice for FaultyDevice {
     fn facts(&self) -> std::result::Result<DeviceFacts, FactsError> {
-        if self.lock().unplugged {
-            return Err(FactsError::Unreadable { device: self.name().to_owned(), detail: "no such device".into() });
+        match self.strike(Operation::Facts, 0..0) {
+            Some((Effect::Error(errno), _)) => {
+                let detail = io::Error::from_raw_os_error(errno).to_string();
+                Err(FactsError::Unreadable { device: self.name().to_owned(), detail })
+            }
+            _ => self.inner.facts(),
         }
-        self.inner.facts()
     }
 }

@@ -100,23 +100,21 @@ impl RawDevice {
     /// See [`OpenError`].
     pub fn open_with(path: &Path, access: Access, system: Arc<dyn System>) -> std::result::Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
-        let node = fs::canonicalize(path).map_err(io)?;
+        let node = system.resolve(path).map_err(io)?;
         // Opening some other kinds of file has effects (a tape rewinds) or blocks: look first, and again once open.
         let not_block = || OpenError::NotBlockDevice { path: path.to_owned() };
         if !fs::symlink_metadata(&node).map_err(io)?.file_type().is_block_device() {
             return Err(not_block());
         }
         let exclusive = if access == Access::SharedRead { 0 } else { libc::O_EXCL };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(access == Access::Exclusive)
-            .custom_flags(exclusive | libc::O_DIRECT | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NOCTTY)
-            .open(&node)
-            .map_err(|e| match e.raw_os_error() {
-                Some(libc::EBUSY) => OpenError::InUse { path: path.to_owned() },
-                Some(libc::EROFS) => OpenError::ReadOnly { path: path.to_owned() },
-                _ => io(e),
-            })?;
+        let mut how = OpenOptions::new();
+        how.read(true).write(access == Access::Exclusive);
+        how.custom_flags(exclusive | libc::O_DIRECT | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NOCTTY);
+        let file = system.open(&node, &how).map_err(|e| match e.raw_os_error() {
+            Some(libc::EBUSY) => OpenError::InUse { path: path.to_owned() },
+            Some(libc::EROFS) => OpenError::ReadOnly { path: path.to_owned() },
+            _ => io(e),
+        })?;
         let metadata = file.metadata().map_err(io)?;
         if !metadata.file_type().is_block_device() {
             return Err(not_block());

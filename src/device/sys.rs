@@ -52,8 +52,13 @@ pub struct LoopStatus {
 
 /// The kernel, as far as the identity of block devices goes. Paths are absolute, below `/sys` and `/proc`.
 pub trait System: Send + Sync {
-    /// The directory that a path of sysfs leads to once every symbolic link is followed, as an absolute path.
+    /// Where a path leads to once every symbolic link is followed, as an absolute path.
     fn resolve(&self, path: &Path) -> io::Result<PathBuf>;
+
+    /// Opens the node of a device.
+    fn open(&self, node: &Path, how: &OpenOptions) -> io::Result<File> {
+        how.open(node)
+    }
 
     /// Content of a small file, at most `max` bytes; `None` if there is no such file.
     fn read(&self, path: &Path, max: usize) -> io::Result<Option<Vec<u8>>>;

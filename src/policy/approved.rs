@@ -105,6 +105,8 @@ struct State {
     verdict: Verdict,
     /// What the verdict rests on, if it could be read.
     facts: Option<DeviceFacts>,
+    /// On what host and day it was looked at.
+    circumstances: (HostFacts, Date),
     fence: Option<Reason>,
 }
 
@@ -129,7 +131,13 @@ impl ApprovedDevice {
                 registry_version: AtomicU64::new(registry.version()),
                 laboratory: registry.is_laboratory(),
                 identity_digest: entry.identity_digest,
-                state: Mutex::new(State { entry: Arc::new(entry), verdict, facts, fence: None }),
+                state: Mutex::new(State {
+                    entry: Arc::new(entry),
+                    verdict,
+                    facts,
+                    circumstances: (host.clone(), today),
+                    fence: None,
+                }),
             }),
             _ => Err(Refused { device: device.name().to_owned(), verdict: Box::new(verdict) }),
         }
@@ -154,7 +162,7 @@ impl ApprovedDevice {
         }
         verdict.approved = verdict.reasons.is_empty() && entry.is_some();
         let mut state = self.lock();
-        (state.verdict, state.facts) = (verdict.clone(), facts);
+        (state.verdict, state.facts, state.circumstances) = (verdict.clone(), facts, (host.clone(), today));
         match entry {
             Some(entry) if verdict.approved => {
                 state.entry = Arc::new(entry);
@@ -166,6 +174,21 @@ impl ApprovedDevice {
             }
         }
         verdict
+    }
+
+    /// Looks once more, directly before the first byte is written: between the approval and that moment labels were read and a
+    /// key was derived, which takes seconds, and a device can be re-pointed under its open descriptor. As
+    /// [`recheck`](Self::recheck) on the host and the day of the last look.
+    ///
+    /// # Errors
+    /// [`Refused`], with every reason; the gate is closed then.
+    pub fn confirm(&self, registry: &VerifiedRegistry) -> Result<(), Refused> {
+        let (host, today) = self.lock().circumstances.clone();
+        let verdict = self.recheck(registry, &host, today);
+        if verdict.approved {
+            return Ok(());
+        }
+        Err(Refused { device: self.name().to_owned(), verdict: Box::new(verdict) })
     }
 
     /// Whether the device, as it was when it was last looked at, will be approved on `day`. Changes nothing.

@@ -9,7 +9,8 @@
 //! back what was not committed (a second at the most), and such a count; the log has had both.
 //!
 //! What happens while nothing can be written (a mount is refused, the volume is read-only) is kept by the host
-//! ([`Reports`]) and goes into the trail, marked as the host's word, with the next mount that can write. Every record is
+//! ([`Reports`]) and goes into the trail, marked as the host's word, when something can be written again: in the same mount, or
+//! with the next one. Every record is
 //! also said to the log with its number and digest, so that a log on another machine holds heads of the chain too.
 //!
 //! # What this proves
@@ -81,6 +82,8 @@ pub struct Audit {
     head: Mutex<Head>,
     /// Records that are not known to be on the devices, in their order.
     pending: Mutex<VecDeque<Pending>>,
+    /// When to look whether the volume takes what the host keeps of this mount; nothing when it keeps nothing.
+    kept: Mutex<Option<Instant>>,
 }
 
 /// A record that the next commit will make durable, or none will.
@@ -154,6 +157,7 @@ impl Audit {
             recent: Mutex::default(),
             head: Mutex::new(Head { records: chain.seq, digest: chain.head, public_key }),
             pending: Mutex::default(),
+            kept: Mutex::default(),
         })
     }
 
@@ -192,27 +196,22 @@ impl Audit {
         self.write(vec![fresh]);
     }
 
-    /// The policy has looked at a replica's device again: recorded when it thinks otherwise than `before`.
-    pub fn judged(&self, index: usize, before: bool, verdict: &Verdict) {
-        let event = match (before, verdict.approved) {
-            (true, false) => Event::DeviceRefused,
-            (false, true) => Event::DeviceApproved,
-            _ => return,
-        };
-        let reasons = verdict.reasons.iter().map(Reason::from);
-        self.record(Entry::noticed(self.replica(index), event).because(reasons));
+    /// The policy thinks otherwise of a replica's device than before.
+    pub fn judged(&self, index: usize, verdict: &Verdict) -> Entry {
+        let event = if verdict.approved { Event::DeviceApproved } else { Event::DeviceRefused };
+        Entry::noticed(self.replica(index), event).because(verdict.reasons.iter().map(Reason::from))
     }
 
     /// A registry came into force while the volume was in use.
-    pub fn registry_accepted(&self, registry: &VerifiedRegistry) {
+    pub fn registry_accepted(registry: &VerifiedRegistry) -> Entry {
         let object = Object::Registry { version: Some(registry.version()) };
-        self.record(Entry::noticed(object, Event::RegistryAccepted(registry.into())));
+        Entry::noticed(object, Event::RegistryAccepted(registry.into()))
     }
 
     /// What is on the host in place of the registry does not come into force.
-    pub fn registry_refused(&self, code: &str, text: &str) {
+    pub fn registry_refused(code: &str, text: &str) -> Entry {
         let entry = Entry::noticed(Object::Registry { version: None }, Event::RegistryRefused);
-        self.record(entry.because([Reason::new(code, text)]));
+        entry.because([Reason::new(code, text)])
     }
 
     /// Records what has changed since the last call: states of replicas, errors, whether changes are taken; and how often
@@ -287,6 +286,37 @@ impl Audit {
             self.write(records);
             return Ok(());
         }
+        match self.append_after_reports(&mut records) {
+            // A full volume is mounted all the same: what should be recorded is on the host, and in the log.
+            Err(error) if error.is_no_space() && self.fs.store().poisoned().is_none() => {
+                self.report(&records, &error);
+                Ok(())
+            }
+            Err(error) => {
+                self.observe();
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Puts what the host keeps of this mount into the trail, once the volume takes it. To be called now and then; cheap when
+    /// there is nothing.
+    pub(super) fn take_back(&self) {
+        let is_due = lock(&self.kept).is_some_and(|at| Instant::now() >= at);
+        if !is_due || self.fs.store().committable().is_err() {
+            return;
+        }
+        // What is kept from now on is for the next time.
+        *lock(&self.kept) = None;
+        if let Err(error) = self.append_after_reports(&mut Vec::new()) {
+            log::error!("audit: the volume does not yet take what this host keeps for it: {error}");
+            *lock(&self.kept) = Some(Instant::now() + REPEAT_WINDOW);
+        }
+    }
+
+    /// Puts the host's reports into the trail, then `records`, makes all durable, and has the host forget its reports.
+    fn append_after_reports(&self, records: &mut Vec<Record>) -> fs::Result<()> {
         let held = self.reports.as_ref().map(Reports::hold).transpose().unwrap_or_else(|error| {
             log::error!("the reports that this host keeps cannot be read: {error}");
             None
@@ -302,21 +332,11 @@ impl Audit {
             let begun = Entry::noticed(Object::Volume, Event::TrailBegun);
             records.insert(0, Record::new(&begun, record::now()));
         }
-        match self.append(&mut records) {
-            Ok(()) => {}
-            // A full volume is mounted all the same: what should be recorded is on the host, and in the log.
-            Err(error) if error.is_no_space() => {
-                drop(held);
-                self.report(&records, &error);
-                return Ok(());
-            }
-            Err(error) => return Err(error),
+        if !records.is_empty() {
+            self.append(records)?;
         }
-        if let Err(error) = self.fs.checkpoint() {
-            drop(held);
-            self.observe();
-            return Err(error);
-        }
+        // What the trail has had before may not be durable either.
+        self.fs.checkpoint()?;
         if let Some(Err(error)) = held.map(reports::Held::clear) {
             log::error!("reports that are in the trail cannot be removed from this host: {error}");
         }
@@ -404,8 +424,9 @@ impl Audit {
             log::warn!("audit: {} ({why})", said(record));
             // What a host has reported before stays where it is.
             let Some(reports) = self.reports.as_ref().filter(|_| record.reported.is_none()) else { continue };
-            if let Err(error) = reports.add_record(record.clone()) {
-                log::error!("audit: a record can be kept neither by the volume nor by the host: {error}");
+            match reports.add_record(record.clone()) {
+                Ok(()) => drop(lock(&self.kept).get_or_insert_with(Instant::now)),
+                Err(error) => log::error!("audit: a record can be kept neither by the volume nor by the host: {error}"),
             }
         }
     }

@@ -93,6 +93,8 @@ pub fn create(
     let headers = headers(&devices, registry, &key, secret, options)?;
     let volume = headers.first().map(|header| header.volume).unwrap_or_default();
     let keys = key.keys(volume);
+    // The passphrase was asked for and its key derived: what was approved before that may be another device by now.
+    devices.iter().try_for_each(|device| device.confirm(registry))?;
     for (device, header) in devices.iter().zip(&headers) {
         // Everything of the label but the header: a crash from here on leaves no volume.
         let area = label::new_area(&[0; label::HEADER_BYTES])

@@ -1,7 +1,7 @@
 //! The replicas of a volume in use: who is refused and when, who comes back and how.
 //!
-//! [`Members::recheck`] has the policy look at every device again. One that is refused is fenced at once; one that was refused
-//! and is approved again comes back by itself; everything else comes back when somebody asks for it ([`Members::rejoin`],
+//! [`Members::look`] has the policy look at every device again and fences the refused at once; [`Members::follow`] does what comes
+//! of it ([`look`]). One that was refused and is approved again comes back by itself; everything else comes back when somebody asks for it ([`Members::rejoin`],
 //! [`Members::take_in`]): a device that failed, that was unplugged, that was not there at the mount.
 //!
 //! # Coming back
@@ -12,32 +12,33 @@
 //! ([`crate::mirror`]), which may be nothing. Otherwise it lacks what was written since the mount whose roots name it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::audit::Audit;
-use super::resync::Resync;
+use super::resync::{Resync, is_lost};
 use super::{Error, ErrorKind, Replica, System, areas, open, recovery};
 use crate::crypto::Keys;
-use crate::device::host::HostFacts;
 use crate::fs::Fs;
 use crate::label::{self, Header, Root};
 use crate::limits::DEVICE_TIMEOUT_S;
 use crate::mirror::{RejoinError, State};
 use crate::pages::Store;
-use crate::policy::{ApprovedDevice, Reason, ReasonCode, Verdict};
-use crate::registry::{Date, VerifiedRegistry};
+use crate::policy::ApprovedDevice;
 use crate::units::Generation;
-
-/// Longest time that reading a device's facts may take: then it is refused, and the others are not held up.
-const FACTS_WAIT: Duration = Duration::from_secs(10);
 
 /// How long a replica that comes back may need to let go of the write that it was refused in.
 const REST_WAIT: Duration = Duration::from_secs(2);
 
 /// How often the end of a resync, or of a write, is looked for.
 const POLL: Duration = Duration::from_millis(2);
+
+mod look;
+
+pub use look::News;
+
+use look::Looking;
 
 /// The replicas of a volume in use.
 pub struct Members {
@@ -49,8 +50,8 @@ pub struct Members {
     audit: Arc<Audit>,
     found: Mutex<Found>,
     resyncs: Mutex<Vec<Resyncing>>,
-    /// Whether somebody is reading the facts of each device.
-    looking: Mutex<Vec<Arc<AtomicBool>>>,
+    /// The looks at the facts of each device.
+    looking: Mutex<Vec<Arc<Looking>>>,
     /// One replica comes back at a time.
     rejoining: Mutex<()>,
     /// Replicas whose resync ended because none was left to copy from: they come back by themselves, as the refused do.
@@ -167,107 +168,6 @@ impl Members {
         }
     }
 
-    /// Has the policy look at every device again. One that is refused is fenced before this returns, one that was refused and
-    /// is approved again comes back, and what has changed is recorded in a root. Whether the volume takes changes follows
-    /// from who is left ([`Store::writable`]). A device whose facts cannot be read in time is refused; none waits for another.
-    pub fn recheck(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) {
-        let mirror = self.store.mirror();
-        let before = mirror.in_sync();
-        self.examine(registry, host, today);
-        let succeeded = self.store.saw_trust(registry.anchors_digest());
-        let news = self.store.saw_registry(registry) || succeeded;
-        for index in self.absent() {
-            let approved = || self.device(index).is_some_and(|device| device.verdict().approved);
-            let waits = self.state(index) == State::Refused || self.cut_off.load(Ordering::Acquire) >> index & 1 == 1;
-            if waits && !self.read_only && approved() {
-                match self.rejoin(index) {
-                    Ok(_) => log::warn!("{} is approved again and comes back", self.name(index)),
-                    Err(error) if mirror.explain(index, &error.to_string()) => log::error!("{error}"),
-                    Err(_) => {}
-                }
-            }
-        }
-        // Said now, not with the next request.
-        let _ = self.store.writable();
-        self.audit.observe();
-        if (news || mirror.in_sync() != before) && !self.read_only && self.store.committable().is_ok() {
-            // A commit that fails has said so, and the volume is read-only then.
-            let _ = self.fs.checkpoint();
-        }
-    }
-
-    /// To be called shortly before a day ends. When the policy will leave too few replicas `tomorrow`, users' changes are refused
-    /// from now on and everything is committed: so nothing is on its way when the last replica is fenced, and the volume
-    /// goes on without a remount once the policy approves the devices again.
-    pub fn foresee(&self, registry: &VerifiedRegistry, host: &HostFacts, tomorrow: Date) {
-        let lasts = |index: &usize| self.device(*index).is_some_and(|d| d.is_approved_on(registry, host, tomorrow));
-        let in_sync = self.store.mirror().in_sync();
-        let lasting = (0..self.store.mirror().len()).filter(lasts).fold(0, |mask, index| mask | 1 << index) & in_sync;
-        if lasting == in_sync || self.read_only || self.store.lacks(in_sync).is_some() {
-            return;
-        }
-        if let Some(lacking) = self.store.lacks(lasting) {
-            log::error!("on {tomorrow} the policy will leave too few replicas: changes are refused from now on");
-            self.store.suspend(format!("devices are approved until the end of the day only: {lacking}"));
-            // A commit that fails has said so.
-            let _ = self.fs.checkpoint();
-        }
-    }
-
-    /// Reads the facts of all devices at once, each in a thread of its own, and fences the refused as they are found.
-    fn examine(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) {
-        let (sender, verdicts) = mpsc::channel();
-        let mut waiting: Vec<(usize, Arc<ApprovedDevice>, bool)> = Vec::new();
-        let flags = lock(&self.looking).clone();
-        for (index, looking) in flags.iter().enumerate() {
-            let Some(device) = self.device(index) else { continue };
-            let approved = device.verdict().approved;
-            waiting.push((index, device.clone(), approved));
-            if looking.swap(true, Ordering::AcqRel) {
-                continue;
-            }
-            let (sender, looking) = (sender.clone(), Arc::clone(looking));
-            let (registry, host) = (Arc::clone(registry), host.clone());
-            let spawned = std::thread::Builder::new().name(format!("facts-{index}")).spawn(move || {
-                let verdict = device.recheck(&registry, &host, today);
-                looking.store(false, Ordering::Release);
-                // Whoever asked may have given up.
-                let _ = sender.send((index, verdict));
-            });
-            if spawned.is_err() {
-                flags[index].store(false, Ordering::Release);
-            }
-        }
-        drop(sender);
-        let deadline = Instant::now() + FACTS_WAIT;
-        while !waiting.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok((index, verdict)) = verdicts.recv_timeout(left) else { break };
-            if let Some(place) = waiting.iter().position(|(other, ..)| *other == index) {
-                let (_, device, before) = waiting.swap_remove(place);
-                self.audit.judged(index, before, &verdict);
-                self.apply(index, &device, &verdict);
-            }
-        }
-        for (index, device, before) in waiting {
-            let text = format!("the facts of {} could not be read within {} s", self.name(index), FACTS_WAIT.as_secs());
-            let reason = Reason::new(ReasonCode::DeviceUnreadable, text);
-            device.refuse(reason.clone());
-            let verdict = Verdict::refused(reason);
-            self.audit.judged(index, before, &verdict);
-            self.apply(index, &device, &verdict);
-        }
-    }
-
-    /// Fences a replica whose device is refused, unless another device has taken its place meanwhile.
-    fn apply(&self, index: usize, device: &Arc<ApprovedDevice>, verdict: &Verdict) {
-        let is_current = self.device(index).is_some_and(|current| Arc::ptr_eq(&current, device));
-        if !verdict.approved && is_current {
-            let reasons: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
-            self.store.mirror().fence(index, State::Refused, &reasons.join("; "));
-        }
-    }
-
     /// Brings a replica back whose device is still open: one that was refused or that failed. Returns its new state: in sync
     /// when it lacks nothing, else resyncing.
     ///
@@ -366,10 +266,6 @@ impl Members {
 
     /// Puts an identified replica back into the set, with its `device` if that is not the one of before.
     fn enter(&self, index: usize, replica: &Replica, device: Option<&Arc<ApprovedDevice>>) -> Result<State, Error> {
-        let verdict = replica.device.verdict();
-        if let Some(reason) = verdict.reasons.first() {
-            return Err(self.refusal(index, "replica-refused", &reason.to_string(), ErrorKind::Refused));
-        }
         let failed = |source: crate::device::Error| Error::Label {
             device: replica.device.name().to_owned(),
             source: source.into(),
@@ -390,6 +286,7 @@ impl Members {
         {
             *has_before = since_epoch;
         }
+        self.confirm(index, &replica.device)?;
         let deadline = Instant::now() + REST_WAIT;
         let state = loop {
             match mirror.rejoin(index, device.cloned(), is_as_it_left) {
@@ -405,6 +302,18 @@ impl Members {
             let _ = self.fs.checkpoint();
         }
         Ok(state)
+    }
+
+    /// Whether the policy approves a device at this moment, directly before it is written to again.
+    fn confirm(&self, index: usize, device: &ApprovedDevice) -> Result<(), Error> {
+        // Invariant: a volume in use has seen a registry.
+        let registry = self.store.registry();
+        let refused = registry.and_then(|registry| device.confirm(&registry).err());
+        let reasons = refused.map_or_else(|| device.verdict().reasons, |refused| refused.verdict.reasons);
+        match reasons.first() {
+            Some(reason) => Err(self.refusal(index, "replica-refused", &reason.to_string(), ErrorKind::Refused)),
+            None => Ok(()),
+        }
     }
 
     fn not_rejoined(&self, index: usize, error: RejoinError) -> Error {
@@ -462,6 +371,12 @@ impl Members {
         let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
             if let Err(error) = job.run(&fs, &store, &audit, &signal) {
                 log::error!("resync of replica {} ended: {error}", job.index);
+                if is_lost(&store, &error) {
+                    store.poison(format!(
+                        "what was written in the moment before all replicas were refused is on none of them ({error}). What \
+                         was fsynced is safe; unmount and mount again"
+                    ));
+                }
                 cut_off.fetch_or(u64::from(store.mirror().in_sync() == 0) << job.index, Ordering::AcqRel);
                 store.mirror().fence(job.index, State::Stale, &format!("its resync ended: {error}"));
             }

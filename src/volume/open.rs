@@ -133,6 +133,8 @@ impl Assembled {
         if read_only {
             store.poison_quietly("mounted read-only".to_owned());
         } else {
+            // Nothing has been written so far. What was approved before the key was found may be another device by now.
+            self.replicas.iter().try_for_each(|replica| replica.device.confirm(registry))?;
             self.level_roots(&roots, &choice, store.mirror())?;
             // The epoch is durable before anything is sealed in it.
             store.commit(store.stage())?;
@@ -430,6 +432,7 @@ impl Open {
                 if *waited.unwrap_or_else(PoisonError::into_inner).0 {
                     return;
                 }
+                audit.take_back();
                 audit.observe();
                 if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.committable().is_ok() {
                     // The reason is in the store from now on, and in every answer.

@@ -7,18 +7,41 @@
 //! used again before the copying of their part is done (a reader is held), so nothing new is overwritten with something
 //! old. When all is copied and flushed the replica is in sync, and the next root says so. If the power fails
 //! before, it is stale again and the next mount begins anew.
+//!
+//! # When all replicas were refused while something was on its way
+//!
+//! Then there is none in sync to copy from, and what the last commit did not make durable is, if anywhere, in the devices' caches:
+//! a refused device may not be flushed. The metadata is still in memory, and it authenticates every block. So the first one that
+//! comes back and holds the last root is resynced from itself and from whoever else can be read: each block that may not be
+//! durable is read, verified, written again, and flushed. If all of them verify, nothing is lost, and the volume goes on.
+//!
+//! A block that verifies nowhere (it waited in a queue when the gates closed) is lost, and the volume then has to be mounted
+//! again ([`is_lost`]). Three ways around that were weighed. Keeping every block in memory until it is flushed would save them; but
+//! under load that is what the devices take in a second, hundreds of megabytes, for an event that is announced days before (a registry's end is
+//! foreseen, and everything committed in time). Going back to the last root under running applications would show them files as
+//! they were before what they have been told was done: only an unmount ends what they believe. And a commit that was cut off is
+//! never tried again: what a failed flush has left behind is not known, and its root may be on one device and not on another, so that going
+//! on from the root before it could make two histories that a later mount takes for divergence.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::Error;
 use super::audit::Audit;
+use super::{Error, ErrorKind};
 use crate::fs::Fs;
 use crate::mirror::State;
-use crate::pages::{self, Store, Walk};
+use crate::pages::{Store, Walk};
 use crate::units::BLOCK_SIZE;
 
 /// Extents that are copied under one reader.
 const EXTENTS_AT_ONCE: usize = 256;
+
+/// Whether what was written last is lost: no replica that held the last root is away any more, and there is none in sync.
+pub(super) fn is_lost(store: &Store, error: &Error) -> bool {
+    let mirror = store.mirror();
+    let is_here = |index: usize| mirror.device(index).is_some_and(|device| device.verdict().approved);
+    let mut holders = (0..mirror.len()).filter(|index| mirror.holds_last_root(*index));
+    mirror.in_sync() == 0 && error.kind() == ErrorKind::Integrity && holders.all(is_here)
+}
 
 /// A replica to bring back, and how far that is.
 pub(super) struct Resync {
@@ -78,8 +101,8 @@ impl Resync {
             }
         }
         // What was copied is on stable storage before any root can name the replica.
-        store.mirror().flush().map_err(pages::Error::from)?;
-        if !store.mirror().promote(self.index) {
+        let is_flushed = store.mirror().flush_resynced() >> self.index & 1 == 1;
+        if !is_flushed || !store.mirror().promote(self.index) {
             return Ok(false);
         }
         // The root of this commit names the replica, and the trail in it says so.

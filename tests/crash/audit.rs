@@ -298,7 +298,12 @@ fn p9_what_is_noticed_again_and_again_is_counted() {
     let mut bench = Bench::new(1);
     let options = OpenOptions::default();
     mounted(&mut bench, &options, |open| {
-        (0..1000).for_each(|n| open.audit().registry_refused("registry-signatures", &format!("the {n}th time")));
+        (0..1000).for_each(|n| {
+            open.audit().record(scelle::volume::audit::Audit::registry_refused(
+                "registry-signatures",
+                &format!("the {n}th time"),
+            ))
+        });
         assert_eq!(events(open).iter().filter(|event| *event == "registry-refused").count(), 1);
     });
     // The end of the mount says how often.

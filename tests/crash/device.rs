@@ -13,12 +13,13 @@ use crate::rng::Rng;
 const SECTOR: usize = 512;
 const BLOCK: u64 = 4096;
 
-/// A sparse disk: blocks that were never written are zero. Cloning shares the blocks.
-#[derive(Clone, Default)]
+/// A sparse disk: blocks that were never written are zero. Cloning shares the blocks. Two are equal when the same blocks were
+/// written and hold the same.
+#[derive(Clone, Default, PartialEq)]
 pub struct Disk(BTreeMap<u64, Arc<[u8; BLOCK as usize]>>);
 
 impl Disk {
-    fn read(&self, offset: u64, buf: &mut [u8]) {
+    pub fn read(&self, offset: u64, buf: &mut [u8]) {
         let mut at = 0;
         while at < buf.len() {
             let position = offset + at as u64;

@@ -19,6 +19,7 @@ mod device;
 mod failing;
 mod refusal;
 mod resync;
+mod swap;
 mod workload;
 
 use std::sync::Arc;

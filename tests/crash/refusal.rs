@@ -473,7 +473,7 @@ fn p2_a_registry_that_ends_with_the_day_leaves_nothing_on_its_way() {
     open.members().recheck(&ending, &court.host, today);
     put(open.fs(), b"late", &content(7, 1 << 20)).unwrap();
     // The evening: nothing new is taken, and what was is made durable.
-    open.members().foresee(&ending, &court.host, tomorrow);
+    open.members().follow(open.members().foresee(&ending, &court.host, tomorrow));
     assert!(open.fs().is_clean());
     assert_eq!(put(open.fs(), b"later", b"x").unwrap_err().errno(), libc::EROFS);
     open.members().recheck(&ending, &court.host, tomorrow);
@@ -485,23 +485,83 @@ fn p2_a_registry_that_ends_with_the_day_leaves_nothing_on_its_way() {
     put(open.fs(), b"later", &content(8, 10_000)).unwrap();
     open.fs().sync().unwrap();
     // An evening that changes nothing takes nothing away.
-    open.members().foresee(&renewed, &court.host, tomorrow);
+    open.members().follow(open.members().foresee(&renewed, &court.host, tomorrow));
     put(open.fs(), b"later", &content(9, 10_000)).unwrap();
     open.close().unwrap();
     court.check();
 }
 
 #[test]
-fn p5_all_refused_with_data_on_its_way_says_that_it_is_lost_and_what_to_do() {
-    let court = Court::new(2, 1, 0);
+fn p5_all_refused_with_data_that_the_devices_took_lose_nothing() {
+    // The other one comes back first, later, or not before the end.
+    for order in [&[0, 1][..], &[1, 0], &[1]] {
+        let court = Court::new(2, 1, 0);
+        let open = court.open();
+        put(open.fs(), b"safe", &content(5, 100_000)).unwrap();
+        open.fs().sync().unwrap();
+        refuse_with_data_on_its_way(&court, &open, b"taken", &content(6, 1 << 20), &[0, 1]);
+        // Not durable, and that was said.
+        assert_eq!(open.fs().sync().unwrap_err().errno(), libc::EIO);
+        assert!(get(open.fs(), b"taken") == content(6, 1 << 20), "reads go on");
+        for index in order {
+            court.restore(&open, &[*index]);
+            let begin = Instant::now();
+            while states(&open)[*index] != State::InSync {
+                assert!(begin.elapsed() < BOUND && !open.status().needs_remount, "{:?}", open.status());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        open.fs().sync().unwrap();
+        put(open.fs(), b"next", &content(7, 10_000)).unwrap();
+        open.close().unwrap();
+        if order.len() == 2 {
+            court.check();
+        }
+        court.devices.iter().for_each(|device| {
+            device.shut.store(false, Ordering::SeqCst);
+            device.show(Face::Itself);
+        });
+        let alone = court.open_with(&[order[0]], true).unwrap();
+        for (name, seed, len) in [(&b"safe"[..], 5, 100_000), (b"taken", 6, 1 << 20), (b"next", 7, 10_000)] {
+            assert!(get(alone.fs(), name) == content(seed, len), "{order:?}");
+        }
+    }
+}
+
+#[test]
+fn p5_all_refused_with_data_in_their_queues_say_that_it_is_lost_and_what_to_do() {
+    // Slow enough for the second write to be queued behind the first when the gates close.
+    let court = Court::new(2, 1, 30_000);
     let open = court.open();
     put(open.fs(), b"safe", &content(5, 100_000)).unwrap();
     open.fs().sync().unwrap();
-    refuse_with_data_on_its_way(&court, &open, b"lost", &content(6, 1 << 20), &[0, 1]);
+    let begin = Instant::now();
+    loop {
+        let generation = open.store().generation();
+        (0..4).for_each(|i| drop(put(open.fs(), b"lost", &content(6 + i, 1 << 20))));
+        let gates = [0, 1].map(|index| open.members().device(index).unwrap());
+        court.devices.iter().for_each(|device| device.show(Face::Gone));
+        gates.iter().for_each(|gate| drop(gate.recheck(&court.registry, &court.host, court.today)));
+        if open.store().generation() == generation && !open.fs().is_clean() {
+            court.refuse(&open, &[0, 1], Face::Gone);
+            break;
+        }
+        assert!(begin.elapsed() < BOUND, "the volume always commits first");
+        court.restore(&open, &[0, 1]);
+        wait_in_sync(&open);
+    }
     assert_eq!(open.fs().sync().unwrap_err().errno(), libc::EIO);
-    court.restore(&open, &[0, 1]);
+    // One alone cannot know that the other does not have it.
+    court.restore(&open, &[0]);
+    let ended = || states(&open)[0] == State::Stale;
+    wait_until("the resync to end", || ended() || open.status().needs_remount);
+    court.restore(&open, &[1]);
+    wait_until("what is lost to be known", || {
+        court.recheck(&open);
+        open.status().needs_remount
+    });
     let why = open.members().rejoin(0).unwrap_err().to_string();
-    assert!(why.contains("unmount and mount again"), "{why}");
+    assert!(why.contains("unmount and mount again") && why.contains("What was fsynced is safe"), "{why}");
     assert!(open.close().is_err(), "what was answered is lost, and that is said");
     let open = court.open();
     wait_in_sync(&open);
@@ -510,12 +570,45 @@ fn p5_all_refused_with_data_on_its_way_says_that_it_is_lost_and_what_to_do() {
     court.check();
 }
 
+#[test]
+fn p9_what_the_host_kept_goes_into_the_trail_when_writing_begins_again() {
+    let court = Court::new(2, 1, 0);
+    let host = tempfile::tempdir().unwrap();
+    let devices = (0..2).map(|index| court.approved(index)).collect();
+    let options = OpenOptions { witness: Some(host.path().to_owned()), ..OpenOptions::default() };
+    let open =
+        Sealed::read(devices).unwrap().unlock_again(&court.key).unwrap().open(&court.registry, &options).unwrap();
+    court.refuse(&open, &[0, 1], Face::Gone);
+    let reports = host.path().join(format!("{}.reports", open.uuid()));
+    wait_until("the host to keep what the volume cannot", || reports.exists());
+    court.restore(&open, &[0, 1]);
+    wait_in_sync(&open);
+    wait_until("the volume to take it back", || !reports.exists());
+    let text: Vec<String> =
+        open.audit().page(0).unwrap().into_iter().map(|record| String::from_utf8(record).unwrap()).collect();
+    let told = |event: &str| text.iter().filter(|line| line.contains(event) && line.contains("\"reported\"")).count();
+    assert_eq!((told("device-refused"), told("read-only")), (2, 1), "{text:#?}");
+    open.close().unwrap();
+    court.check();
+}
+
+#[track_caller]
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < BOUND, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Writes, and has devices refused before the volume's own commit comes.
 fn refuse_with_data_on_its_way(court: &Court, open: &Open, name: &[u8], bytes: &[u8], out: &[usize]) {
     let begin = Instant::now();
     loop {
         let generation = open.store().generation();
         put(open.fs(), name, bytes).unwrap();
+        // A reader waits until what it reads has been written.
+        assert!(get(open.fs(), name) == bytes);
         out.iter().for_each(|index| court.devices[*index].show(Face::Gone));
         // Only the gates, not yet the volume: no commit comes of it.
         for index in out {

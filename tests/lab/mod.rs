@@ -9,10 +9,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 pub const SCELLE: &str = env!("CARGO_BIN_EXE_scelle");
 pub const PASSPHRASE: &str = "correct horse battery staple";
+
+/// Held by whoever looks for a free loop device, or frees one that is not to be found.
+pub static ATTACHING: Mutex<()> = Mutex::new(());
 
 /// A sparse file and the loop device over it.
 pub struct Disk {
@@ -34,7 +38,9 @@ impl Disk {
     }
 
     fn attach(image: &Path) -> PathBuf {
+        let alone = ATTACHING.lock().unwrap_or_else(PoisonError::into_inner);
         let out = run(Command::new("losetup").args(["--find", "--show"]).arg(image));
+        drop(alone);
         assert!(out.status.success(), "losetup: these tests need root and loop devices: {}", stderr(&out));
         PathBuf::from(String::from_utf8(out.stdout).unwrap().trim())
     }

@@ -4,6 +4,9 @@
 
 #[path = "../lab/mod.rs"]
 mod lab;
+#[allow(dead_code)]
+#[path = "../model/rng.rs"]
+mod rng;
 
 mod audit;
 mod crash;
@@ -12,4 +15,5 @@ mod place;
 mod posix;
 mod refusals;
 mod refused;
+mod swap;
 mod trust;

@@ -184,7 +184,7 @@ fn p6_a_device_that_was_missing_is_taken_in_without_a_remount() {
 }
 
 /// Points a bound loop device to another part of its file, as a hostile root would: `LOOP_SET_STATUS64` (linux/loop.h).
-fn repoint(device: &Path, offset: u64) -> std::io::Result<()> {
+pub fn repoint(device: &Path, offset: u64) -> std::io::Result<()> {
     use std::os::fd::AsRawFd;
     let file = File::open(device)?;
     // `struct loop_info64`: lo_offset is its fourth field.

@@ -54,6 +54,8 @@ pub(super) fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failu
     let registry = devices::load_registry(&request.documents)?;
     let approved = approve(request, &registry)?;
     let assembled = Sealed::read(approved)?.unlock(secret)?;
+    // A key slot costs seconds, in which a device may have been revoked; from the opening on, the watch looks.
+    let registry = devices::load_registry(&request.documents)?;
     let options = OpenOptions {
         read_only: request.options.read_only,
         degraded: request.options.degraded,

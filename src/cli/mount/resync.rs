@@ -16,7 +16,7 @@ use crate::volume::Members;
 /// is not in use.
 pub(super) fn resync(look: &Look, volume: Uuid, wanted: Option<&str>) -> ResyncAnswer {
     // The registry may have changed a moment ago, and a device may have come back.
-    look.look();
+    look.look_and_follow();
     let members = look.members();
     let mut answer = ResyncAnswer::default();
     let targets = match targets(members, wanted) {
@@ -86,7 +86,11 @@ fn bring_back(look: &Look, volume: Uuid, index: usize, node: Option<&Path>) -> R
     let device = members.device(index);
     let verdict = device.as_ref().map(|device| device.verdict());
     if verdict.as_ref().is_some_and(|verdict| verdict.approved) {
-        return Ok(members.rejoin(index)?);
+        return match members.rejoin(index) {
+            // The watch was quicker.
+            Err(_) if !members.absent().contains(&index) => Ok(members.state(index)),
+            outcome => Ok(outcome?),
+        };
     }
     let held = device.as_ref().map(|device| PathBuf::from(device.name()));
     if node.is_none() {

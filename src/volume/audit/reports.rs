@@ -1,5 +1,5 @@
 //! What cannot be written to the volume's trail (a mount that was refused, a volume that takes no changes) is kept by the
-//! host, beside its witness, and goes into the trail with the next mount that can write.
+//! host, beside its witness, and goes into the trail when the volume can be written again.
 //!
 //! `UUID.reports` holds records in the form of the trail, one a line, in a chain of their own that begins anew each time the
 //! file does. It is bounded: the same again only adds to a count, and when the file is full the last record counts what

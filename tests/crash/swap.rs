@@ -1,0 +1,669 @@
+//! Promise P1 at every step: at the n-th call to a device, for every n, while a volume is made, opened, resynced and brought
+//! back, another device takes its place, or it is unplugged, or its approval ends. What comes of it is a refusal or the
+//! right device, and the images say that not one byte landed on the other.
+//!
+//! Calls are counted where a volume meets the world: reading the registry, opening a device by its name, asking it who it
+//! is, reading, writing and flushing it. `tests/mount/swap.rs` does the same to loop devices of the kernel.
+
+use std::io::IoSlice;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use scelle::crypto::{KdfParams, Secret, VolumeKey};
+use scelle::device::host::HostFacts;
+use scelle::device::identity::{DeviceFacts, FactsError, Node};
+use scelle::device::{self, BlockDevice, IdentifiedDevice};
+use scelle::fs::{Caller, Fs};
+use scelle::mirror::State;
+use scelle::policy::ApprovedDevice;
+use scelle::registry::{self, Date, Registry, SignatureFile, Status, Transport, TrustAnchors, VerifiedRegistry};
+use scelle::units::Ino;
+use scelle::volume::{self, CreateOptions, ErrorKind, Open, OpenOptions, Sealed};
+
+use super::device::Disk;
+use super::lab;
+
+const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+const SIZE: u64 = 16 << 20;
+const BOUND: Duration = Duration::from_secs(60);
+
+/// What happens to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Swap {
+    /// Its name leads to another device from now on; who has it open goes on having it.
+    Renamed,
+    /// It is gone for who has it open, and another device has its name.
+    Unplugged,
+    /// Another device answers, also behind descriptors that are open: a remapped LUN, a loop device given another file.
+    Repointed,
+    /// The registry revokes it.
+    Revoked,
+}
+
+const SWAPS: [Swap; 4] = [Swap::Renamed, Swap::Unplugged, Swap::Repointed, Swap::Revoked];
+
+/// A call, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Registry,
+    Open,
+    Look,
+    Read,
+    Write,
+    Flush,
+}
+
+/// A device of which nothing is known but what it holds.
+struct Plain {
+    name: String,
+    disk: Mutex<Disk>,
+}
+
+impl Plain {
+    fn new(name: &str, disk: Disk) -> Self {
+        Self { name: name.to_owned(), disk: Mutex::new(disk) }
+    }
+
+    fn image(&self) -> Disk {
+        self.disk.lock().unwrap().clone()
+    }
+}
+
+impl BlockDevice for Plain {
+    fn size_bytes(&self) -> u64 {
+        SIZE
+    }
+
+    fn logical_block_size(&self) -> u32 {
+        512
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
+        self.disk.lock().unwrap().read(offset, buf);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {
+        self.disk.lock().unwrap().write(offset, &bufs.iter().flat_map(|buf| buf.iter().copied()).collect::<Vec<u8>>());
+        Ok(())
+    }
+
+    fn flush(&self) -> device::Result<()> {
+        Ok(())
+    }
+}
+
+impl IdentifiedDevice for Plain {
+    fn facts(&self) -> Result<DeviceFacts, FactsError> {
+        let mut root = Node::bare(&self.name, Transport::Memory);
+        (root.size_bytes, root.logical_block) = (SIZE, 512);
+        Ok(DeviceFacts { root })
+    }
+}
+
+/// A place for a device, and the other device that comes to it.
+struct Bay {
+    ours: Arc<Plain>,
+    other: Arc<Plain>,
+    wire: Mutex<Wire>,
+    /// Somebody has looked since the swap.
+    seen: AtomicBool,
+    /// A look has refused what is here: from now on nothing may come.
+    shut: AtomicBool,
+    /// Writes and flushes that came all the same.
+    late: AtomicU64,
+}
+
+/// The calls so far, and the one from which on the swap is seen.
+#[derive(Default)]
+struct Wire {
+    calls: Vec<Step>,
+    swap: Option<(Swap, usize)>,
+}
+
+impl Bay {
+    /// A call is made. Returns the swap, if it has happened by now.
+    fn step(&self, step: Step) -> Option<Swap> {
+        let mut wire = self.wire.lock().unwrap();
+        let number = wire.calls.len();
+        wire.calls.push(step);
+        let swap = wire.swap.filter(|(_, from)| number >= *from).map(|(swap, _)| swap);
+        let shows = |swap: Swap| step == if swap == Swap::Revoked { Step::Registry } else { Step::Look };
+        self.seen.fetch_or(swap.is_some_and(shows), Ordering::SeqCst);
+        swap
+    }
+
+    /// From call `from` on (counted from now), `swap`; none: all is well again.
+    fn plan(&self, swap: Option<(Swap, usize)>) {
+        *self.wire.lock().unwrap() = Wire { calls: Vec::new(), swap };
+        self.shut.store(false, Ordering::SeqCst);
+        self.seen.store(false, Ordering::SeqCst);
+    }
+
+    fn calls(&self) -> Vec<Step> {
+        self.wire.lock().unwrap().calls.clone()
+    }
+
+    /// Opens what has the name at this moment.
+    fn open(self: &Arc<Self>) -> Arc<Handle> {
+        let is_other = matches!(self.step(Step::Open), Some(Swap::Renamed | Swap::Unplugged));
+        Arc::new(Handle { bay: self.clone(), is_other })
+    }
+}
+
+/// A descriptor of one of the two.
+struct Handle {
+    bay: Arc<Bay>,
+    is_other: bool,
+}
+
+impl Handle {
+    /// The device that answers this call; none when it is gone.
+    fn device(&self, step: Step) -> Option<&Arc<Plain>> {
+        match self.bay.step(step) {
+            _ if self.is_other => Some(&self.bay.other),
+            Some(Swap::Unplugged) => None,
+            Some(Swap::Repointed) => Some(&self.bay.other),
+            Some(Swap::Renamed | Swap::Revoked) | None => Some(&self.bay.ours),
+        }
+    }
+
+    fn transfer(&self, step: Step, action: &'static str) -> device::Result<&Arc<Plain>> {
+        let device = self.device(step).ok_or_else(|| device::Error::Io {
+            action,
+            offset: 0,
+            bytes: 0,
+            source: std::io::Error::from_raw_os_error(libc::ENODEV),
+        })?;
+        let is_late = step != Step::Read && self.bay.shut.load(Ordering::SeqCst);
+        self.bay.late.fetch_add(u64::from(is_late), Ordering::SeqCst);
+        Ok(device)
+    }
+}
+
+impl BlockDevice for Handle {
+    fn size_bytes(&self) -> u64 {
+        SIZE
+    }
+
+    fn logical_block_size(&self) -> u32 {
+        self.bay.ours.logical_block_size()
+    }
+
+    fn name(&self) -> &str {
+        self.bay.ours.name()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
+        self.transfer(Step::Read, "read")?.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {
+        self.transfer(Step::Write, "write")?.write_at(offset, bufs)
+    }
+
+    fn flush(&self) -> device::Result<()> {
+        self.transfer(Step::Flush, "flush")?.flush()
+    }
+}
+
+impl IdentifiedDevice for Handle {
+    fn facts(&self) -> Result<DeviceFacts, FactsError> {
+        match self.device(Step::Look) {
+            Some(device) => device.facts(),
+            None => Err(FactsError::Unreadable { device: self.name().to_owned(), detail: "no such device".into() }),
+        }
+    }
+}
+
+/// What the swap is tried on.
+struct Court {
+    registry: Arc<VerifiedRegistry>,
+    /// The next versions: the first, or the second device is revoked.
+    revoking: [Arc<VerifiedRegistry>; 2],
+    host: HostFacts,
+    today: Date,
+    secret: Secret,
+    key: VolumeKey,
+    /// What the two devices hold: a volume with a file.
+    images: [Disk; 2],
+    /// The same of each after it went on without the other.
+    alone: [Disk; 2],
+}
+
+/// What the devices hold at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Nothing,
+    Volume,
+    /// That in the target bay was left behind.
+    StaleVolume,
+}
+
+/// Versions of a registry, all with the same officer's signature.
+fn signed_by_one_officer(versions: [&Registry; 3]) -> [Arc<VerifiedRegistry>; 3] {
+    let keys = registry::keygen("officer", None).unwrap();
+    let trust = format!("threshold = 1\n\n[[officer]]\nname = \"officer\"\npublic_key = \"{}\"\n", keys.public_key);
+    let anchors = TrustAnchors::parse(trust.as_bytes()).unwrap();
+    versions.map(|version| {
+        let text = version.to_toml().unwrap();
+        let signature = registry::sign(text.as_bytes(), &keys.secret, None, "registry").unwrap();
+        let file = SignatureFile { officer: "officer", bytes: signature.as_bytes() };
+        Arc::new(registry::verify(text.as_bytes(), &[file], &anchors).unwrap())
+    })
+}
+
+/// Two bays of a court.
+struct Room<'a> {
+    court: &'a Court,
+    bays: [Arc<Bay>; 2],
+    /// The bay in which the swap happens.
+    target: usize,
+}
+
+impl Court {
+    fn new() -> Self {
+        let devices = [0, 1].map(|i| Arc::new(Plain::new(&format!("m{i}"), Disk::default())));
+        let named: Vec<Arc<dyn IdentifiedDevice>> = devices.iter().map(|d| d.clone() as _).collect();
+        let mut first = None;
+        let (_, host, today) = lab::registry_with(&named, |registry| first = Some(registry.clone()));
+        let first = first.unwrap();
+        let revoking = [0, 1].map(|revoked| {
+            let mut next = first.clone();
+            next.version += 1;
+            next.devices[revoked].status = Status::Revoked;
+            next
+        });
+        let [registry, one, two] = signed_by_one_officer([&first, &revoking[0], &revoking[1]]);
+        let approve = |d: &Arc<Plain>| ApprovedDevice::approve(d.clone(), &registry, &host, today).unwrap();
+        let secret = Secret::new(b"correct horse".to_vec()).unwrap();
+        let approved = || devices.iter().map(approve).collect();
+        volume::create(approved(), &registry, &secret, &options()).unwrap();
+        let assembled = Sealed::read(approved()).unwrap().unlock(&secret).unwrap();
+        let key = assembled.volume_key().clone();
+        let open = assembled.open(&registry, &OpenOptions::default()).unwrap();
+        put(open.fs(), b"before", 200_000).unwrap();
+        open.close().unwrap();
+        let images = devices.map(|device| device.image());
+        let alone = images.clone();
+        let mut court = Self { registry, revoking: [one, two], host, today, secret, key, images, alone };
+        court.alone = [0, 1].map(|i| {
+            let room = court.room(1 - i, Held::Volume);
+            let open = room.open(&[i]).unwrap();
+            put(open.fs(), b"without", 300_000).unwrap();
+            open.close().unwrap();
+            room.bays[i].ours.image()
+        });
+        court
+    }
+
+    /// Two bays; the other device is a copy, so that only who it is tells it apart.
+    fn room(&self, target: usize, held: Held) -> Room<'_> {
+        let bays = [0, 1].map(|i| {
+            let held = || match held {
+                Held::Nothing => Disk::default(),
+                Held::StaleVolume if i != target => self.alone[i].clone(),
+                Held::Volume | Held::StaleVolume => self.images[i].clone(),
+            };
+            let device = |name: String| Arc::new(Plain::new(&name, held()));
+            let flag = || AtomicBool::new(false);
+            let (ours, other) = (device(format!("m{i}")), device(format!("other-{i}")));
+            Arc::new(Bay { ours, other, wire: Mutex::default(), seen: flag(), shut: flag(), late: AtomicU64::new(0) })
+        });
+        Room { court: self, bays, target }
+    }
+}
+
+fn options() -> CreateOptions {
+    CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() }
+}
+
+fn put(fs: &Fs, name: &[u8], len: usize) -> Result<(), scelle::fs::Error> {
+    let attr = fs.create(&CALLER, Ino::ROOT, name, 0o600)?;
+    let written = fs.write(attr.ino, 0, &vec![0x5a; len]);
+    fs.release(attr.ino);
+    fs.forget(attr.ino, 1);
+    written.map(|_| ())
+}
+
+fn holds(fs: &Fs, name: &[u8], len: usize) -> bool {
+    let attr = fs.lookup(Ino::ROOT, name).unwrap();
+    let mut out = Vec::new();
+    fs.read(attr.ino, 0, len, &mut out).unwrap();
+    fs.forget(attr.ino, 1);
+    out == vec![0x5a; len]
+}
+
+impl Room<'_> {
+    fn bay(&self) -> &Arc<Bay> {
+        &self.bays[self.target]
+    }
+
+    /// Reads the registry, as it is on the host at this moment.
+    fn registry(&self) -> Arc<VerifiedRegistry> {
+        match self.bay().step(Step::Registry) {
+            Some(Swap::Revoked) => self.court.revoking[self.target].clone(),
+            _ => self.court.registry.clone(),
+        }
+    }
+
+    fn approve(&self, registry: &VerifiedRegistry, bay: &Arc<Bay>) -> Result<ApprovedDevice, ErrorKind> {
+        let device = bay.open();
+        ApprovedDevice::approve(device, registry, &self.court.host, self.court.today).map_err(|_| ErrorKind::Refused)
+    }
+
+    fn approve_all(&self, registry: &VerifiedRegistry) -> Result<Vec<ApprovedDevice>, ErrorKind> {
+        self.bays.iter().map(|bay| self.approve(registry, bay)).collect()
+    }
+
+    /// As `scelle mount` does it.
+    fn open(&self, present: &[usize]) -> Result<Open, ErrorKind> {
+        let registry = self.registry();
+        let devices: Result<Vec<_>, _> = present.iter().map(|i| self.approve(&registry, &self.bays[*i])).collect();
+        let options = OpenOptions { degraded: present.len() < 2, ..OpenOptions::default() };
+        let kind = |error: volume::Error| error.kind();
+        let assembled = Sealed::read(devices?).map_err(kind)?.unlock_again(&self.court.key).map_err(kind)?;
+        let registry = self.registry();
+        assembled.open(&registry, &options).map_err(kind)
+    }
+
+    /// As `scelle create` does it.
+    fn create(&self) -> Result<(), ErrorKind> {
+        let registry = self.registry();
+        let devices = self.approve_all(&registry)?;
+        let registry = self.registry();
+        volume::create(devices, &registry, &self.court.secret, &options()).map(|_| ()).map_err(|error| error.kind())
+    }
+
+    /// As the daemon's watch does it, which begins with a look. What it refuses is shut off from then on.
+    fn watch(&self, open: &Open) {
+        open.members().recheck(&self.registry(), &self.court.host, self.court.today);
+        let gate = open.members().device(self.target);
+        if let Some(gate) = gate.filter(|gate| !gate.verdict().approved) {
+            let begin = Instant::now();
+            while gate.writes_in_flight() > 0 {
+                assert!(begin.elapsed() < BOUND, "writes in flight do not end");
+                std::thread::yield_now();
+            }
+            self.bay().shut.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn state(&self, open: &Open) -> State {
+        open.members().state(self.target)
+    }
+
+    /// What the devices hold: ours, the other of the first bay, ours, the other of the second.
+    fn images(&self) -> Vec<Disk> {
+        self.bays.iter().flat_map(|bay| [bay.ours.image(), bay.other.image()]).collect()
+    }
+
+    /// Everything is as it was at first, and the volume is whole on the devices that are its own.
+    fn check(&self) {
+        self.bays.iter().for_each(|bay| bay.plan(None));
+        let assembled =
+            Sealed::read(self.approve_all(&self.court.registry).unwrap()).unwrap().unlock_again(&self.court.key);
+        let report = assembled.unwrap().check(&mut |_, _| {}).unwrap();
+        assert!(report.count == 0 && report.blocks > 0, "{report:?}");
+    }
+}
+
+/// The moments that matter, by the calls that a run without a swap makes.
+#[derive(Clone, Copy, Debug)]
+struct Moments {
+    /// The first write or flush.
+    first_write: usize,
+    /// The last look before it.
+    last_look: usize,
+    /// The last reading of the registry before it.
+    last_registry: Option<usize>,
+}
+
+impl Moments {
+    fn of(calls: &[Step]) -> Self {
+        let writes = |step: &Step| matches!(step, Step::Write | Step::Flush);
+        let first_write = calls.iter().position(writes).unwrap_or(calls.len());
+        let last_look = calls[..first_write].iter().rposition(|step| *step == Step::Look).unwrap();
+        let last_registry = calls[..last_look].iter().rposition(|step| *step == Step::Registry);
+        // Nothing slow is between the last look and the first byte: no label is read, no key derived, nobody asked.
+        assert_eq!(first_write, last_look + 1, "{calls:?}");
+        Self { first_write, last_look, last_registry }
+    }
+
+    /// Whether a swap at call `from` comes in time to be seen before the first byte.
+    fn in_time(&self, swap: Swap, from: usize) -> bool {
+        match swap {
+            Swap::Revoked => self.last_registry.is_some_and(|last| from <= last),
+            _ => from <= self.last_look,
+        }
+    }
+
+    /// From which of so many calls on a swap is tried: every one up to some beyond the first write, then a few. A name is
+    /// looked up early or never.
+    fn tried(&self, swap: Swap, calls: usize) -> Vec<usize> {
+        let all = self.first_write + 4;
+        let later = (all..calls).step_by((calls.saturating_sub(all) / 4).max(1));
+        let seldom = move |from: &usize| swap != Swap::Renamed || *from <= 4 || *from == all;
+        (0..all).chain(later).filter(seldom).collect()
+    }
+}
+
+/// What holds after every run: `before` are the images of [`Room::images`] at its beginning.
+fn assert_nothing_landed(room: &Room<'_>, moments: Moments, swap: Swap, from: usize, before: &[Disk]) {
+    let what = format!("{swap:?} of device {} from call {from} on ({moments:?})", room.target);
+    let after = room.images();
+    assert_eq!(room.bay().late.load(Ordering::SeqCst), 0, "{what}: written to after it was seen");
+    // What answers in another's place between two looks, and without a trace in the kernel, cannot be told by anybody.
+    let between_looks = swap == Swap::Repointed && !moments.in_time(swap, from);
+    for (i, bay) in room.bays.iter().enumerate() {
+        let is_other_untouched = after[2 * i + 1] == before[2 * i + 1];
+        assert!(is_other_untouched || between_looks, "{what}: bytes landed on {}", bay.other.name());
+    }
+}
+
+#[test]
+fn p1_a_swap_at_any_step_of_a_mount_is_a_refusal_or_the_right_device() {
+    let court = Court::new();
+    let (mut refused, mut opened) = (0, 0);
+    let each = |swap| [(swap, 0, Held::Volume), (swap, 1, Held::Volume), (swap, 1, Held::StaleVolume)];
+    for (swap, target, held) in SWAPS.into_iter().flat_map(each) {
+        let clean = court.room(target, held);
+        clean.open(&[0, 1]).unwrap().close().unwrap();
+        let calls = clean.bay().calls();
+        let moments = Moments::of(&calls);
+        for from in moments.tried(swap, calls.len()) {
+            let room = court.room(target, held);
+            let before = room.images();
+            room.bay().plan(Some((swap, from)));
+            match room.open(&[0, 1]) {
+                Err(kind) => {
+                    refused += 1;
+                    if from < moments.first_write {
+                        assert!(room.images() == before, "{swap:?} {from}: something was written before the refusal");
+                        // One that is gone when its roots are read is a replica that is missing.
+                        let gone = [ErrorKind::Io, ErrorKind::Degraded].contains(&kind) && swap == Swap::Unplugged;
+                        assert!(kind == ErrorKind::Refused || gone, "{swap:?} {from}: {kind:?}");
+                    }
+                }
+                Ok(open) => {
+                    opened += 1;
+                    assert!(swap == Swap::Renamed || !moments.in_time(swap, from), "{swap:?} {from}: not refused");
+                    room.watch(&open);
+                    let is_seen = swap != Swap::Renamed && room.bay().seen.load(Ordering::SeqCst);
+                    let is_out = !matches!(room.state(&open), State::InSync | State::Resyncing);
+                    // One that is gone also fails what is written to it.
+                    assert!(is_out == is_seen || is_out && swap == Swap::Unplugged, "{swap:?} {from}");
+                    let before = room.images();
+                    put(open.fs(), b"after", 100_000).unwrap();
+                    open.fs().sync().unwrap();
+                    assert!(holds(open.fs(), b"before", 200_000) && holds(open.fs(), b"after", 100_000));
+                    let here = 2 * target..2 * target + 2;
+                    let is_untouched = room.images()[here.clone()] == before[here];
+                    assert!(!is_seen || is_untouched, "{swap:?} {from}: written to after the look");
+                    room.watch(&open);
+                    open.close().unwrap();
+                }
+            }
+            assert_nothing_landed(&room, moments, swap, from, &before);
+            if swap != Swap::Repointed || from < moments.first_write {
+                room.check_after(swap);
+            }
+        }
+    }
+    println!("{refused} mounts refused, {opened} went on with the right device");
+    assert!(refused > 50 && opened > 50);
+}
+
+impl Room<'_> {
+    /// The right devices hold the volume: both, when none was left behind, else the one that was not swapped.
+    fn check_after(&self, swap: Swap) {
+        self.bays.iter().for_each(|bay| bay.plan(None));
+        if swap == Swap::Renamed {
+            return self.check();
+        }
+        if swap == Swap::Revoked {
+            // The volume may have seen the newer registry.
+            self.bay().plan(Some((swap, 0)));
+        }
+        let open = self.open(&[1 - self.target]).or_else(|_| self.open(&[0, 1])).unwrap();
+        assert!(holds(open.fs(), b"before", 200_000));
+    }
+}
+
+#[test]
+fn p1_a_swap_at_any_step_of_create_is_a_refusal_or_the_right_device() {
+    let court = Court::new();
+    let mut refused = 0;
+    let clean = court.room(0, Held::Nothing);
+    clean.create().unwrap();
+    let moments = Moments::of(&clean.bay().calls());
+    // Each run derives a key at its full cost: what cannot make a difference is not tried.
+    let last_registry = moments.last_registry.unwrap();
+    let matters = |swap: Swap, from: usize| match swap {
+        Swap::Repointed => true,
+        Swap::Revoked => [0, 1, last_registry, last_registry + 1].contains(&from),
+        Swap::Renamed => from <= 2,
+        Swap::Unplugged => from % 3 == 1 || from + 1 >= moments.last_look,
+    };
+    for (number, swap) in SWAPS.into_iter().enumerate() {
+        for from in (0..moments.first_write + 2).filter(|from| matters(swap, *from)) {
+            let room = court.room((from + number) % 2, Held::Nothing);
+            let before = room.images();
+            room.bay().plan(Some((swap, from)));
+            let outcome = room.create();
+            if moments.in_time(swap, from) && swap != Swap::Renamed {
+                assert!(outcome.is_err(), "{swap:?} {from}: not refused");
+                assert!(room.images() == before, "{swap:?} {from}: something was written before the refusal");
+            }
+            refused += u64::from(outcome.is_err());
+            assert_nothing_landed(&room, moments, swap, from, &before);
+            if outcome.is_ok() && swap == Swap::Renamed {
+                room.bays.iter().for_each(|bay| bay.plan(None));
+                let devices = room.approve_all(&court.registry).unwrap();
+                let report = Sealed::read(devices).unwrap().unlock(&court.secret).unwrap().check(&mut |_, _| {});
+                assert_eq!(report.unwrap().count, 0);
+            }
+        }
+    }
+    assert!(refused > 10, "{refused}");
+}
+
+/// Watches and writes until the replica is in sync or refused for good, then says whether it is in sync.
+fn settle(room: &Room<'_>, open: &Open) -> bool {
+    let begin = Instant::now();
+    loop {
+        room.watch(open);
+        match room.state(open) {
+            State::InSync => return true,
+            State::Resyncing => {}
+            _ => return false,
+        }
+        assert!(begin.elapsed() < BOUND, "{:?}", open.status().replicas);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A replica comes back, by `bring_back`, into a volume that has gone on without it; the swap meets it on the way.
+fn swap_on_the_way_back(
+    leave: impl Fn(&Room<'_>) -> Open,
+    bring_back: impl Fn(&Room<'_>, &Open) -> Result<(), volume::ErrorKind>,
+) {
+    let court = Court::new();
+    let (mut kept_out, mut came_back) = (0, 0);
+    for (swap, target) in SWAPS.into_iter().flat_map(|swap| [(swap, 0), (swap, 1)]) {
+        let prepare = |room: &Room<'_>| {
+            let open = leave(room);
+            put(open.fs(), b"without", 300_000).unwrap();
+            open.fs().sync().unwrap();
+            assert_ne!(room.state(&open), State::InSync);
+            open
+        };
+        let clean = court.room(target, Held::Volume);
+        let open = prepare(&clean);
+        clean.bay().plan(None);
+        bring_back(&clean, &open).unwrap();
+        // Writes come from other threads, perhaps only after this.
+        let moments = Moments::of(&clean.bay().calls());
+        assert!(settle(&clean, &open));
+        open.close().unwrap();
+        let calls = clean.bay().calls();
+        for from in moments.tried(swap, calls.len()) {
+            let room = court.room(target, Held::Volume);
+            let open = prepare(&room);
+            let before = room.images();
+            room.bay().plan(Some((swap, from)));
+            let here = 2 * target..2 * target + 2;
+            let outcome = bring_back(&room, &open);
+            if moments.in_time(swap, from) && outcome.is_err() {
+                assert!(room.images()[here.clone()] == before[here.clone()], "{swap:?} {from}: written to");
+            }
+            let is_back = outcome.is_ok() && settle(&room, &open);
+            if is_back {
+                came_back += 1;
+                let is_seen = room.bay().seen.load(Ordering::SeqCst);
+                assert!(swap == Swap::Renamed || !is_seen, "{swap:?} {from}: not refused");
+            } else {
+                kept_out += 1;
+                // Whatever is written now, none of it reaches the bay.
+                let before = room.images();
+                put(open.fs(), b"after", 100_000).unwrap();
+                open.fs().sync().unwrap();
+                assert!(room.images()[here.clone()] == before[here.clone()], "{swap:?} {from}: written to");
+            }
+            assert!(holds(open.fs(), b"before", 200_000) && holds(open.fs(), b"without", 300_000));
+            assert_nothing_landed(&room, moments, swap, from, &before);
+            open.close().unwrap();
+        }
+    }
+    println!("{kept_out} kept out, {came_back} came back");
+    assert!(kept_out > 50 && came_back > 10);
+}
+
+#[test]
+fn p1_a_swap_at_any_step_of_taking_in_a_device_is_a_refusal_or_the_right_device() {
+    let leave = |room: &Room<'_>| room.open(&[1 - room.target]).unwrap();
+    swap_on_the_way_back(leave, |room, open| {
+        let registry = room.registry();
+        let device = room.approve(&registry, room.bay())?;
+        open.members().take_in(device).map(|_| ()).map_err(|error| error.kind())
+    });
+}
+
+#[test]
+fn p1_a_swap_at_any_step_of_coming_back_is_a_refusal_or_the_right_device() {
+    let leave = |room: &Room<'_>| {
+        let open = room.open(&[0, 1]).unwrap();
+        room.bay().plan(Some((Swap::Unplugged, 0)));
+        room.watch(&open);
+        open
+    };
+    swap_on_the_way_back(leave, |room, open| {
+        room.watch(open);
+        Ok(())
+    });
+}
