@@ -7,6 +7,7 @@ mod lab;
 
 mod audit;
 mod crash;
+mod helper;
 mod lifecycle;
 mod place;
 mod posix;
