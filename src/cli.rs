@@ -7,6 +7,7 @@ mod device;
 mod devices;
 mod failure;
 mod find;
+mod helper;
 mod logging;
 mod mount;
 mod options;
@@ -18,11 +19,13 @@ mod umount;
 mod watch;
 mod r#where;
 
-use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
+
+use helper::Helper;
 
 pub use failure::{ExitCode, Failure};
 
@@ -87,8 +90,10 @@ struct Passphrase {
 
 /// Runs the command line `arguments`, the program's name first, and returns the exit code.
 pub fn run(arguments: Vec<OsString>) -> u8 {
-    let helper = arguments.first().is_some_and(|name| is_mount_helper(name));
-    let outcome = if helper { mount::as_helper(&arguments[1..]) } else { dispatch(arguments) };
+    let outcome = match arguments.first().and_then(|name| Helper::of(name)) {
+        Some(helper) => helper.run(&arguments[1..]),
+        None => dispatch(arguments),
+    };
     match outcome {
         Ok(code) => code as u8,
         Err(failure) => {
@@ -96,12 +101,6 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
             failure.code as u8
         }
     }
-}
-
-/// Whether mount(8) calls us, as `mount.scelle` or `mount.fuse.scelle`.
-fn is_mount_helper(name: &OsStr) -> bool {
-    let name = Path::new(name).file_name();
-    name.is_some_and(|name| name == "mount.scelle" || name == "mount.fuse.scelle")
 }
 
 fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
@@ -141,14 +140,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn mount_helpers_are_recognised_by_name() {
-        for (name, expected) in
-            [("/sbin/mount.scelle", true), ("mount.fuse.scelle", true), ("scelle", false), ("/x/mount.scelle/y", false)]
-        {
-            assert_eq!(is_mount_helper(OsStr::new(name)), expected, "{name}");
-        }
     }
 }

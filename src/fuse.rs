@@ -19,6 +19,7 @@ mod attr;
 mod awake;
 mod handlers;
 mod place;
+mod rights;
 mod seek;
 mod session;
 mod sync;

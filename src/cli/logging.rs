@@ -21,7 +21,7 @@ pub fn to_terminal() {
     let _ = env_logger::Builder::from_env(environment).format_target(false).try_init();
 }
 
-/// Sends messages to the system's log, and to standard error as long as that leads anywhere.
+/// Sends messages to the system's log; warnings and errors also to standard error, as long as that leads anywhere.
 pub fn to_system() {
     let socket = UnixDatagram::unbound().and_then(|socket| socket.connect(SYSLOG).map(|()| socket)).ok();
     if log::set_boxed_logger(Box::new(SystemLog { socket })).is_ok() {
@@ -46,7 +46,10 @@ impl Log for SystemLog {
         if let Some(socket) = &self.socket {
             let _ = socket.send(&line(record.level(), &record.args().to_string()));
         }
-        let _ = writeln!(std::io::stderr(), "scelle: {}", record.args());
+        // A mount that succeeds says nothing on the terminal.
+        if record.level() <= Level::Warn {
+            let _ = writeln!(std::io::stderr(), "scelle: {}", record.args());
+        }
     }
 
     fn flush(&self) {}

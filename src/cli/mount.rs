@@ -2,10 +2,11 @@
 
 mod daemon;
 mod refusal;
+mod remount;
 mod resync;
 
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -15,6 +16,9 @@ use super::options::{self, MountOptions};
 use super::{Documents, Passphrase, find, logging, secret, umount};
 use crate::device::process::{self, Report, Side};
 use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
+
+/// How the source of a mount under a laboratory registry begins in the mount table, where spaces would be hard to read.
+const LABORATORY: &str = "not-sovereign:laboratory-registry:";
 
 /// Arguments of `scelle mount`.
 #[derive(Debug, Args)]
@@ -36,7 +40,9 @@ pub(super) struct Arguments {
 
 /// What is to be mounted, complete and absolute.
 #[derive(Clone, Debug)]
-struct Request {
+pub(super) struct Request {
+    /// What the mount table is to show: the volume or its devices, as they were named.
+    named: String,
     sources: Vec<PathBuf>,
     mountpoint: PathBuf,
     options: MountOptions,
@@ -51,6 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         return Err(Failure::usage("arguments", "what to mount, and where"));
     };
     perform(Request {
+        named: join(sources),
         sources: sources.to_vec(),
         mountpoint: mountpoint.clone(),
         options: options::parse(&arguments.options)?,
@@ -60,55 +67,47 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     })
 }
 
-/// `mount.scelle SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]`, as mount(8) calls its helpers. SOURCE
-/// is a label, a UUID or the devices with colons between them.
-pub(super) fn as_helper(arguments: &[OsString]) -> Result<ExitCode, Failure> {
-    let mut places = Vec::new();
-    let mut lists = Vec::new();
-    let mut fake = false;
-    let mut rest = arguments.iter();
-    while let Some(argument) = rest.next() {
-        let mut value = || rest.next().map(|value| value.to_string_lossy().into_owned()).ok_or(());
-        let missing = |()| Failure::usage("arguments", format!("{} needs a value", argument.to_string_lossy()));
-        match argument.as_bytes() {
-            b"-o" => lists.push(value().map_err(missing)?),
-            b"-N" | b"-t" => drop(value().map_err(missing)?),
-            [b'-', flags @ ..] if !flags.is_empty() => {
-                if let Some(&unknown) = flags.iter().find(|flag| !b"sfnvrw".contains(flag)) {
-                    return Err(Failure::usage("arguments", format!("option -{} is not known", char::from(unknown))));
-                }
-                fake |= flags.contains(&b'f');
-                lists.extend(flags.contains(&b'r').then(|| "ro".to_string()));
-            }
-            _ => places.push(argument),
+fn join(sources: &[PathBuf]) -> String {
+    sources.iter().map(|source| source.to_string_lossy()).collect::<Vec<_>>().join(":")
+}
+
+impl Request {
+    /// What mount(8) asks for: `source` is a label, a UUID or the devices with colons between them, or what the mount
+    /// table showed of it.
+    pub(super) fn of_helper(source: &OsStr, mountpoint: &OsStr, options: MountOptions) -> Self {
+        let source = source.as_bytes();
+        let source = source.strip_prefix(LABORATORY.as_bytes()).unwrap_or(source);
+        let names = source.split(|&byte| byte == b':').filter(|name| !name.is_empty());
+        let sources: Vec<PathBuf> = names.map(|name| PathBuf::from(OsStr::from_bytes(name))).collect();
+        Self {
+            named: join(&sources),
+            sources,
+            mountpoint: PathBuf::from(mountpoint),
+            options,
+            documents: Documents { registry: REGISTRY_PATH.into(), trust: TRUST_PATH.into() },
+            passphrase_file: None,
+            foreground: false,
         }
     }
-    let [source, mountpoint] = places[..] else {
-        return Err(Failure::usage("arguments", "usage: mount.scelle DEV[:DEV…] MOUNTPOINT [-o OPTIONS]"));
-    };
-    let options = options::parse(&lists)?;
-    if fake {
-        return Ok(ExitCode::Done);
+
+    /// The source of the mount in the mount table: what was asked for, so that mount(8) finds the line of fstab(5) mounted,
+    /// and what it can be asked for with. That a volume is not sovereign is said first.
+    fn shown(&self, sovereign: bool) -> String {
+        format!("{}{}", if sovereign { "" } else { LABORATORY }, self.named)
     }
-    let names = source.as_bytes().split(|&byte| byte == b':').filter(|name| !name.is_empty());
-    perform(Request {
-        sources: names.map(|name| PathBuf::from(OsString::from_vec(name.to_vec()))).collect(),
-        mountpoint: PathBuf::from(mountpoint),
-        options,
-        documents: Documents { registry: REGISTRY_PATH.into(), trust: TRUST_PATH.into() },
-        passphrase_file: None,
-        foreground: false,
-    })
 }
 
 /// Asks for the passphrase, splits the daemon off and waits until the folder is usable.
-fn perform(mut request: Request) -> Result<ExitCode, Failure> {
+pub(super) fn perform(mut request: Request) -> Result<ExitCode, Failure> {
     let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
     let options = &request.options;
     request.documents.registry = absolute(options.registry.clone().unwrap_or(request.documents.registry));
     request.documents.trust = absolute(options.trust.clone().unwrap_or(request.documents.trust));
     request.passphrase_file = options.passphrase_file.clone().or(request.passphrase_file);
     request.mountpoint = umount::absolute(&request.mountpoint);
+    if request.options.remount {
+        return remount::run(&request);
+    }
     request.sources = find::devices(&request.sources)?;
     find::prepare_mountpoint(&request.mountpoint)?;
     let secret = secret::obtain(request.passphrase_file.as_deref(), secret::Purpose::Open)?;
@@ -151,23 +150,17 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn helper(arguments: &[&str]) -> Result<ExitCode, Failure> {
-        as_helper(&arguments.iter().map(OsString::from).collect::<Vec<_>>())
-    }
-
     #[test]
-    fn the_helper_understands_what_mount_passes() {
-        assert_eq!(helper(&["/dev/a:/dev/b", "/mnt", "-f", "-o", "rw,nofail"]).unwrap(), ExitCode::Done);
-        assert_eq!(helper(&["vol", "/mnt", "-snf", "-t", "scelle", "-N", "1"]).unwrap(), ExitCode::Done);
-        for bad in [&["vol"][..], &["a", "b", "c"], &["a", "b", "-o"], &["a", "b", "-x"], &["a", "b", "-fo", "x"]] {
-            assert_eq!(helper(bad).unwrap_err().code, ExitCode::Usage, "{bad:?}");
+    fn what_the_mount_table_shows_can_be_mounted_again() {
+        let of = |source: &str| Request::of_helper(OsStr::new(source), OsStr::new("/mnt"), MountOptions::default());
+        for source in ["archives", "/dev/a:/dev/b", "/dev/disk/by-id/nvme-A"] {
+            assert_eq!(of(source).shown(true), source);
+            let laboratory = of(source).shown(false);
+            assert_eq!(laboratory, format!("not-sovereign:laboratory-registry:{source}"));
+            assert_eq!(of(&laboratory).shown(false), laboratory);
+            assert_eq!(of(&laboratory).sources, of(source).sources);
+            assert_eq!(of(&laboratory).shown(true), source, "a sovereign volume cannot be made to look like none");
         }
-        assert_eq!(helper(&["a", "b", "-f", "-o", "force"]).unwrap_err().reason, "mount-option-unknown");
-    }
-
-    #[test]
-    fn what_cannot_be_a_mount_point_is_refused_before_any_question() {
-        let failure = helper(&["/dev/null", "/nonexistent/folder"]).unwrap_err();
-        assert_eq!((failure.reason.as_str(), failure.code), ("mountpoint", ExitCode::Usage));
+        assert_eq!(of("/dev/a:/dev/b").sources, [PathBuf::from("/dev/a"), PathBuf::from("/dev/b")]);
     }
 }

@@ -7,20 +7,22 @@ use super::failure::Failure;
 /// What `-o` asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
+    /// Change the flags of what is mounted there.
+    pub remount: bool,
     /// Refuse every change.
     pub read_only: bool,
     /// Go on although a replica that was in sync is absent.
     pub degraded: bool,
     /// Go on although every device shows an older state than this host has seen.
     pub accept_rollback: bool,
-    /// Let nobody execute anything.
-    pub no_exec: bool,
-    /// Honour set-user-id and set-group-id bits.
-    pub suid: bool,
-    /// Honour device nodes.
-    pub dev: bool,
-    /// Every write is durable when it returns.
-    pub sync: bool,
+    /// Let nobody execute anything; unless said, execution is allowed.
+    pub no_exec: Option<bool>,
+    /// Honour set-user-id and set-group-id bits; unless said, they are not.
+    pub suid: Option<bool>,
+    /// Honour device nodes; unless said, they are not.
+    pub dev: Option<bool>,
+    /// Every write is durable when it returns; unless said, after fsync.
+    pub sync: Option<bool>,
     /// Let processors sleep between requests, however short the pause.
     pub powersave: bool,
     /// Most memory for blocks that were read, in bytes.
@@ -40,24 +42,31 @@ enum Effect {
     SetBytes(fn(&mut MountOptions, u64)),
     /// Means something to mount(8), systemd or the kernel's defaults, and nothing here.
     Neutral,
+    /// The same, with a value: what mount(8) reads in the mount table and repeats when it remounts.
+    NeutralValue,
 }
 
-use Effect::{Neutral, Set, SetBytes, SetValue};
+use Effect::{Neutral, NeutralValue, Set, SetBytes, SetValue};
 
 /// Every option that is understood. Names starting with `x-` or `X-` are comments to us, as fstab(5) has it.
 const TABLE: &[(&str, Effect)] = &[
     ("ro", Set(|o| o.read_only = true)),
     ("rw", Set(|o| o.read_only = false)),
+    ("remount", Set(|o| o.remount = true)),
     ("degraded", Set(|o| o.degraded = true)),
     ("accept-rollback", Set(|o| o.accept_rollback = true)),
-    ("exec", Set(|o| o.no_exec = false)),
-    ("noexec", Set(|o| o.no_exec = true)),
-    ("suid", Set(|o| o.suid = true)),
-    ("nosuid", Set(|o| o.suid = false)),
-    ("dev", Set(|o| o.dev = true)),
-    ("nodev", Set(|o| o.dev = false)),
-    ("sync", Set(|o| o.sync = true)),
-    ("async", Set(|o| o.sync = false)),
+    ("exec", Set(|o| o.no_exec = Some(false))),
+    ("noexec", Set(|o| o.no_exec = Some(true))),
+    ("suid", Set(|o| o.suid = Some(true))),
+    ("nosuid", Set(|o| o.suid = Some(false))),
+    // mount(8) passes no word that is the kernel's default: `suid` and `dev` never reach a helper, these do. It does not keep
+    // the order either, so `nosuid` and `nodev` win.
+    ("allow-suid", Set(|o| o.suid = o.suid.or(Some(true)))),
+    ("allow-dev", Set(|o| o.dev = o.dev.or(Some(true)))),
+    ("dev", Set(|o| o.dev = Some(true))),
+    ("nodev", Set(|o| o.dev = Some(false))),
+    ("sync", Set(|o| o.sync = Some(true))),
+    ("async", Set(|o| o.sync = Some(false))),
     ("powersave", Set(|o| o.powersave = true)),
     ("cache", SetBytes(|o, v| o.cache_bytes = Some(v))),
     ("registry", SetValue(|o, v| o.registry = Some(v))),
@@ -80,6 +89,11 @@ const TABLE: &[(&str, Effect)] = &[
     // Always so, and commonly written in fstab lines for FUSE.
     ("allow_other", Neutral),
     ("default_permissions", Neutral),
+    ("acl", Neutral),
+    ("user_xattr", Neutral),
+    ("user_id", NeutralValue),
+    ("group_id", NeutralValue),
+    ("max_read", NeutralValue),
 ];
 
 /// Parses the arguments of all `-o`, each a comma-separated list; a later option wins over an earlier one.
@@ -107,10 +121,10 @@ pub fn parse(lists: &[String]) -> Result<MountOptions, Failure> {
                     return Err(Failure::usage("mount-option-value", text));
                 }
             },
-            (SetValue(_) | SetBytes(_), _) => {
+            (SetValue(_) | SetBytes(_) | NeutralValue, None) | (SetValue(_), Some(_)) => {
                 return Err(Failure::usage("mount-option-value", format!("mount option '{name}' needs a value")));
             }
-            (Neutral, None) => {}
+            (Neutral, None) | (NeutralValue, Some(_)) => {}
             (Set(_) | Neutral, Some(_)) => {
                 return Err(Failure::usage("mount-option-value", format!("mount option '{name}' takes no value")));
             }
@@ -144,6 +158,18 @@ mod tests {
         assert!(options.degraded && !options.read_only);
         assert_eq!(options.registry, Some(PathBuf::from("/etc/r.toml")));
         assert_eq!(one("").unwrap(), MountOptions::default());
+        let again =
+            one("rw,nosuid,nodev,noatime,user_id=0,group_id=0,default_permissions,allow_other,remount,ro").unwrap();
+        assert_eq!(
+            again,
+            MountOptions {
+                remount: true,
+                read_only: true,
+                suid: Some(false),
+                dev: Some(false),
+                ..MountOptions::default()
+            }
+        );
     }
 
     #[test]
@@ -163,6 +189,16 @@ mod tests {
     fn the_last_word_counts() {
         assert!(!one("ro,rw").unwrap().read_only);
         assert!(parse(&["rw".into(), "ro".into()]).unwrap().read_only);
+        assert_eq!(one("nosuid,suid").unwrap().suid, Some(true));
+    }
+
+    #[test]
+    fn regression_mount_8_changes_the_order_so_the_strict_word_counts() {
+        for list in ["nosuid,allow-suid", "allow-suid,nosuid"] {
+            assert_eq!(one(list).unwrap().suid, Some(false), "{list}");
+        }
+        assert_eq!(one("nodev,allow-dev").unwrap().dev, Some(false));
+        assert_eq!(one("allow-suid,allow-dev").unwrap().suid.zip(one("allow-dev").unwrap().dev), Some((true, true)));
     }
 
     #[test]

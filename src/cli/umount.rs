@@ -27,15 +27,26 @@ pub(super) struct Arguments {
     mountpoint: PathBuf,
 }
 
-/// Unmounts and waits.
+/// `scelle umount`.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let mountpoint = absolute(&arguments.mountpoint);
+    perform(&arguments.mountpoint, Unmount::Plain)
+}
+
+/// Unmounts, and waits for the daemon's end unless the mount may still be in use.
+pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Failure> {
+    let mountpoint = absolute(mountpoint);
+    if how == Unmount::Lazy {
+        return match process::unmount(&mountpoint, how) {
+            Ok(()) => Ok(ExitCode::Done),
+            Err(error) => Err(unmount_failure(&mountpoint, &error)),
+        };
+    }
     let daemon = daemon_at(&mountpoint)?;
     let watch = match &daemon {
         Some(client) => Some(client.watch_end().map_err(|error| Failure::failed("control", error.to_string()))?),
         None => None,
     };
-    process::unmount(&mountpoint, Unmount::Plain).map_err(|error| unmount_failure(&mountpoint, &error))?;
+    process::unmount(&mountpoint, how).map_err(|error| unmount_failure(&mountpoint, &error))?;
     let Some(watch) = watch else { return Ok(ExitCode::Done) };
     let pid = watch.pid;
     match watch.wait(END_WAIT) {
@@ -74,7 +85,7 @@ pub(super) fn absolute(path: &Path) -> PathBuf {
 }
 
 /// The daemon that serves the mount at `mountpoint`.
-fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Failure> {
+pub(super) fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Failure> {
     let daemons = control::daemons(Path::new(control::RUN_DIR))
         .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
     let serves = |client: &Client| client.status().is_ok_and(|s| Path::new(&s.mountpoint) == mountpoint);

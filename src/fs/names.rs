@@ -12,7 +12,7 @@ use crate::{
     units::Ino,
 };
 
-const S_ISGID: u32 = 0o2000;
+pub(super) const S_ISGID: u32 = 0o2000;
 
 /// Cookie that resumes a listing after ".".
 const COOKIE_DOT: u64 = 1;

@@ -1,6 +1,6 @@
 //! Extended attributes (xattr(7)), and the two of them that are access control lists.
 
-use super::{Error, Fs, Result, acl, acl::Acl, existing, now};
+use super::{Error, Fs, Result, acl, acl::Acl, existing, names::S_ISGID, now};
 use crate::{
     limits::{XATTR_LIST_MAX, XATTR_NAME_MAX, XATTR_VALUE_MAX},
     meta::{FLAG_XATTR, Inode, Kind, Tx, xattr_flag},
@@ -47,6 +47,22 @@ impl Fs {
     /// [`Error::AccessDenied`] for a default ACL of something that is no folder, [`Error::Unsupported`] for an ACL of a
     /// symbolic link or an unknown namespace; [`Error::NotPermitted`] for a [`RESERVED`] name.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        self.setxattr_as(ino, name, value, flags, |_| true)
+    }
+
+    /// As [`Fs::setxattr`]. An access ACL takes the set-group-id bit away unless `keeps_group_id` says of the file's group
+    /// that the caller is in it, or may do as if it were: as chmod(2) does (posix_acl_update_mode()).
+    ///
+    /// # Errors
+    /// As [`Fs::setxattr`].
+    pub fn setxattr_as(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+        keeps_group_id: impl Fn(u32) -> bool,
+    ) -> Result<()> {
         check_changeable(name)?;
         if value.len() > XATTR_VALUE_MAX {
             return Err(Error::ValueTooLong);
@@ -60,7 +76,7 @@ impl Fs {
             let mut inode = existing(tx, ino)?;
             inode.ctime = now();
             if is_acl(name) {
-                set_acl(tx, &mut inode, name, value)?;
+                set_acl(tx, &mut inode, name, value, &keeps_group_id)?;
             } else {
                 let names = if inode.has(FLAG_XATTR) { tx.xattr_names(ino)? } else { Vec::new() };
                 let exists = names.split(|byte| *byte == 0).any(|other| other == name);
@@ -140,7 +156,13 @@ fn removed(tx: &Tx<'_>, inode: &mut Inode, name: &[u8]) -> Result<()> {
 }
 
 /// Sets, or with an empty value removes, one of the lists. The caller writes the inode.
-fn set_acl(tx: &mut Tx<'_>, inode: &mut Inode, name: &[u8], value: &[u8]) -> Result<()> {
+fn set_acl(
+    tx: &mut Tx<'_>,
+    inode: &mut Inode,
+    name: &[u8],
+    value: &[u8],
+    keeps_group_id: &impl Fn(u32) -> bool,
+) -> Result<()> {
     if inode.kind() == Kind::Symlink {
         return Err(Error::Unsupported);
     }
@@ -153,6 +175,9 @@ fn set_acl(tx: &mut Tx<'_>, inode: &mut Inode, name: &[u8], value: &[u8]) -> Res
     {
         let (mode, trivial) = access.mode(inode.mode);
         inode.mode = mode;
+        if mode & S_ISGID != 0 && !keeps_group_id(inode.gid) {
+            inode.mode &= !S_ISGID;
+        }
         if trivial {
             list = None;
         }

@@ -18,6 +18,7 @@ use fuser::{
 use super::attr::{absent, file_attr, file_type, from_system, set_time};
 use super::awake::Awake;
 use super::place::{Locator, Placer};
+use super::rights::in_group_or_capable;
 use super::seek::Seeker;
 use super::sync::Syncer;
 use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
@@ -416,7 +417,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -425,7 +426,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.awake.touch();
-        empty(self.fs.setxattr(ino(number), name.as_bytes(), value, flags), reply);
+        let keeps_group_id = |gid| in_group_or_capable(request, gid);
+        empty(self.fs.setxattr_as(ino(number), name.as_bytes(), value, flags, keeps_group_id), reply);
     }
 
     fn getxattr(&self, _: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

@@ -53,7 +53,9 @@ fn status_says_who_holds_what() {
     ok(&text);
     assert!(String::from_utf8_lossy(&text.stdout).contains("NOT SOVEREIGN: laboratory registry"));
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(table.contains("fuse.scelle") && table.contains("not\\040sovereign:\\040laboratory\\040registry"));
+    let devices: Vec<&str> = lab.disks.iter().map(|disk| disk.device.to_str().unwrap()).collect();
+    let shown = format!("- fuse.scelle not-sovereign:laboratory-registry:{} ", devices.join(":"));
+    assert!(table.contains(&shown), "{table}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod rng;
 
 mod audit;
 mod crash;
+mod helper;
 mod lifecycle;
 mod place;
 mod posix;

@@ -90,3 +90,25 @@ fn a_full_volume_says_so_at_the_latest_on_fsync_and_recovers() {
     ok(&lab.mount());
     assert!(fs::read(lab.mountpoint.join("after")).unwrap() == [7; 20 << 20]);
 }
+
+#[test]
+fn regression_an_acl_by_a_stranger_to_the_group_takes_the_set_group_id_bit() {
+    let lab = Lab::mounted(1, 64);
+    let path = lab.mountpoint.join("f");
+    fs::write(&path, "x").unwrap();
+    fs::set_permissions(&lab.mountpoint, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(lab.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    chown(&path, Some(100), Some(100)).unwrap();
+    for (groups, bit) in [
+        ("--regid=100 --clear-groups", 0o2000),
+        ("--regid=101 --clear-groups", 0),
+        ("--regid=101 --groups=5,100", 0o2000),
+    ] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o2755)).unwrap();
+        let mut setfacl = Command::new("setpriv");
+        setfacl.arg("--reuid=100").args(groups.split(' ')).args(["setfacl", "-m", "u::rwx,g::rwx,o::rwx"]).arg(&path);
+        ok(&run(&mut setfacl));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777 | bit, "{groups}");
+    }
+    ok(&lab.umount());
+}

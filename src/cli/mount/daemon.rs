@@ -1,7 +1,7 @@
 //! The process behind a mount: it opens the volume, serves the kernel, and closes the volume whatever ended the mount.
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -103,7 +103,9 @@ fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<Approve
     let deadline = Instant::now() + CLOSING_WAIT;
     loop {
         match devices::approve(&request.sources, registry, access) {
-            Err(failure) if failure.code == ExitCode::Busy && Instant::now() < deadline && is_daemon_closing() => {
+            Err(failure)
+                if failure.code == ExitCode::Busy && Instant::now() < deadline && is_closing(&request.sources) =>
+            {
                 std::thread::sleep(CLOSING_POLL);
             }
             other => return other,
@@ -111,27 +113,27 @@ fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<Approve
     }
 }
 
-/// Whether some daemon serves a volume that is no longer mounted.
-fn is_daemon_closing() -> bool {
+/// Whether a daemon serves a volume on one of `devices` that is no longer mounted.
+fn is_closing(devices: &[PathBuf]) -> bool {
+    let node = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let wanted: Vec<PathBuf> = devices.iter().map(|device| node(device)).collect();
     let mounts = find::mounts();
-    let is_mounted =
-        |status: &VolumeStatus| mounts.iter().any(|mount| mount.mountpoint == std::path::Path::new(&status.mountpoint));
+    let is_mounted = |status: &VolumeStatus| mounts.iter().any(|m| m.mountpoint == Path::new(&status.mountpoint));
+    let serves = |status: &VolumeStatus| status.replicas.iter().any(|r| wanted.contains(&node(Path::new(&r.device))));
     let daemons = control::daemons(control::RUN_DIR.as_ref()).unwrap_or_default();
-    daemons.iter().filter_map(|daemon| daemon.status().ok()).any(|status| !is_mounted(&status))
+    daemons.iter().filter_map(|daemon| daemon.status().ok()).any(|status| serves(&status) && !is_mounted(&status))
 }
 
 fn config(request: &Request, open: &Open) -> MountConfig {
-    let name = if open.label().is_empty() { open.uuid().to_string() } else { open.label().to_owned() };
-    let laboratory = if open.sovereign() { "" } else { " (not sovereign: laboratory registry)" };
     MountConfig {
         mountpoint: request.mountpoint.clone(),
-        source: format!("scelle:{name}{laboratory}"),
+        source: request.shown(open.sovereign()),
         read_only: request.options.read_only,
-        no_exec: request.options.no_exec,
+        no_exec: request.options.no_exec.unwrap_or(false),
         powersave: request.options.powersave,
-        suid: request.options.suid,
-        dev: request.options.dev,
-        sync: request.options.sync,
+        suid: request.options.suid.unwrap_or(false),
+        dev: request.options.dev.unwrap_or(false),
+        sync: request.options.sync.unwrap_or(false),
     }
 }
 
@@ -163,7 +165,7 @@ impl Mounted {
 }
 
 /// A signal unmounts; while the folder is in use it leaves the tree at once, and the daemon ends with its last user.
-fn obey(signals: &EndSignals, mountpoint: &std::path::Path) {
+fn obey(signals: &EndSignals, mountpoint: &Path) {
     while let Ok(signal) = signals.wait() {
         log::info!("signal {signal}: unmounting {}", mountpoint.display());
         match process::unmount(mountpoint, Unmount::Plain) {

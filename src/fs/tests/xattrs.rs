@@ -124,3 +124,24 @@ fn a_default_list_replaces_the_umask() {
     assert_eq!(fs.mknod(&USER, dir, b"h", 0o666, 0).unwrap().mode, 0o100_644);
     sound(&fs);
 }
+
+#[test]
+fn regression_an_acl_by_a_stranger_to_the_group_takes_the_set_group_id_bit() {
+    let fs = new_fs();
+    let ino = new_file(&fs, "f");
+    let mode = |set: u32| {
+        fs.setattr(ino, &SetAttr { mode: Some(set), gid: Some(100), ..SetAttr::default() }).unwrap();
+    };
+    for value in [extended(), value(&[(1, 7, NO_ID), (4, 7, NO_ID), (0x20, 7, NO_ID)])] {
+        for (member, bit) in [(true, 0o2000), (false, 0)] {
+            mode(0o2755);
+            fs.setxattr_as(ino, acl::ACCESS, &value, 0, |gid| member && gid == 100).unwrap();
+            assert_eq!(fs.getattr(ino).unwrap().mode & 0o2000, bit);
+        }
+    }
+    // Another attribute has nothing to do with it.
+    mode(0o2755);
+    fs.setxattr_as(ino, b"user.a", b"", 0, |_| false).unwrap();
+    assert_eq!(fs.getattr(ino).unwrap().mode & 0o2000, 0o2000);
+    sound(&fs);
+}

@@ -1,0 +1,76 @@
+//! `mount -o remount`: what the kernel can change of a mount while it is in use. The daemon goes on as it is.
+
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::mount::{MountFlags, mount_remount};
+
+use super::super::failure::{ExitCode, Failure};
+use super::super::options::MountOptions;
+use super::super::{find, umount};
+use super::Request;
+use crate::control::State;
+
+/// Changes the flags of the mount: `ro`, `suid`, `dev`, `noexec`, `sync`. What is written before `ro` is durable when this
+/// returns. Other options are those of the mount itself, which mount(8) repeats: nothing of them is changed.
+pub(super) fn run(request: &Request) -> Result<ExitCode, Failure> {
+    let (mountpoint, place) = (&request.mountpoint, request.mountpoint.display());
+    let mounts = find::mounts();
+    if !mounts.iter().rfind(|mount| mount.mountpoint == *mountpoint).is_some_and(find::is_ours) {
+        return Err(Failure::usage("remount-not-mounted", format!("no scelle volume is mounted at {place}")));
+    }
+    let control = |error: crate::control::ClientError| Failure::failed("control", error.to_string());
+    let daemon = umount::daemon_at(mountpoint)?
+        .ok_or_else(|| Failure::failed("control", format!("the daemon of {place} does not answer")))?;
+    if !request.options.read_only && daemon.status().map_err(control)?.state == State::ReadOnly {
+        let text = format!("{place} cannot be made writable: the volume accepts no change");
+        return Err(Failure::failed("remount-read-only", text)
+            .advise("scelle status says why. A volume that was mounted with ro is to be unmounted first."));
+    }
+    let failed = |error: rustix::io::Errno| Failure::failed("remount", format!("{place}: {error}"));
+    let now = statvfs(mountpoint).map_err(failed)?.f_flag;
+    mount_remount(mountpoint, flags(&request.options, now), c"").map_err(|error| match error {
+        rustix::io::Errno::BUSY => {
+            let text = format!("{place} is in use: a file is open for writing");
+            Failure::new(ExitCode::Busy, "remount-busy", text)
+                .advise("Close it; scelle umount says who uses the folder.")
+        }
+        error => failed(error),
+    })?;
+    daemon.sync().map_err(control)?;
+    Ok(ExitCode::Done)
+}
+
+/// The flags that the mount is to have: what `options` say nothing of stays as it is `now`.
+fn flags(options: &MountOptions, now: StatVfsMountFlags) -> MountFlags {
+    let when = |yes: bool, flag: MountFlags| if yes { flag } else { MountFlags::empty() };
+    let has = |flag: StatVfsMountFlags| now.contains(flag);
+    MountFlags::NOATIME
+        | when(options.read_only, MountFlags::RDONLY)
+        | when(options.no_exec.unwrap_or(has(StatVfsMountFlags::NOEXEC)), MountFlags::NOEXEC)
+        | when(options.suid.map_or(has(StatVfsMountFlags::NOSUID), |suid| !suid), MountFlags::NOSUID)
+        | when(options.dev.map_or(has(StatVfsMountFlags::NODEV), |dev| !dev), MountFlags::NODEV)
+        | when(options.sync.unwrap_or(has(StatVfsMountFlags::SYNCHRONOUS)), MountFlags::SYNCHRONOUS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_said_stays_as_it_is() {
+        let strict = StatVfsMountFlags::NOSUID | StatVfsMountFlags::NODEV;
+        let plain = MountOptions::default();
+        assert_eq!(flags(&plain, strict), MountFlags::NOATIME | MountFlags::NOSUID | MountFlags::NODEV);
+        assert_eq!(flags(&plain, StatVfsMountFlags::RDONLY), MountFlags::NOATIME);
+        let options = MountOptions {
+            read_only: true,
+            suid: Some(true),
+            dev: Some(false),
+            no_exec: Some(true),
+            sync: Some(true),
+            ..plain
+        };
+        let wanted =
+            MountFlags::NOATIME | MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::SYNCHRONOUS;
+        assert_eq!(flags(&options, strict), wanted);
+    }
+}
