@@ -12,4 +12,5 @@ mod place;
 mod posix;
 mod refusals;
 mod refused;
+mod semantics;
 mod trust;
