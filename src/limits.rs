@@ -89,8 +89,9 @@ pub const XATTR_LIST_MAX: usize = 64 << 10;
 /// Most hard links of one inode (as ext4's `EXT4_LINK_MAX` for files).
 pub const LINK_MAX: u32 = 65_000;
 
-/// Largest file, in bytes: 2^44 = 16 TiB, as ext4's with 4 KiB blocks.
-pub const FILE_SIZE_MAX: u64 = (1 << 44) - BLOCK_SIZE as u64;
+/// Largest file, in bytes: the kernel's own bound (`MAX_LFS_FILESIZE`). FUSE has no way to give it a smaller one, so its
+/// writeback cache would take what lies beyond, and lose it afterwards.
+pub const FILE_SIZE_MAX: u64 = i64::MAX as u64;
 
 /// Most blocks in one extent row: its tags (16 bytes each) must fit well inside one SQLite page.
 pub const EXTENT_BLOCKS_MAX: u64 = 64;

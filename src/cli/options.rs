@@ -1,6 +1,7 @@
 //! The `-o` options of `mount`: one table row an option, parsed strictly.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::failure::Failure;
 
@@ -25,6 +26,8 @@ pub struct MountOptions {
     pub sync: Option<bool>,
     /// Let processors sleep between requests, however short the pause.
     pub powersave: bool,
+    /// Unmount when nobody has used the folder for so long.
+    pub idle: Option<Duration>,
     /// Most memory for blocks that were read, in bytes.
     pub cache_bytes: Option<u64>,
     /// The signed registry.
@@ -40,13 +43,14 @@ enum Effect {
     Set(fn(&mut MountOptions)),
     SetValue(fn(&mut MountOptions, PathBuf)),
     SetBytes(fn(&mut MountOptions, u64)),
+    SetTime(fn(&mut MountOptions, Duration)),
     /// Means something to mount(8), systemd or the kernel's defaults, and nothing here.
     Neutral,
     /// The same, with a value: what mount(8) reads in the mount table and repeats when it remounts.
     NeutralValue,
 }
 
-use Effect::{Neutral, NeutralValue, Set, SetBytes, SetValue};
+use Effect::{Neutral, NeutralValue, Set, SetBytes, SetTime, SetValue};
 
 /// Every option that is understood. Names starting with `x-` or `X-` are comments to us, as fstab(5) has it.
 const TABLE: &[(&str, Effect)] = &[
@@ -68,6 +72,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("sync", Set(|o| o.sync = Some(true))),
     ("async", Set(|o| o.sync = Some(false))),
     ("powersave", Set(|o| o.powersave = true)),
+    ("idle", SetTime(|o, v| o.idle = Some(v))),
     ("cache", SetBytes(|o, v| o.cache_bytes = Some(v))),
     ("registry", SetValue(|o, v| o.registry = Some(v))),
     ("trust", SetValue(|o, v| o.trust = Some(v))),
@@ -121,7 +126,14 @@ pub fn parse(lists: &[String]) -> Result<MountOptions, Failure> {
                     return Err(Failure::usage("mount-option-value", text));
                 }
             },
-            (SetValue(_) | SetBytes(_) | NeutralValue, None) | (SetValue(_), Some(_)) => {
+            (SetTime(set), Some(value)) => match parse_time(value) {
+                Some(time) => set(&mut options, time),
+                None => {
+                    let text = format!("mount option '{name}' takes a time such as 30m, 2h or 90s, not '{value}'");
+                    return Err(Failure::usage("mount-option-value", text));
+                }
+            },
+            (SetValue(_) | SetBytes(_) | SetTime(_) | NeutralValue, None) | (SetValue(_), Some(_)) => {
                 return Err(Failure::usage("mount-option-value", format!("mount option '{name}' needs a value")));
             }
             (Neutral, None) | (NeutralValue, Some(_)) => {}
@@ -141,6 +153,16 @@ fn parse_bytes(text: &str) -> Option<u64> {
     };
     let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse::<u64>().ok().filter(|_| plain)?.checked_mul(unit)
+}
+
+/// A time of at least a second and at most a year: decimal digits and s, m or h.
+fn parse_time(text: &str) -> Option<Duration> {
+    const YEAR_S: u64 = 365 * 24 * 3600;
+    let unit_s = [('s', 1), ('m', 60), ('h', 3600)];
+    let (digits, unit_s) = unit_s.iter().find_map(|(unit, s)| Some((text.strip_suffix(*unit)?, s)))?;
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = digits.parse::<u64>().ok().filter(|_| plain)?.checked_mul(*unit_s)?;
+    (1..=YEAR_S).contains(&seconds).then_some(Duration::from_secs(seconds))
 }
 
 #[cfg(test)]
@@ -183,6 +205,18 @@ mod tests {
             assert_eq!(parse_bytes(bad), None, "{bad}");
         }
         assert_eq!(one("cache=256M").unwrap().cache_bytes, Some(256 << 20));
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        for (text, seconds) in [("1s", 1), ("90s", 90), ("30m", 1800), ("2h", 7200), ("8760h", 31_536_000)] {
+            assert_eq!(parse_time(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "s", "30", "0s", "+1s", "-1s", "1.5h", "1d", "8761h", "99999999999999999999s", "1 s"] {
+            assert_eq!(parse_time(bad), None, "{bad}");
+        }
+        assert_eq!(one("idle=10m").unwrap().idle, Some(Duration::from_secs(600)));
+        assert_eq!(one("idle=0s").unwrap_err().reason, "mount-option-value");
     }
 
     #[test]

@@ -234,6 +234,9 @@ pub enum Unmount {
     Plain,
     /// At once from the tree, and for good when the last user is gone (`MNT_DETACH`).
     Lazy,
+    /// When nobody uses it, nor has since the last call of this kind, which only marked it (`MNT_EXPIRE`): otherwise
+    /// `EBUSY` or `EAGAIN`.
+    Expired,
 }
 
 /// umount2(2), never following a symbolic link at the end of `mountpoint`.
@@ -245,6 +248,7 @@ pub fn unmount(mountpoint: &Path, how: Unmount) -> io::Result<()> {
     let flags = match how {
         Unmount::Plain => 0,
         Unmount::Lazy => libc::MNT_DETACH,
+        Unmount::Expired => libc::MNT_EXPIRE,
     };
     // SAFETY: `path` is a C string that outlives the call.
     if unsafe { libc::umount2(path.as_ptr(), flags | libc::UMOUNT_NOFOLLOW) } < 0 {

@@ -18,7 +18,8 @@ impl Fs {
     /// The attribute's value.
     ///
     /// # Errors
-    /// [`Error::NoAttribute`] when there is none of that name, [`Error::Unsupported`] for an unknown namespace.
+    /// [`Error::NoAttribute`] when there is none of that name, [`Error::Unsupported`] for an unknown namespace,
+    /// [`Error::Invalid`] for a namespace alone.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         check_name(name)?;
         self.view(|view| {
@@ -135,7 +136,10 @@ fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > XATTR_NAME_MAX {
         return Err(Error::NameTooLong);
     }
-    let stored = NAMESPACES.iter().any(|space| name.len() > space.len() && name.starts_with(space));
+    if NAMESPACES.contains(&name) {
+        return Err(Error::Invalid);
+    }
+    let stored = NAMESPACES.iter().any(|space| name.starts_with(space));
     if !stored && !is_acl(name) {
         return Err(Error::Unsupported);
     }

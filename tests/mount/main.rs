@@ -16,5 +16,6 @@ mod place;
 mod posix;
 mod refusals;
 mod refused;
+mod semantics;
 mod swap;
 mod trust;

@@ -38,6 +38,7 @@ pub(super) struct Mounted {
     server: Server,
     mountpoint: PathBuf,
     signals: EndSignals,
+    idle: Option<Duration>,
 }
 
 /// Opens the volume and mounts it.
@@ -81,7 +82,8 @@ pub(super) fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failu
             if let Err(error) = tune_readahead(&request.mountpoint) {
                 log::warn!("read-ahead stays at the kernel's default: {error}");
             }
-            Ok(Mounted { session, served, server, mountpoint: request.mountpoint.clone(), signals })
+            let (mountpoint, idle) = (request.mountpoint.clone(), request.options.idle);
+            Ok(Mounted { session, served, server, mountpoint, signals, idle })
         }
         Err(failure) => {
             if let Err(problem) = served.close() {
@@ -140,7 +142,14 @@ fn config(request: &Request, open: &Open) -> MountConfig {
 impl Mounted {
     /// Serves until the volume is unmounted, by whomever; then closes it.
     pub(super) fn serve(self) -> Result<ExitCode, Failure> {
-        let Self { session, served, server, mountpoint, signals } = self;
+        let Self { session, served, server, mountpoint, signals, idle } = self;
+        if let Some(idle) = idle {
+            let mountpoint = mountpoint.clone();
+            let expire = move || unmount_when_idle(&mountpoint, idle);
+            if let Err(error) = std::thread::Builder::new().name("idle".into()).spawn(expire) {
+                log::warn!("no thread for idle={}s: {error}; use scelle umount", idle.as_secs());
+            }
+        }
         let spawned = std::thread::Builder::new().name("signals".into()).spawn(move || obey(&signals, &mountpoint));
         if let Err(error) = spawned {
             log::warn!("no thread for signals: {error}; use scelle umount");
@@ -177,6 +186,20 @@ fn obey(signals: &EndSignals, mountpoint: &Path) {
             }
             Err(error) => log::error!("unmounting {}: {error}", mountpoint.display()),
             Ok(()) => {}
+        }
+    }
+}
+
+/// Unmounts when nobody has used the mount between two looks. The kernel itself knows that, also of uses that never
+/// reach the daemon, and of those that begin while it is asked.
+fn unmount_when_idle(mountpoint: &std::path::Path, idle: Duration) {
+    loop {
+        std::thread::sleep(idle);
+        match process::unmount(mountpoint, Unmount::Expired) {
+            Ok(()) => return log::info!("{} was not used for {} s: unmounted", mountpoint.display(), idle.as_secs()),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {}
+            // Most likely somebody else has unmounted it: the daemon ends.
+            Err(error) => return log::warn!("idle={}s has no effect any more: {error}", idle.as_secs()),
         }
     }
 }
