@@ -3,11 +3,11 @@
 //!
 //! # Ownership and lifetimes
 //!
-//! An inode's row lives as long as it has a name, or the kernel knows it, or it is open. A table of references counts the last two:
-//! each call that returns an [`Attr`] for a name counts one lookup, [`Fs::forget`] takes them back; [`Fs::open_file`] and
-//! [`Fs::create`] count one open, [`Fs::release`] takes it back. When the last name goes, the row stays with `nlink` 0, an
-//! *orphan*, and whoever takes back the last reference frees it (`reap`). References are not on the devices: after a crash
-//! nobody holds an orphan, so [`Fs::open`] frees all of them.
+//! An inode's row lives as long as it has a name, or the kernel knows it, as it does while a file is open. A table of
+//! references counts the latter: each call that returns an [`Attr`] for a name counts one lookup, [`Fs::forget`] takes them
+//! back. When the last name goes, the row stays with `nlink` 0, an *orphan*, and whoever takes back the last reference
+//! frees it (`reap`). References are not on the devices: after a crash nobody holds an orphan, so [`Fs::open`] frees all
+//! of them.
 //!
 //! A file's blocks belong to the rows of `extent`. Blocks that were written but not yet put in a row belong to the running
 //! call, which publishes them with the row or abandons them. A truncation that frees more than 128 extents first
