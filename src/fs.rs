@@ -53,7 +53,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 pub use crate::meta::{Kind, Time};
@@ -395,12 +395,11 @@ fn file(view: &View<'_>, ino: Ino) -> Result<Inode> {
     }
 }
 
-/// The time of the clock.
+/// The time of the clock that the kernel stamps with, which moves once a tick: a file's times come from the kernel (with its
+/// writeback cache) or from here, and must be in the order of what happened.
 fn now() -> Time {
-    match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(since) => Time { s: since.as_secs() as i64, ns: since.subsec_nanos() },
-        Err(_) => Time::default(),
-    }
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    Time { s: time.tv_sec, ns: u32::try_from(time.tv_nsec).unwrap_or_default() }
 }
 
 const _: () = assert!(pages_are_shared());

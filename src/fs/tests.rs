@@ -113,6 +113,14 @@ fn nothing_is_lost(lab: &Lab) {
     assert_eq!(used.allocated_runs(), lab.store.persisted().allocated_runs());
 }
 
+/// Waits until the clock of the times has moved on.
+fn tick() {
+    let before = now();
+    while now() == before {
+        std::thread::yield_now();
+    }
+}
+
 fn new_file(fs: &Fs, name: &str) -> Ino {
     fs.mknod(&USER, Ino::ROOT, name.as_bytes(), 0o644, 0).unwrap().ino
 }

@@ -40,10 +40,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// What opening relies on (Linux 5.1); without them every open would fail.
 const NEEDED: InitFlags = InitFlags::FUSE_NO_OPEN_SUPPORT.union(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
 
-const CAPABILITIES: [InitFlags; 8] = [
+const CAPABILITIES: [InitFlags; 7] = [
     InitFlags::FUSE_WRITEBACK_CACHE,
     InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_EXPORT_SUPPORT,
@@ -491,5 +490,12 @@ mod tests {
     #[test]
     fn regression_truncation_by_open_takes_set_user_id_bits() {
         assert!(!CAPABILITIES.contains(&InitFlags::FUSE_ATOMIC_O_TRUNC));
+    }
+
+    /// The kernel would not drop pages that were read while an asynchronous direct write was under way: whoever reads the file
+    /// later, a backup say, would get what was there before.
+    #[test]
+    fn regression_a_direct_write_leaves_no_page_as_it_was() {
+        assert!(!CAPABILITIES.contains(&InitFlags::FUSE_ASYNC_DIO));
     }
 }

@@ -96,12 +96,15 @@ fn a_remount_changes_the_flags_and_ro_is_durable() {
         &lab,
         "mount -t fuse.scelle $devices $mnt -o allow-suid,$options
          echo kept >$mnt/deed
-         generation() { $SCELLE status --json $mnt | jq .volumes[0].generation; }
-         before=$(generation)
          mount -o remount,ro $mnt
-         test $(generation) -gt $before
          findmnt -no OPTIONS $mnt
          (echo no >$mnt/deed) 2>&1 | grep -o 'Read-only file system'
+         kill -9 $($SCELLE status --json $mnt | jq .volumes[0].pid)
+         umount -l $mnt
+         mount -t fuse.scelle $devices $mnt -o allow-suid,ro,$options
+         cat $mnt/deed
+         umount $mnt
+         mount -t fuse.scelle $devices $mnt -o allow-suid,$options
          mount -o remount,rw,noexec $mnt
          findmnt -no OPTIONS $mnt
          exec 9>>$mnt/deed
@@ -118,8 +121,9 @@ fn a_remount_changes_the_flags_and_ro_is_durable() {
     let lines = lines(&out);
     assert!(lines[0].starts_with("ro,nodev,noatime,"), "{lines:?}");
     assert_eq!(lines[1], "Read-only file system");
-    assert!(lines[2].starts_with("rw,nodev,noexec,noatime,"), "{lines:?}");
-    assert_eq!(lines[3..], ["kept", "more"]);
+    assert_eq!(lines[2], "kept", "what was written before remount,ro is durable");
+    assert!(lines[3].starts_with("rw,nodev,noexec,noatime,"), "{lines:?}");
+    assert_eq!(lines[4..], ["kept", "more"]);
     for reason in ["remount-busy", "remount-read-only"] {
         assert!(stderr(&out).contains(&format!("[{reason}]")), "{reason}: {}", stderr(&out));
     }

@@ -112,3 +112,20 @@ fn regression_an_acl_by_a_stranger_to_the_group_takes_the_set_group_id_bit() {
     }
     ok(&lab.umount());
 }
+
+#[test]
+fn regression_times_are_in_the_order_of_what_happened() {
+    let lab = Lab::mounted(1, 64);
+    let file = fs::File::create(lab.mountpoint.join("file")).unwrap();
+    // A written file's time is the kernel's, a new folder's the daemon's.
+    let time = |found: fs::Metadata| (found.ctime(), found.ctime_nsec());
+    for round in 0..200 {
+        let made = lab.mountpoint.join(round.to_string());
+        fs::create_dir(&made).unwrap();
+        file.write_all_at(b"x", round).unwrap();
+        let (made, written) = (time(fs::metadata(&made).unwrap()), time(file.metadata().unwrap()));
+        assert!(made <= written, "round {round}: {made:?} was before {written:?}");
+    }
+    drop(file);
+    ok(&lab.umount());
+}

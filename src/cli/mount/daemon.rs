@@ -105,9 +105,11 @@ fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<Approve
     let deadline = Instant::now() + CLOSING_WAIT;
     loop {
         match devices::approve(&request.sources, registry, access) {
-            Err(failure)
-                if failure.code == ExitCode::Busy && Instant::now() < deadline && is_closing(&request.sources) =>
-            {
+            Err(failure) if failure.code == ExitCode::Busy && Instant::now() < deadline => {
+                if !is_closing(&request.sources) {
+                    // It may have ended since the devices were found busy.
+                    return devices::approve(&request.sources, registry, access);
+                }
                 std::thread::sleep(CLOSING_POLL);
             }
             other => return other,

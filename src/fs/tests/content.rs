@@ -44,6 +44,7 @@ fn a_hole_shows_nothing_of_what_was_read_before() {
 fn what_was_written_is_read() {
     let fs = new_fs();
     let ino = new_file(&fs, "f");
+    tick();
     assert_eq!(fs.write(ino, 0, b"hello").unwrap(), 5);
     assert_eq!(fs.write(ino, 5, b" world").unwrap(), 6);
     assert_eq!(read_all(&fs, ino), b"hello world");

@@ -115,14 +115,17 @@ fn changing_names_stamps_the_folder_and_the_inode() {
     let file = fs.mknod(&USER, dir, b"f", 0o644, 0).unwrap();
     assert_eq!(stamps(dir), (file.mtime, file.ctime));
     let before = (stamps(dir), stamps(other), stamps(file.ino));
+    tick();
     fs.rename(dir, b"f", other, b"g", RenameFlags::Plain).unwrap();
     let after = (stamps(dir), stamps(other), stamps(file.ino));
     assert!(before.0 < after.0 && before.0.1 < after.0.1);
     assert!(before.1 < after.1 && before.1.1 < after.1.1);
     assert!(before.2.0 == after.2.0 && before.2.1 < after.2.1);
+    tick();
     fs.link(file.ino, dir, b"h").unwrap();
     assert!(stamps(file.ino).1 > after.2.1 && stamps(dir) > after.0);
     let before = stamps(file.ino).1;
+    tick();
     fs.unlink(dir, b"h").unwrap();
     assert!(stamps(file.ino).1 > before);
 }
