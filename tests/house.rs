@@ -295,14 +295,9 @@ fn the_top_of_the_repository_is_tidy() {
     assert!(missing.is_empty(), "missing at the top of the repository: {missing:?}");
 }
 
-/// The page of threats claims nothing as proven but by a test that exists.
+/// The pages of threats and of semantics claim nothing but by a test that exists: a function, or an application.
 #[test]
-fn the_threat_page_names_tests_that_exist() {
-    let page = fs::read_to_string(root().join("man/scelle-threats.7")).unwrap();
-    let lines = page.lines().filter_map(|line| line.strip_prefix(".I ").or_else(|| line.strip_prefix(".RI ( ")));
-    let words = lines.filter_map(|line| line.split_whitespace().next());
-    let named: Vec<&str> = words.filter(|name| name.contains('_') && !name.contains('/')).collect();
-    assert!(named.len() > 40, "only {} tests are named", named.len());
+fn the_pages_name_tests_that_exist() {
     let mut tests = std::collections::BTreeSet::new();
     for text in sources("src").into_values().chain(test_sources().into_values()) {
         let code = code(&text);
@@ -311,17 +306,31 @@ fn the_threat_page_names_tests_that_exist() {
             tests.insert(name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>());
         }
     }
-    let unknown: Vec<&&str> = named.iter().filter(|name| !tests.contains(**name)).collect();
-    assert!(unknown.is_empty(), "no such test: {unknown:?}");
+    for (page, least) in [("man/scelle-threats.7", 40), ("man/scelle.7", 40)] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        let lines = text.lines().filter_map(|line| line.strip_prefix(".I ").or_else(|| line.strip_prefix(".RI ( ")));
+        let named: Vec<&str> = lines.filter_map(|line| line.split_whitespace().next()).collect();
+        let (paths, functions): (Vec<&str>, Vec<&str>) = named.iter().partition(|name| name.contains('/'));
+        let functions: Vec<&str> = functions.into_iter().filter(|name| name.contains('_')).collect();
+        assert!(functions.len() > least, "{page}: only {} tests are named", functions.len());
+        let unknown: Vec<&&str> = functions.iter().filter(|name| !tests.contains(**name)).collect();
+        assert!(unknown.is_empty(), "{page}: no such test: {unknown:?}");
+        let ours = |path: &&&str| path.starts_with("tests/") || path.starts_with("scripts/");
+        let absent: Vec<&&str> = paths.iter().filter(ours).filter(|path| !root().join(path).exists()).collect();
+        assert!(absent.is_empty(), "{page}: no such file: {absent:?}");
+    }
 }
 
 #[test]
 fn scripts_are_strict_and_executable() {
     use std::os::unix::fs::PermissionsExt;
-    for dir in ["scripts", ".ci"] {
+    for dir in ["scripts", ".ci", "tests/applications"] {
         for entry in fs::read_dir(root().join(dir)).unwrap() {
             let entry = entry.unwrap();
             let path = entry.path();
+            if path.extension().is_some() {
+                continue;
+            }
             assert!(entry.metadata().unwrap().permissions().mode() & 0o111 != 0, "{path:?} is not executable");
             let text = fs::read_to_string(&path).unwrap();
             if text.starts_with("#!/") && text.lines().next().unwrap().ends_with("bash") {
