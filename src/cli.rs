@@ -10,6 +10,7 @@ mod find;
 mod logging;
 mod mount;
 mod options;
+mod performance;
 mod registry;
 mod replica;
 mod secret;
