@@ -11,6 +11,7 @@ mod helper;
 mod logging;
 mod mount;
 mod options;
+mod performance;
 mod registry;
 mod replica;
 mod secret;

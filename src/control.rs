@@ -24,8 +24,9 @@ mod server;
 pub use client::{Client, ClientError, EndWatch, daemons};
 pub use place::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume, place};
 pub use protocol::{
-    Answer, AuditStatus, Capacity, Errors, NotReturned, Problem, Reason, RegistryStatus, Replica, Request, Resync,
-    ResyncAnswer, Returned, Scrub, State, StatusReport, Verdict, VolumeStatus, WatchStatus,
+    Answer, AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, NotReturned, Performance, Problem, Reason,
+    RegistryStatus, Replica, Request, Resync, ResyncAnswer, Returned, Scrub, State, StatusReport, Transfers, Verdict,
+    VolumeStatus, WatchStatus,
 };
 pub use report::report;
 pub use server::{Handler, Server};

@@ -37,6 +37,7 @@ mod commit;
 mod data;
 mod error;
 mod mapping;
+mod meters;
 mod names;
 mod provenance;
 mod references;
@@ -59,6 +60,7 @@ use std::{
 pub use crate::meta::{Kind, Time};
 pub use attr::{SetAttr, SetTime, StatFs};
 pub use error::{Error, Result};
+pub use meters::Meters;
 pub use names::DirEntry;
 pub use rename::RenameFlags;
 pub use resize::{COPY_MAX, Seek};
@@ -163,6 +165,7 @@ pub struct Fs {
     durable: AtomicU64,
     /// When the first operation since then was done.
     dirty_since: Mutex<Option<Instant>>,
+    meters: Meters,
 }
 
 impl Fs {
@@ -224,6 +227,7 @@ impl Fs {
             staged: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             dirty_since: Mutex::new(None),
+            meters: Meters::default(),
         }
     }
 
@@ -233,6 +237,11 @@ impl Fs {
     /// Of SQLite.
     pub fn self_check(&self) -> Result<Vec<String>> {
         Ok(self.meta().self_check()?)
+    }
+
+    /// How long its work has taken since it was opened.
+    pub fn meters(&self) -> &Meters {
+        &self.meters
     }
 
     /// The page store below.
@@ -260,7 +269,7 @@ impl Fs {
 
     /// Reads the tables.
     fn view<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
-        self.meta().read(f)
+        self.meters.lookup.time(0, || self.meta().read(f))
     }
 
     /// The inode's row.
@@ -341,22 +350,24 @@ impl Fs {
     /// As [`Fs::change`], and returns the number of the operation; not for what a user asked for, who may ask whether it is on
     /// as many replicas as the policy wants.
     fn change_numbered<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, u64)> {
-        let mut meta = self.meta();
-        let (value, blocks) = meta.op(f)?;
-        for run in blocks.published {
-            self.store.publish(run);
-        }
-        for run in blocks.freed {
-            self.store.free(run);
-        }
-        for ino in blocks.files {
-            self.mappings.changed(ino);
-        }
-        let before = self.changes.fetch_add(1, Ordering::Relaxed);
-        if before == self.staged.load(Ordering::Relaxed) {
-            *lock(&self.dirty_since) = Some(Instant::now());
-        }
-        Ok((value, before + 1))
+        self.meters.change.time(0, || {
+            let mut meta = self.meta();
+            let (value, blocks) = meta.op(f)?;
+            for run in blocks.published {
+                self.store.publish(run);
+            }
+            for run in blocks.freed {
+                self.store.free(run);
+            }
+            for ino in blocks.files {
+                self.mappings.changed(ino);
+            }
+            let before = self.changes.fetch_add(1, Ordering::Relaxed);
+            if before == self.staged.load(Ordering::Relaxed) {
+                *lock(&self.dirty_since) = Some(Instant::now());
+            }
+            Ok((value, before + 1))
+        })
     }
 
     fn references(&self) -> MutexGuard<'_, References> {

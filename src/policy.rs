@@ -11,7 +11,7 @@ pub mod operators;
 mod reason;
 mod standing;
 
-pub use approved::{ApprovedDevice, ApprovedEntry, Refused, WriteError};
+pub use approved::{ApprovedDevice, ApprovedEntry, DeviceMeters, Refused, WriteError};
 pub use examine::{examine, examine_set};
 pub use reason::{Reason, ReasonCode};
 pub use standing::{EXPIRY_WARNING_DAYS, Expiry, Standing, expiries, standing};

@@ -1,5 +1,7 @@
 //! Units and identities: newtypes whose only constructors are the legal conversions.
 
+pub mod meter;
+
 use std::fmt;
 
 /// Bytes in a block: the unit of allocation, of sealing and of every device transfer.

@@ -69,9 +69,9 @@ fn sources(dir: &str) -> BTreeMap<String, String> {
     out
 }
 
-/// Test code outside of `src`; the fuzzers' folder may also hold what building them leaves.
+/// Test code outside of `src`, benchmarks included; the fuzzers' folder may also hold what building them leaves.
 fn test_sources() -> BTreeMap<String, String> {
-    ["tests", "fuzz/src", "fuzz/fuzz_targets"].into_iter().flat_map(sources).collect()
+    ["benches", "tests", "fuzz/src", "fuzz/fuzz_targets"].into_iter().flat_map(sources).collect()
 }
 
 /// The code alone: comments, strings and character literals become spaces, lines stay where they are.
@@ -128,6 +128,7 @@ fn raw_string_end(bytes: &[u8], at: usize) -> usize {
 
 fn is_test_file(path: &str) -> bool {
     path.starts_with("tests/")
+        || path.starts_with("benches/")
         || path.starts_with("fuzz/")
         || path.ends_with("/tests.rs")
         || path.contains("/tests/")

@@ -1,11 +1,15 @@
 //! `scelle status`.
 
+use std::collections::HashMap;
 use std::fmt::Write;
+use std::io::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::failure::{ExitCode, Failure};
+use super::performance;
 use super::umount::absolute;
 use crate::control::{self, Client, Replica, State, StatusReport, VolumeStatus};
 
@@ -17,20 +21,27 @@ pub(super) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print what is being done, every two seconds, until the volume is unmounted
+    #[arg(long, conflicts_with = "json")]
+    watch: bool,
 }
+
+/// How often `--watch` looks.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Lines of `--watch` below one head.
+const WATCH_LINES: u32 = 20;
 
 /// Asks the daemons and prints; exit code 6 when something is not as it should be.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let daemons = control::daemons(Path::new(control::RUN_DIR))
-        .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
-    // A socket whose daemon was killed answers nothing, and its volume is not mounted.
-    let all = daemons.iter().filter_map(|daemon| daemon.status().ok());
     let wanted = arguments.volume.as_deref();
-    let report =
-        StatusReport { volumes: all.filter(|volume| wanted.is_none_or(|name| is_called(volume, name))).collect() };
+    let report = StatusReport { volumes: mounted(wanted)? };
     if let Some(name) = wanted.filter(|_| report.volumes.is_empty()) {
         return Err(Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
             .advise("scelle status without a name shows all that are mounted."));
+    }
+    if arguments.watch {
+        return watch(wanted, report.volumes);
     }
     if arguments.json {
         let json = serde_json::to_string(&report).map_err(|error| Failure::failed("json", error.to_string()))?;
@@ -40,6 +51,42 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
     let healthy = report.volumes.iter().all(|volume| volume.state == State::Healthy && volume.advice.is_empty());
     Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
+}
+
+/// Every volume that is mounted, or those that are called `wanted`.
+fn mounted(wanted: Option<&str>) -> Result<Vec<VolumeStatus>, Failure> {
+    let daemons = control::daemons(Path::new(control::RUN_DIR))
+        .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
+    // A socket whose daemon was killed answers nothing, and its volume is not mounted.
+    let all = daemons.iter().filter_map(|daemon| daemon.status().ok());
+    Ok(all.filter(|volume| wanted.is_none_or(|name| is_called(volume, name))).collect())
+}
+
+/// Prints what is done from one look to the next, until no volume is left or nobody reads.
+fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Failure> {
+    let by_daemon = |volumes: Vec<VolumeStatus>| -> HashMap<u32, VolumeStatus> {
+        volumes.into_iter().map(|volume| (volume.pid, volume)).collect()
+    };
+    let mut before = by_daemon(begin);
+    let mut lines = 0;
+    while !before.is_empty() {
+        std::thread::sleep(WATCH_INTERVAL);
+        let after = mounted(wanted)?;
+        for volume in &after {
+            let Some(before) = before.get(&volume.pid) else { continue };
+            let mut line = format!("{}\n", performance::rates(before, volume));
+            if lines % WATCH_LINES == 0 {
+                line.insert_str(0, performance::RATES_HEAD);
+            }
+            let mut out = std::io::stdout().lock();
+            if out.write_all(line.as_bytes()).and_then(|()| out.flush()).is_err() {
+                return Ok(ExitCode::Done);
+            }
+            lines += 1;
+        }
+        before = by_daemon(after);
+    }
+    Ok(ExitCode::Done)
 }
 
 /// The daemon of the one mounted volume that is called `name`, and its status.
@@ -104,6 +151,7 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
     for replica in &volume.replicas {
         write_replica(out, replica)?;
     }
+    performance::write(out, &volume.performance)?;
     let audit = &volume.audit;
     writeln!(out, "  audit trail: {} records, key {}", audit.records, audit.key)?;
     for reason in &volume.advice {
@@ -118,6 +166,9 @@ fn write_replica(out: &mut String, replica: &Replica) -> std::fmt::Result {
     let law = replica.jurisdictions.join(", ");
     let Replica { site, site_name, country, owner, administrator, .. } = replica;
     writeln!(out, "    at {site} ({site_name}, {country}); owner {owner}, administrator {administrator}, law {law}")?;
+    if let Some(io) = &replica.io {
+        performance::write_device(out, io)?;
+    }
     for reason in &replica.verdict.reasons {
         writeln!(out, "    refused: {} [{}]", reason.text, reason.code)?;
     }

@@ -152,6 +152,73 @@ pub struct VolumeStatus {
     /// Where the audit trail ends.
     #[serde(default)]
     pub audit: AuditStatus,
+    /// What was done since the mount, and how long it took.
+    #[serde(default)]
+    pub performance: Performance,
+}
+
+/// What was done since the mount, and how long it took. Only what succeeded; waiting for others is in the durations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Performance {
+    /// Milliseconds since the mount.
+    pub since_ms: u64,
+    /// Reads of files: what the kernel's cache did not have.
+    pub read: Transfers,
+    /// Writes to files, as the kernel hands them over.
+    pub write: Transfers,
+    /// Looks at the metadata: names, attributes, listings, extents.
+    pub lookup: Latency,
+    /// Changes of the metadata.
+    pub change: Latency,
+    /// What applications waited for an `fsync`.
+    pub fsync: Latency,
+    /// Commits.
+    pub commit: Latency,
+    /// Short reads of blocks, from memory or a device.
+    pub cache: CacheStatus,
+}
+
+/// How many of something there were, and how long they took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// How many.
+    pub count: u64,
+    /// What half of them did not exceed, in nanoseconds, to about a tenth.
+    pub median_ns: u64,
+    /// What all but one in a hundred did not exceed, in nanoseconds, to about a tenth.
+    pub p99_ns: u64,
+    /// The longest, in nanoseconds.
+    pub longest_ns: u64,
+}
+
+/// As [`Latency`], with the bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfers {
+    /// Bytes of all together.
+    pub bytes: u64,
+    /// Number and durations.
+    #[serde(flatten)]
+    pub latency: Latency,
+}
+
+/// How much reading the cache of sealed blocks saves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheStatus {
+    /// Short reads that needed no device.
+    pub hits: u64,
+    /// Short reads that did.
+    pub misses: u64,
+}
+
+/// How long a device takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceIo {
+    /// Reads.
+    pub read: Transfers,
+    /// Writes.
+    pub write: Transfers,
+    /// Flushes.
+    pub flush: Latency,
 }
 
 /// The end of the audit trail.
@@ -225,6 +292,9 @@ pub struct Replica {
     pub errors: Errors,
     /// Progress of a resync, when one is under way.
     pub resync: Option<Resync>,
+    /// How long the device takes, since it came into use; null without a device.
+    #[serde(default)]
+    pub io: Option<DeviceIo>,
 }
 
 /// The policy's verdict.
@@ -301,6 +371,11 @@ pub(super) fn sample() -> VolumeStatus {
         advice: Vec::new(),
         audit: AuditStatus { records: 3, head: "ab".into(), key: "RWQ".into() },
         watch: WatchStatus { devices: true, files: true, interval_s: 30 },
+        performance: Performance {
+            since_ms: 1000,
+            write: Transfers { bytes: 4096, latency: Latency { count: 1, median_ns: 7, p99_ns: 7, longest_ns: 7 } },
+            ..Performance::default()
+        },
     }
 }
 
@@ -322,6 +397,12 @@ mod tests {
         assert_eq!(keys(&volume["registry"]), ["signatures", "valid_until", "version"]);
         assert_eq!(keys(&volume["audit"]), ["head", "key", "records"]);
         assert_eq!(keys(&volume["scrub"]), ["errors", "last_finished", "state"]);
+        let performance = &volume["performance"];
+        let expected = ["cache", "change", "commit", "fsync", "lookup", "read", "since_ms", "write"];
+        assert_eq!(keys(performance), expected);
+        assert_eq!(keys(&performance["commit"]), ["count", "longest_ns", "median_ns", "p99_ns"]);
+        assert_eq!(keys(&performance["write"]), ["bytes", "count", "longest_ns", "median_ns", "p99_ns"]);
+        assert_eq!(keys(&performance["cache"]), ["hits", "misses"]);
         let replica = &volume["replicas"][0];
         assert_eq!(
             keys(replica),
@@ -331,6 +412,7 @@ mod tests {
                 "device",
                 "errors",
                 "generation",
+                "io",
                 "jurisdictions",
                 "owner",
                 "registry_id",
@@ -343,6 +425,20 @@ mod tests {
         );
         assert_eq!(keys(&replica["errors"]), ["integrity", "read", "repaired", "write"]);
         assert!(replica["resync"].is_null());
+    }
+
+    /// What a daemon says that was started before its program was updated.
+    #[test]
+    fn the_status_of_an_older_daemon_is_understood() {
+        let mut json = serde_json::to_value(sample()).unwrap();
+        let volume = json.as_object_mut().unwrap();
+        for added in ["pid", "advice", "watch", "audit", "performance"] {
+            assert!(volume.remove(added).is_some(), "{added}");
+        }
+        assert!(volume["replicas"][0].as_object_mut().unwrap().remove("io").is_some());
+        let understood: VolumeStatus = serde_json::from_value(json).unwrap();
+        assert_eq!(understood.performance, Performance::default());
+        assert_eq!(understood.replicas, sample().replicas);
     }
 
     #[test]

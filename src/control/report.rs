@@ -1,13 +1,14 @@
 //! The status of an open volume as the control socket and `scelle status --json` show it.
 
 use super::protocol::{
-    AuditStatus, Capacity, Errors, Reason, RegistryStatus, Replica, Resync, Scrub, State, Verdict, VolumeStatus,
-    WatchStatus,
+    AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, Reason, RegistryStatus, Replica,
+    Resync, Scrub, State, Transfers, Verdict, VolumeStatus, WatchStatus,
 };
 use crate::mirror;
 use crate::policy::ApprovedDevice;
 use crate::registry::VerifiedRegistry;
 use crate::units::BLOCK_SIZE;
+use crate::units::meter::{Meter, Reading};
 use crate::volume::{Open, ReplicaStatus};
 
 /// What is true of `open` now, under `registry`, mounted at `mountpoint`. `concerns` are what the caller knows beyond
@@ -28,7 +29,10 @@ pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concer
     }));
     advice.extend(status.replicas.iter().filter_map(advise));
     let mirror = open.store().mirror();
-    let replicas = status.replicas.iter().enumerate();
+    let replicas = status.replicas.iter().enumerate().map(|(index, status)| {
+        let device = mirror.device(index);
+        Replica { io: device.as_deref().map(device_io), ..replica(status, registry, device.as_deref()) }
+    });
     let audit = open.audit().head();
     VolumeStatus {
         uuid: status.uuid.to_string(),
@@ -46,13 +50,43 @@ pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concer
             valid_until: registry.valid_until().to_string(),
             signatures: registry.signers().to_vec(),
         },
-        replicas: replicas.map(|(i, r)| replica(r, registry, mirror.device(i).as_deref())).collect(),
+        replicas: replicas.collect(),
         scrub: Scrub::default(),
         pid: std::process::id(),
         advice,
         audit: AuditStatus { records: audit.records, head: audit.digest.to_string(), key: audit.public_key },
         watch: WatchStatus::default(),
+        performance: performance(open),
     }
+}
+
+fn performance(open: &Open) -> Performance {
+    let meters = open.fs().meters();
+    let (hits, misses) = open.store().mirror().cache_counts();
+    Performance {
+        since_ms: u64::try_from(meters.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        read: transfers(&meters.read),
+        write: transfers(&meters.write),
+        lookup: latency(&meters.lookup),
+        change: latency(&meters.change),
+        fsync: latency(&meters.fsync),
+        commit: latency(&meters.commit),
+        cache: CacheStatus { hits, misses },
+    }
+}
+
+fn device_io(device: &ApprovedDevice) -> DeviceIo {
+    let meters = device.meters();
+    DeviceIo { read: transfers(&meters.read), write: transfers(&meters.write), flush: latency(&meters.flush) }
+}
+
+fn latency(meter: &Meter) -> Latency {
+    transfers(meter).latency
+}
+
+fn transfers(meter: &Meter) -> Transfers {
+    let Reading { count, bytes, median_ns, p99_ns, longest_ns } = meter.reading();
+    Transfers { bytes, latency: Latency { count, median_ns, p99_ns, longest_ns } }
 }
 
 fn advise(replica: &ReplicaStatus) -> Option<Reason> {
@@ -114,5 +148,6 @@ pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, devic
             repaired: status.errors.repaired,
         },
         resync: status.resync.map(|(done_bytes, total_bytes)| Resync { done_bytes, total_bytes }),
+        io: None,
     }
 }

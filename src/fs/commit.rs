@@ -60,6 +60,7 @@ impl Fs {
     fn commit_in(&self, committed: &mut Committed) -> Result<()> {
         // What no replica can take stays where it is, until one comes back.
         self.store.committable()?;
+        let begin = Instant::now();
         let (batch, changes) = {
             let mut meta = self.meta();
             let batch = meta
@@ -71,6 +72,7 @@ impl Fs {
             (batch, changes)
         };
         self.store.commit(batch)?;
+        self.meters.commit.record(begin.elapsed(), 0);
         committed.changes = changes;
         self.durable.store(changes, Ordering::Release);
         if self.store.writable().is_ok() {

@@ -9,6 +9,7 @@
 //! `prepare_growth` puts that right first.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use super::{Error, Fs, Result, file, mapping::Stretch, now};
 use crate::{
@@ -54,6 +55,7 @@ impl Fs {
     /// # Errors
     /// [`Error::IsDirectory`], [`Error::Invalid`] for what has no content; of the store when no replica has the right bytes.
     pub fn read<'a>(&self, ino: Ino, offset: u64, size: usize, scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
+        let begin = Instant::now();
         let guard = self.store.reader();
         let (first, end) = (offset / BLOCK, offset.saturating_add(size as u64).div_ceil(BLOCK));
         let Stretch { size: file_size, extents, .. } = self.stretch(ino, first, end)?;
@@ -63,6 +65,7 @@ impl Fs {
         // Growing fills with zeros; what is there already is overwritten below.
         scratch.resize(scratch.len().max(blocks * BLOCK_SIZE), 0);
         self.read_extents(&guard, &extents, first, &mut scratch[..blocks * BLOCK_SIZE])?;
+        self.meters.read.record(begin.elapsed(), size);
         Ok(scratch.get(skip..skip + size).unwrap_or_default())
     }
 
@@ -115,7 +118,7 @@ impl Fs {
     /// # Errors
     /// [`Error::FileTooBig`], [`Error::NoSpace`], [`Error::IsDirectory`], [`Error::Invalid`]; of the store.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
-        self.write_stamped(ino, offset, data, Stamp::Now)
+        self.write_timed(ino, offset, data, Stamp::Now)
     }
 
     /// As [`Fs::write`], for data that the kernel's writeback cache held back. The kernel has noted the times when it took
@@ -125,7 +128,11 @@ impl Fs {
     /// # Errors
     /// As [`Fs::write`]; but a store that takes no writes is [`Error::NotDurable`]: whoever wrote was told that it was done.
     pub fn write_back(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
-        self.write_stamped(ino, offset, data, Stamp::IfOld).map_err(Error::of_accepted)
+        self.write_timed(ino, offset, data, Stamp::IfOld).map_err(Error::of_accepted)
+    }
+
+    fn write_timed(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp) -> Result<usize> {
+        self.meters.write.time(data.len(), || self.write_stamped(ino, offset, data, stamp))
     }
 
     fn write_stamped(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp) -> Result<usize> {

@@ -12,6 +12,7 @@ use crate::device;
 use crate::device::host::HostFacts;
 use crate::device::identity::{DeviceFacts, FactsError, IdentifiedDevice};
 use crate::registry::{Date, VerifiedRegistry};
+use crate::units::meter::Meter;
 
 /// What the registry says of an approved device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -87,12 +88,24 @@ pub struct ApprovedDevice {
     /// 0 when open, else [`REFUSED`] and [`FENCED`].
     gate: AtomicU8,
     in_flight: AtomicUsize,
+    meters: DeviceMeters,
     registry_version: AtomicU64,
     laboratory: bool,
     identity_digest: [u8; 32],
     /// Held for a whole recheck, so that an older look at the facts cannot overrule a newer one.
     rechecking: Mutex<()>,
     state: Mutex<State>,
+}
+
+/// How long a device takes for what succeeds, since it was approved.
+#[derive(Default)]
+pub struct DeviceMeters {
+    /// Reads.
+    pub read: Meter,
+    /// Writes.
+    pub write: Meter,
+    /// Flushes.
+    pub flush: Meter,
 }
 
 /// Bit of the gate: the policy refuses the device.
@@ -128,6 +141,7 @@ impl ApprovedDevice {
                 gate: AtomicU8::new(0),
                 rechecking: Mutex::new(()),
                 in_flight: AtomicUsize::new(0),
+                meters: DeviceMeters::default(),
                 registry_version: AtomicU64::new(registry.version()),
                 laboratory: registry.is_laboratory(),
                 identity_digest: entry.identity_digest,
@@ -250,7 +264,7 @@ impl ApprovedDevice {
     /// # Errors
     /// As [`device::BlockDevice::read_at`].
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
-        self.device.read_at(offset, buf)
+        self.meters.read.time(buf.len(), || self.device.read_at(offset, buf))
     }
 
     /// Writes the concatenation of `bufs`, if the gate is open.
@@ -259,7 +273,8 @@ impl ApprovedDevice {
     /// [`WriteError::Fenced`] without having touched the device, or [`WriteError::Device`].
     pub fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<(), WriteError> {
         let _pass = self.pass()?;
-        Ok(self.device.write_at(offset, bufs)?)
+        let bytes = bufs.iter().map(|buf| buf.len()).sum();
+        Ok(self.meters.write.time(bytes, || self.device.write_at(offset, bufs))?)
     }
 
     /// Makes completed writes durable, if the gate is open: a flush also moves bytes to the medium.
@@ -268,7 +283,12 @@ impl ApprovedDevice {
     /// As [`write_at`](Self::write_at).
     pub fn flush(&self) -> Result<(), WriteError> {
         let _pass = self.pass()?;
-        Ok(self.device.flush()?)
+        Ok(self.meters.flush.time(0, || self.device.flush())?)
+    }
+
+    /// How long its reads, writes and flushes have taken.
+    pub fn meters(&self) -> &DeviceMeters {
+        &self.meters
     }
 
     /// What the registry says of the device, as of the last approving verdict.

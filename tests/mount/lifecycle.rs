@@ -52,10 +52,66 @@ fn status_says_who_holds_what() {
     let text = run(Command::new(SCELLE).arg("status").arg(&lab.mountpoint));
     ok(&text);
     assert!(String::from_utf8_lossy(&text.stdout).contains("NOT SOVEREIGN: laboratory registry"));
+    assert!(String::from_utf8_lossy(&text.stdout).contains(" ago: "), "{text:?}");
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let devices: Vec<&str> = lab.disks.iter().map(|disk| disk.device.to_str().unwrap()).collect();
     let shown = format!("- fuse.scelle not-sovereign:laboratory-registry:{} ", devices.join(":"));
     assert!(table.contains(&shown), "{table}");
+}
+
+#[test]
+fn status_tells_what_was_done_and_how_long_it_took() {
+    let lab = Lab::mounted(2, 64);
+    let deed = lab.mountpoint.join("deed");
+    fs::write(&deed, vec![7; 1 << 20]).unwrap();
+    fs::File::open(&deed).unwrap().sync_all().unwrap();
+    ok(&lab.umount());
+    ok(&lab.mount());
+    let remounted = lab.status();
+    assert_eq!(remounted["performance"]["write"]["bytes"], 0, "counted anew by each mount: {remounted}");
+    assert_eq!(fs::read(&deed).unwrap().len(), 1 << 20);
+    fs::write(lab.mountpoint.join("copy"), vec![8; 1 << 20]).unwrap();
+    fs::File::open(lab.mountpoint.join("copy")).unwrap().sync_all().unwrap();
+    let status = lab.status();
+    let number = |of: &serde_json::Value| of.as_u64().unwrap_or_else(|| panic!("not a number in {status}"));
+    let performance = &status["performance"];
+    assert!(number(&performance["read"]["bytes"]) >= 1 << 20, "{status}");
+    assert_eq!(number(&performance["write"]["bytes"]), 1 << 20, "{status}");
+    for work in ["read", "write", "lookup", "change", "fsync", "commit"] {
+        let work = &performance[work];
+        assert!(number(&work["count"]) > 0, "{status}");
+        let figures = ["median_ns", "p99_ns", "longest_ns"].map(|figure| number(&work[figure]));
+        assert!(figures[0] > 0 && figures.is_sorted(), "{status}");
+    }
+    for replica in status["replicas"].as_array().unwrap() {
+        let io = &replica["io"];
+        assert!(number(&io["write"]["bytes"]) >= 1 << 20, "{status}");
+        assert!(number(&io["flush"]["count"]) >= 2, "two flushes a commit: {status}");
+    }
+    let text = run(Command::new(SCELLE).arg("status").arg(&lab.mountpoint));
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    for expected in ["1.0 MiB written", "fsync ", "commit ", "    device: ", "flush in "] {
+        assert!(text.contains(expected), "{expected:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn status_watch_tells_what_is_being_done_until_the_unmount() {
+    let lab = Lab::mounted(1, 64);
+    let mut watch = Command::new(SCELLE);
+    watch.args(["status", "--watch"]).arg(&lab.mountpoint).stdout(std::process::Stdio::piped());
+    let watch = watch.spawn().unwrap();
+    let begin = std::time::Instant::now();
+    while begin.elapsed() < std::time::Duration::from_secs(4) {
+        fs::write(lab.mountpoint.join("deed"), vec![7; 4 << 20]).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    ok(&lab.umount());
+    let out = watch.wait_with_output().unwrap();
+    ok(&out);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(text.contains("commits"), "no head: {text}");
+    assert!(text.lines().nth(1).is_some_and(|line| line.contains(" MiB ") && line.contains('%')), "no rates: {text}");
 }
 
 #[test]
