@@ -3,13 +3,13 @@
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, ok};
 
-/// Writes numbered files by the rule "write, fsync, rename", until something fails; returns how many were done.
-fn writer(dir: &Path, stop: &AtomicBool) -> u64 {
+/// Writes numbered files by the rule "write, fsync, rename", until something fails; counts those that were done.
+fn writer(dir: &Path, stop: &AtomicBool, counter: &AtomicU64) {
     let mut done = 0;
     while !stop.load(Ordering::Relaxed) {
         let step = || -> std::io::Result<()> {
@@ -21,11 +21,13 @@ fn writer(dir: &Path, stop: &AtomicBool) -> u64 {
             fs::File::open(dir)?.sync_all()
         };
         match step() {
-            Ok(()) => done += 1,
+            Ok(()) => {
+                done += 1;
+                counter.store(done, Ordering::Release);
+            }
             Err(_) => break,
         }
     }
-    done
 }
 
 fn content(number: u64) -> Vec<u8> {
@@ -40,16 +42,24 @@ fn nothing_fsynced_is_lost_when_the_daemon_is_killed() {
         let dirs: Vec<_> = (0..3).map(|index| lab.mountpoint.join(format!("round-{round}-{index}"))).collect();
         dirs.iter().for_each(|dir| fs::create_dir(dir).unwrap());
         fs::File::open(&lab.mountpoint).unwrap().sync_all().unwrap();
-        let done: Vec<u64> = std::thread::scope(|scope| {
-            let threads: Vec<_> = dirs.iter().map(|dir| scope.spawn(|| writer(dir, &stop))).collect();
-            std::thread::sleep(Duration::from_millis(700));
+        let counters: Vec<AtomicU64> = dirs.iter().map(|_| AtomicU64::new(0)).collect();
+        std::thread::scope(|scope| {
+            for (dir, counter) in dirs.iter().zip(&counters) {
+                scope.spawn(|| writer(dir, &stop, counter));
+            }
+            // A busy machine may take its time for the first ones.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while counters.iter().any(|counter| counter.load(Ordering::Acquire) == 0) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            std::thread::sleep(Duration::from_millis(600));
             lab.kill_daemon();
             stop.store(true, Ordering::Relaxed);
-            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         // The dead mount is cleared away by the next one.
         ok(&lab.mount());
-        for (dir, done) in dirs.iter().zip(done) {
+        for (dir, counter) in dirs.iter().zip(counters) {
+            let done = counter.into_inner();
             assert!(done > 0, "nothing was written in time");
             for number in 0..done {
                 let found = fs::read(dir.join(format!("file-{number}")));
