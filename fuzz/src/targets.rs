@@ -19,8 +19,10 @@ use scelle::fs::{Fs, acl::Acl};
 use scelle::label::{self, Fields, HEADER_BYTES, Header, KeySlot, ROOT_BYTES, RawHeader, ReplicaRow};
 use scelle::limits;
 use scelle::policy::{ApprovedDevice, examine, laboratory};
-use scelle::registry::{self, Date, Registry, SignatureFile, Transport, TrustAnchors, VerifiedRegistry};
+use scelle::registry::{self, Date, DerivedKey, Registry, SignatureFile, Transport, TrustAnchors, VerifiedRegistry};
 use scelle::units::{BlockAddr, Ino, Uuid, WriteId};
+use scelle::volume::audit::record::{Digest, Record};
+use scelle::volume::audit::{FORMAT, Seal, export_head, verify_export};
 use scelle::volume::{self, CreateOptions, OpenOptions, Sealed, recovery};
 
 #[path = "../../tests/common/lab.rs"]
@@ -487,6 +489,48 @@ fn same_again<T: serde::de::DeserializeOwned + serde::Serialize + PartialEq + st
         assert_eq!(serde_json::from_slice::<T>(&again).expect("what was accepted can be sent"), message);
     }
 }
+
+/// An exported audit trail: as it is, and then only the one that the volume's key has sealed verifies; or (first byte odd) the
+/// bytes as records under a seal that fits their number and the last of them.
+pub fn export(data: &[u8]) {
+    let Some((mode, rest)) = data.split_first() else { return };
+    if mode & 1 == 0 {
+        let verified = verify_export(rest, EXPORT_KEY);
+        assert!(verified.is_err() || rest == EXPORT, "another export verifies");
+        return;
+    }
+    static KEY: OnceLock<DerivedKey> = OnceLock::new();
+    let key = KEY.get_or_init(|| DerivedKey::from_seed(&[0x77; 32]).unwrap());
+    let records: Vec<&[u8]> = rest.split(|byte| *byte == b'\n').collect();
+    let seal = Seal {
+        format: FORMAT.to_owned(),
+        volume: VOLUME.to_string(),
+        label: String::new(),
+        sealed: String::new(),
+        records: records.len() as u64,
+        head: Digest::of(records.last().unwrap()),
+        generation: 1,
+        registry_version: 1,
+        key: key.public_key(),
+        program: String::new(),
+    };
+    let head = export_head(&seal.line(), &key.sign(seal.line().as_bytes(), "").unwrap());
+    let whole = [head.as_bytes(), rest, b"\n"].concat();
+    let Ok(found) = verify_export(&whole[..], &key.public_key()) else { return };
+    assert_eq!(found, seal);
+    let read = |record: &&[u8]| Record::parse(record).expect("what verifies can be read").seq;
+    assert!(records.iter().map(read).eq(1..=seal.records), "records are missing, or in another order");
+    for at in (head.len()..whole.len()).step_by(1 + whole.len() / 16) {
+        let mut other = whole.clone();
+        other[at] ^= 1;
+        assert!(verify_export(&other[..], &seal.key).is_err(), "a byte can be changed");
+        assert!(verify_export(&whole[..at], &seal.key).is_err(), "the end can be cut off");
+    }
+}
+
+/// The export that the command line's tests verify, and the key of its volume.
+pub const EXPORT: &[u8] = include_bytes!("../../tests/cli/audit-1.export");
+const EXPORT_KEY: &str = "RWTGeLQ21WX7a/0XJDhaoMdbZPt4zWAvodmR/ev3axPFjtcC6sg16fYY";
 
 /// An access control list, and what a mode does to it.
 pub fn acl(data: &[u8]) {

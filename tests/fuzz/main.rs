@@ -163,6 +163,15 @@ fn control() {
 }
 
 #[test]
+fn export() {
+    let whole = [&[0][..], targets::EXPORT].concat();
+    // Behind the seal and its signature.
+    let records = targets::EXPORT.splitn(3, |byte| *byte == b'\n').nth(2).unwrap();
+    let records = [&[1][..], records.strip_suffix(b"\n").unwrap()].concat();
+    fuzz("export", targets::export, &[whole, records, vec![1]]);
+}
+
+#[test]
 fn acl() {
     let list = |entries: &[(u16, u16, u32)]| {
         let mut value = [&0o640u16.to_le_bytes()[..], &2u32.to_le_bytes()].concat();

@@ -13,7 +13,7 @@ use crate::units::Uuid;
 use crate::volume::Members;
 
 /// Brings back the replica that `wanted` names, a device node or an identifier of the registry; without it, every one that
-/// is not in use.
+/// is not in sync.
 pub(super) fn resync(look: &Look, volume: Uuid, wanted: Option<&str>) -> ResyncAnswer {
     // The registry may have changed a moment ago, and a device may have come back.
     look.look_and_follow();
@@ -58,7 +58,9 @@ type Target = (Option<usize>, Option<PathBuf>);
 
 fn targets(members: &Members, wanted: Option<&str>) -> Result<Vec<Target>, Failure> {
     let Some(wanted) = wanted else {
-        return Ok(members.absent().into_iter().map(|index| (Some(index), None)).collect());
+        // Also those that the watch has brought back a moment ago: whoever asks may want to wait for them.
+        let under_way = (0..REPLICAS_MAX).filter(|index| members.state(*index) == State::Resyncing);
+        return Ok(members.absent().into_iter().chain(under_way).map(|index| (Some(index), None)).collect());
     };
     if wanted.contains('/') {
         let node = std::fs::canonicalize(wanted)
