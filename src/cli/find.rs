@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::statfs;
+use rustix::io::Errno;
+
 use super::failure::{ExitCode, Failure};
 use crate::device::mounts::{self, Mount};
 use crate::device::raw::{Access, RawDevice};
@@ -85,11 +88,11 @@ pub(super) fn replica(volume: Uuid, index: usize) -> Vec<PathBuf> {
     found
 }
 
-/// Whether the topmost mount at `mountpoint` is one of ours whose daemon has died. Attributes stay cached after that;
-/// opening does not.
+/// Whether the topmost mount at `mountpoint` is one of ours whose daemon has died. What the kernel has cached can be looked
+/// at, opened and listed after that; the state of the filesystem is asked anew each time.
 pub(super) fn is_dead_mount(mountpoint: &Path) -> bool {
     let ours = mounts::topmost(&mounts(), mountpoint).is_some_and(|mount| mount.kind == "fuse.scelle");
-    ours && fs::read_dir(mountpoint).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    ours && statfs(mountpoint).is_err_and(|error| error == Errno::NOTCONN)
 }
 
 /// Whether root has mounted it as a scelle volume. Users can mount a FUSE filesystem of their own under any type, but the
