@@ -25,6 +25,9 @@ use crate::volume::{Open, OpenOptions, Sealed};
 /// Longest wait for the daemon of an earlier mount to let go of the devices.
 const CLOSING_WAIT: Duration = Duration::from_secs(60);
 
+/// Longest wait for a daemon that was killed.
+const KILLED_WAIT: Duration = Duration::from_secs(2);
+
 /// How often it is looked at.
 const CLOSING_POLL: Duration = Duration::from_millis(20);
 
@@ -99,21 +102,21 @@ fn default_cache_bytes() -> u64 {
     (process::memory_bytes() / 16).clamp(CACHE_BYTES_DEFAULT_MIN, CACHE_BYTES_DEFAULT_MAX)
 }
 
-/// Has the devices approved; when they are busy because the daemon of an unmounted volume is still closing it, waits.
+/// Has the devices approved; when they are busy because the daemon of an unmounted volume is still closing it, waits. One
+/// that was killed cannot be asked, and holds its devices until the kernel has taken it apart.
 fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<ApprovedDevice>, Failure> {
     let access = if request.options.read_only { Access::ExclusiveRead } else { Access::Exclusive };
-    let deadline = Instant::now() + CLOSING_WAIT;
+    let began = Instant::now();
     loop {
-        match devices::approve(&request.sources, registry, access) {
-            Err(failure) if failure.code == ExitCode::Busy && Instant::now() < deadline => {
-                if !is_closing(&request.sources) {
-                    // It may have ended since the devices were found busy.
-                    return devices::approve(&request.sources, registry, access);
-                }
-                std::thread::sleep(CLOSING_POLL);
-            }
-            other => return other,
+        let approved = devices::approve(&request.sources, registry, access);
+        if !approved.as_ref().is_err_and(|failure| failure.code == ExitCode::Busy) {
+            return approved;
         }
+        let patience = if is_closing(&request.sources) { CLOSING_WAIT } else { KILLED_WAIT };
+        if began.elapsed() > patience {
+            return approved;
+        }
+        std::thread::sleep(CLOSING_POLL);
     }
 }
 
