@@ -131,7 +131,21 @@ impl Lab {
         self.mount_devices(&self.devices(), "")
     }
 
+    /// Unmounts. A program that another test starts holds copies of all descriptors of this process between its fork and
+    /// its exec: a mount that only those keep busy is asked again.
     pub fn umount(&self) -> Output {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let out = self.umount_once();
+            if out.status.code() != Some(7) || Instant::now() >= deadline {
+                return out;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Unmounts, or says why not.
+    pub fn umount_once(&self) -> Output {
         run(Command::new(SCELLE).arg("umount").arg(&self.mountpoint))
     }
 

@@ -158,7 +158,7 @@ fn a_read_only_mount_changes_nothing() {
 fn umount_refuses_while_somebody_is_inside_and_says_who() {
     let lab = Lab::mounted(1, 64);
     let open = fs::File::create(lab.mountpoint.join("open")).unwrap();
-    let refused = lab.umount();
+    let refused = lab.umount_once();
     fails(&refused, 7, "umount-busy");
     assert!(stderr(&refused).contains(&format!("process {}", std::process::id())), "{}", stderr(&refused));
     drop(open);
