@@ -10,6 +10,7 @@
 //! | `FUSE_DONT_MASK` | a default ACL replaces the umask, so the filesystem applies it |
 //! | `FUSE_EXPORT_SUPPORT` | NFS servers find an inode by number: `lookup` of `.` and `..` |
 //! | no `FUSE_ATOMIC_O_TRUNC` | with it the kernel forgets to take set-user-id bits from a file that is truncated so |
+//! | `FUSE_HANDLE_KILLPRIV_V2` | set-user-id bits are taken here, so that the kernel need not ask before every write(2) whether there are any |
 //! | no `FUSE_ASYNC_DIO` | with it, a page that somebody reads while an asynchronous direct write is under way stays in the page cache after it, as it was before (generic/451 of xfstests; without, `generic_file_direct_write()` drops the page) |
 //! | readdirplus when the caller seems to want attributes | `ls -l` needs one request a page of names |
 //! | requests of 1 MiB, 128 in the background | fewer round trips |

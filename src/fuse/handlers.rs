@@ -18,7 +18,7 @@ use fuser::{
 use super::attr::{absent, file_attr, file_type, from_system, set_time};
 use super::awake::Awake;
 use super::place::{Locator, Placer};
-use super::rights::in_group_or_capable;
+use super::rights::{SET_ID, in_group_or_capable, keeps_set_id, without_set_id};
 use super::seek::Seeker;
 use super::sync::Syncer;
 use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
@@ -40,7 +40,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// What opening relies on (Linux 5.1); without them every open would fail.
 const NEEDED: InitFlags = InitFlags::FUSE_NO_OPEN_SUPPORT.union(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
 
-const CAPABILITIES: [InitFlags; 7] = [
+const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_WRITEBACK_CACHE,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -48,6 +48,7 @@ const CAPABILITIES: [InitFlags; 7] = [
     InitFlags::FUSE_EXPORT_SUPPORT,
     InitFlags::FUSE_POSIX_ACL,
     InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
 ];
 
 thread_local! {
@@ -62,6 +63,7 @@ pub(super) struct Adapter {
     syncer: Syncer,
     seeker: Seeker,
     awake: Awake,
+    notifier: Arc<OnceLock<Notifier>>,
 }
 
 impl Adapter {
@@ -74,8 +76,30 @@ impl Adapter {
         notifier: Arc<OnceLock<Notifier>>,
     ) -> std::io::Result<Self> {
         let syncer = Syncer::start(Arc::clone(&fs), loops)?;
-        let seeker = Seeker::start(Arc::clone(&fs), notifier)?;
-        Ok(Self { placer: Placer::start(locator)?, syncer, seeker, awake: Awake::start(powersave), fs })
+        let seeker = Seeker::start(Arc::clone(&fs), Arc::clone(&notifier))?;
+        Ok(Self { placer: Placer::start(locator)?, syncer, seeker, awake: Awake::start(powersave), notifier, fs })
+    }
+
+    /// The permission bits that a change by `request` leaves, if it takes any: always, or unless the caller's process may
+    /// leave them as they are.
+    fn mode_after(&self, request: &Request, number: INodeNo, always: bool) -> fs::Result<Option<u32>> {
+        let attr = self.fs.getattr(ino(number))?;
+        let set_id = attr.kind != fs::Kind::Directory && attr.mode & SET_ID != 0;
+        if !set_id || !always && keeps_set_id(request) {
+            return Ok(None);
+        }
+        Ok(without_set_id(attr.mode, || in_group_or_capable(request, attr.gid)))
+    }
+
+    /// Takes the set-user-id and set-group-id bits from a file whose content is about to be changed by `request`.
+    fn drop_set_id(&self, request: &Request, number: INodeNo, always: bool) -> fs::Result<()> {
+        let Some(mode) = self.mode_after(request, number, always)? else { return Ok(()) };
+        self.fs.setattr(ino(number), &SetAttr { mode: Some(mode), ..SetAttr::default() })?;
+        // The kernel keeps the mode it knows, and would execute the file by it.
+        if let Some(Err(error)) = self.notifier.get().map(|notifier| notifier.inval_inode(number, -1, 0)) {
+            log::debug!("the kernel does not know inode {number}: {error}");
+        }
+        Ok(())
     }
 }
 
@@ -171,7 +195,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -188,6 +212,17 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         self.awake.touch();
+        // chown(2) to nobody else comes as a change of the change time alone.
+        let others = [size.is_some(), atime.is_some(), mtime.is_some()].contains(&true);
+        let given_away = uid.or(gid).is_some() || ctime.is_some() && !others;
+        let mode = match mode {
+            None if given_away || size.is_some() => self.mode_after(request, number, given_away),
+            mode => Ok(mode),
+        };
+        let mode = match mode {
+            Ok(mode) => mode,
+            Err(error) => return reply.error(errno(&error)),
+        };
         let change = SetAttr {
             mode,
             uid,
@@ -299,7 +334,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -313,7 +348,9 @@ impl Filesystem for Adapter {
         let written = if flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
             self.fs.write_back(ino(number), offset, data)
         } else {
-            self.fs.write(ino(number), offset, data)
+            let kill = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+            let dropped = if kill { self.drop_set_id(request, number, true) } else { Ok(()) };
+            dropped.and_then(|()| self.fs.write(ino(number), offset, data))
         };
         match written {
             Ok(count) => reply.written(count as u32),
@@ -323,7 +360,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -331,7 +368,8 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        empty(self.fs.fallocate(ino(number), offset, length, mode as u32), reply);
+        let dropped = self.drop_set_id(request, number, false);
+        empty(dropped.and_then(|()| self.fs.fallocate(ino(number), offset, length, mode as u32)), reply);
     }
 
     fn lseek(&self, _: &Request, number: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -346,7 +384,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         from: INodeNo,
         _: FileHandle,
         from_offset: u64,
@@ -357,7 +395,10 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        match self.fs.copy_range(ino(from), from_offset, ino(to), to_offset, length) {
+        let copied = self
+            .drop_set_id(request, to, false)
+            .and_then(|()| self.fs.copy_range(ino(from), from_offset, ino(to), to_offset, length));
+        match copied {
             Ok(count) => reply.written(count as u32),
             Err(error) => reply.error(errno(&error)),
         }

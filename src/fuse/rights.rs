@@ -1,4 +1,9 @@
 //! What a caller may do, where the kernel's request does not say it.
+//!
+//! With `FUSE_HANDLE_KILLPRIV_V2` the kernel leaves it to the filesystem to take set-user-id and set-group-id bits from a file
+//! that is written, truncated or given away, and need not ask before every write(2) whether there are any. A request to
+//! write says whether its caller keeps them; one to truncate says so in a flag that the library does not know
+//! (`FATTR_KILL_SUIDGID`), one to allocate or to copy does not: there the caller's process is asked.
 
 use std::path::Path;
 
@@ -7,6 +12,13 @@ use fuser::Request;
 use crate::device::sys::read_bounded;
 use crate::limits::PROC_BYTES_MAX;
 
+const S_ISUID: u32 = 0o4000;
+const S_ISGID: u32 = 0o2000;
+const S_IXGRP: u32 = 0o010;
+
+/// The bits that may have to go.
+pub(super) const SET_ID: u32 = S_ISUID | S_ISGID;
+
 /// May change files of groups that it is not in without losing their set-group-id bit (linux/capability.h).
 const CAP_FSETID: u32 = 4;
 
@@ -14,22 +26,58 @@ const CAP_FSETID: u32 = 4;
 /// itself with `FUSE_SETXATTR_EXT`, which the library does not know; so the caller's process is asked, and one that is gone
 /// has no more rights than its request shows.
 pub(super) fn in_group_or_capable(request: &Request, gid: u32) -> bool {
-    let status = Path::new("/proc").join(request.pid().to_string()).join("status");
-    let status = read_bounded(&status, PROC_BYTES_MAX).ok().flatten().unwrap_or_default();
-    request.gid() == gid || says(&String::from_utf8_lossy(&status), gid)
+    request.gid() == gid || says(&status(request), gid)
 }
 
-/// The same, by proc_pid_status(5).
+/// Whether the caller has `CAP_FSETID` on the host (`capable()` of kernel/capability.c). What a process may do in a user
+/// namespace of its own does not count, and one that is gone, or that is not seen from here, has not got it.
+pub(super) fn keeps_set_id(request: &Request) -> bool {
+    let namespace = |process: &str| std::fs::read_link(Path::new("/proc").join(process).join("ns/user")).ok();
+    let theirs = namespace(&request.pid().to_string());
+    theirs.is_some() && theirs == namespace("self") && capable(&status(request))
+}
+
+/// The permission bits that a file has after its content or owner changed (`setattr_should_drop_suidgid()` of fs/attr.c):
+/// `None` if there is nothing to take. A set-group-id bit without execution by the group is an old sign for mandatory
+/// locking: it stays for those who could set it.
+pub(super) fn without_set_id(mode: u32, keeps_group_id: impl FnOnce() -> bool) -> Option<u32> {
+    let group = mode & S_ISGID != 0 && (mode & S_IXGRP != 0 || !keeps_group_id());
+    let taken = mode & S_ISUID | if group { S_ISGID } else { 0 };
+    (taken != 0).then_some(mode & 0o7777 & !taken)
+}
+
+fn status(request: &Request) -> String {
+    let status = Path::new("/proc").join(request.pid().to_string()).join("status");
+    let status = read_bounded(&status, PROC_BYTES_MAX).ok().flatten().unwrap_or_default();
+    String::from_utf8_lossy(&status).into_owned()
+}
+
+/// The value of a field of proc_pid_status(5).
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default()
+}
+
+fn capable(status: &str) -> bool {
+    u64::from_str_radix(field(status, "CapEff"), 16).unwrap_or(0) & 1 << CAP_FSETID != 0
+}
+
 fn says(status: &str, gid: u32) -> bool {
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
-    let groups = field("Groups").unwrap_or_default();
-    let capabilities = u64::from_str_radix(field("CapEff").unwrap_or_default(), 16).unwrap_or(0);
-    groups.split_whitespace().any(|group| group.parse() == Ok(gid)) || capabilities & 1 << CAP_FSETID != 0
+    field(status, "Groups").split_whitespace().any(|group| group.parse() == Ok(gid)) || capable(status)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn set_id_bits_go_as_the_kernel_has_them_go() {
+        assert_eq!(without_set_id(0o104_755, || true), Some(0o755));
+        assert_eq!(without_set_id(0o106_775, || true), Some(0o775));
+        assert_eq!(without_set_id(0o102_765, || true), None);
+        assert_eq!(without_set_id(0o102_765, || false), Some(0o765));
+        assert_eq!(without_set_id(0o106_765, || true), Some(0o2765));
+        assert_eq!(without_set_id(0o101_777, || false), None);
+    }
 
     #[test]
     fn groups_and_capabilities_are_found() {

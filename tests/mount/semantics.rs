@@ -214,6 +214,53 @@ fn set_user_id_bits_and_device_nodes_count_only_when_asked_for() {
 }
 
 #[test]
+fn set_id_bits_go_with_the_content_and_the_owner() {
+    const CHANGES: [&str; 9] = [
+        "echo x >>f",
+        "dd if=other of=f bs=4096 count=1 conv=notrunc oflag=direct status=none",
+        ": >f",
+        "truncate -s 5 f",
+        "fallocate -l 100000 f",
+        "fallocate -p -l 4096 f",
+        // `cat` copies in the kernel (copy_file_range).
+        "cat other >f",
+        "chgrp 1001 f",
+        "chown 1001 f",
+    ];
+    let lab = open_to_all(64);
+    let path = lab.mountpoint.join("f");
+    fs::write(lab.mountpoint.join("other"), [7; 8192]).unwrap();
+    fs::write(&path, [1; 8192]).unwrap();
+    for change in CHANGES {
+        let owner_changes = change.starts_with("ch");
+        for (uid, before, after) in [
+            (1001, 0o6775, 0o775),
+            (1001, 0o4755, 0o755),
+            // Without execution by the group: only for who could not have set it.
+            (1001, 0o2765, 0o765),
+            (0, 0o6775, if owner_changes { 0o775 } else { 0o6775 }),
+        ] {
+            chown(&path, Some(1001), Some(2000)).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(before)).unwrap();
+            ok(&as_user(&lab, uid, uid, change));
+            let mode = fs::metadata(&path).unwrap().mode() & 0o7777;
+            assert_eq!(mode, after, "{change} by {uid}, {before:o}: {mode:o}");
+        }
+    }
+    // A process that is root in a namespace of its own only is not.
+    chown(&path, Some(1001), Some(1001)).unwrap();
+    fs::set_permissions(&path, Permissions::from_mode(0o4755)).unwrap();
+    ok(&as_user(&lab, 1001, 1001, "unshare --user --map-root-user truncate -s 7 f"));
+    assert_eq!(fs::metadata(&path).unwrap().mode(), 0o100_755);
+    // What setcap(8) writes goes too.
+    let capability = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    rustix::fs::setxattr(&path, "security.capability", &capability, rustix::fs::XattrFlags::empty()).unwrap();
+    ok(&as_user(&lab, 1001, 1001, "echo x >>f"));
+    let found = rustix::fs::getxattr(&path, "security.capability", &mut [0; 32][..]);
+    assert_eq!(found.unwrap_err(), rustix::io::Errno::NODATA);
+}
+
+#[test]
 fn reading_changes_no_access_time_and_setting_one_lasts() {
     let lab = Lab::mounted(1, 64);
     let path = lab.mountpoint.join("f");
