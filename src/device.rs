@@ -8,6 +8,7 @@
 
 use std::io::IoSlice;
 
+mod aio;
 mod attributes;
 pub mod buffer;
 pub mod chain;
@@ -89,6 +90,33 @@ pub trait BlockDevice: Send + Sync {
 
     /// Returns when every write that had completed is on stable storage.
     fn flush(&self) -> Result<()>;
+
+    /// Carries out writes that do not overlap, in any order. `durable`: returns when these are on stable storage, and says
+    /// nothing of others. After an error any subset of all the ranges may have changed.
+    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
+        writes.iter().try_for_each(|write| self.write_at(write.offset, &write.bufs))?;
+        if durable { self.flush() } else { Ok(()) }
+    }
+}
+
+/// One of several writes: the concatenation of `bufs` at `offset`.
+pub struct Write<'a> {
+    /// Byte offset on the device.
+    pub offset: u64,
+    /// The bytes.
+    pub bufs: Vec<IoSlice<'a>>,
+}
+
+impl Write<'_> {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.bufs.iter().map(|buf| buf.len()).sum()
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Checks a transfer against the device's size and logical blocks.

@@ -48,12 +48,14 @@ use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run};
 
 mod cache;
 pub mod choice;
+mod error;
 mod lane;
 mod queue;
 mod written;
 
 use cache::{CLUSTER_BLOCKS, Cache};
 use choice::Candidate;
+pub use error::{Error, RejoinError, Result};
 use lane::Lane;
 use queue::{Job, Queue, Ticket};
 use written::Written;
@@ -84,50 +86,6 @@ pub enum State {
     /// No longer approved by the policy.
     Refused,
 }
-
-/// Why the replica set could not do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No replica takes writes any more.
-    #[error("no replica can be written: {0}")]
-    NoReplica(String),
-    /// No replica returned a block that verifies.
-    #[error("block {} is damaged on every replica that could be read ({tried})", addr.0)]
-    Integrity {
-        /// The block.
-        addr: BlockAddr,
-        /// Number of replicas that were read.
-        tried: usize,
-    },
-    /// No replica could be read at all.
-    #[error("block {} cannot be read from any replica: {last}", addr.0)]
-    Unreadable {
-        /// The block.
-        addr: BlockAddr,
-        /// What the last replica said.
-        last: String,
-    },
-}
-
-/// Why a replica was not taken back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RejoinError {
-    /// It takes writes already.
-    #[error("the replica is in use")]
-    InUse,
-    /// There is no device.
-    #[error("the device is not there")]
-    NoDevice,
-    /// A write that it was given before it was fenced has not come back yet.
-    #[error("the device has not answered an earlier write yet")]
-    StillWriting,
-    /// It misses something that no other replica can give.
-    #[error("the replica lacks what was written last, and no replica that has it is in sync")]
-    NoSource,
-}
-
-/// Result of an operation on the replica set.
-pub type Result<T> = std::result::Result<T, Error>;
 
 /// Errors seen on a replica since the mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -467,21 +425,19 @@ impl Mirror {
         inner.in_flight.insert(addr.0, (blocks, targets));
         inner.in_flight_bytes += sealed.len();
         inner.written.stamp(run);
-        self.queue(inner, |_| [Job::Write { offset: device_offset(addr), data: sealed.clone(), run: Some(addr.0) }]);
+        self.queue(inner, |_| Job::Write { offset: device_offset(addr), data: sealed.clone(), run: Some(addr.0) });
         Ok(())
     }
 
-    /// Queues jobs for every replica that takes writes. Their threads are woken when the lock is free: it is the first
+    /// Queues a job for every replica that takes writes. Their threads are woken when the lock is free: it is the first
     /// thing that they want.
-    fn queue<const N: usize>(&self, inner: MutexGuard<'_, Inner>, jobs: impl Fn(usize) -> [Job; N]) {
+    fn queue(&self, inner: MutexGuard<'_, Inner>, job: impl Fn(usize) -> Job) {
         let lanes = self.shared.lanes.read().unwrap_or_else(PoisonError::into_inner);
         let mut asleep: u64 = 0;
         for index in inner.writable() {
             // Invariant: what takes writes has a lane.
             let Some(Some(lane)) = lanes.get(index) else { continue };
-            for job in jobs(index) {
-                asleep |= u64::from(lane.queue.push(job)) << index;
-            }
+            asleep |= u64::from(lane.queue.push(job(index))) << index;
         }
         drop(inner);
         for (index, lane) in lanes.iter().enumerate() {
@@ -493,13 +449,6 @@ impl Mirror {
         }
     }
 
-    /// Queues bytes outside the data area (a root) at the byte `offsets` of each replica, behind everything else.
-    pub fn submit_label(&self, data: &Arc<AlignedBuf>, offsets: impl Fn(usize) -> [u64; 2]) {
-        self.queue(self.shared.lock(), |index| {
-            offsets(index).map(|offset| Job::Write { offset, data: data.clone(), run: None })
-        });
-    }
-
     /// Returns when everything submitted so far is on stable storage of every replica that is still in sync; a
     /// replica that fails is fenced meanwhile.
     ///
@@ -508,9 +457,27 @@ impl Mirror {
     /// # Errors
     /// When no in-sync replica is left.
     pub fn flush(&self) -> Result<u64> {
-        let (inner, done) = self.flush_all();
+        Self::enough(&self.flush_all())
+    }
+
+    /// Makes bytes outside the data area (a root) durable at the byte `offsets` of every replica that is still in sync, behind
+    /// everything else; nothing else need be durable then. Returns as [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn publish(&self, data: &Arc<AlignedBuf>, offsets: impl Fn(usize) -> [u64; 2]) -> Result<u64> {
+        let inner = self.shared.lock();
+        let ticket = Arc::new(Ticket { asked: inner.writable_mask(), done: AtomicU64::new(0), round: None });
+        self.queue(inner, |index| {
+            let (offsets, data, ticket) = (offsets(index), data.clone(), ticket.clone());
+            Job::Publish { offsets, data, ticket }
+        });
+        Self::enough(&self.wait_for_ticket(&ticket))
+    }
+
+    fn enough((inner, done): &(MutexGuard<'_, Inner>, u64)) -> Result<u64> {
         if inner.replicas.iter().any(|s| s.state == State::InSync) {
-            Ok(done)
+            Ok(*done)
         } else {
             Err(Error::NoReplica(inner.reasons()))
         }
@@ -524,9 +491,13 @@ impl Mirror {
     fn flush_all(&self) -> (MutexGuard<'_, Inner>, u64) {
         let mut inner = self.shared.lock();
         let (asked, round) = (inner.writable_mask(), inner.written.next_round());
-        let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0), round });
-        self.queue(inner, |_| [Job::Flush(ticket.clone())]);
-        let inner = self.wait(self.shared.lock(), &self.shared.flushed, |inner| inner.flushed(&ticket));
+        let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0), round: Some(round) });
+        self.queue(inner, |_| Job::Flush(ticket.clone()));
+        self.wait_for_ticket(&ticket)
+    }
+
+    fn wait_for_ticket(&self, ticket: &Ticket) -> (MutexGuard<'_, Inner>, u64) {
+        let inner = self.wait(self.shared.lock(), &self.shared.flushed, |inner| inner.flushed(ticket));
         (inner, ticket.done.load(Ordering::Acquire))
     }
 

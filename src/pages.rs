@@ -14,9 +14,9 @@
 //! 1. takes fresh blocks for the pages, for the map nodes above them, for the space pages that all of this changes and
 //!    for the nodes above those (until nothing changes any more: each is taken at most once);
 //! 2. seals them from the leaves up and queues them as few long runs behind the data;
-//! 3. flushes every replica; 4. writes the root, twice, to every replica; 5. flushes again.
+//! 3. flushes every replica; 4. writes the root, twice, to every replica, as writes that are durable when they are done.
 //!
-//! Nothing that the previous root refers to is overwritten: what the batch frees becomes available after step 5, and
+//! Nothing that the previous root refers to is overwritten: what the batch frees becomes available after step 4, and
 //! only when no reader that began before the commit is left. A failure poisons the store: it goes on for readers and
 //! refuses every change, because what reached the devices is not known.
 //!

@@ -11,10 +11,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
+use super::aio::{Context, Op, Outcome, TOGETHER_MAX};
 use super::identity::{DevNo, DeviceFacts, FactsError, IdentifiedDevice, Node, Problem};
 use super::sys::{Kernel, System};
-use super::{AlignedBuf, BlockDevice, Error, Result, chain, check_range, ioctl};
+use super::{AlignedBuf, BlockDevice, Error, Result, Write, chain, check_range, ioctl};
 use crate::units::BLOCK_SIZE;
 
 /// Most slices of one vectored write (`UIO_MAXIOV`, linux/uio.h).
@@ -82,7 +84,16 @@ pub struct RawDevice {
     block: u32,
     /// Whether the kernel was ever seen to flush its cache.
     write_back: AtomicBool,
+    asynchronous: Mutex<Asynchronous>,
     system: Arc<dyn System>,
+}
+
+/// Asynchronous I/O of a device: set up when it is first wanted, by the process that wants it.
+enum Asynchronous {
+    Untried,
+    Ready(Context),
+    /// The kernel has none for us.
+    Unsupported,
 }
 
 impl RawDevice {
@@ -129,8 +140,9 @@ impl RawDevice {
         }
         let diskseq = ioctl::diskseq(file.as_fd()).map_err(io)?;
         let dev = DevNo::from_raw(metadata.rdev());
-        let write_back = AtomicBool::new(false);
-        Ok(Self { name: node.to_string_lossy().into_owned(), file, dev, diskseq, size, block, write_back, system })
+        let name = node.to_string_lossy().into_owned();
+        let (write_back, asynchronous) = (AtomicBool::new(false), Mutex::new(Asynchronous::Untried));
+        Ok(Self { name, file, dev, diskseq, size, block, write_back, asynchronous, system })
     }
 
     /// Its device number.
@@ -187,6 +199,25 @@ impl RawDevice {
             done += progress(n, self.block).map_err(|e| Self::failed("read", offset, total, e))?;
         }
         Ok(())
+    }
+
+    /// Has the kernel carry the writes out together, as far as it will; what it would not take is left to the caller.
+    fn try_together(&self, writes: &[Write<'_>], durable: bool) -> Vec<Outcome> {
+        let mut asynchronous = self.asynchronous.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*asynchronous, Asynchronous::Untried) {
+            *asynchronous = match Context::new() {
+                Ok(context) => Asynchronous::Ready(context),
+                Err(error) => {
+                    log::debug!("{}: writes one after the other: {error}", self.name);
+                    Asynchronous::Unsupported
+                }
+            };
+        }
+        let Asynchronous::Ready(context) = &mut *asynchronous else {
+            return vec![Outcome::NotSubmitted; writes.len()];
+        };
+        let ops: Vec<Op<'_>> = writes.iter().map(|write| Op { offset: write.offset, slices: &write.bufs }).collect();
+        context.write(self.file.as_fd(), &ops, durable)
     }
 
     fn write_aligned(&self, offset: u64, bufs: &[IoSlice<'_>], total: usize) -> Result<()> {
@@ -283,6 +314,37 @@ impl BlockDevice for RawDevice {
                 return Err(Self::failed("flush", 0, 0, error));
             }
         }
+    }
+
+    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
+        for write in writes {
+            check_range(self, "write", write.offset, write.len())?;
+        }
+        let aligned = |write: &Write<'_>| write.bufs.iter().all(|b| self.is_aligned(b.as_ptr(), b.len()));
+        let direct = writes.iter().all(|write| aligned(write) && !write.is_empty() && write.bufs.len() <= IOV_MAX);
+        // One write that need not be durable is soonest done by itself.
+        let worthwhile = durable || writes.len() > 1;
+        let mut all_durable = durable;
+        for writes in writes.chunks(TOGETHER_MAX) {
+            let outcomes = if direct && worthwhile { self.try_together(writes, durable) } else { Vec::new() };
+            for (at, write) in writes.iter().enumerate() {
+                match outcomes.get(at) {
+                    Some(Outcome::Wrote(bytes)) if *bytes == write.len() as u64 => {}
+                    Some(Outcome::Failed(errno))
+                        if !matches!(*errno, libc::EINVAL | libc::EOPNOTSUPP | libc::EAGAIN) =>
+                    {
+                        let error = io::Error::from_raw_os_error(*errno);
+                        return Err(Self::failed("write", write.offset, write.len(), error));
+                    }
+                    // Not taken, not in this way, or not whole.
+                    _ => {
+                        all_durable = false;
+                        self.write_at(write.offset, &write.bufs)?;
+                    }
+                }
+            }
+        }
+        if durable && !all_durable { self.flush() } else { Ok(()) }
     }
 }
 

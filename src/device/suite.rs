@@ -12,7 +12,7 @@ use super::identity::{DevNo, Problem};
 use super::memory::MemoryDevice;
 use super::raw::{Access, OpenError, RawDevice};
 use super::sys::Kernel;
-use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, chain};
+use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Write, chain};
 use crate::registry::Transport;
 
 const SIZE: u64 = 4 << 20;
@@ -37,6 +37,7 @@ fn suite(device: &dyn BlockDevice) {
     refuses_what_does_not_fit(device);
     gathers_many_slices(device);
     takes_unaligned_memory(device);
+    writes_several_together(device);
     device.flush().unwrap();
 }
 
@@ -88,6 +89,40 @@ fn gathers_many_slices(device: &dyn BlockDevice) {
     device.read_at(0, &mut []).unwrap();
 }
 
+fn writes_several_together(device: &dyn BlockDevice) {
+    let data = pattern(256 << 10, 5);
+    for durable in [false, true] {
+        // More than are under way at a time, in pieces, one of them at an odd address.
+        for odd in [0, 1] {
+            let place = |i: usize| (SIZE - 8192 * (i as u64 + 1), &data[i * 4096 + odd..][..4096]);
+            let places: Vec<(u64, &[u8])> = (0..50).map(place).collect();
+            let writes: Vec<Write<'_>> = places
+                .iter()
+                .map(|(offset, bytes)| {
+                    let (a, b) =
+                        if device.logical_block_size() == 512 { bytes.split_at(512) } else { bytes.split_at(4096) };
+                    Write { offset: *offset, bufs: vec![IoSlice::new(a), IoSlice::new(b)] }
+                })
+                .collect();
+            device.write_together(&writes, durable).unwrap();
+            let mut back = AlignedBuf::zeroed(4096);
+            for (offset, bytes) in &places {
+                device.read_at(*offset, &mut back).unwrap();
+                assert!(back[..] == **bytes, "{offset}");
+            }
+        }
+    }
+    // One that does not fit: none is carried out.
+    let before = pattern(4096, 1);
+    device.write_at(0, &[IoSlice::new(&before)]).unwrap();
+    let one = |offset| Write { offset, bufs: vec![IoSlice::new(&data[..4096])] };
+    assert!(matches!(device.write_together(&[one(SIZE), one(0)], true), Err(Error::OutOfRange { .. })));
+    let mut back = AlignedBuf::zeroed(4096);
+    device.read_at(0, &mut back).unwrap();
+    assert!(back[..] == before[..]);
+    device.write_together(&[], true).unwrap();
+}
+
 fn takes_unaligned_memory(device: &dyn BlockDevice) {
     let data = pattern(3 * 4096, 77);
     // Two slices that together are whole blocks, at odd addresses.
@@ -106,6 +141,26 @@ fn memory_keeps_the_promises() {
 #[test]
 fn faulty_without_faults_keeps_the_promises() {
     suite(&FaultyDevice::new(Arc::new(MemoryDevice::new("memory", SIZE))));
+}
+
+/// What the device itself counts: the kernel turns a durable write into a flush where the device knows no other way.
+#[test]
+fn durable_writes_are_flushed_by_the_device() {
+    let disk = LoopDisk::new(SIZE, 512);
+    let device = RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+    let name = disk.path.file_name().unwrap().to_str().unwrap();
+    let flushes = || -> u64 {
+        let text = std::fs::read_to_string(format!("/sys/block/{name}/stat")).unwrap();
+        text.split_whitespace().nth(15).unwrap().parse().unwrap()
+    };
+    let data = pattern(4096, 3);
+    let two = |at: u64| [0, 1 << 20].map(|offset| Write { offset: at + offset, bufs: vec![IoSlice::new(&data)] });
+    device.write_together(&two(0), false).unwrap();
+    let before = flushes();
+    device.write_together(&two(8192), false).unwrap();
+    assert_eq!(flushes(), before);
+    device.write_together(&two(4096), true).unwrap();
+    assert!(flushes() > before);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::queue::{Job, Queue};
 use super::{Shared, State, fence};
+use crate::device::Write;
 use crate::policy::{ApprovedDevice, Reason, ReasonCode, WriteError};
 
 /// How often the end of a thread is looked for.
@@ -75,8 +76,12 @@ impl Worker {
             let (jobs, runs) = queue.take();
             queue.set_busy(true);
             let result = match jobs.front() {
-                Some(Job::Write { offset, .. }) => self.write(*offset, &jobs),
+                Some(Job::Write { .. }) => device.write_together(&writes(&jobs), false),
                 Some(Job::Flush(_)) => device.flush(),
+                Some(Job::Publish { offsets, data, .. }) => {
+                    let both = offsets.map(|offset| Write { offset, bufs: vec![IoSlice::new(data)] });
+                    device.write_together(&both, true)
+                }
                 Some(Job::End) | None => return,
             };
             queue.set_busy(false);
@@ -116,11 +121,14 @@ impl Worker {
         }
         let wakes_writers = inner.waiting_for_writes > 0;
         let is_flushed = match first {
-            Some(Job::Flush(ticket)) => {
+            Some(Job::Flush(ticket) | Job::Publish { ticket, .. }) => {
                 let status = &mut inner.replicas[self.index];
                 // One that is being resynced was not given what came before; one that hung may have lost its place.
-                if status.state == State::InSync && self.is_current() {
-                    status.flushed = ticket.round;
+                if let Some(round) = ticket.round
+                    && status.state == State::InSync
+                    && self.is_current()
+                {
+                    status.flushed = round;
                 }
                 ticket.done.fetch_or(1 << self.index, Ordering::Release);
                 inner.flushed(ticket)
@@ -135,15 +143,19 @@ impl Worker {
             self.shared.flushed.notify_all();
         }
     }
+}
 
-    fn write(&self, offset: u64, jobs: &VecDeque<Job>) -> Result<(), WriteError> {
-        let slices: Vec<IoSlice<'_>> = jobs
-            .iter()
-            .filter_map(|job| match job {
-                Job::Write { data, .. } => Some(IoSlice::new(data)),
-                Job::Flush(_) | Job::End => None,
-            })
-            .collect();
-        self.lane.device.write_at(offset, &slices)
+/// The writes of the jobs; those that follow each other on the device as one.
+fn writes(jobs: &VecDeque<Job>) -> Vec<Write<'_>> {
+    let mut writes: Vec<Write<'_>> = Vec::new();
+    let mut end = None;
+    for job in jobs {
+        let Job::Write { offset, data, .. } = job else { continue };
+        match writes.last_mut() {
+            Some(last) if end == Some(*offset) => last.bufs.push(IoSlice::new(data)),
+            _ => writes.push(Write { offset: *offset, bufs: vec![IoSlice::new(data)] }),
+        }
+        end = Some(offset + data.len() as u64);
     }
+    writes
 }

@@ -1,4 +1,4 @@
-//! A replica's queue: first in, first out, neighbours taken together.
+//! A replica's queue: first in, first out, neighbours put together, and writes to several places taken at once.
 //!
 //! A write that nobody waits for yet waits for others, as requests do behind a plug of the kernel's block layer
 //! (include/linux/blkdev.h, `struct blk_plug`): what was written together goes to the device in one transfer, and one wake-up
@@ -11,14 +11,17 @@ use std::time::{Duration, Instant};
 
 use crate::device::AlignedBuf;
 
-/// Most bytes that one transfer gathers.
+/// Most bytes that are taken at once.
 const GATHER_BYTES_MAX: usize = 4 << 20;
 
 /// Bytes from which on writes do not wait for others any more.
 const PLUG_BYTES_MAX: usize = 512 << 10;
 
-/// Most pieces that one transfer gathers (`UIO_MAXIOV` is 1024, readv(2)).
+/// Most pieces that are taken at once (`UIO_MAXIOV` is 1024, readv(2)).
 const GATHER_PIECES_MAX: usize = 512;
+
+/// Most places that are written at once.
+const PLACES_MAX: usize = 16;
 
 /// What a replica's thread does.
 pub(super) enum Job {
@@ -26,6 +29,8 @@ pub(super) enum Job {
     Write { offset: u64, data: Arc<AlignedBuf>, run: Option<u64> },
     /// Flush, then set the replica's bit.
     Flush(Arc<Ticket>),
+    /// Make `data` durable at both byte offsets, then set the replica's bit. What else was written need not be durable.
+    Publish { offsets: [u64; 2], data: Arc<AlignedBuf>, ticket: Arc<Ticket> },
     /// End the thread.
     End,
 }
@@ -34,7 +39,7 @@ impl Job {
     fn bytes(&self) -> usize {
         match self {
             Self::Write { data, .. } => data.len(),
-            Self::Flush(_) | Self::End => 0,
+            Self::Flush(_) | Self::Publish { .. } | Self::End => 0,
         }
     }
 }
@@ -45,8 +50,8 @@ pub(super) struct Ticket {
     pub asked: u64,
     /// Those that have flushed.
     pub done: AtomicU64,
-    /// What was submitted in earlier rounds is covered by it ([`super::written`]).
-    pub round: u64,
+    /// What was submitted in earlier rounds is covered by it ([`super::written`]); none for what makes only itself durable.
+    pub round: Option<u64>,
 }
 
 #[derive(Default)]
@@ -122,8 +127,7 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Waits for work: one flush, or as many writes as follow each other on the device. Returns it with the runs
-    /// it covers.
+    /// Waits for work: one flush, or as many writes as can be carried out in any order. Returns it with the runs it covers.
     pub fn take(&self) -> (VecDeque<Job>, Vec<u64>) {
         let mut inner = self.lock();
         inner.taken = false;
@@ -139,7 +143,7 @@ impl Queue {
                     .iter()
                     .filter_map(|job| match job {
                         Job::Write { run, .. } => *run,
-                        Job::Flush(_) | Job::End => None,
+                        Job::Flush(_) | Job::Publish { .. } | Job::End => None,
                     })
                     .collect();
                 inner.current.clone_from(&runs);
@@ -162,6 +166,12 @@ impl Queue {
         }
     }
 
+    /// Whether no job waits.
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Jobs that wait.
     pub fn len(&self) -> usize {
         self.lock().jobs.len()
@@ -181,7 +191,7 @@ impl Queue {
         for job in inner.jobs.drain(..) {
             match job {
                 Job::Write { run, .. } => runs.extend(run),
-                Job::Flush(_) => {}
+                Job::Flush(_) | Job::Publish { .. } => {}
                 Job::End => ends += 1,
             }
         }
@@ -191,19 +201,26 @@ impl Queue {
     }
 }
 
+/// Takes the writes behind `first` along that touch other bytes. Those that follow each other on the device stand next to
+/// each other, as they were queued.
 fn gather(jobs: &mut VecDeque<Job>, first: Job) -> VecDeque<Job> {
-    let mut end = match &first {
-        Job::Write { offset, data, .. } => offset + data.len() as u64,
-        Job::Flush(_) | Job::End => return VecDeque::from([first]),
-    };
+    let Job::Write { offset, data, .. } = &first else { return VecDeque::from([first]) };
+    let mut bytes = data.len();
+    let mut places = vec![*offset..*offset + data.len() as u64];
     let mut taken = VecDeque::from([first]);
-    let mut bytes = 0;
     while let Some(Job::Write { offset, data, .. }) = jobs.front() {
+        let (start, end) = (*offset, *offset + data.len() as u64);
         bytes += data.len();
-        if *offset != end || bytes > GATHER_BYTES_MAX || taken.len() >= GATHER_PIECES_MAX {
+        let overlaps = places.iter().any(|place| place.start < end && start < place.end);
+        if overlaps || bytes > GATHER_BYTES_MAX || taken.len() >= GATHER_PIECES_MAX {
             break;
         }
-        end += data.len() as u64;
+        let count = places.len();
+        match places.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ if count < PLACES_MAX => places.push(start..end),
+            _ => break,
+        }
         taken.extend(jobs.pop_front());
     }
     taken
@@ -234,7 +251,7 @@ mod tests {
         // A flush takes along what is before it.
         asleep(&queue);
         assert!(!queue.push(write(1 << 30, 4096)));
-        let ticket = Arc::new(Ticket { asked: 1, done: AtomicU64::new(0), round: 1 });
+        let ticket = Arc::new(Ticket { asked: 1, done: AtomicU64::new(0), round: Some(1) });
         assert!(queue.push(Job::Flush(ticket)));
         assert!(matches!(queue.take().0.front(), Some(Job::Write { .. })));
         assert!(matches!(queue.take().0.front(), Some(Job::Flush(_))));
@@ -250,5 +267,28 @@ mod tests {
         assert_eq!(queue.drop_all(), [0, 8192]);
         assert!(!queue.unplug());
         assert!(queue.push(Job::End));
+    }
+
+    #[test]
+    fn writes_to_other_places_are_taken_at_once_and_the_same_place_waits() {
+        let queue = Queue::new();
+        let take = |offsets: &[u64]| {
+            for offset in offsets {
+                let _ = queue.push(write(*offset, 4096));
+            }
+            let _ = queue.unplug();
+            let mut taken = Vec::new();
+            while !queue.is_empty() {
+                taken.push(queue.take().1);
+            }
+            taken
+        };
+        assert_eq!(take(&[0, 4096, 1 << 20, 8192]), [[0, 4096, 1 << 20, 8192]]);
+        // A place that is written twice keeps the order.
+        assert_eq!(take(&[0, 1 << 20, 0, 8192]), [[0, 1 << 20], [0, 8192]]);
+        // Also when it is reached by what grows towards it.
+        assert_eq!(take(&[8192, 0, 4096, 8192]), [vec![8192, 0, 4096], vec![8192]]);
+        let apart: Vec<u64> = (0..PLACES_MAX as u64 + 1).map(|i| i << 20).collect();
+        assert_eq!(take(&apart), [&apart[..PLACES_MAX], &apart[PLACES_MAX..]]);
     }
 }

@@ -285,7 +285,7 @@ impl Store {
         Ok(Entry { addr: at.addr, birth, id, tag })
     }
 
-    /// Writes the root to both label areas of every replica and flushes: the commit point. Returns who has it.
+    /// Makes the root durable in both label areas of every replica: the commit point. Returns who has it.
     fn publish_root(&self, state: &mut CommitState, generation: Generation) -> Result<u64> {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let root = Root {
@@ -304,8 +304,8 @@ impl Store {
         buf.copy_from_slice(&sealed);
         let slot = label::slot(generation);
         let device_bytes = |index: usize| self.device_bytes(index);
-        self.mirror.submit_label(&Arc::new(buf), |index| label::slot_offsets(slot, device_bytes(index)));
-        let holders = self.mirror.flush()?;
+        // What the root refers to was flushed before: only the root itself has to follow.
+        let holders = self.mirror.publish(&Arc::new(buf), |index| label::slot_offsets(slot, device_bytes(index)))?;
         state.root = root;
         self.mirror.set_durable(root.in_sync, generation);
         self.generation.store(generation.0, Ordering::Release);

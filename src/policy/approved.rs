@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::examine::examine_entry;
 use super::{Reason, ReasonCode, Verdict};
-use crate::device;
 use crate::device::host::HostFacts;
 use crate::device::identity::{DeviceFacts, FactsError, IdentifiedDevice};
+use crate::device::{self, Write};
 use crate::registry::{Date, VerifiedRegistry};
 use crate::units::meter::Meter;
 
@@ -104,7 +104,7 @@ pub struct DeviceMeters {
     pub read: Meter,
     /// Writes.
     pub write: Meter,
-    /// Flushes.
+    /// Flushes, and writes that are durable when they are done.
     pub flush: Meter,
 }
 
@@ -277,6 +277,17 @@ impl ApprovedDevice {
         Ok(self.meters.write.time(bytes, || self.device.write_at(offset, bufs))?)
     }
 
+    /// Carries out writes that do not overlap, together, if the gate is open; `durable`: and makes these durable.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<(), WriteError> {
+        let _pass = self.pass()?;
+        let bytes = writes.iter().map(Write::len).sum();
+        let meter = if durable { &self.meters.flush } else { &self.meters.write };
+        Ok(meter.time(bytes, || self.device.write_together(writes, durable))?)
+    }
+
     /// Makes completed writes durable, if the gate is open: a flush also moves bytes to the medium.
     ///
     /// # Errors
@@ -357,6 +368,11 @@ impl device::BlockDevice for ApprovedDevice {
 
     fn flush(&self) -> device::Result<()> {
         Self::flush(self).map_err(|error| error.into_device("flush", 0, 0))
+    }
+
+    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> device::Result<()> {
+        let (offset, bytes) = (writes.first().map_or(0, |write| write.offset), writes.iter().map(Write::len).sum());
+        Self::write_together(self, writes, durable).map_err(|error| error.into_device("write", offset, bytes))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Promise P9: a record of the audit trail is there exactly when the operations around it are, whatever happens.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use scelle::fs::{Caller, Fs};
 use scelle::limits::{AUDIT_PAGE_BYTES_MAX, AUDIT_RECORD_BYTES_MAX};
@@ -12,7 +11,7 @@ use scelle::volume::audit::{Actor, Entry, Event, Object, Reason, Reports, Verifi
 use scelle::volume::{Open, OpenOptions};
 
 use super::Bench;
-use super::device::{Disk, Event as Logged, Log, Survival};
+use super::device::{Disk, Disks, Log};
 use super::rng::{self, Rng};
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
@@ -93,22 +92,11 @@ fn p9_a_record_and_its_operation_survive_a_crash_together() {
     }
     open.close().unwrap();
     let events = log.lock().unwrap().clone();
-    let mut durable = bench.disks.clone();
-    let mut pending: Vec<Vec<(u64, Arc<[u8]>)>> = vec![Vec::new(); durable.len()];
+    let mut disks = Disks::new(&bench.disks);
     let mut seen = Vec::new();
     for event in &events {
-        match event {
-            Logged::Write(device, offset, bytes) => pending[*device].push((*offset, bytes.clone())),
-            Logged::Flush(device) => {
-                for (offset, bytes) in pending[*device].drain(..) {
-                    durable[*device].write(offset, &bytes);
-                }
-            }
-            Logged::State | Logged::Synced(_) => {}
-        }
-        let crashed: Vec<Option<Disk>> = (0..durable.len())
-            .map(|i| Some(Survival::draw(&mut rng).apply(&durable[i], &pending[i], &mut rng)))
-            .collect();
+        disks.apply(event);
+        let crashed: Vec<Option<Disk>> = disks.crash(&mut rng).0.into_iter().map(Some).collect();
         let (assembled, _devices) = bench.assemble(&crashed, &Log::default()).unwrap();
         let open = bench.open(assembled, false).unwrap();
         let (files, marks) = (files(open.fs()), marks(&open));

@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 
 use scelle::device::identity::{DeviceFacts, FactsError, Node};
-use scelle::device::{BlockDevice, IdentifiedDevice, Result};
+use scelle::device::{BlockDevice, IdentifiedDevice, Result, Write};
 use scelle::registry::Transport;
 
 use crate::rng::Rng;
@@ -62,10 +62,44 @@ pub enum Event {
     Write(usize, u64, Arc<[u8]>),
     /// A flush of device `.0` has returned.
     Flush(usize),
+    /// The last `.1` writes of device `.0` are durable; what was written before them need not be.
+    Durable(usize, usize),
     /// The filesystem is in this state from now on; the state's number is its place among these events.
     State,
     /// A sync has returned that began when the state was number `.0`.
     Synced(usize),
+}
+
+/// The disks of a volume as the events go by: what is durable on each, and what may or may not survive.
+pub struct Disks {
+    pub durable: Vec<Disk>,
+    pub pending: Vec<Vec<(u64, Arc<[u8]>)>>,
+}
+
+impl Disks {
+    pub fn new(disks: &[Disk]) -> Self {
+        Self { durable: disks.to_vec(), pending: vec![Vec::new(); disks.len()] }
+    }
+
+    pub fn apply(&mut self, event: &Event) {
+        let (device, settled) = match event {
+            Event::Write(device, offset, bytes) => return self.pending[*device].push((*offset, bytes.clone())),
+            Event::Flush(device) => (*device, self.pending[*device].len()),
+            Event::Durable(device, count) => (*device, *count),
+            Event::State | Event::Synced(_) => return,
+        };
+        let first = self.pending[device].len() - settled;
+        for (offset, bytes) in self.pending[device].drain(first..) {
+            self.durable[device].write(offset, &bytes);
+        }
+    }
+
+    /// The disks after a power failure, and what survived of each.
+    pub fn crash(&self, rng: &mut Rng) -> (Vec<Disk>, Vec<Survival>) {
+        let survival: Vec<Survival> = self.durable.iter().map(|_| Survival::draw(rng)).collect();
+        let each = survival.iter().enumerate();
+        (each.map(|(i, s)| s.apply(&self.durable[i], &self.pending[i], rng)).collect(), survival)
+    }
 }
 
 /// The events of all devices of a volume.
@@ -118,6 +152,14 @@ impl BlockDevice for Recording {
 
     fn flush(&self) -> Result<()> {
         self.log.lock().unwrap().push(Event::Flush(self.index));
+        Ok(())
+    }
+
+    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
+        writes.iter().try_for_each(|write| self.write_at(write.offset, &write.bufs))?;
+        if durable {
+            self.log.lock().unwrap().push(Event::Durable(self.index, writes.len()));
+        }
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ mod workload;
 
 use std::sync::Arc;
 
-use device::{Disk, Event, Log, Recording, Survival};
+use device::{Disk, Disks, Event, Log, Recording};
 use rng::Rng;
 use scelle::crypto::{KdfParams, Secret, VolumeKey};
 use scelle::device::IdentifiedDevice;
@@ -82,6 +82,7 @@ impl Bench {
 }
 
 /// What a run of the workload left: the log, and the tree after each operation.
+#[derive(Clone)]
 struct Run {
     log: Vec<Event>,
     states: Vec<Tree>,
@@ -130,29 +131,22 @@ fn run_workload(bench: &Bench, steps: usize, rng: &mut Rng) -> Run {
 
 /// Every crash state that is tried; returns how many, and one of them to go on from.
 fn crash_everywhere(bench: &Bench, run: &Run, per_point: usize, rng: &mut Rng) -> (usize, Vec<Disk>) {
-    let mut durable = bench.disks.clone();
-    let mut pending: Vec<Vec<(u64, Arc<[u8]>)>> = vec![Vec::new(); durable.len()];
+    let mut disks = Disks::new(&bench.disks);
     let (mut synced, mut reached, mut tried) = (0, 0, 0);
     let mut next = bench.disks.clone();
     for (point, event) in run.log.iter().enumerate() {
+        disks.apply(event);
         match event {
-            Event::Write(device, offset, bytes) => pending[*device].push((*offset, bytes.clone())),
-            Event::Flush(device) => {
-                for (offset, bytes) in pending[*device].drain(..) {
-                    durable[*device].write(offset, &bytes);
-                }
-            }
             // States are pushed after the operation, whose writes may be in flight already: but not committed, or blurred.
             Event::State => reached += 1,
             Event::Synced(state) => synced = *state,
+            Event::Write(..) | Event::Flush(_) | Event::Durable(..) => {}
         }
         if run.blurred.iter().any(|range| range.contains(&point)) {
             continue;
         }
         for _ in 0..per_point {
-            let survival: Vec<Survival> = durable.iter().map(|_| Survival::draw(rng)).collect();
-            let disks: Vec<Disk> =
-                survival.iter().enumerate().map(|(i, s)| s.apply(&durable[i], &pending[i], rng)).collect();
+            let (disks, survival) = disks.crash(rng);
             // One replica alone must do as well as all of them.
             let only = (disks.len() > 1 && point >= run.opening && rng.one_in(3)).then(|| rng.pick(&run.whole));
             let present: Vec<Option<Disk>> =
@@ -219,15 +213,21 @@ fn p5_any_crash_leaves_a_state_the_filesystem_passed_through() {
     assert!(tried >= 2000, "only {tried} crash states");
 }
 
-/// A test of the test: when flushes are lies, some crash loses what was synced.
+/// A test of the test: when flushes are lies, or writes that should be durable are not, some crash loses what was synced.
 #[test]
 fn the_crash_test_notices_flushes_that_do_nothing() {
     let mut rng = Rng::new(7);
     let bench = Bench::new(1);
-    let mut run = run_workload(&bench, 40, &mut rng);
-    run.log.retain(|event| !matches!(event, Event::Flush(_)));
-    let outcome = std::panic::catch_unwind(|| crash_everywhere(&bench, &run, 4, &mut Rng::new(8)));
-    assert!(outcome.is_err(), "nobody noticed");
+    let run = run_workload(&bench, 40, &mut rng);
+    let is_flush = |event: &Event| matches!(event, Event::Flush(_));
+    let is_durable = |event: &Event| matches!(event, Event::Durable(..));
+    let lies: [&dyn Fn(&Event) -> bool; 2] = [&is_flush, &is_durable];
+    for lie in lies {
+        let log = run.log.iter().filter(|event| !lie(event)).cloned().collect();
+        let run = Run { log, ..run.clone() };
+        let outcome = std::panic::catch_unwind(|| crash_everywhere(&bench, &run, 4, &mut Rng::new(8)));
+        assert!(outcome.is_err(), "nobody noticed");
+    }
 }
 
 /// What [`Bench`] shares between threads that panic on purpose is not changed by them.

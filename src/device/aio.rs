@@ -1,0 +1,139 @@
+//! Linux asynchronous I/O (io_submit(2)): several direct writes to one device under way at once, and one wait for all.
+//!
+//! A thread that writes to two places one after the other sleeps and wakes twice, which for small writes to a fast device
+//! takes longer than the writes. Where the kernel has no asynchronous I/O, the caller writes one after the other.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// Most writes that are under way together.
+pub(super) const TOGETHER_MAX: usize = 32;
+
+/// `IOCB_CMD_PWRITEV` of linux/aio_abi.h.
+const PWRITEV: u16 = 8;
+
+/// `struct io_event` of linux/aio_abi.h.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Event {
+    data: u64,
+    obj: u64,
+    res: i64,
+    res2: i64,
+}
+
+/// One write: where, and the memory that is put together there.
+pub(super) struct Op<'a> {
+    pub offset: u64,
+    pub slices: &'a [io::IoSlice<'a>],
+}
+
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The kernel did not take it.
+    NotSubmitted,
+    /// It wrote so many bytes.
+    Wrote(u64),
+    /// It failed with this errno.
+    Failed(i32),
+}
+
+/// A context of asynchronous I/O (`aio_context_t`).
+pub(super) struct Context(libc::c_ulong);
+
+impl Context {
+    /// A context for [`TOGETHER_MAX`] writes.
+    ///
+    /// # Errors
+    /// What io_setup(2) says: `ENOSYS` without support, `EAGAIN` beyond `fs.aio-max-nr`.
+    pub fn new() -> io::Result<Self> {
+        let mut id: libc::c_ulong = 0;
+        // SAFETY: the kernel writes one word to `id`.
+        let done = unsafe { libc::syscall(libc::SYS_io_setup, TOGETHER_MAX as libc::c_long, &raw mut id) };
+        if done == 0 { Ok(Self(id)) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Carries out at most [`TOGETHER_MAX`] writes, in no order, and returns when the kernel is done with all of them.
+    /// `durable`: each has reached stable storage when it is done (`RWF_DSYNC`, pwritev2(2): the block layer sets
+    /// `REQ_FUA`, or flushes after the write where the device lacks it).
+    pub fn write(&mut self, file: BorrowedFd<'_>, ops: &[Op<'_>], durable: bool) -> Vec<Outcome> {
+        let mut outcomes = vec![Outcome::NotSubmitted; ops.len()];
+        let mut blocks: Vec<libc::iocb> =
+            ops.iter().take(TOGETHER_MAX).enumerate().map(|(i, op)| block(i, op, file, durable)).collect();
+        let mut list: Vec<*mut libc::iocb> = blocks.iter_mut().map(std::ptr::from_mut).collect();
+        let submitted = self.submit(&mut list);
+        // The memory is the kernel's until each of them is done, whatever happens.
+        let mut outstanding = submitted;
+        let mut events = [Event::default(); TOGETHER_MAX];
+        while outstanding > 0 {
+            for event in self.wait(&mut events, outstanding) {
+                outstanding -= 1;
+                if let Some(outcome) = outcomes.get_mut(event.data as usize) {
+                    *outcome = match u64::try_from(event.res) {
+                        Ok(bytes) => Outcome::Wrote(bytes),
+                        Err(_) => Outcome::Failed(i32::try_from(-event.res).unwrap_or(libc::EIO)),
+                    };
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// Returns how many the kernel took, the first ones.
+    fn submit(&mut self, list: &mut [*mut libc::iocb]) -> usize {
+        let mut taken = 0;
+        while taken < list.len() {
+            let rest = &mut list[taken..];
+            // SAFETY: `rest` points to that many valid control blocks, whose memory the caller keeps until they are done.
+            let n =
+                unsafe { libc::syscall(libc::SYS_io_submit, self.0, rest.len() as libc::c_long, rest.as_mut_ptr()) };
+            match usize::try_from(n) {
+                Ok(0) => break,
+                Ok(n) => taken += n,
+                Err(_) if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        taken
+    }
+
+    /// Waits until at least one write is done: as many as there are, at most `outstanding`.
+    fn wait<'e>(&mut self, events: &'e mut [Event; TOGETHER_MAX], outstanding: usize) -> &'e [Event] {
+        let most = outstanding.min(TOGETHER_MAX) as libc::c_long;
+        let no_limit = std::ptr::null_mut::<libc::timespec>();
+        // SAFETY: the kernel writes at most `most` events, which is no more than the array holds.
+        let n = unsafe { libc::syscall(libc::SYS_io_getevents, self.0, most, most, events.as_mut_ptr(), no_limit) };
+        let done = usize::try_from(n).unwrap_or(0);
+        if done == 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            // Invariant: the context is valid and the memory ours, so this does not happen. If it did, giving the memory back
+            // would be worse than to wait: who waits for the replica has a limit.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        &events[..done]
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: the context is ours, and nothing is under way in it.
+        unsafe { libc::syscall(libc::SYS_io_destroy, self.0) };
+    }
+}
+
+fn block(index: usize, op: &Op<'_>, file: BorrowedFd<'_>, durable: bool) -> libc::iocb {
+    // SAFETY: a control block of zeros is a valid one.
+    let mut block: libc::iocb = unsafe { std::mem::zeroed() };
+    block.aio_data = index as u64;
+    block.aio_lio_opcode = PWRITEV;
+    block.aio_fildes = file.as_raw_fd() as u32;
+    // `IoSlice` has the layout of `iovec`.
+    block.aio_buf = op.slices.as_ptr().addr() as u64;
+    block.aio_nbytes = op.slices.len() as u64;
+    block.aio_offset = op.offset as i64;
+    if durable {
+        block.aio_rw_flags = libc::RWF_DSYNC as _;
+    }
+    block
+}
