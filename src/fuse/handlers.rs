@@ -18,7 +18,7 @@ use fuser::{
 use super::attr::{absent, file_attr, file_type, from_system, set_time};
 use super::awake::Awake;
 use super::place::{Locator, Placer};
-use super::rights::{SET_ID, in_group_or_capable, keeps_set_id, without_set_id};
+use super::rights::{SET_ID, in_group_or_capable, keeps_set_id, sees_trusted, without_set_id};
 use super::seek::Seeker;
 use super::sync::Syncer;
 use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
@@ -480,8 +480,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn listxattr(&self, _: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        sized(self.fs.listxattr(ino(number)), size, reply);
+    fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        sized(self.fs.listxattr_as(ino(number), || sees_trusted(request)), size, reply);
     }
 
     fn removexattr(&self, _: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {

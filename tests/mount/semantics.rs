@@ -143,6 +143,12 @@ fn users_and_groups_have_what_the_mode_gives_them() {
         let denied = text.contains("ermission denied") || text.contains("not permitted");
         assert!(!out.status.success() && denied, "{uid}:{gid} {script}: {text}");
     }
+    // What administrators note is not even listed for others.
+    ok(&run(Command::new("setfattr").args(["-n", "trusted.note", "-v", "x"]).arg(root.join("chamber/deed"))));
+    for (uid, shown) in [(0, true), (1001, false)] {
+        let out = as_user(&lab, uid, 2000, "getfattr -m - chamber/deed");
+        assert_eq!(String::from_utf8_lossy(&out.stdout).contains("trusted.note"), shown, "{uid}");
+    }
     // In a sticky folder one removes only one's own.
     fs::create_dir(root.join("tray")).unwrap();
     fs::set_permissions(root.join("tray"), Permissions::from_mode(0o1777)).unwrap();
