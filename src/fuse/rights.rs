@@ -22,6 +22,9 @@ pub(super) const SET_ID: u32 = S_ISUID | S_ISGID;
 /// May change files of groups that it is not in without losing their set-group-id bit (linux/capability.h).
 const CAP_FSETID: u32 = 4;
 
+/// May change the mode of files that are not its own.
+const CAP_FOWNER: u32 = 3;
+
 /// May see the extended attributes `trusted.*`, among much else.
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -35,6 +38,11 @@ pub(super) fn in_group_or_capable(request: &Request, gid: u32) -> bool {
 /// Whether the caller may write to a file and leave its set-user-id and set-group-id bits.
 pub(super) fn keeps_set_id(request: &Request) -> bool {
     capable_here(request, CAP_FSETID)
+}
+
+/// Whether the caller may change the mode of a file of `uid` (`inode_owner_or_capable()` of fs/inode.c).
+pub(super) fn owner_or_capable(request: &Request, uid: u32) -> bool {
+    request.uid() == uid || capable_here(request, CAP_FOWNER)
 }
 
 /// Whether the caller is shown that there are attributes `trusted.*`. What they hold, the kernel itself keeps from others.

@@ -253,6 +253,14 @@ fn set_id_bits_go_with_the_content_and_the_owner() {
             assert_eq!(mode, after, "{change} by {uid}, {before:o}: {mode:o}");
         }
     }
+    // chown(2) to nobody else is for everybody, but takes no bits from other people's files.
+    for (uid, before, after) in [(1002, 0o4755, 0o4755), (1001, 0o4755, 0o755), (1002, 0o755, 0o755)] {
+        chown(&path, Some(1001), Some(2000)).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(before)).unwrap();
+        let refused = uid == 1002 && before == 0o4755;
+        assert_eq!(as_user(&lab, uid, uid, "chown : f").status.success(), !refused, "by {uid}, {before:o}");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, after, "by {uid}, {before:o}");
+    }
     // A process that is root in a namespace of its own only is not.
     chown(&path, Some(1001), Some(1001)).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o4755)).unwrap();
