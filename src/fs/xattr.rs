@@ -12,7 +12,10 @@ use crate::{
 pub const RESERVED: &[u8] = b"user.scelle.";
 
 /// Namespaces that are stored; the kernel says who may use them. Of `system.` there are only the ACLs.
-const NAMESPACES: &[&[u8]] = &[b"user.", b"trusted.", b"security."];
+const NAMESPACES: &[&[u8]] = &[b"user.", TRUSTED, b"security."];
+
+/// What administrators note, and others are not shown.
+const TRUSTED: &[u8] = b"trusted.";
 
 impl Fs {
     /// The attribute's value.
@@ -39,7 +42,22 @@ impl Fs {
         self.view(|view| if existing(view, ino)?.has(FLAG_XATTR) { Ok(view.xattr_names(ino)?) } else { Ok(Vec::new()) })
     }
 
-    /// Sets an attribute. `flags` is 0, `XATTR_CREATE` (it must not exist) or `XATTR_REPLACE` (it must exist). An access
+    /// As [`Fs::listxattr`]. Names of `trusted.*` are left out unless `sees_trusted` says that the caller may see them; it is
+    /// asked only when there are any.
+    ///
+    /// # Errors
+    /// As [`Fs::listxattr`].
+    pub fn listxattr_as(&self, ino: Ino, sees_trusted: impl FnOnce() -> bool) -> Result<Vec<u8>> {
+        let names = self.listxattr(ino)?;
+        let each = || names.split_inclusive(|byte| *byte == 0);
+        if !each().any(|name| name.starts_with(TRUSTED)) || sees_trusted() {
+            return Ok(names);
+        }
+        Ok(each().filter(|name| !name.starts_with(TRUSTED)).flatten().copied().collect())
+    }
+
+    /// Sets an attribute. `flags` holds none, one or both of `XATTR_CREATE` (it must not exist) and `XATTR_REPLACE` (it must
+    /// exist); with both nothing can be set, and the error says which of them it was, as with ext4. An access
     /// ACL also sets the permission bits, and is not kept when they say the same.
     ///
     /// # Errors
@@ -68,8 +86,7 @@ impl Fs {
         if value.len() > XATTR_VALUE_MAX {
             return Err(Error::ValueTooLong);
         }
-        if flags & !(libc::XATTR_CREATE | libc::XATTR_REPLACE) != 0 || flags == libc::XATTR_CREATE | libc::XATTR_REPLACE
-        {
+        if flags & !(libc::XATTR_CREATE | libc::XATTR_REPLACE) != 0 {
             return Err(Error::Invalid);
         }
         self.admit_growth()?;
@@ -81,10 +98,11 @@ impl Fs {
             } else {
                 let names = if inode.has(FLAG_XATTR) { tx.xattr_names(ino)? } else { Vec::new() };
                 let exists = names.split(|byte| *byte == 0).any(|other| other == name);
-                match flags {
-                    libc::XATTR_CREATE if exists => return Err(Error::Exists),
-                    libc::XATTR_REPLACE if !exists => return Err(Error::NoAttribute),
-                    _ => {}
+                if exists && flags & libc::XATTR_CREATE != 0 {
+                    return Err(Error::Exists);
+                }
+                if !exists && flags & libc::XATTR_REPLACE != 0 {
+                    return Err(Error::NoAttribute);
                 }
                 if !exists && names.len() + name.len() + 1 > XATTR_LIST_MAX {
                     return Err(Error::NoSpace);

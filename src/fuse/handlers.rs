@@ -18,7 +18,7 @@ use fuser::{
 use super::attr::{absent, file_attr, file_type, from_system, set_time};
 use super::awake::Awake;
 use super::place::{Locator, Placer};
-use super::rights::{SET_ID, in_group_or_capable, keeps_set_id, without_set_id};
+use super::rights::{SET_ID, in_group_or_capable, keeps_set_id, owner_or_capable, sees_trusted, without_set_id};
 use super::seek::Seeker;
 use super::sync::Syncer;
 use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
@@ -89,6 +89,16 @@ impl Adapter {
             return Ok(None);
         }
         Ok(without_set_id(attr.mode, || in_group_or_capable(request, attr.gid)))
+    }
+
+    /// The permission bits after chown(2) to nobody else, which the kernel lets everybody do: but only who may change the mode
+    /// takes bits by it.
+    fn mode_after_nobody(&self, request: &Request, number: INodeNo) -> fs::Result<Option<u32>> {
+        let mode = self.mode_after(request, number, true)?;
+        if mode.is_some() && !owner_or_capable(request, self.fs.getattr(ino(number))?.uid) {
+            return Err(fs::Error::NotPermitted);
+        }
+        Ok(mode)
     }
 
     /// Takes the set-user-id and set-group-id bits from a file whose content is about to be changed by `request`.
@@ -214,9 +224,10 @@ impl Filesystem for Adapter {
         self.awake.touch();
         // chown(2) to nobody else comes as a change of the change time alone.
         let others = [size.is_some(), atime.is_some(), mtime.is_some()].contains(&true);
-        let given_away = uid.or(gid).is_some() || ctime.is_some() && !others;
         let mode = match mode {
-            None if given_away || size.is_some() => self.mode_after(request, number, given_away),
+            None if uid.or(gid).is_some() => self.mode_after(request, number, true),
+            None if ctime.is_some() && !others => self.mode_after_nobody(request, number),
+            None if size.is_some() => self.mode_after(request, number, false),
             mode => Ok(mode),
         };
         let mode = match mode {
@@ -480,8 +491,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn listxattr(&self, _: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        sized(self.fs.listxattr(ino(number)), size, reply);
+    fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        sized(self.fs.listxattr_as(ino(number), || sees_trusted(request)), size, reply);
     }
 
     fn removexattr(&self, _: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {

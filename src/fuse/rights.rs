@@ -22,6 +22,12 @@ pub(super) const SET_ID: u32 = S_ISUID | S_ISGID;
 /// May change files of groups that it is not in without losing their set-group-id bit (linux/capability.h).
 const CAP_FSETID: u32 = 4;
 
+/// May change the mode of files that are not its own.
+const CAP_FOWNER: u32 = 3;
+
+/// May see the extended attributes `trusted.*`, among much else.
+const CAP_SYS_ADMIN: u32 = 21;
+
 /// Whether the caller is in group `gid`, or may do as if it were (`in_group_or_capable()` of fs/inode.c). The kernel says so
 /// itself with `FUSE_SETXATTR_EXT`, which the library does not know; so the caller's process is asked, and one that is gone
 /// has no more rights than its request shows.
@@ -29,12 +35,27 @@ pub(super) fn in_group_or_capable(request: &Request, gid: u32) -> bool {
     request.gid() == gid || says(&status(request), gid)
 }
 
-/// Whether the caller has `CAP_FSETID` on the host (`capable()` of kernel/capability.c). What a process may do in a user
-/// namespace of its own does not count, and one that is gone, or that is not seen from here, has not got it.
+/// Whether the caller may write to a file and leave its set-user-id and set-group-id bits.
 pub(super) fn keeps_set_id(request: &Request) -> bool {
+    capable_here(request, CAP_FSETID)
+}
+
+/// Whether the caller may change the mode of a file of `uid` (`inode_owner_or_capable()` of fs/inode.c).
+pub(super) fn owner_or_capable(request: &Request, uid: u32) -> bool {
+    request.uid() == uid || capable_here(request, CAP_FOWNER)
+}
+
+/// Whether the caller is shown that there are attributes `trusted.*`. What they hold, the kernel itself keeps from others.
+pub(super) fn sees_trusted(request: &Request) -> bool {
+    capable_here(request, CAP_SYS_ADMIN)
+}
+
+/// Whether the caller has a capability on the host (`capable()` of kernel/capability.c). What a process may do in a user
+/// namespace of its own does not count, and one that is gone, or that is not seen from here, has not got it.
+fn capable_here(request: &Request, capability: u32) -> bool {
     let namespace = |process: &str| std::fs::read_link(Path::new("/proc").join(process).join("ns/user")).ok();
     let theirs = namespace(&request.pid().to_string());
-    theirs.is_some() && theirs == namespace("self") && capable(&status(request))
+    theirs.is_some() && theirs == namespace("self") && capable(&status(request), capability)
 }
 
 /// The permission bits that a file has after its content or owner changed (`setattr_should_drop_suidgid()` of fs/attr.c):
@@ -57,12 +78,12 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim).unwrap_or_default()
 }
 
-fn capable(status: &str) -> bool {
-    u64::from_str_radix(field(status, "CapEff"), 16).unwrap_or(0) & 1 << CAP_FSETID != 0
+fn capable(status: &str, capability: u32) -> bool {
+    u64::from_str_radix(field(status, "CapEff"), 16).unwrap_or(0) & 1 << capability != 0
 }
 
 fn says(status: &str, gid: u32) -> bool {
-    field(status, "Groups").split_whitespace().any(|group| group.parse() == Ok(gid)) || capable(status)
+    field(status, "Groups").split_whitespace().any(|group| group.parse() == Ok(gid)) || capable(status, CAP_FSETID)
 }
 
 #[cfg(test)]

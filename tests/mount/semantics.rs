@@ -143,6 +143,12 @@ fn users_and_groups_have_what_the_mode_gives_them() {
         let denied = text.contains("ermission denied") || text.contains("not permitted");
         assert!(!out.status.success() && denied, "{uid}:{gid} {script}: {text}");
     }
+    // What administrators note is not even listed for others.
+    ok(&run(Command::new("setfattr").args(["-n", "trusted.note", "-v", "x"]).arg(root.join("chamber/deed"))));
+    for (uid, shown) in [(0, true), (1001, false)] {
+        let out = as_user(&lab, uid, 2000, "getfattr -m - chamber/deed");
+        assert_eq!(String::from_utf8_lossy(&out.stdout).contains("trusted.note"), shown, "{uid}");
+    }
     // In a sticky folder one removes only one's own.
     fs::create_dir(root.join("tray")).unwrap();
     fs::set_permissions(root.join("tray"), Permissions::from_mode(0o1777)).unwrap();
@@ -246,6 +252,14 @@ fn set_id_bits_go_with_the_content_and_the_owner() {
             let mode = fs::metadata(&path).unwrap().mode() & 0o7777;
             assert_eq!(mode, after, "{change} by {uid}, {before:o}: {mode:o}");
         }
+    }
+    // chown(2) to nobody else is for everybody, but takes no bits from other people's files.
+    for (uid, before, after) in [(1002, 0o4755, 0o4755), (1001, 0o4755, 0o755), (1002, 0o755, 0o755)] {
+        chown(&path, Some(1001), Some(2000)).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(before)).unwrap();
+        let refused = uid == 1002 && before == 0o4755;
+        assert_eq!(as_user(&lab, uid, uid, "chown : f").status.success(), !refused, "by {uid}, {before:o}");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, after, "by {uid}, {before:o}");
     }
     // A process that is root in a namespace of its own only is not.
     chown(&path, Some(1001), Some(1001)).unwrap();

@@ -17,6 +17,11 @@ fn attributes_are_set_listed_and_removed() {
     fs.setxattr(ino, b"user.a", b"1", libc::XATTR_CREATE).unwrap();
     fails(fs.setxattr(ino, b"user.a", b"2", libc::XATTR_CREATE), libc::EEXIST);
     fs.setxattr(ino, b"user.a", b"2", libc::XATTR_REPLACE).unwrap();
+    // Both is never true, and the errno says which of them it was.
+    let both = libc::XATTR_CREATE | libc::XATTR_REPLACE;
+    fails(fs.setxattr(ino, b"user.a", b"3", both), libc::EEXIST);
+    fails(fs.setxattr(ino, b"user.b", b"3", both), libc::ENODATA);
+    fails(fs.setxattr(ino, b"user.b", b"3", 4), libc::EINVAL);
     fs.setxattr(ino, b"security.b", b"", 0).unwrap();
     assert_eq!(fs.getxattr(ino, b"user.a").unwrap(), b"2");
     assert_eq!(fs.getxattr(ino, b"security.b").unwrap(), b"");
@@ -26,6 +31,20 @@ fn attributes_are_set_listed_and_removed() {
     fs.removexattr(ino, b"security.b").unwrap();
     assert_eq!(fs.listxattr(ino).unwrap(), b"");
     sound(&fs);
+}
+
+#[test]
+fn trusted_attributes_are_listed_for_those_who_may_see_them() {
+    let fs = new_fs();
+    let ino = new_file(&fs, "f");
+    for name in [&b"trusted.a"[..], b"trusted.b", b"user.a", b"user.trusted.b", b"security.c"] {
+        fs.setxattr(ino, name, b"", 0).unwrap();
+    }
+    assert_eq!(fs.listxattr_as(ino, || true).unwrap(), fs.listxattr(ino).unwrap());
+    assert_eq!(fs.listxattr_as(ino, || false).unwrap(), b"security.c\0user.a\0user.trusted.b\0");
+    let plain = new_file(&fs, "plain");
+    fs.setxattr(plain, b"user.a", b"", 0).unwrap();
+    assert_eq!(fs.listxattr_as(plain, || unreachable!("there is nothing to hide")).unwrap(), b"user.a\0");
 }
 
 #[test]
