@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
     /// Names in a folder below. More than are looked at is a problem: what matters could be among the others.
     pub(super) fn names(&mut self, name: &str) -> Vec<String> {
         let path = self.dir.join(name);
-        match self.system.list(&path) {
+        match self.system.list(&path, limits::CHAIN_NODES_MAX) {
             Ok(names) => {
                 if names.len() > limits::CHAIN_NODES_MAX {
                     self.unusable(name, &format!("has more than {} entries", limits::CHAIN_NODES_MAX));

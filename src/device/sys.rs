@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use super::identity::DevNo;
 use super::ioctl;
 use super::live::{NvmeAnswers, ScsiAnswers};
-use crate::limits;
 
 /// A block device that is asked something: by its open descriptor where there is one, else by its node in /dev.
 #[derive(Clone, Copy, Debug)]
@@ -63,9 +62,9 @@ pub trait System: Send + Sync {
     /// Content of a small file, at most `max` bytes; `None` if there is no such file.
     fn read(&self, path: &Path, max: usize) -> io::Result<Option<Vec<u8>>>;
 
-    /// Names in a directory, sorted, at most [`limits::CHAIN_NODES_MAX`] + 1 of them; none if there is no such
-    /// directory.
-    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// Names in a directory, sorted, at most `max` + 1 of them: one too many says that there are more. None if there
+    /// is no such directory.
+    fn list(&self, path: &Path, max: usize) -> io::Result<Vec<String>>;
 
     /// What the loop driver says of a loop device.
     fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus>;
@@ -93,8 +92,8 @@ impl System for Kernel {
         read_bounded(path, max)
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        list_bounded(path)
+    fn list(&self, path: &Path, max: usize) -> io::Result<Vec<String>> {
+        list_bounded(path, max)
     }
 
     fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus> {
@@ -165,14 +164,14 @@ pub fn read_bounded(path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Names in a directory, as [`System::list`] wants them.
-pub fn list_bounded(path: &Path) -> io::Result<Vec<String>> {
+pub fn list_bounded(path: &Path, max: usize) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
     let mut names = Vec::new();
-    for entry in entries.take(limits::CHAIN_NODES_MAX + 1) {
+    for entry in entries.take(max + 1) {
         names.push(entry?.file_name().to_string_lossy().into_owned());
     }
     names.sort();

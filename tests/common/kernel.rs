@@ -320,13 +320,13 @@ impl System for Asked<'_> {
         }
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+    fn list(&self, path: &Path, max: usize) -> io::Result<Vec<String>> {
         let Ok(path) = self.resolve(path) else { return Ok(Vec::new()) };
         let Fixture { files, links, .. } = self.fixture;
         let below = files.keys().chain(links.keys()).filter_map(|p| p.strip_prefix(&path).ok());
         let names: BTreeSet<String> =
             below.filter_map(|p| Some(p.components().next()?.as_os_str().to_string_lossy().into_owned())).collect();
-        Ok(names.into_iter().take(scelle::limits::CHAIN_NODES_MAX + 1).collect())
+        Ok(names.into_iter().take(max + 1).collect())
     }
 
     fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus> {

@@ -180,9 +180,9 @@ impl System for Meddler {
         Kernel.read(path, max)
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+    fn list(&self, path: &Path, max: usize) -> io::Result<Vec<String>> {
         self.step();
-        Kernel.list(path)
+        Kernel.list(path, max)
     }
 
     fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus> {

@@ -8,8 +8,9 @@ use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use scelle::device::chain;
-use scelle::device::host::HostFacts;
+use scelle::device::host::{HostFacts, Virtualization};
 use scelle::device::identity::DeviceFacts;
+use scelle::limits::PCI_FUNCTIONS_MAX;
 use scelle::policy::{examine, laboratory};
 use scelle::registry::{Date, Registry, VerifiedRegistry};
 
@@ -90,6 +91,20 @@ fn an_unreadable_attribute_never_turns_a_refusal_into_an_approval() {
                 assert!(approved || !verdict.approved, "{name} without {} is approved", path.display());
             }
         }
+    }
+}
+
+#[test]
+fn a_host_with_more_pci_functions_than_are_looked_at_is_not_physical() {
+    let approved = fixtures().into_iter().find(|(name, _)| name == "nvme-pcie-enrolled").unwrap().1;
+    for (functions, of) in
+        [(PCI_FUNCTIONS_MAX, Virtualization::Physical), (PCI_FUNCTIONS_MAX + 1, Virtualization::Unknown)]
+    {
+        let mut fixture = approved.clone();
+        let vendor = |n| format!("/sys/bus/pci/devices/{n:06}/vendor").into();
+        fixture.files.extend((0..functions).map(|n| (vendor(n), b"0x8086\n".to_vec())));
+        assert_eq!(HostFacts::read(&fixture.asked()).virtualization, of);
+        assert_eq!(verdict_of(&fixture, &registry("sovereign")).approved, of == Virtualization::Physical);
     }
 }
 
