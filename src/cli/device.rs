@@ -415,6 +415,10 @@ mod tests {
             Err(io::ErrorKind::Unsupported.into())
         }
 
+        fn nvme_identify_by(&self, _: &Target<'_>, _: u32) -> io::Result<NvmeAnswers> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
         fn scsi_inquiry(&self, _: &Target<'_>, _: bool) -> io::Result<ScsiAnswers> {
             Err(io::ErrorKind::Unsupported.into())
         }

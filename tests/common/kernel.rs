@@ -17,7 +17,7 @@
 //! | `driver MAJOR NAME` | the driver of a major number, where it is not that of [`DEVICES`] |
 //! | `loop NAME file MAJ:MIN INODE OFFSET` or `loop NAME device MAJ:MIN` | what the loop driver answers |
 //! | `dm MAJ:MIN: targets T…; devices MAJ:MIN…; suspended; unused; second` | what the device mapper answers |
-//! | `nvme MAJ:MIN: KEY VALUE; …` or `scsi MAJ:MIN: KEY VALUE; …` | what the device itself answers: see [`answers`] |
+//! | `nvme MAJ:MIN: KEY VALUE; …` or `scsi MAJ:MIN: KEY VALUE; …` | what the device itself, or an NVMe controller of that number, answers: see [`answers`] |
 #![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -339,6 +339,10 @@ impl System for Asked<'_> {
 
     fn nvme_identify(&self, target: &Target<'_>) -> io::Result<NvmeAnswers> {
         not_there(self.fixture.nvme.get(&target.dev.to_string()).cloned())
+    }
+
+    fn nvme_identify_by(&self, controller: &Target<'_>, nsid: u32) -> io::Result<NvmeAnswers> {
+        Ok(NvmeAnswers { nsid, ..self.nvme_identify(controller)? })
     }
 
     fn scsi_inquiry(&self, target: &Target<'_>, ata: bool) -> io::Result<ScsiAnswers> {

@@ -198,6 +198,10 @@ impl System for Meddler {
         Kernel.nvme_identify(target)
     }
 
+    fn nvme_identify_by(&self, controller: &Target<'_>, nsid: u32) -> io::Result<NvmeAnswers> {
+        Kernel.nvme_identify_by(controller, nsid)
+    }
+
     fn scsi_inquiry(&self, target: &Target<'_>, ata: bool) -> io::Result<ScsiAnswers> {
         Kernel.scsi_inquiry(target, ata)
     }

@@ -127,6 +127,7 @@ fn a_device_that_answers_otherwise_is_never_approved() {
             for byte in 0..8 {
                 refuses(&|f| f.nvme.get_mut(dev).unwrap().namespace[byte] ^= 1);
             }
+            refuses(&|f| drop(f.nvme.remove(dev)));
         }
         for (dev, answers) in &fixture.scsi {
             for byte in (8..32).chain([0]) {
