@@ -62,6 +62,12 @@ pub const CHAIN_DEPTH_MAX: usize = 8;
 /// Most nodes of a backing chain.
 pub const CHAIN_NODES_MAX: usize = 256;
 
+/// Most block devices that `scelle device list` shows.
+pub const DEVICES_LISTED_MAX: usize = 16 << 10;
+
+/// Most PCI functions of the host that are looked at; one with more counts as unknown.
+pub const PCI_FUNCTIONS_MAX: usize = 16 << 10;
+
 /// Most bytes read of one sysfs attribute.
 pub const SYSFS_BYTES_MAX: usize = 4096;
 

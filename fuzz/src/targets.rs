@@ -2,18 +2,14 @@
 //! panic, and what it asserts must hold. Both `fuzz/fuzz_targets` (libFuzzer) and `tests/fuzz` (stable, in every test run) use it.
 #![allow(dead_code, clippy::unwrap_used)]
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use scelle::control::{Answer, FilePlace, Request, StatusReport, VolumeStatus};
 use scelle::crypto::{Binding, KdfParams, Keys, Kind, Secret, VolumeKey, WrappedKey, sha256};
 use scelle::device::host::HostFacts;
 use scelle::device::identity::{DevNo, DeviceFacts, Node};
-use scelle::device::live::{NvmeAnswers, ScsiAnswers};
 use scelle::device::memory::MemoryDevice;
-use scelle::device::sys::{DmTable, LoopStatus, System, Target};
 use scelle::device::{self, BlockDevice, IdentifiedDevice, chain};
 use scelle::fs::{Fs, acl::Acl};
 use scelle::label::{self, Fields, HEADER_BYTES, Header, KeySlot, ROOT_BYTES, RawHeader, ReplicaRow};
@@ -25,8 +21,12 @@ use scelle::volume::audit::record::{Digest, Record};
 use scelle::volume::audit::{FORMAT, Seal, export_head, verify_export};
 use scelle::volume::{self, CreateOptions, OpenOptions, Sealed, recovery};
 
+#[path = "../../tests/common/kernel.rs"]
+mod kernel;
 #[path = "../../tests/common/lab.rs"]
 mod lab;
+
+use kernel::Fixture;
 
 const VOLUME: Uuid = Uuid([0x44; 16]);
 const DEVICE_BYTES: u64 = 64 << 20;
@@ -248,178 +248,6 @@ pub fn root(data: &[u8]) {
     }
 }
 
-/// Fields of an answer and their bytes.
-type Answers = Vec<(String, Vec<u8>)>;
-
-/// The kernel as a text describes it: the format of `tests/policy/fixtures`, lines that make no sense left out.
-struct Tree {
-    device: DevNo,
-    files: BTreeMap<PathBuf, Vec<u8>>,
-    links: BTreeMap<PathBuf, PathBuf>,
-    loops: BTreeMap<String, LoopStatus>,
-    /// What devices answer, by kind and number: pairs of a field and its bytes.
-    answers: BTreeMap<(String, String), Answers>,
-}
-
-impl Tree {
-    fn parse(text: &str) -> Self {
-        let device = DevNo { major: 259, minor: 0 };
-        let mut tree = Self {
-            device,
-            files: BTreeMap::from([("/proc/devices".into(), DRIVERS.to_vec())]),
-            links: BTreeMap::new(),
-            loops: BTreeMap::new(),
-            answers: BTreeMap::new(),
-        };
-        let mut base = PathBuf::from("/");
-        for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
-            if let Some((kind, number, fields)) = answer(line) {
-                tree.answers.insert((kind, number), fields);
-                continue;
-            }
-            if let Some((path, text)) = line.split_once(" = ") {
-                let bytes = match text.strip_prefix('@') {
-                    Some(page) => [&[0, 0x80, 0, page.len() as u8], page.as_bytes()].concat(),
-                    None => format!("{text}\n").into_bytes(),
-                };
-                tree.files.insert(base.join(path), bytes);
-                continue;
-            }
-            if let Some((path, target)) = line.split_once(" -> ") {
-                tree.links.insert(base.join(path), target.into());
-                continue;
-            }
-            match line.split_whitespace().collect::<Vec<_>>()[..] {
-                ["device", number] => tree.device = DevNo::parse(number).unwrap_or(device),
-                ["host", _] => {
-                    tree.files.insert("/sys/class/dmi/id/sys_vendor".into(), b"Dell Inc.\n".to_vec());
-                    tree.files.insert("/proc/cpuinfo".into(), b"flags : fpu\n".to_vec());
-                }
-                ["at", dir] => base = dir.into(),
-                ["block", number, dir] => {
-                    base = dir.into();
-                    tree.links.insert(format!("/sys/dev/block/{number}").into(), dir.into());
-                    tree.files.insert(base.join("dev"), format!("{number}\n").into_bytes());
-                }
-                ["loop", name, kind, number, ref rest @ ..] => {
-                    let number = DevNo::parse(number).unwrap_or(device);
-                    let at = |i: usize| rest.get(i).and_then(|word| word.parse().ok()).unwrap_or(0);
-                    let block_device = (kind == "device").then_some(number);
-                    let status = LoopStatus { fs_device: number, inode: at(0), block_device, offset: at(1) };
-                    tree.loops.insert(name.into(), status);
-                }
-                _ => {}
-            }
-        }
-        tree
-    }
-}
-
-/// Drivers of the major numbers that the samples use.
-const DRIVERS: &[u8] =
-    b"Block devices:\n  7 loop\n  8 sd\n  9 md\n 43 nbd\n253 device-mapper\n254 virtblk\n259 blkext\n";
-
-/// `KIND NUMBER: FIELD VALUE; …`, a value in hexadecimal digits as bytes, any other as its text.
-fn answer(line: &str) -> Option<(String, String, Answers)> {
-    let (head, fields) = line.split_once(": ")?;
-    let (kind, number) = head.split_once(' ')?;
-    let field = |text: &str| {
-        let (name, value) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
-        let hex = value.len() > 31 && value.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let digit = |byte: u8| (byte as char).to_digit(16).unwrap_or(0) as u8;
-        let bytes = value.as_bytes();
-        let bytes =
-            if hex { bytes.chunks_exact(2).map(|d| digit(d[0]) << 4 | digit(d[1])).collect() } else { bytes.to_vec() };
-        (name.to_owned(), bytes)
-    };
-    matches!(kind, "nvme" | "scsi" | "dm").then(|| (kind.into(), number.into(), fields.split(';').map(field).collect()))
-}
-
-impl Tree {
-    /// The bytes of a field of an answer, at `at` in as many zeros as the device would send.
-    fn field(&self, kind: &str, dev: DevNo, name: &str, at: usize, len: usize) -> io::Result<Vec<u8>> {
-        let fields = self.answers.get(&(kind.to_owned(), dev.to_string())).ok_or(io::ErrorKind::NotFound)?;
-        let mut bytes = vec![0; len];
-        for (_, value) in fields.iter().filter(|(field, _)| field == name) {
-            for (byte, value) in bytes.iter_mut().skip(at).zip(value) {
-                *byte = *value;
-            }
-        }
-        Ok(bytes)
-    }
-}
-
-impl System for Tree {
-    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
-        let mut path = path.to_path_buf();
-        for _ in 0..40 {
-            let Some((from, target)) = path.ancestors().find_map(|a| Some((a.to_path_buf(), self.links.get(a)?)))
-            else {
-                break;
-            };
-            path = target.join(path.strip_prefix(&from).unwrap());
-        }
-        let exists = self.files.keys().chain(self.links.keys()).any(|known| known.starts_with(&path));
-        if exists { Ok(path) } else { Err(io::ErrorKind::NotFound.into()) }
-    }
-
-    fn read(&self, path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
-        let Ok(path) = self.resolve(path) else { return Ok(None) };
-        match self.files.get(&path) {
-            Some(bytes) if bytes == b"unreadable\n" || bytes.len() > max => Err(io::ErrorKind::PermissionDenied.into()),
-            found => Ok(found.cloned()),
-        }
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        let Ok(path) = self.resolve(path) else { return Ok(Vec::new()) };
-        let below = self.files.keys().chain(self.links.keys()).filter_map(|known| known.strip_prefix(&path).ok());
-        let names: BTreeSet<String> =
-            below.filter_map(|p| Some(p.components().next()?.as_os_str().to_string_lossy().into_owned())).collect();
-        Ok(names.into_iter().take(limits::CHAIN_NODES_MAX + 1).collect())
-    }
-
-    fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus> {
-        self.loops.get(target.name).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn dm_table(&self, dev: DevNo) -> io::Result<DmTable> {
-        let text =
-            |name| Ok::<_, io::Error>(String::from_utf8_lossy(&self.field("dm", dev, name, 0, 200)?).into_owned());
-        let words =
-            |text: &str| text.split(['\0', ' ']).filter(|w| !w.is_empty()).map(str::to_owned).collect::<Vec<_>>();
-        let devices = words(&text("devices")?).iter().filter_map(|word| DevNo::parse(word)).collect();
-        Ok(DmTable { targets: words(&text("targets")?), devices, active: true, ..DmTable::default() })
-    }
-
-    fn nvme_identify(&self, target: &Target<'_>) -> io::Result<NvmeAnswers> {
-        let field = |name, at, len| self.field("nvme", target.dev, name, at, len);
-        let (serial, model) = (field("serial", 4, 4096)?, field("model", 24, 4096)?);
-        let raw = field("controller", 0, 4096)?;
-        let controller = raw.iter().zip(serial).zip(model).map(|((raw, serial), model)| raw | serial | model).collect();
-        let (namespace, descriptors) = (field("namespace", 0, 4096)?, field("descriptors", 0, 4096)?);
-        Ok(NvmeAnswers { nsid: 1, controller, namespace, descriptors })
-    }
-
-    fn scsi_inquiry(&self, target: &Target<'_>, ata: bool) -> io::Result<ScsiAnswers> {
-        let field = |name, at, len| self.field("scsi", target.dev, name, at, len);
-        let (vendor, model) = (field("vendor", 8, 96)?, field("model", 16, 96)?);
-        let standard = field("standard", 0, 96)?;
-        Ok(ScsiAnswers {
-            standard: standard
-                .iter()
-                .zip(vendor)
-                .zip(model)
-                .map(|((raw, vendor), model)| raw | vendor | model)
-                .collect(),
-            serial: field("page80", 0, 64)?,
-            designators: field("page83", 0, 252)?,
-            caching: Some(field("caching", 0, 32)?),
-            ata: ata.then(|| field("ata", 0, 512)).transpose()?,
-        })
-    }
-}
-
 /// Two registries, signed: a sovereign one and a laboratory's.
 fn registries() -> &'static [VerifiedRegistry; 2] {
     static REGISTRIES: OnceLock<[VerifiedRegistry; 2]> = OnceLock::new();
@@ -436,9 +264,10 @@ fn registries() -> &'static [VerifiedRegistry; 2] {
 /// something could not be read, whose transport is not listed, or whose identity no approved entry has.
 pub fn system(data: &[u8]) {
     // A mount table may be long, a tree of so many lines tells nothing new.
-    let tree = Tree::parse(&String::from_utf8_lossy(&data[..data.len().min(64 << 10)]));
+    let fixture = Fixture::parse(&String::from_utf8_lossy(&data[..data.len().min(64 << 10)]));
+    let tree = fixture.asked();
     let host = HostFacts::read(&tree);
-    let facts = DeviceFacts { root: chain::read(&tree, tree.device) };
+    let facts = DeviceFacts { root: chain::read(&tree, fixture.device) };
     let (mut nodes, mut leaves) = (0, Vec::new());
     let readable = walk(&facts.root, 0, &mut nodes, &mut leaves);
     let today = Date::parse("2026-11-21").unwrap();

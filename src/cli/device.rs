@@ -16,6 +16,7 @@ use crate::device::raw::{Access, RawDevice};
 use crate::device::sys::{Kernel, System};
 use crate::limits;
 use crate::policy::{self, ReasonCode, Verdict};
+use crate::registry::{Date, VerifiedRegistry};
 
 /// `scelle device`.
 #[derive(Debug, Args)]
@@ -101,44 +102,64 @@ fn list(arguments: &List, out: &mut dyn Write) -> Result<ExitCode, Failure> {
         Ok(registry) => (Some(registry), None),
         Err(failure) => (None, Some(failure)),
     };
-    let (host, today) = (HostFacts::read(&Kernel), today()?);
-    let names = Kernel
-        .list(Path::new("/sys/class/block"))
-        .map_err(|e| Failure::failed("sysfs", format!("/sys/class/block: {e}")))?;
-    let mut rows = vec![["DEVICE", "SIZE", "TRANSPORT", "MODEL", "SERIAL", "VERDICT"].map(str::to_owned)];
-    let mut reports = Vec::new();
-    for name in names {
-        let path = Path::new("/sys/class/block").join(&name).join("dev");
-        let number = Kernel.read(&path, limits::SYSFS_BYTES_MAX).ok().flatten().unwrap_or_default();
-        let Some(dev) = DevNo::parse(&String::from_utf8_lossy(&number)) else { continue };
-        let facts = DeviceFacts { root: chain::read(&Kernel, dev) };
-        if facts.root.size_bytes == 0 {
-            continue;
-        }
-        let verdict = registry.as_ref().map(|registry| policy::examine(registry, &facts, &host, today));
-        let device = format!("/dev/{name}");
-        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-        let root = &facts.root;
-        let (size, transport) = (human(root.size_bytes), root.transport.to_string());
-        rows.push([device.clone(), size, transport, text(&root.model), text(&root.serial), short(verdict.as_ref())]);
-        let verdict = verdict.as_ref();
-        reports.push(json_value(&Report {
-            device: &device,
-            facts: &facts,
-            host: &host,
-            verdict,
-            advice: advice(verdict),
-        })?);
-    }
-    let text = match arguments.json {
-        true => pretty(&serde_json::json!({ "devices": reports }))?,
-        false => columns(&rows),
-    };
-    print(out, &text)?;
+    let today = today()?;
+    print(out, &listing(&Kernel, limits::DEVICES_LISTED_MAX, registry.as_ref(), today, arguments.json)?)?;
     if let Some(failure) = absent {
         log::warn!("{failure}");
     }
     Ok(ExitCode::Done)
+}
+
+/// The list, in columns or as JSON: of the first `max` of the names that the kernel has for block devices, those that
+/// have a size.
+fn listing(
+    system: &dyn System,
+    max: usize,
+    registry: Option<&VerifiedRegistry>,
+    today: Date,
+    json: bool,
+) -> Result<String, Failure> {
+    let folder = Path::new("/sys/class/block");
+    let host = HostFacts::read(system);
+    let mut names =
+        system.list(folder, max).map_err(|e| Failure::failed("sysfs", format!("{}: {e}", folder.display())))?;
+    let complete = names.len() <= max;
+    names.truncate(max);
+    let mut rows = vec![["DEVICE", "SIZE", "TRANSPORT", "MODEL", "SERIAL", "VERDICT"].map(str::to_owned)];
+    let mut reports = Vec::new();
+    for name in names {
+        let number = system.read(&folder.join(&name).join("dev"), limits::SYSFS_BYTES_MAX);
+        let number = number.ok().flatten().unwrap_or_default();
+        let Some(dev) = DevNo::parse(&String::from_utf8_lossy(&number)) else { continue };
+        let facts = DeviceFacts { root: chain::read(system, dev) };
+        if facts.root.size_bytes == 0 {
+            continue;
+        }
+        let verdict = registry.map(|registry| policy::examine(registry, &facts, &host, today));
+        let verdict = verdict.as_ref();
+        // Some kernel names hold a slash, which sysfs writes as an exclamation mark.
+        let device = format!("/dev/{}", name.replace('!', "/"));
+        if json {
+            let advice = advice(verdict);
+            reports.push(json_value(&Report { device: &device, facts: &facts, host: &host, verdict, advice })?);
+        } else {
+            let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+            let root = &facts.root;
+            let (size, transport) = (human(root.size_bytes), root.transport.to_string());
+            rows.push([device, size, transport, text(&root.model), text(&root.serial), short(verdict)]);
+        }
+    }
+    if json {
+        return pretty(&serde_json::json!({ "devices": reports, "complete": complete }));
+    }
+    let mut text = columns(&rows);
+    if !complete {
+        text.push_str(&format!(
+            "\nNot the whole list: this host has more than {max} block devices, and the others were not looked at.\n\
+             Ask for one of them by its name: scelle device inspect DEV\n"
+        ));
+    }
+    Ok(text)
 }
 
 /// A verdict in a word or two: the whole of it is for `inspect`.
@@ -307,8 +328,10 @@ fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::device::live::{NvmeAnswers, ScsiAnswers};
+    use crate::device::sys::{DmTable, LoopStatus, Target};
     use crate::policy::laboratory;
-    use crate::registry::{Date, Transport, VerifiedRegistry};
+    use crate::registry::Transport;
 
     fn disk(name: &str) -> Node {
         let mut disk = Node::bare(name, Transport::Sata);
@@ -353,6 +376,65 @@ mod tests {
             "\nVerdict: refused; nothing will be written to it. What to do:\n  chain-node-not-allowed\n    Use the disk itself: scelle",
         ] {
             assert!(refused.contains(line), "{line}\n{refused}");
+        }
+    }
+
+    /// A kernel with as many RAM disks, none of them readable any further.
+    struct Disks(usize);
+
+    impl System for Disks {
+        fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+            Ok(path.to_path_buf())
+        }
+
+        fn read(&self, path: &Path, _: usize) -> io::Result<Option<Vec<u8>>> {
+            let number = |name: &str| name.strip_prefix("ram").map(|n| format!("1:{n}"));
+            let name = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+            let text = match path.file_name().unwrap_or_default().to_str() {
+                Some("dev") => number(&name).or(Some(name.into_owned())),
+                Some("size") => Some("8".into()),
+                _ => None,
+            };
+            Ok(text.map(String::into_bytes))
+        }
+
+        fn list(&self, path: &Path, max: usize) -> io::Result<Vec<String>> {
+            let all = if path.ends_with("class/block") { self.0 } else { 0 };
+            Ok((0..all).take(max + 1).map(|n| format!("ram{n}")).collect())
+        }
+
+        fn loop_status(&self, _: &Target<'_>) -> io::Result<LoopStatus> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn dm_table(&self, _: DevNo) -> io::Result<DmTable> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn nvme_identify(&self, _: &Target<'_>) -> io::Result<NvmeAnswers> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn nvme_identify_by(&self, _: &Target<'_>, _: u32) -> io::Result<NvmeAnswers> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn scsi_inquiry(&self, _: &Target<'_>, _: bool) -> io::Result<ScsiAnswers> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    #[test]
+    fn a_list_that_was_cut_says_so() {
+        let today = Date::new(2026, 11, 22).unwrap();
+        let of = |disks, json| listing(&Disks(disks), 300, Some(&registry()), today, json).unwrap();
+        for (disks, shown, complete) in [(0, 0, true), (300, 300, true), (301, 300, false), (5000, 300, false)] {
+            let text = of(disks, false);
+            assert_eq!(text.matches("\n/dev/ram").count(), shown, "{text}");
+            assert_eq!(!text.contains("Not the whole list: this host has more than 300 block devices"), complete);
+            let json: serde_json::Value = serde_json::from_str(&of(disks, true)).unwrap();
+            assert_eq!(json["devices"].as_array().unwrap().len(), shown);
+            assert_eq!(json["complete"], complete);
         }
     }
 

@@ -32,15 +32,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// An attribute as trimmed text; `None` when it is absent or empty. Text that is not UTF-8 or has control
-    /// characters is a problem, not a value.
+    /// An attribute as trimmed text; `None` when it is absent or empty. What is not printable ASCII, as the standards of
+    /// NVMe, SCSI and ATA have it, is a problem and not a value: a model that turns the direction of writing around could
+    /// have the verdict beside it read as another.
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
         let bytes = self.bytes(name)?;
-        let text = match std::str::from_utf8(&bytes) {
-            Ok(text) => text.trim_matches(|c: char| c.is_whitespace() || c == '\0'),
-            Err(_) => "\u{1}",
-        };
-        if text.chars().any(char::is_control) || text.len() > limits::REGISTRY_TEXT_MAX {
+        let text = String::from_utf8_lossy(&bytes);
+        let text = text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\0');
+        if !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) || text.len() > limits::REGISTRY_TEXT_MAX {
             self.unusable(name, "is not plain text");
             return None;
         }
@@ -70,7 +69,7 @@ impl<'a> Reader<'a> {
     /// Names in a folder below. More than are looked at is a problem: what matters could be among the others.
     pub(super) fn names(&mut self, name: &str) -> Vec<String> {
         let path = self.dir.join(name);
-        match self.system.list(&path) {
+        match self.system.list(&path, limits::CHAIN_NODES_MAX) {
             Ok(names) => {
                 if names.len() > limits::CHAIN_NODES_MAX {
                     self.unusable(name, &format!("has more than {} entries", limits::CHAIN_NODES_MAX));

@@ -260,24 +260,52 @@ impl Walk<'_> {
     fn ask(&self, node: &mut Node, dev: DevNo) {
         let open = self.open.filter(|(of, _)| *of == dev).map(|(_, fd)| fd);
         let target = Target { name: &node.name, dev, open };
-        let (by, answer) = match node.transport {
+        let (by, answers) = match node.transport {
+            Transport::NvmePcie if node.controllers.len() > 1 => {
+                ("NVMe Identify by every controller", self.ask_controllers(node, &target))
+            }
             Transport::NvmePcie => {
                 let answers = self.system.nvme_identify(&target).map_err(|e| e.to_string());
-                ("NVMe Identify", answers.and_then(|a| live::nvme(&a)))
+                ("NVMe Identify", vec![("the device".to_owned(), answers.and_then(|a| live::nvme(&a)))])
             }
             Transport::Sas | Transport::Sata => {
                 let ata = node.transport == Transport::Sata;
                 let answers = self.system.scsi_inquiry(&target, ata).map_err(|e| e.to_string());
                 let by = if ata { "SCSI INQUIRY and ATA IDENTIFY DEVICE" } else { "SCSI INQUIRY" };
-                (by, answers.and_then(|a| live::scsi(&a)))
+                (by, vec![("the device".to_owned(), answers.and_then(|a| live::scsi(&a)))])
             }
             _ => return,
         };
-        match answer.map(|answer| live::compare(node, &answer)) {
-            Ok(differences) if differences.is_empty() => node.confirmed_by = Some(by),
-            Ok(mut differences) => node.problems.append(&mut differences),
-            Err(e) => node.problems.push(Problem::Silent(format!("{by}: {e}"))),
+        let mut problems = Vec::new();
+        for (who, answer) in answers {
+            match answer {
+                Ok(answer) => problems.append(&mut live::compare(node, &answer, &who)),
+                Err(e) => problems.push(Problem::Silent(format!("{by}: {who}: {e}"))),
+            }
         }
+        node.confirmed_by = problems.is_empty().then_some(by);
+        node.problems.append(&mut problems);
+    }
+
+    /// Asks an NVMe namespace that several controllers share, and each of them by its own node: sysfs shows the serial
+    /// number of the first for all, and the kernel sends a question about the namespace to one of its choice.
+    fn ask_controllers(&self, node: &Node, target: &Target<'_>) -> Vec<(String, Result<live::Answer, String>)> {
+        let first = self.system.nvme_identify(target).map_err(|e| e.to_string());
+        // One that does not answer is refused whatever its controllers say.
+        let (nsid, asked) = match &first {
+            Ok(answers) => (answers.nsid, &node.controllers[..]),
+            Err(_) => (0, &[][..]),
+        };
+        let mut all = vec![("the device".to_owned(), first.and_then(|a| live::nvme(&a)))];
+        for controller in asked {
+            let answers = match controller.dev {
+                Some(dev) => self.system.nvme_identify_by(&Target { name: &controller.name, dev, open: None }, nsid),
+                None => Err(std::io::Error::other("sysfs does not show the number of its node")),
+            };
+            let answer = answers.map_err(|e| e.to_string()).and_then(|a| live::nvme(&a));
+            all.push((format!("its controller {}", controller.name), answer));
+        }
+        all
     }
 
     fn identify_loop(&mut self, node: &mut Node, reader: &mut Reader<'_>, dev: DevNo) {

@@ -203,10 +203,14 @@ impl Reading<'_> {
 
     fn pci(&mut self) {
         let folder = Path::new("/sys/bus/pci/devices");
-        let functions = self.system.list(folder).unwrap_or_else(|e| {
+        let functions = self.system.list(folder, limits::PCI_FUNCTIONS_MAX).unwrap_or_else(|e| {
             self.facts.evidence.push(format!("{} cannot be read: {e}", folder.display()));
             Vec::new()
         });
+        if functions.len() > limits::PCI_FUNCTIONS_MAX {
+            // A hypervisor's could be among the others.
+            self.facts.evidence.push(format!("it has more than {} PCI functions", limits::PCI_FUNCTIONS_MAX));
+        }
         let mut vendors: Vec<String> = functions
             .iter()
             .filter_map(|function| self.text(&folder.join(function).join("vendor")))

@@ -59,6 +59,8 @@ pub struct LoopFile {
 pub struct Controller {
     /// The kernel's name, e.g. `nvme0`.
     pub name: String,
+    /// Number of its own node, a character device.
+    pub dev: Option<DevNo>,
     /// How it is reached.
     pub transport: Transport,
     /// Address on that transport, as the kernel shows it.

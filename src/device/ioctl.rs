@@ -244,7 +244,11 @@ pub(super) fn nvme_identify(fd: BorrowedFd<'_>) -> io::Result<NvmeAnswers> {
     // SAFETY: NVME_IOCTL_ID takes no argument.
     let nsid = unsafe { libc::ioctl(fd.as_raw_fd(), NVME_IOCTL_ID as _) };
     check(nsid)?;
-    let nsid = nsid as u32;
+    nvme_identify_namespace(fd, nsid as u32)
+}
+
+/// Asks the controller behind `fd`, which may be its own node, who it is and what it says of a namespace.
+pub(super) fn nvme_identify_namespace(fd: BorrowedFd<'_>, nsid: u32) -> io::Result<NvmeAnswers> {
     let whole = |nsid, cns| {
         let (status, data) = nvme_read(fd, nsid, cns)?;
         if status == 0 { Ok(data) } else { Err(io::Error::other(format!("Identify {cns}: NVMe status {status:#x}"))) }
@@ -430,7 +434,7 @@ mod tests {
         use std::os::fd::AsFd;
         let file = tempfile::tempfile().unwrap();
         assert!(scsi_inquiry(file.as_fd(), true).is_err());
-        assert!(nvme_identify(file.as_fd()).is_err());
+        assert!(nvme_identify(file.as_fd()).is_err() && nvme_identify_namespace(file.as_fd(), 1).is_err());
         assert!(loop_status(file.as_fd()).is_err());
         assert!(dm_table(&file, DevNo { major: 253, minor: 0 }).is_err());
         assert!(diskseq(file.as_fd()).is_err() && size_bytes(file.as_fd()).is_err());

@@ -8,11 +8,18 @@
 //! |---|---|---|
 //! | NVMe | Identify Controller (CNS 1) | serial number, model; whether it has a volatile write cache |
 //! | NVMe | Identify Namespace (CNS 0), descriptors (CNS 3) | size; sysfs's `wwid` is one of UUID, NGUID, EUI-64, or made of vendor, serial number, model and namespace |
+//! | | all of these again by each of several controllers | the same |
 //! | SCSI, SAS, SATA | INQUIRY | vendor, model |
 //! | | page 0x80 | serial number |
 //! | | page 0x83 | sysfs's `wwid` is one of the logical unit's designators |
 //! | | caching mode page, if it has one | whether the volatile write cache is on |
 //! | SATA | IDENTIFY DEVICE, past the kernel's translation | serial number, model, world-wide name, write cache |
+//!
+//! Of an NVMe namespace that several controllers share (native multipath) the kernel shows one serial number and one
+//! model: those of the controller that came first, also in the folders of the others, which it took in for the name of
+//! their subsystem and the namespace's identifiers alone (drivers/nvme/host: `nvme_init_subsystem`,
+//! `nvme_init_ns_head`). Serial number and model belong to the subsystem (NVMe, 5.17.2.1): a controller that answers
+//! with others is none of this one, and could get whatever is written.
 //!
 //! Answers are hostile: every length is checked, text must be printable ASCII. What does not fit refuses the device.
 //! Sources: NVM Express base specification 2.0, 5.17; SPC-4, 6.6 and 7.8; SBC-3, 6.5.5; ACS-3, 7.12.7;
@@ -219,13 +226,13 @@ fn ata(answer: &mut Answer, identify: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// In what the answers differ from what sysfs shows of the node.
-pub fn compare(node: &Node, answer: &Answer) -> Vec<Problem> {
+/// In what the answers of `who`, in words, differ from what sysfs shows of the node.
+pub fn compare(node: &Node, answer: &Answer, who: &str) -> Vec<Problem> {
     let mut problems: Vec<Problem> = answer.contradictions.iter().cloned().map(Problem::Disagrees).collect();
     let mut differ = |what: &str, sysfs: Option<&str>, device: &str| {
         if sysfs.unwrap_or_default() != device {
             let sysfs = sysfs.unwrap_or("nothing");
-            problems.push(Problem::Disagrees(format!("{what} is {sysfs} by sysfs and {device:?} by the device")));
+            problems.push(Problem::Disagrees(format!("{what} is {sysfs} by sysfs and {device:?} by {who}")));
         }
     };
     if let Some(vendor) = &answer.vendor {
@@ -239,12 +246,12 @@ pub fn compare(node: &Node, answer: &Answer) -> Vec<Problem> {
     if !node.wwid.as_ref().is_some_and(|wwid| answer.wwids.contains(wwid)) {
         let sysfs = node.wwid.as_deref().unwrap_or("nothing");
         let device = answer.wwids.join(" ");
-        problems
-            .push(Problem::Disagrees(format!("identifier is {sysfs} by sysfs and one of {device:?} by the device")));
+        problems.push(Problem::Disagrees(format!("identifier is {sysfs} by sysfs and one of {device:?} by {who}")));
     }
     if answer.volatile_cache == Some(true) && node.write_cache.as_deref() != Some("write back") {
         let mode = node.write_cache.as_deref().unwrap_or("nothing");
-        problems.push(Problem::CacheNotFlushed(format!("its cache is on, and queue/write_cache says {mode:?}")));
+        let text = format!("by {who} its cache is on, and queue/write_cache says {mode:?}");
+        problems.push(Problem::CacheNotFlushed(text));
     }
     problems
 }
@@ -393,7 +400,7 @@ mod tests {
         node.serial = Some("ZC1ABCDF".into());
         node.wwid = Some("naa.5000c500a1b2c3d5".into());
         node.write_cache = Some("write back".into());
-        assert_eq!(compare(&node, &answer), []);
+        assert_eq!(compare(&node, &answer, "the device"), []);
         let changes: [&dyn Fn(&mut Node); 5] = [
             &|n| n.vendor = None,
             &|n| n.model = Some("ST4000NM000A".into()),
@@ -404,10 +411,10 @@ mod tests {
         for change in changes {
             let mut other = node.clone();
             change(&mut other);
-            assert_eq!(compare(&other, &answer).len(), 1);
+            assert_eq!(compare(&other, &answer, "the device").len(), 1);
         }
         let sized = Answer { size_bytes: Some(512), ..answer };
-        assert_eq!(compare(&node, &sized).len(), 1);
+        assert_eq!(compare(&node, &sized, "the device").len(), 1);
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! What is asked of the kernel about block devices, behind a trait so that tests can put a directory tree in its place.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use super::identity::DevNo;
 use super::ioctl;
 use super::live::{NvmeAnswers, ScsiAnswers};
-use crate::limits;
 
-/// A block device that is asked something: by its open descriptor where there is one, else by its node in /dev.
+/// A device that is asked something: by its open descriptor where there is one, else by its node in /dev.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
     /// The kernel's name.
@@ -63,9 +62,9 @@ pub trait System: Send + Sync {
     /// Content of a small file, at most `max` bytes; `None` if there is no such file.
     fn read(&self, path: &Path, max: usize) -> io::Result<Option<Vec<u8>>>;
 
-    /// Names in a directory, sorted, at most [`limits::CHAIN_NODES_MAX`] + 1 of them; none if there is no such
-    /// directory.
-    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// Names in a directory, sorted, at most `max` + 1 of them: one too many says that there are more. None if there
+    /// is no such directory.
+    fn list(&self, path: &Path, max: usize) -> io::Result<Vec<String>>;
 
     /// What the loop driver says of a loop device.
     fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus>;
@@ -73,8 +72,12 @@ pub trait System: Send + Sync {
     /// What the device mapper says of one of its devices.
     fn dm_table(&self, dev: DevNo) -> io::Result<DmTable>;
 
-    /// What an NVMe namespace and its controller answer now.
+    /// What an NVMe namespace and its controller answer now; of a namespace with several, the one that the kernel
+    /// happens to choose.
     fn nvme_identify(&self, target: &Target<'_>) -> io::Result<NvmeAnswers>;
+
+    /// What one controller, a character device, answers now about itself and about the namespace `nsid`.
+    fn nvme_identify_by(&self, controller: &Target<'_>, nsid: u32) -> io::Result<NvmeAnswers>;
 
     /// What a SCSI disk answers now; `ata`: an ATA disk behind the kernel's translation is also asked directly.
     fn scsi_inquiry(&self, target: &Target<'_>, ata: bool) -> io::Result<ScsiAnswers>;
@@ -93,12 +96,12 @@ impl System for Kernel {
         read_bounded(path, max)
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        list_bounded(path)
+    fn list(&self, path: &Path, max: usize) -> io::Result<Vec<String>> {
+        list_bounded(path, max)
     }
 
     fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus> {
-        ask(target, ioctl::loop_status)
+        ask(target, FileTypeExt::is_block_device, ioctl::loop_status)
     }
 
     fn dm_table(&self, dev: DevNo) -> io::Result<DmTable> {
@@ -118,17 +121,25 @@ impl System for Kernel {
     }
 
     fn nvme_identify(&self, target: &Target<'_>) -> io::Result<NvmeAnswers> {
-        ask(target, ioctl::nvme_identify)
+        ask(target, FileTypeExt::is_block_device, ioctl::nvme_identify)
+    }
+
+    fn nvme_identify_by(&self, controller: &Target<'_>, nsid: u32) -> io::Result<NvmeAnswers> {
+        ask(controller, FileTypeExt::is_char_device, |fd| ioctl::nvme_identify_namespace(fd, nsid))
     }
 
     fn scsi_inquiry(&self, target: &Target<'_>, ata: bool) -> io::Result<ScsiAnswers> {
-        ask(target, |fd| ioctl::scsi_inquiry(fd, ata))
+        ask(target, FileTypeExt::is_block_device, |fd| ioctl::scsi_inquiry(fd, ata))
     }
 }
 
-/// Puts a question to a device through its open descriptor; one that is not open yet (a disk below a partition) is
-/// opened for reading, and believed only when the node is a block device of the right number.
-fn ask<T>(target: &Target<'_>, question: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+/// Puts a question to a device through its open descriptor; one that is not open yet (a disk below a partition, a
+/// controller) is opened for reading, and believed only when the node is a device of the right kind and number.
+fn ask<T>(
+    target: &Target<'_>,
+    kind: impl Fn(&FileType) -> bool,
+    question: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+) -> io::Result<T> {
     if let Some(fd) = target.open {
         return question(fd);
     }
@@ -136,7 +147,7 @@ fn ask<T>(target: &Target<'_>, question: impl FnOnce(BorrowedFd<'_>) -> io::Resu
     let path = Path::new("/dev").join(target.name.replace('!', "/"));
     let said = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
     let not_it = || io::Error::other(format!("{} is not the device {}", path.display(), target.dev));
-    let is_it = |m: fs::Metadata| m.file_type().is_block_device() && DevNo::from_raw(m.rdev()) == target.dev;
+    let is_it = |m: fs::Metadata| kind(&m.file_type()) && DevNo::from_raw(m.rdev()) == target.dev;
     // Opening some other kinds of file has effects or blocks: look first, and again once open.
     if !is_it(fs::symlink_metadata(&path).map_err(said)?) {
         return Err(not_it());
@@ -165,14 +176,14 @@ pub fn read_bounded(path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
 }
 
 /// Names in a directory, as [`System::list`] wants them.
-pub fn list_bounded(path: &Path) -> io::Result<Vec<String>> {
+pub fn list_bounded(path: &Path, max: usize) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
     let mut names = Vec::new();
-    for entry in entries.take(limits::CHAIN_NODES_MAX + 1) {
+    for entry in entries.take(max + 1) {
         names.push(entry?.file_name().to_string_lossy().into_owned());
     }
     names.sort();

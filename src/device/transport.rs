@@ -22,7 +22,7 @@
 use std::path::{Component, Path};
 
 use super::attributes::Reader;
-use super::identity::{Controller, Node};
+use super::identity::{Controller, DevNo, Node};
 use super::sys::System;
 use crate::limits;
 use crate::registry::Transport;
@@ -171,7 +171,9 @@ fn controller(system: &dyn System, link: &Path) -> Controller {
         _ => Transport::Unknown,
     };
     let name = resolved.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    Controller { name, transport, address: reader.text("address"), sysfs_path: resolved.to_string_lossy().into_owned() }
+    let dev = reader.text("dev").and_then(|t| DevNo::parse(&t));
+    let sysfs_path = resolved.to_string_lossy().into_owned();
+    Controller { name, dev, transport, address: reader.text("address"), sysfs_path }
 }
 
 /// What a device without a recognised transport seems to be. The names are the kernel's, and nothing rests on them.

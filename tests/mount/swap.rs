@@ -180,9 +180,9 @@ impl System for Meddler {
         Kernel.read(path, max)
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+    fn list(&self, path: &Path, max: usize) -> io::Result<Vec<String>> {
         self.step();
-        Kernel.list(path)
+        Kernel.list(path, max)
     }
 
     fn loop_status(&self, target: &Target<'_>) -> io::Result<LoopStatus> {
@@ -196,6 +196,10 @@ impl System for Meddler {
 
     fn nvme_identify(&self, target: &Target<'_>) -> io::Result<NvmeAnswers> {
         Kernel.nvme_identify(target)
+    }
+
+    fn nvme_identify_by(&self, controller: &Target<'_>, nsid: u32) -> io::Result<NvmeAnswers> {
+        Kernel.nvme_identify_by(controller, nsid)
     }
 
     fn scsi_inquiry(&self, target: &Target<'_>, ata: bool) -> io::Result<ScsiAnswers> {
