@@ -5,6 +5,7 @@
 //! of the thread serves many small writes. The plug opens for a flush, and for whoever waits for a write ([`Queue::unplug`]).
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -206,7 +207,7 @@ impl Queue {
 fn gather(jobs: &mut VecDeque<Job>, first: Job) -> VecDeque<Job> {
     let Job::Write { offset, data, .. } = &first else { return VecDeque::from([first]) };
     let mut bytes = data.len();
-    let mut places = vec![*offset..*offset + data.len() as u64];
+    let mut places: Vec<Range<u64>> = std::iter::once(*offset..*offset + data.len() as u64).collect();
     let mut taken = VecDeque::from([first]);
     while let Some(Job::Write { offset, data, .. }) = jobs.front() {
         let (start, end) = (*offset, *offset + data.len() as u64);

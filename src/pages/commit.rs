@@ -300,7 +300,7 @@ impl Store {
             trust: *lock(&self.trust),
         };
         let sealed = label::seal_root(&self.keys, self.volume, &root).map_err(|e| Error::Io(e.to_string()))?;
-        let mut buf = AlignedBuf::zeroed(BLOCK_SIZE);
+        let mut buf = AlignedBuf::scratch(BLOCK_SIZE);
         buf.copy_from_slice(&sealed);
         let slot = label::slot(generation);
         let device_bytes = |index: usize| self.device_bytes(index);
