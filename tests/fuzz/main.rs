@@ -1,6 +1,7 @@
 //! The fuzz targets of `fuzz/`, for real in every test run: a seeded mutator without coverage feedback, over valid samples.
 //! `SCELLE_SEED` repeats a run, `SCELLE_FUZZ_SECONDS` makes it longer, e.g.
-//! `SCELLE_FUZZ_SECONDS=300 cargo test --release --test fuzz -- --nocapture`.
+//! `SCELLE_FUZZ_SECONDS=300 cargo test --release --test fuzz -- --nocapture`. With `SCELLE_FUZZ_SAMPLES=DIR` the samples are
+//! only written to DIR/TARGET, for libFuzzer to begin with: `scripts/fuzz`.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../../fuzz/src/targets.rs"]
@@ -12,6 +13,7 @@ mod mutate;
 #[allow(dead_code, reason = "not everything that the model test needs")]
 mod rng;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -34,6 +36,15 @@ const INPUTS: u64 = 20_000;
 
 /// Feeds a target its samples, then what the mutator makes of them.
 fn fuzz(name: &str, target: fn(&[u8]), samples: &[Vec<u8>]) {
+    if let Some(folder) = std::env::var_os("SCELLE_FUZZ_SAMPLES") {
+        let folder = Path::new(&folder).join(name);
+        fs::create_dir_all(&folder).unwrap();
+        samples
+            .iter()
+            .enumerate()
+            .for_each(|(n, sample)| fs::write(folder.join(format!("sample-{n}")), sample).unwrap());
+        return;
+    }
     let seed = rng::seed();
     let seconds = std::env::var("SCELLE_FUZZ_SECONDS").ok().map(|text| text.parse().expect("a number of seconds"));
     let (time, inputs) = seconds.map_or((TARGET_TIME, INPUTS), |s| (Duration::from_secs(s), u64::MAX));
@@ -216,4 +227,22 @@ fn both_ways_of_fuzzing_have_the_same_targets() {
         count += 1;
     }
     assert_eq!(here.matches("\n    fuzz(\"").count(), count, "a target here is not in fuzz/");
+}
+
+/// The fuzzers are built with the versions that the product has, and building them changes no list of versions.
+#[test]
+fn the_fuzzers_have_the_products_dependencies() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap().parse::<toml::Table>().unwrap();
+    let locked = |path: &str| -> BTreeSet<(String, String)> {
+        let field = |package: &toml::Value, key: &str| package[key].as_str().unwrap().to_owned();
+        let lock = read(path);
+        lock["package"].as_array().unwrap().iter().map(|p| (field(p, "name"), field(p, "version"))).collect()
+    };
+    let (ours, theirs) = (locked("Cargo.lock"), locked("fuzz/Cargo.lock"));
+    let apart: Vec<&str> = theirs.difference(&ours).map(|(name, _)| name.as_str()).collect();
+    assert_eq!(apart, ["arbitrary", "jobserver", "libfuzzer-sys", "scelle-fuzz"]);
+    for name in read("Cargo.toml")["dependencies"].as_table().unwrap().keys() {
+        assert!(theirs.iter().any(|(theirs, _)| theirs == name), "{name} is missing in fuzz/Cargo.lock");
+    }
 }
