@@ -55,8 +55,12 @@ pub use verify::{FORMAT, Fault, Seal, Verifier, export_head, verify_export};
 
 use record::{Chain, Digest, Record};
 
-/// For so long, what the program notices again is only counted; then one record says how often.
+/// For so long, what the program notices again is only counted, unless it noticed something else in between; then one
+/// record says how often.
 pub const REPEAT_WINDOW: Duration = Duration::from_secs(60);
+
+/// Most records of one event in that time: a device that comes and goes all day must not fill the volume.
+const REPEATS_RECORDED_MAX: u32 = 8;
 
 /// Most events whose repetitions are counted at once.
 const RECENT_MAX: usize = 256;
@@ -106,6 +110,11 @@ struct Seen {
 struct Recent {
     since: Instant,
     record: Record,
+    /// How often it was recorded.
+    times: u32,
+    /// Whether another event was noticed since: the same is then not merely the same again. A device that is refused,
+    /// approved and refused once more was refused twice.
+    followed: bool,
 }
 
 /// The end of the trail, as the status shows it.
@@ -184,14 +193,19 @@ impl Audit {
         let fresh = Record::new(&entry, record::now());
         if matches!(entry.actor, Actor::System { .. }) {
             let mut recent = lock(&self.recent);
-            if let Some(same) = recent.iter_mut().find(|same| same.record.repeats(&fresh)) {
-                same.record.count(&fresh.time);
-                log::info!("audit: again: {}", said(&fresh));
-                return;
+            let mut at = recent.iter().position(|same| same.record.repeats(&fresh));
+            if let Some(same) = at.map(|index| &mut recent[index]) {
+                if !same.followed || same.times >= REPEATS_RECORDED_MAX {
+                    same.record.count(&fresh.time);
+                    log::info!("audit: again: {}", said(&fresh));
+                    return;
+                }
+                same.times += 1;
+            } else if recent.len() < RECENT_MAX {
+                at = Some(recent.len());
+                recent.push(Recent { since: Instant::now(), record: fresh.clone(), times: 1, followed: false });
             }
-            if recent.len() < RECENT_MAX {
-                recent.push(Recent { since: Instant::now(), record: fresh.clone() });
-            }
+            recent.iter_mut().enumerate().for_each(|(index, recent)| recent.followed = Some(index) != at);
         }
         self.write(vec![fresh]);
     }

@@ -314,3 +314,27 @@ fn p9_what_is_noticed_again_and_again_is_counted() {
         assert_eq!(counted[1].repeated.as_ref().unwrap().count, 999);
     });
 }
+
+/// Refused, accepted, refused: that is two refusals, and each is in the trail when it happens, in its order.
+#[test]
+fn p9_what_comes_and_goes_is_recorded_each_time() {
+    let mut bench = Bench::new(1);
+    let options = OpenOptions::default();
+    let of = |n: usize| ["registry-signatures", "registry-version"][n % 2];
+    let codes = |open: &Open| -> Vec<String> {
+        let told = trail(open).into_iter().filter(|r| r.event == "registry-refused" && r.repeated.is_none());
+        told.map(|record| record.reasons[0].code.clone()).collect()
+    };
+    mounted(&mut bench, &options, |open| {
+        (0..5).for_each(|n| open.audit().record(scelle::volume::audit::Audit::registry_refused(of(n), "")));
+        assert_eq!(codes(open), (0..5).map(of).collect::<Vec<_>>());
+        // All day long, though, it would fill the volume.
+        (5..1000).for_each(|n| open.audit().record(scelle::volume::audit::Audit::registry_refused(of(n), "")));
+        assert_eq!(codes(open), (0..16).map(of).collect::<Vec<_>>());
+    });
+    mounted(&mut bench, &options, |open| {
+        let told = trail(open);
+        let counts: Vec<u64> = told.iter().filter_map(|r| r.repeated.as_ref()).map(|r| r.count).collect();
+        assert_eq!(counts, [492, 492]);
+    });
+}
