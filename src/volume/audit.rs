@@ -216,6 +216,12 @@ impl Audit {
         Entry::noticed(self.replica(index), event).because(verdict.reasons.iter().map(Reason::from))
     }
 
+    /// Somebody asked that a device be brought back, which may not.
+    pub fn resync_refused(device: &Path, code: &str, text: &str) -> Entry {
+        let object = Object::Device { device: event::cut(&device.to_string_lossy()) };
+        Entry::noticed(object, Event::ResyncRefused).because([Reason::new(code, text)])
+    }
+
     /// A registry came into force while the volume was in use.
     pub fn registry_accepted(registry: &VerifiedRegistry) -> Entry {
         let object = Object::Registry { version: Some(registry.version()) };

@@ -167,6 +167,11 @@ fn p6_a_device_that_was_missing_is_taken_in_without_a_remount() {
     let asked = resync(&lab, &[stranger.device.to_str().unwrap()]);
     assert_eq!(asked.status.code(), Some(3), "{}", stderr(&asked));
     assert!(stranger.bytes() == before);
+    // The trail tells that it was tried.
+    let trail = run(Command::new(SCELLE).args(["audit", "log", "--json"]).arg(&lab.mountpoint));
+    let told = String::from_utf8_lossy(&trail.stdout);
+    let told = told.lines().find(|line| line.contains("resync-refused")).expect("a record of the refusal");
+    assert!(told.contains(stranger.device.to_str().unwrap()) && told.contains("device-not-listed"), "{told}");
     stranger.detach();
     // There again, perhaps as another node: found by its label, or named.
     lab.disks[1].reattach();

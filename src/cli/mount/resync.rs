@@ -10,7 +10,8 @@ use crate::device::raw::Access;
 use crate::limits::REPLICAS_MAX;
 use crate::mirror::State;
 use crate::units::Uuid;
-use crate::volume::Members;
+use crate::volume::audit::Audit;
+use crate::volume::{Members, News};
 
 /// Brings back the replica that `wanted` names, a device node or an identifier of the registry; without it, every one that
 /// is not in sync.
@@ -114,6 +115,13 @@ fn bring_back(look: &Look, volume: Uuid, index: usize, node: Option<&Path>) -> R
 }
 
 fn take_in(look: &Look, node: &Path) -> Result<(usize, State), Failure> {
-    let device = devices::approve_one(node, &look.found().registry, Access::Exclusive)?;
-    Ok(look.members().take_in(device)?)
+    let device = devices::approve_one(node, &look.found().registry, Access::Exclusive);
+    let taken = device.and_then(|device| Ok(look.members().take_in(device)?));
+    taken.inspect_err(|failure| {
+        if failure.code == ExitCode::Refused {
+            let mut news = News::default();
+            news.tell(Audit::resync_refused(node, &failure.reason, &failure.text));
+            look.members().follow(news);
+        }
+    })
 }

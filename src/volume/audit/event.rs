@@ -179,6 +179,8 @@ pub enum Event {
         /// From now on.
         to: State,
     },
+    /// Somebody asked that a device be brought back as a replica, and was refused for these reasons.
+    ResyncRefused,
     /// The policy does not approve a replica's device any more, for these reasons.
     DeviceRefused,
     /// A device that had been refused is approved again.

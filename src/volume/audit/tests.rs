@@ -226,6 +226,7 @@ fn codes_of_events_are_stable() {
         (Event::MountRefused, "mount-refused"),
         (Event::RollbackAccepted { seen: 2, found: 1 }, "rollback-accepted"),
         (Event::ReplicaState { from: state, to: state }, "replica-state"),
+        (Event::ResyncRefused, "resync-refused"),
         (Event::DeviceRefused, "device-refused"),
         (Event::DeviceApproved, "device-approved"),
         (Event::ReplicaErrors(ErrorCounts::default()), "replica-errors"),
