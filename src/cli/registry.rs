@@ -339,7 +339,7 @@ impl Password {
 
 fn read(path: &Path, max: usize) -> Result<Vec<u8>, Failure> {
     read_bounded(path, max)
-        .and_then(|bytes| bytes.ok_or_else(|| io::ErrorKind::NotFound.into()))
+        .and_then(|bytes| bytes.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT)))
         .map_err(|e| Failure::usage("file-unreadable", format!("{}: {e}", path.display())))
 }
 

@@ -115,5 +115,5 @@ pub fn load(registry: &Path, trust: &Path) -> Result<(VerifiedRegistry, TrustAnc
 
 fn read(path: &Path, max: usize) -> Result<Vec<u8>, LoadError> {
     let error = |source| LoadError::Io { path: path.to_owned(), source };
-    read_bounded(path, max).map_err(error)?.ok_or_else(|| error(io::ErrorKind::NotFound.into()))
+    read_bounded(path, max).map_err(error)?.ok_or_else(|| error(io::Error::from_raw_os_error(libc::ENOENT)))
 }
