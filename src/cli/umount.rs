@@ -57,7 +57,10 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Failu
         Err(ClientError::Io { source, .. }) if source.kind() == ErrorKind::TimedOut => {
             let text =
                 format!("unmounted, but the daemon (process {pid}) has not closed the volume within {END_WAIT:?}");
-            return Err(Failure::failed("umount-timeout", text).advise("It goes on trying; see the system's log."));
+            return Err(Failure::failed("umount-timeout", text).advise(
+                "It goes on trying; see the system's log. Or another mount namespace, a container's say, still has it \
+                 mounted: grep for the mount point in /proc/*/mountinfo.",
+            ));
         }
         Err(error) => {
             let text = format!("unmounted, but the daemon (process {pid}) ended without closing the volume: {error}");
