@@ -51,6 +51,8 @@ pub mod choice;
 mod error;
 mod lane;
 mod queue;
+#[cfg(test)]
+mod tests;
 mod written;
 
 use cache::{CLUSTER_BLOCKS, Cache};
@@ -148,6 +150,8 @@ struct Inner {
     /// Threads that wait for [`Shared::written`]: without any, a write's end is nobody's business, and a notification a
     /// system call.
     waiting_for_writes: usize,
+    /// Flushes that somebody waits for.
+    tickets: Vec<Arc<Ticket>>,
     written: Written,
 }
 
@@ -220,9 +224,17 @@ impl Inner {
         }
     }
 
+    /// A ticket for a flush of everybody who takes writes.
+    fn ticket(&mut self, round: Option<u64>) -> Arc<Ticket> {
+        let asked = AtomicU64::new(self.writable_mask());
+        let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0), round });
+        self.tickets.push(ticket.clone());
+        ticket
+    }
+
     /// Whether every replica that was asked to flush has done so or takes no writes any more.
     fn flushed(&self, ticket: &Ticket) -> bool {
-        ticket.asked & self.writable_mask() & !ticket.done.load(Ordering::Acquire) == 0
+        ticket.asked.load(Ordering::Acquire) & self.writable_mask() & !ticket.done.load(Ordering::Acquire) == 0
     }
 
     fn reasons(&self) -> String {
@@ -274,6 +286,7 @@ impl Mirror {
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
             waiting_for_writes: 0,
+            tickets: Vec::new(),
             written: Written::new(),
         };
         let shared = Arc::new(Shared {
@@ -466,8 +479,8 @@ impl Mirror {
     /// # Errors
     /// As [`flush`](Self::flush).
     pub fn publish(&self, data: &Arc<AlignedBuf>, offsets: impl Fn(usize) -> [u64; 2]) -> Result<u64> {
-        let inner = self.shared.lock();
-        let ticket = Arc::new(Ticket { asked: inner.writable_mask(), done: AtomicU64::new(0), round: None });
+        let mut inner = self.shared.lock();
+        let ticket = inner.ticket(None);
         self.queue(inner, |index| {
             let (offsets, data, ticket) = (offsets(index), data.clone(), ticket.clone());
             Job::Publish { offsets, data, ticket }
@@ -490,14 +503,15 @@ impl Mirror {
 
     fn flush_all(&self) -> (MutexGuard<'_, Inner>, u64) {
         let mut inner = self.shared.lock();
-        let (asked, round) = (inner.writable_mask(), inner.written.next_round());
-        let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0), round: Some(round) });
+        let round = inner.written.next_round();
+        let ticket = inner.ticket(Some(round));
         self.queue(inner, |_| Job::Flush(ticket.clone()));
         self.wait_for_ticket(&ticket)
     }
 
-    fn wait_for_ticket(&self, ticket: &Ticket) -> (MutexGuard<'_, Inner>, u64) {
-        let inner = self.wait(self.shared.lock(), &self.shared.flushed, |inner| inner.flushed(ticket));
+    fn wait_for_ticket(&self, ticket: &Arc<Ticket>) -> (MutexGuard<'_, Inner>, u64) {
+        let mut inner = self.wait(self.shared.lock(), &self.shared.flushed, |inner| inner.flushed(ticket));
+        inner.tickets.retain(|other| !Arc::ptr_eq(other, ticket));
         (inner, ticket.done.load(Ordering::Acquire))
     }
 
@@ -848,6 +862,9 @@ fn fence(inner: &mut Inner, index: usize, queue: &Queue, state: State, reason: &
     status.reason = Some(reason.to_owned());
     for start in queue.drop_all() {
         inner.finish(start);
+    }
+    for ticket in &inner.tickets {
+        ticket.asked.fetch_and(!(1 << index), Ordering::Release);
     }
 }
 

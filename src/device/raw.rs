@@ -201,6 +201,12 @@ impl RawDevice {
         Ok(())
     }
 
+    /// Whether writes were carried out together.
+    #[cfg(test)]
+    pub(super) fn is_asynchronous(&self) -> bool {
+        matches!(*self.asynchronous.lock().unwrap_or_else(PoisonError::into_inner), Asynchronous::Ready(_))
+    }
+
     /// Has the kernel carry the writes out together, as far as it will; what it would not take is left to the caller.
     fn try_together(&self, writes: &[Write<'_>], durable: bool) -> Vec<Outcome> {
         let mut asynchronous = self.asynchronous.lock().unwrap_or_else(PoisonError::into_inner);

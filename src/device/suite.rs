@@ -161,6 +161,8 @@ fn durable_writes_are_flushed_by_the_device() {
     assert_eq!(flushes(), before);
     device.write_together(&two(4096), true).unwrap();
     assert!(flushes() > before);
+    // By the kernel's asynchronous writes, and not one after the other because there are none.
+    assert!(device.is_asynchronous());
 }
 
 #[test]

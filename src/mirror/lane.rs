@@ -121,12 +121,12 @@ impl Worker {
         }
         let wakes_writers = inner.waiting_for_writes > 0;
         let is_flushed = match first {
-            Some(Job::Flush(ticket) | Job::Publish { ticket, .. }) => {
+            // One that hung may have lost its place, and what it did then counts for nobody.
+            Some(Job::Flush(ticket) | Job::Publish { ticket, .. }) if self.is_current() => {
                 let status = &mut inner.replicas[self.index];
-                // One that is being resynced was not given what came before; one that hung may have lost its place.
+                // One that is being resynced was not given what came before.
                 if let Some(round) = ticket.round
                     && status.state == State::InSync
-                    && self.is_current()
                 {
                     status.flushed = round;
                 }

@@ -47,8 +47,8 @@ impl Job {
 
 /// Who of the replicas that a flush was asked of has done it; bit `i` is replica `i`.
 pub(super) struct Ticket {
-    /// Those that were asked.
-    pub asked: u64,
+    /// Those that were asked and were not fenced since: one that was may be back, with another queue, before anybody looks.
+    pub asked: AtomicU64,
     /// Those that have flushed.
     pub done: AtomicU64,
     /// What was submitted in earlier rounds is covered by it ([`super::written`]); none for what makes only itself durable.
@@ -252,7 +252,7 @@ mod tests {
         // A flush takes along what is before it.
         asleep(&queue);
         assert!(!queue.push(write(1 << 30, 4096)));
-        let ticket = Arc::new(Ticket { asked: 1, done: AtomicU64::new(0), round: Some(1) });
+        let ticket = Arc::new(Ticket { asked: AtomicU64::new(1), done: AtomicU64::new(0), round: Some(1) });
         assert!(queue.push(Job::Flush(ticket)));
         assert!(matches!(queue.take().0.front(), Some(Job::Write { .. })));
         assert!(matches!(queue.take().0.front(), Some(Job::Flush(_))));
