@@ -67,10 +67,19 @@ pub(super) fn without_set_id(mode: u32, keeps_group_id: impl FnOnce() -> bool) -
     (taken != 0).then_some(mode & 0o7777 & !taken)
 }
 
+/// What proc_pid_status(5) says of the caller; nothing when it acts for somebody else, as the kernel's file servers do: then its
+/// own groups and capabilities say nothing of this request.
 fn status(request: &Request) -> String {
     let status = Path::new("/proc").join(request.pid().to_string()).join("status");
     let status = read_bounded(&status, PROC_BYTES_MAX).ok().flatten().unwrap_or_default();
-    String::from_utf8_lossy(&status).into_owned()
+    let status = String::from_utf8_lossy(&status).into_owned();
+    if acts_as(&status, request.uid(), request.gid()) { status } else { String::new() }
+}
+
+/// Whether the process accesses files as this user and group itself.
+fn acts_as(status: &str, uid: u32, gid: u32) -> bool {
+    let on_files = |name: &str| field(status, name).split_whitespace().nth(3).and_then(|id| id.parse().ok());
+    on_files("Uid") == Some(uid) && on_files("Gid") == Some(gid)
 }
 
 /// The value of a field of proc_pid_status(5).
@@ -98,6 +107,15 @@ mod tests {
         assert_eq!(without_set_id(0o102_765, || false), Some(0o765));
         assert_eq!(without_set_id(0o106_765, || true), Some(0o2765));
         assert_eq!(without_set_id(0o101_777, || false), None);
+    }
+
+    #[test]
+    fn who_acts_for_somebody_else_is_not_asked() {
+        let server = "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n";
+        assert!(acts_as(server, 0, 0));
+        assert!(!acts_as(server, 1001, 1001) && !acts_as(server, 0, 1001) && !acts_as("", 0, 0));
+        // setfsuid(2): the last column counts.
+        assert!(acts_as("Uid:\t0\t0\t0\t7\nGid:\t1\t1\t1\t8\n", 7, 8));
     }
 
     #[test]
