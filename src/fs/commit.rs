@@ -48,13 +48,14 @@ impl Fs {
     }
 
     /// Makes blocks free that were given up: waits for the commit in flight, which may hold them, and commits when others
-    /// are left. Returns whether anything was committed after generation `seen`, so that there may be more space than then.
+    /// are left. Returns whether there may be more space than at generation `seen`: something was committed since, or blocks that
+    /// were given up wait for a reader to end.
     pub(super) fn release_space(&self, seen: Generation) -> Result<bool> {
         let mut committed = lock(&self.commit);
         if self.store.has_unreleased() {
             self.commit_in(&mut committed)?;
         }
-        Ok(self.store.generation() != seen)
+        Ok(self.store.generation() != seen || self.store.has_unreleased())
     }
 
     fn commit_in(&self, committed: &mut Committed) -> Result<()> {
