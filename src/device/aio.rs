@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
+use super::Write;
+
 /// Most writes that are under way together.
 pub(super) const TOGETHER_MAX: usize = 32;
 
@@ -21,12 +23,6 @@ struct Event {
     obj: u64,
     res: i64,
     res2: i64,
-}
-
-/// One write: where, and the memory that is put together there.
-pub(super) struct Op<'a> {
-    pub offset: u64,
-    pub slices: &'a [io::IoSlice<'a>],
 }
 
 /// What became of a write.
@@ -58,10 +54,10 @@ impl Context {
     /// Carries out at most [`TOGETHER_MAX`] writes, in no order, and returns when the kernel is done with all of them.
     /// `durable`: each has reached stable storage when it is done (`RWF_DSYNC`, pwritev2(2): the block layer sets
     /// `REQ_FUA`, or flushes after the write where the device lacks it).
-    pub fn write(&mut self, file: BorrowedFd<'_>, ops: &[Op<'_>], durable: bool) -> Vec<Outcome> {
-        let mut outcomes = vec![Outcome::NotSubmitted; ops.len()];
+    pub fn write(&mut self, file: BorrowedFd<'_>, writes: &[Write<'_>], durable: bool) -> Vec<Outcome> {
+        let mut outcomes = vec![Outcome::NotSubmitted; writes.len()];
         let mut blocks: Vec<libc::iocb> =
-            ops.iter().take(TOGETHER_MAX).enumerate().map(|(i, op)| block(i, op, file, durable)).collect();
+            writes.iter().take(TOGETHER_MAX).enumerate().map(|(i, write)| block(i, write, file, durable)).collect();
         let mut list: Vec<*mut libc::iocb> = blocks.iter_mut().map(std::ptr::from_mut).collect();
         let submitted = self.submit(&mut list);
         // The memory is the kernel's until each of them is done, whatever happens.
@@ -122,16 +118,16 @@ impl Drop for Context {
     }
 }
 
-fn block(index: usize, op: &Op<'_>, file: BorrowedFd<'_>, durable: bool) -> libc::iocb {
+fn block(index: usize, write: &Write<'_>, file: BorrowedFd<'_>, durable: bool) -> libc::iocb {
     // SAFETY: a control block of zeros is a valid one.
     let mut block: libc::iocb = unsafe { std::mem::zeroed() };
     block.aio_data = index as u64;
     block.aio_lio_opcode = PWRITEV;
     block.aio_fildes = file.as_raw_fd() as u32;
     // `IoSlice` has the layout of `iovec`.
-    block.aio_buf = op.slices.as_ptr().addr() as u64;
-    block.aio_nbytes = op.slices.len() as u64;
-    block.aio_offset = op.offset as i64;
+    block.aio_buf = write.bufs.as_ptr().addr() as u64;
+    block.aio_nbytes = write.bufs.len() as u64;
+    block.aio_offset = write.offset as i64;
     if durable {
         block.aio_rw_flags = libc::RWF_DSYNC as _;
     }

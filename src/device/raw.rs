@@ -11,9 +11,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::aio::{Context, Op, Outcome, TOGETHER_MAX};
+use super::aio::{Context, Outcome, TOGETHER_MAX};
 use super::identity::{DevNo, DeviceFacts, FactsError, IdentifiedDevice, Node, Problem};
 use super::sys::{Kernel, System};
 use super::{AlignedBuf, BlockDevice, Error, Result, Write, chain, check_range, ioctl};
@@ -84,16 +84,9 @@ pub struct RawDevice {
     block: u32,
     /// Whether the kernel was ever seen to flush its cache.
     write_back: AtomicBool,
-    asynchronous: Mutex<Asynchronous>,
+    /// Set up when it is first wanted, by the process that wants it; none where the kernel has none for us.
+    asynchronous: OnceLock<Option<Mutex<Context>>>,
     system: Arc<dyn System>,
-}
-
-/// Asynchronous I/O of a device: set up when it is first wanted, by the process that wants it.
-enum Asynchronous {
-    Untried,
-    Ready(Context),
-    /// The kernel has none for us.
-    Unsupported,
 }
 
 impl RawDevice {
@@ -141,7 +134,7 @@ impl RawDevice {
         let diskseq = ioctl::diskseq(file.as_fd()).map_err(io)?;
         let dev = DevNo::from_raw(metadata.rdev());
         let name = node.to_string_lossy().into_owned();
-        let (write_back, asynchronous) = (AtomicBool::new(false), Mutex::new(Asynchronous::Untried));
+        let (write_back, asynchronous) = (AtomicBool::new(false), OnceLock::new());
         Ok(Self { name, file, dev, diskseq, size, block, write_back, asynchronous, system })
     }
 
@@ -204,26 +197,25 @@ impl RawDevice {
     /// Whether writes were carried out together.
     #[cfg(test)]
     pub(super) fn is_asynchronous(&self) -> bool {
-        matches!(*self.asynchronous.lock().unwrap_or_else(PoisonError::into_inner), Asynchronous::Ready(_))
+        self.asynchronous.get().is_some_and(Option::is_some)
     }
 
     /// Has the kernel carry the writes out together, as far as it will; what it would not take is left to the caller.
     fn try_together(&self, writes: &[Write<'_>], durable: bool) -> Vec<Outcome> {
-        let mut asynchronous = self.asynchronous.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*asynchronous, Asynchronous::Untried) {
-            *asynchronous = match Context::new() {
-                Ok(context) => Asynchronous::Ready(context),
-                Err(error) => {
-                    log::debug!("{}: writes one after the other: {error}", self.name);
-                    Asynchronous::Unsupported
-                }
-            };
-        }
-        let Asynchronous::Ready(context) = &mut *asynchronous else {
-            return vec![Outcome::NotSubmitted; writes.len()];
+        let set_up = || match Context::new() {
+            Ok(context) => Some(Mutex::new(context)),
+            Err(error) => {
+                log::debug!("{}: writes one after the other: {error}", self.name);
+                None
+            }
         };
-        let ops: Vec<Op<'_>> = writes.iter().map(|write| Op { offset: write.offset, slices: &write.bufs }).collect();
-        context.write(self.file.as_fd(), &ops, durable)
+        match self.asynchronous.get_or_init(set_up) {
+            Some(context) => {
+                let mut context = context.lock().unwrap_or_else(PoisonError::into_inner);
+                context.write(self.file.as_fd(), writes, durable)
+            }
+            None => vec![Outcome::NotSubmitted; writes.len()],
+        }
     }
 
     fn write_aligned(&self, offset: u64, bufs: &[IoSlice<'_>], total: usize) -> Result<()> {

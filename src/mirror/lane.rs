@@ -78,10 +78,7 @@ impl Worker {
             let result = match jobs.front() {
                 Some(Job::Write { .. }) => device.write_together(&writes(&jobs), false),
                 Some(Job::Flush(_)) => device.flush(),
-                Some(Job::Publish { offsets, data, .. }) => {
-                    let both = offsets.map(|offset| Write { offset, bufs: vec![IoSlice::new(data)] });
-                    device.write_together(&both, true)
-                }
+                Some(Job::Publish { offsets, data, .. }) => device.write_durably(offsets, data),
                 Some(Job::End) | None => return,
             };
             queue.set_busy(false);

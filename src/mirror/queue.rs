@@ -167,12 +167,6 @@ impl Queue {
         }
     }
 
-    /// Whether no job waits.
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Jobs that wait.
     pub fn len(&self) -> usize {
         self.lock().jobs.len()
@@ -279,7 +273,7 @@ mod tests {
             }
             let _ = queue.unplug();
             let mut taken = Vec::new();
-            while !queue.is_empty() {
+            while queue.len() > 0 {
                 taken.push(queue.take().1);
             }
             taken

@@ -288,6 +288,15 @@ impl ApprovedDevice {
         Ok(meter.time(bytes, || self.device.write_together(writes, durable))?)
     }
 
+    /// Makes the same bytes durable at each of the offsets, if the gate is open. What else was written need not be durable then.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    pub fn write_durably(&self, offsets: &[u64], bytes: &[u8]) -> Result<(), WriteError> {
+        let copy = |offset: &u64| Write { offset: *offset, bufs: vec![IoSlice::new(bytes)] };
+        self.write_together(&offsets.iter().map(copy).collect::<Vec<_>>(), true)
+    }
+
     /// Makes completed writes durable, if the gate is open: a flush also moves bytes to the medium.
     ///
     /// # Errors

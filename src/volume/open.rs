@@ -1,6 +1,5 @@
 //! A volume in use: the filesystem, the thread that commits, the witness, the status.
 
-use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +16,6 @@ use crate::label::{self, Header, Root};
 use crate::limits::COMMIT_INTERVAL_MS;
 use crate::mirror::{ErrorCounts, Mirror, State};
 use crate::pages::{Store, StoreOptions, Usage};
-use crate::policy::{ApprovedDevice, WriteError};
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
@@ -200,7 +198,7 @@ impl Assembled {
                 continue;
             }
             let offsets = label::slot_offsets(label::slot(choice.root.generation), replica.header.device_bytes);
-            if let Err(error) = write_durably(&replica.device, &offsets, &block) {
+            if let Err(error) = replica.device.write_durably(&offsets, &block) {
                 mirror.failed(index, &error);
             }
         }
@@ -235,18 +233,12 @@ pub(super) fn mend_label(volume: &Header, keys: &Keys, replica: &Replica, mirror
     block.copy_from_slice(&header.encode(keys));
     for area in areas {
         log::warn!("{}: label copy {area:?} is written anew", replica.device.name());
-        if let Err(error) = write_durably(&replica.device, &[area.offset(header.device_bytes)], &block) {
+        if let Err(error) = replica.device.write_durably(&[area.offset(header.device_bytes)], &block) {
             mirror.failed(index, &error);
             break;
         }
     }
     Ok(())
-}
-
-/// Writes the same bytes at each offset, and flushes.
-fn write_durably(device: &ApprovedDevice, offsets: &[u64], bytes: &[u8]) -> Result<(), WriteError> {
-    offsets.iter().try_for_each(|offset| device.write_at(*offset, &[IoSlice::new(bytes)]))?;
-    device.flush()
 }
 
 /// What the trail is to tell of an opening.
