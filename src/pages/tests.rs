@@ -1,11 +1,8 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::device::host::HostFacts;
-use crate::device::identity::IdentifiedDevice;
 use crate::device::memory::MemoryDevice;
 use crate::mirror::State;
-use crate::policy::{ApprovedDevice, laboratory};
-use crate::registry::Date;
+use crate::policy::laboratory;
 use crate::units::BlockAddr;
 
 const BLOCKS: u64 = 3000;
@@ -22,19 +19,9 @@ impl Lab {
         Self { devices, key: crate::crypto::VolumeKey::generate().unwrap() }
     }
 
-    fn approved(&self) -> Vec<ApprovedDevice> {
-        let facts: Vec<_> = self.devices.iter().map(|d| (d.facts().unwrap(), d)).collect();
-        let named: Vec<_> = facts.iter().map(|(f, _)| (f.root.name.as_str(), f.clone())).collect();
-        let day = |text| Date::parse(text).unwrap();
-        let document = laboratory::registry_for(&named, day("2026-01-01"), day("2027-01-01"));
-        let registry = laboratory::sign(&document).unwrap().verify().unwrap();
-        let host = HostFacts::read(&crate::device::sys::Kernel);
-        let approve = |d: &Arc<MemoryDevice>| ApprovedDevice::approve(d.clone(), &registry, &host, day("2026-06-01"));
-        self.devices.iter().map(|d| approve(d).unwrap()).collect()
-    }
-
     fn open(&self, root: Root, epoch: u32) -> Arc<Store> {
-        let rows = self.approved().into_iter().map(|d| (Some(Arc::new(d)), State::InSync)).collect();
+        let approved = laboratory::approve(&self.devices);
+        let rows = approved.into_iter().map(|device| (Some(device), State::InSync)).collect();
         let volume = Uuid([1; 16]);
         let options = StoreOptions {
             keys: self.key.keys(volume),

@@ -2,7 +2,14 @@
 //!
 //! Nothing here approves: the documents go through [`crate::registry::verify`] and the policy as any other.
 
+#[cfg(test)]
+use std::sync::Arc;
+
+#[cfg(test)]
+use super::ApprovedDevice;
 use crate::device::identity::DeviceFacts;
+#[cfg(test)]
+use crate::device::{IdentifiedDevice, host::HostFacts, sys::Kernel};
 use crate::registry::{self, Date, DeviceEntry, Policy, Registry, Site, Status, Transport};
 
 /// A signed registry with its trust anchors, as the content of the files.
@@ -94,4 +101,19 @@ impl Documents {
             .collect();
         registry::verify(self.registry.as_bytes(), &signatures, &anchors)
     }
+}
+
+/// These devices, approved by a registry that names them and nothing else.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test's devices have an identity")]
+pub(crate) fn approve<D: IdentifiedDevice + 'static>(devices: &[Arc<D>]) -> Vec<Arc<ApprovedDevice>> {
+    let facts: Vec<_> = devices.iter().map(|device| device.facts().unwrap()).collect();
+    let named: Vec<_> = facts.iter().map(|facts| (facts.root.name.as_str(), facts.clone())).collect();
+    let day = |text| Date::parse(text).unwrap();
+    let document = registry_for(&named, day("2026-01-01"), day("2027-01-01"));
+    let registry = sign(&document).unwrap().verify().unwrap();
+    let host = HostFacts::read(&Kernel);
+    let approve =
+        |device: &Arc<D>| ApprovedDevice::approve(device.clone(), &registry, &host, day("2026-06-01")).unwrap();
+    devices.iter().map(|device| Arc::new(approve(device))).collect()
 }
