@@ -1,5 +1,7 @@
 //! Names: looking them up, making and removing them, listing folders.
 
+use libc::S_ISGID;
+
 use super::{
     Attr, Caller, Error, Fs, Result,
     acl::{self, Acl},
@@ -11,8 +13,6 @@ use crate::{
     meta::{FLAG_ACL_DEFAULT, Inode, Kind, S_IFMT, Tx},
     units::Ino,
 };
-
-pub(super) const S_ISGID: u32 = 0o2000;
 
 /// Cookie that resumes a listing after ".".
 const COOKIE_DOT: u64 = 1;

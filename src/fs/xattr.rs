@@ -1,6 +1,8 @@
 //! Extended attributes (xattr(7)), and the two of them that are access control lists.
 
-use super::{Error, Fs, Result, acl, acl::Acl, existing, names::S_ISGID, now};
+use libc::S_ISGID;
+
+use super::{Error, Fs, Result, acl, acl::Acl, existing, now};
 use crate::{
     limits::{XATTR_LIST_MAX, XATTR_NAME_MAX, XATTR_VALUE_MAX},
     meta::{FLAG_XATTR, Inode, Kind, Tx, xattr_flag},

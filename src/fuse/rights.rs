@@ -8,13 +8,10 @@
 use std::path::Path;
 
 use fuser::Request;
+use libc::{S_ISGID, S_ISUID, S_IXGRP};
 
 use crate::device::sys::read_bounded;
 use crate::limits::PROC_BYTES_MAX;
-
-const S_ISUID: u32 = 0o4000;
-const S_ISGID: u32 = 0o2000;
-const S_IXGRP: u32 = 0o010;
 
 /// The bits that may have to go.
 pub(super) const SET_ID: u32 = S_ISUID | S_ISGID;

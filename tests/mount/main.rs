@@ -4,6 +4,7 @@
 
 #[path = "../lab/mod.rs"]
 mod lab;
+// The model's dice, not all of which are thrown here.
 #[allow(dead_code)]
 #[path = "../model/rng.rs"]
 mod rng;
