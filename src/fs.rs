@@ -267,6 +267,14 @@ impl Fs {
         self.stripe(ino).write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns when every write whose blocks were sealed before the call has put them in the file's rows, or given them up.
+    /// Bounded as the replica set's writes are. The caller holds no lock and no reader.
+    pub fn wait_for_writers(&self) {
+        for stripe in &self.stripes {
+            drop(stripe.write().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
     /// Reads the tables.
     fn view<T>(&self, f: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
         self.meters.lookup.time(0, || self.meta().read(f))

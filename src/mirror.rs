@@ -51,6 +51,7 @@ pub mod choice;
 mod error;
 mod lane;
 mod queue;
+mod rejoin;
 #[cfg(test)]
 mod tests;
 mod written;
@@ -88,6 +89,11 @@ pub enum State {
     /// No longer approved by the policy.
     Refused,
 }
+
+/// Which of its stays in the set a replica is in: it is another each time that it is taken back. What was begun for one stay, a
+/// resync, is not for the next: what had been queued was dropped between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stay(u64);
 
 /// Errors seen on a replica since the mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -158,6 +164,7 @@ struct Inner {
 #[derive(Clone)]
 struct Status {
     state: State,
+    stay: Stay,
     reason: Option<String>,
     since: SystemTime,
     /// Writes and flushes that its thread saw fail.
@@ -166,8 +173,6 @@ struct Status {
     flushed: u64,
     /// The last root that it took part in while the volume is open.
     last_root: Option<Generation>,
-    /// Whether it holds any root of this mount.
-    has_root: bool,
 }
 
 impl Shared {
@@ -203,6 +208,10 @@ impl Inner {
 
     fn takes_writes(&self, index: usize) -> bool {
         self.replicas.get(index).is_some_and(|s| matches!(s.state, State::InSync | State::Resyncing))
+    }
+
+    fn is_resyncing(&self, index: usize, stay: Stay) -> bool {
+        self.replicas.get(index).is_some_and(|s| s.state == State::Resyncing && s.stay == stay)
     }
 
     fn writable_mask(&self) -> u64 {
@@ -278,7 +287,7 @@ impl Mirror {
         let status = |state: State| {
             let flushed = if state == State::InSync { written::FIRST } else { written::NEVER };
             let since = SystemTime::now();
-            Status { state, reason: None, since, failed: 0, flushed, last_root: None, has_root: false }
+            Status { state, stay: Stay::default(), reason: None, since, failed: 0, flushed, last_root: None }
         };
         let in_sync = mask(replicas.iter().map(|(_, state)| *state == State::InSync));
         let inner = Inner {
@@ -316,7 +325,6 @@ impl Mirror {
         self.durable.store(replicas, Ordering::Release);
         let mut inner = self.shared.lock();
         for (index, status) in inner.replicas.iter_mut().enumerate() {
-            status.has_root |= matches!(status.state, State::InSync | State::Resyncing);
             if replicas >> index & 1 == 1 && status.state == State::InSync {
                 status.last_root = Some(generation);
             }
@@ -353,11 +361,6 @@ impl Mirror {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.replicas.is_empty()
-    }
-
-    /// Whether a replica holds any root of this mount.
-    pub fn has_root(&self, index: usize) -> bool {
-        self.shared.lock().replicas.get(index).is_some_and(|status| status.has_root)
     }
 
     /// The device of a replica, when there is one.
@@ -400,6 +403,11 @@ impl Mirror {
         self.shared.in_sync.load(Ordering::Acquire)
     }
 
+    /// The replicas that take writes at this moment, in sync or not; bit `i` is replica `i`.
+    pub fn writable(&self) -> u64 {
+        self.shared.lock().writable_mask()
+    }
+
     /// Says why a replica that is not in the set is not taken back. Returns whether that is news.
     pub fn explain(&self, index: usize, reason: &str) -> bool {
         let mut inner = self.shared.lock();
@@ -413,12 +421,6 @@ impl Mirror {
     /// What state each replica is in and why, in words.
     pub fn reasons(&self) -> String {
         self.shared.lock().reasons()
-    }
-
-    /// Whether a replica that is taken back may lack this block (`written`).
-    pub fn is_missed(&self, index: usize, addr: BlockAddr) -> bool {
-        let inner = self.shared.lock();
-        inner.replicas.get(index).is_some_and(|status| inner.written.is_missed(addr, status.flushed))
     }
 
     /// Queues a sealed run for every replica that takes writes. Returns when it is queued; waits first while too
@@ -571,66 +573,6 @@ impl Mirror {
         self.shared.notify_all();
     }
 
-    /// Takes a replica back that was not in the set: with the device that it had, or with another that shows the same
-    /// replica. `knows_what_it_has` says that its content is what it was when it left; else it counts as lacking everything
-    /// that is not told otherwise. Returns its new state: in sync when it lacks nothing, else resyncing; then everything
-    /// for which [`is_missed`](Self::is_missed) holds is to be copied to it, and it is to be [promoted](Self::promote).
-    ///
-    /// # Errors
-    /// [`RejoinError`]; then nothing has changed. The device is written to only as far as the policy's gate is open.
-    pub fn rejoin(
-        &self,
-        index: usize,
-        device: Option<Arc<ApprovedDevice>>,
-        knows_what_it_has: bool,
-    ) -> std::result::Result<State, RejoinError> {
-        let fresh = device.map(|device| Lane::start(index, device, &self.shared)).transpose();
-        let fresh = fresh.map_err(|_| RejoinError::NoDevice)?;
-        let outcome = self.rejoin_with(index, fresh.clone(), knows_what_it_has);
-        if let (Err(_), Some(lane)) = (&outcome, fresh) {
-            lane.end();
-        }
-        outcome
-    }
-
-    fn rejoin_with(
-        &self,
-        index: usize,
-        fresh: Option<Arc<Lane>>,
-        knows_what_it_has: bool,
-    ) -> std::result::Result<State, RejoinError> {
-        // Let go of after the lock: closing a device can take its time.
-        let old = self.shared.lane(index);
-        let mut inner = self.shared.lock();
-        let others = inner.replicas.iter().any(|status| status.state == State::InSync);
-        let is_source = others || knows_what_it_has && self.holds_last_root(index);
-        let Some(status) = inner.replicas.get(index).cloned() else { return Err(RejoinError::NoDevice) };
-        if inner.takes_writes(index) {
-            return Err(RejoinError::InUse);
-        }
-        let lane = fresh.clone().or_else(|| old.clone()).ok_or(RejoinError::NoDevice)?;
-        if fresh.is_none() && !(lane.queue.is_at_rest() && lane.device.writes_in_flight() == 0) {
-            return Err(RejoinError::StillWriting);
-        }
-        let since = if knows_what_it_has { status.flushed } else { written::NEVER };
-        let state = match (inner.written.is_any_missed(since), is_source) {
-            (false, _) => State::InSync,
-            (true, true) => State::Resyncing,
-            (true, false) => return Err(RejoinError::NoSource),
-        };
-        let status = &mut inner.replicas[index];
-        (status.state, status.reason, status.flushed) = (state, None, since);
-        if let (Some(_), Some(old)) = (&fresh, &old) {
-            old.end();
-        }
-        lane.device.lift_fence();
-        if let Some(place) = self.shared.lanes.write().unwrap_or_else(PoisonError::into_inner).get_mut(index) {
-            *place = Some(lane);
-        }
-        self.shared.publish(&inner);
-        Ok(state)
-    }
-
     /// Reads a run. `open` is called with the index of each block in the run and its sealed bytes, and says whether
     /// it verified; it may be called again for the same block with another replica's bytes.
     ///
@@ -775,37 +717,6 @@ impl Mirror {
                 replica.counters.write.fetch_add(1, Ordering::Relaxed);
                 log::error!("{}: block {} is damaged and cannot be written anew: {error}", device.name(), addr.0);
             }
-        }
-    }
-
-    /// Queues a block for a replica that is being resynced, behind all that it was given before: what is written to the same
-    /// place later comes later there too. Waits first while too much is queued; does nothing when the replica is not being
-    /// resynced any more. A failure fences it, as any failed write.
-    pub fn copy(&self, index: usize, addr: BlockAddr, sealed: Arc<AlignedBuf>) {
-        let Some(lane) = self.shared.lane(index) else { return };
-        let resyncing = |inner: &Inner| inner.replicas.get(index).is_some_and(|s| s.state == State::Resyncing);
-        let inner = self.wait_for_writes(|inner| !resyncing(inner) || lane.queue.len() < COPIES_AHEAD_MAX);
-        if !resyncing(&inner) {
-            return;
-        }
-        let asleep = lane.queue.push(Job::Write { offset: device_offset(addr), data: sealed, run: None });
-        drop(inner);
-        if asleep {
-            lane.queue.wake();
-        }
-    }
-
-    /// A resync is complete: the replica is in sync, unless it was fenced meanwhile. Says whether it is.
-    pub fn promote(&self, index: usize) -> bool {
-        let mut inner = self.shared.lock();
-        match inner.replicas.get_mut(index) {
-            Some(status) if status.state == State::Resyncing => {
-                status.state = State::InSync;
-                status.since = SystemTime::now();
-                self.shared.publish(&inner);
-                true
-            }
-            _ => false,
         }
     }
 

@@ -41,7 +41,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use crate::crypto::{self, Binding, Keys, random_bytes};
-use crate::label::Root;
+use crate::label::{MountId, Root};
+use crate::limits::REPLICAS_MAX;
 use crate::mirror::{self, Mirror};
 use crate::policy::{ApprovedEntry, examine_set};
 use crate::registry::VerifiedRegistry;
@@ -148,7 +149,8 @@ pub struct Store {
     mirror: Arc<Mirror>,
     keys: Keys,
     volume: Uuid,
-    epoch: u32,
+    /// This mount.
+    mount: MountId,
     /// Size of each replica's device as its label says: where label area B is.
     device_bytes: Vec<AtomicU64>,
     counter: AtomicU64,
@@ -202,6 +204,8 @@ struct Staging {
 /// What only a commit touches.
 struct CommitState {
     root: Root,
+    /// The mount whose root each replica was given last.
+    given: [MountId; REPLICAS_MAX],
     persisted: Bitmap,
     space_tree: Tree,
     /// Freed by a commit, waiting for its readers to end.
@@ -253,12 +257,13 @@ impl Store {
         }
         let db = Tree::from_ref(TreeKind::Database, &root.db);
         let first_counter = u64::from_le_bytes(random_bytes()?) >> 1;
+        let mount = MountId { epoch, nonce: u64::from_le_bytes(random_bytes()?) };
         let staging = Staging { current: HashMap::new(), committing: Arc::default(), db_pages: db.pages() };
         Ok(Arc::new(Self {
             mirror,
             keys,
             volume,
-            epoch,
+            mount,
             device_bytes: device_bytes.into_iter().map(AtomicU64::new).collect(),
             // A random beginning, besides the epoch: two histories that went on from one state each by themselves
             // (both restored from one backup, say) do not use one nonce twice either.
@@ -271,7 +276,13 @@ impl Store {
             generation: AtomicU64::new(root.generation.0),
             registry_version: AtomicU64::new(root.registry_version),
             trust: Mutex::new(root.trust),
-            commit: Mutex::new(CommitState { root, persisted, space_tree, releasing: VecDeque::new() }),
+            commit: Mutex::new(CommitState {
+                root,
+                given: root.given_with_it(),
+                persisted,
+                space_tree,
+                releasing: VecDeque::new(),
+            }),
             readers: Readers::default(),
             poisoned: OnceLock::new(),
             quorum: Mutex::default(),
@@ -465,7 +476,7 @@ impl Store {
 
     /// Identities for `count` units in a row.
     fn identities(&self, count: u64) -> WriteId {
-        WriteId { epoch: self.epoch, counter: self.counter.fetch_add(count, Ordering::Relaxed) }
+        WriteId { epoch: self.mount.epoch, counter: self.counter.fetch_add(count, Ordering::Relaxed) }
     }
 
     fn node_reader(&self) -> tree::NodeReader<'_> {

@@ -359,11 +359,6 @@ impl Sealed {
     }
 }
 
-/// The newest root of each replica, as [`recovery::choose`] wants them.
-fn newest(rings: &[Option<Vec<Root>>]) -> Vec<Option<Option<Root>>> {
-    rings.iter().map(|ring| ring.as_ref().map(|ring| ring.first().copied())).collect()
-}
-
 fn areas(damaged: Vec<(label::Area, label::Error)>) -> Vec<label::Area> {
     damaged.into_iter().map(|(area, _)| area).collect()
 }
@@ -444,8 +439,8 @@ impl Assembled {
         Ok(())
     }
 
-    /// Reads the root rings of every replica, the newest root first; none for a replica that is not there.
-    fn rings(&self) -> Vec<Option<Vec<Root>>> {
+    /// Reads the newest root of every replica, as [`recovery::choose`] wants them.
+    fn newest_roots(&self) -> Vec<Option<Option<Root>>> {
         let count = self.header.replicas.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         let mut found = vec![None; count];
         for replica in &self.replicas {
@@ -456,16 +451,15 @@ impl Assembled {
                 Vec::new()
             });
             if let Some(slot) = found.get_mut(usize::from(replica.header.replica_index)) {
-                *slot = Some(roots);
+                *slot = Some(roots.first().copied());
             }
         }
         found
     }
 
     /// Decides which root to go on from and what each replica is.
-    fn choose(&self, rings: &[Option<Vec<Root>>], degraded: bool) -> Result<recovery::Choice, Error> {
-        let has = |index: usize, root: &Root| matches!(rings.get(index), Some(Some(ring)) if ring.contains(root));
-        let choice = recovery::choose(&newest(rings), &has).map_err(|conflict| match conflict {
+    fn choose(&self, newest: &[Option<Option<Root>>], degraded: bool) -> Result<recovery::Choice, Error> {
+        let choice = recovery::choose(newest).map_err(|conflict| match conflict {
             recovery::Conflict::NoRoot => Error::NoRoot(self.header.volume),
             recovery::Conflict::Diverged { one, other } => {
                 Error::Diverged(format!("{} and {} each went on without the other", self.name(one), self.name(other)))

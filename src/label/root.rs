@@ -23,7 +23,9 @@
 //! | 48  | 64 | tree of the database's pages |
 //! | 112 | 64 | tree of the space bitmap |
 //! | 176 | 32 | digest of the trust anchors in force; zero: those pinned in the header |
-//! | 208 | 3856 | zero, reserved |
+//! | 208 | 8  | random number of the mount that committed |
+//! | 216 | 192 | for each row of the replica table, the mount whose root it was given last: 12 bytes, epoch and random number |
+//! | 408 | 3656 | zero, reserved |
 //!
 //! A reference to a tree:
 //!
@@ -46,7 +48,7 @@
 
 use crate::crypto::{self, Binding, Keys, Kind, random_bytes};
 use crate::device::{AlignedBuf, BlockDevice};
-use crate::limits::DEVICE_SIZE_MAX;
+use crate::limits::{DEVICE_SIZE_MAX, REPLICAS_MAX};
 use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Tag, Uuid, WriteId};
 
 use super::codec::{Reader, Writer};
@@ -62,6 +64,7 @@ const RECORD_AT: usize = 32;
 const DB_AT: usize = 48;
 const SPACE_AT: usize = 112;
 const TRUST_AT: usize = 176;
+const MOUNT_AT: usize = 208;
 
 /// Levels that a tree can have: 102^8 pages are more than any device holds.
 const HEIGHT_MAX: u8 = 8;
@@ -89,13 +92,23 @@ pub struct TreeRef {
     pub pages: u64,
 }
 
+/// One mount of a volume. The epoch alone does not tell two of them apart: replicas that were mounted each by themselves count on
+/// from the same number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MountId {
+    /// Greater than that of every mount before it.
+    pub epoch: u32,
+    /// A random number.
+    pub nonce: u64,
+}
+
 /// What a commit publishes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Root {
     /// Number of the commit.
     pub generation: Generation,
-    /// Number of the mount that committed.
-    pub epoch: u32,
+    /// The mount that committed.
+    pub mount: MountId,
     /// Replicas that hold this generation: bit n for row n of the replica table.
     pub in_sync: u64,
     /// When, in nanoseconds since 1970.
@@ -110,9 +123,27 @@ pub struct Root {
     pub space: TreeRef,
     /// Digest of the trust anchors in force, when officers have replaced those of the header; else zero.
     pub trust: [u8; 32],
+    /// For each row of the replica table, the mount of the last root that the replica was given: of one that this root names,
+    /// before this root; of another, this one included. So a root that is found on a replica can be told from one of another history.
+    pub given: [MountId; REPLICAS_MAX],
 }
 
 impl Root {
+    /// Number of the mount that committed.
+    pub fn epoch(&self) -> u32 {
+        self.mount.epoch
+    }
+
+    /// Whether the root names a replica as one that holds everything it refers to.
+    pub fn names(&self, index: usize) -> bool {
+        index < REPLICAS_MAX && self.in_sync >> index & 1 == 1
+    }
+
+    /// The mounts whose roots the replicas were given last, this root included.
+    pub fn given_with_it(&self) -> [MountId; REPLICAS_MAX] {
+        std::array::from_fn(|index| if self.names(index) { self.mount } else { self.given[index] })
+    }
+
     /// Digest of the trust anchors in force, of a volume that was created under those of the digest `founding`.
     pub fn trust_in_force(&self, founding: [u8; 32]) -> [u8; 32] {
         if self.trust == [0; 32] { founding } else { self.trust }
@@ -143,7 +174,7 @@ pub(super) fn seal_with_nonce(keys: &Keys, volume: Uuid, root: &Root, nonce: [u8
     let record = &mut block[RECORD_AT..];
     Writer::new(record, 0)
         .put(&root.generation.0.to_le_bytes())
-        .put(&root.epoch.to_le_bytes())
+        .put(&root.mount.epoch.to_le_bytes())
         .skip(4)
         .put(&root.in_sync.to_le_bytes())
         .put(&root.committed_unix_ns.to_le_bytes())
@@ -152,6 +183,11 @@ pub(super) fn seal_with_nonce(keys: &Keys, volume: Uuid, root: &Root, nonce: [u8
     put_tree(record, DB_AT, &root.db);
     put_tree(record, SPACE_AT, &root.space);
     Writer::new(record, TRUST_AT).put(&root.trust);
+    let mut mounts = Writer::new(record, MOUNT_AT);
+    mounts.put(&root.mount.nonce.to_le_bytes());
+    for given in &root.given {
+        mounts.put(&given.epoch.to_le_bytes()).put(&given.nonce.to_le_bytes());
+    }
     let tag = keys.root().seal_in_place(&binding(volume, slot(root.generation)), write_id(nonce), record);
     Writer::new(&mut block, 0).put(&nonce).skip(4).put(&tag);
     block
@@ -174,9 +210,11 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
     let generation = Generation(r.u64());
     let epoch = r.u32();
     r.take(4);
+    let mut mounts = Reader::new(record, MOUNT_AT);
+    let mount = MountId { epoch, nonce: mounts.u64() };
     let root = Root {
         generation,
-        epoch,
+        mount,
         in_sync: r.u64(),
         committed_unix_ns: r.i64(),
         free_blocks: r.u64(),
@@ -184,6 +222,7 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
         db: tree(record, DB_AT),
         space: tree(record, SPACE_AT),
         trust: Reader::new(record, TRUST_AT).array(),
+        given: std::array::from_fn(|_| MountId { epoch: mounts.u32(), nonce: mounts.u64() }),
     };
     let in_bounds = |tree: &TreeRef| {
         tree.height <= HEIGHT_MAX && tree.addr.0 < NUMBERS_END && tree.pages < NUMBERS_END && tree.birth.0 < NUMBERS_END
@@ -197,7 +236,7 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
 /// Of two roots the one with the greater epoch, then the greater generation, is the later one: a replica that had
 /// committed alone and was then brought back keeps roots of an earlier epoch and a higher generation in its ring.
 fn later_first(root: &Root) -> std::cmp::Reverse<(u32, Generation)> {
-    std::cmp::Reverse((root.epoch, root.generation))
+    std::cmp::Reverse((root.epoch(), root.generation))
 }
 
 /// All roots of a ring of [`RING_BYTES`] bytes (less are looked at as far as they go), the newest first: by epoch, then by

@@ -368,7 +368,7 @@ fn root(generation: u64) -> Root {
     };
     Root {
         generation: Generation(generation),
-        epoch: 3,
+        mount: MountId { epoch: 3, nonce: 0x1122 },
         in_sync: 0b1001,
         committed_unix_ns: -5,
         free_blocks: 77,
@@ -376,6 +376,7 @@ fn root(generation: u64) -> Root {
         db: tree(1),
         space: tree(2),
         trust: [0; 32],
+        given: std::array::from_fn(|i| MountId { epoch: i as u32, nonce: 1 << (4 * i) }),
     }
 }
 
@@ -431,7 +432,7 @@ fn regression_a_root_with_numbers_that_cannot_be_is_none() {
 fn frozen_root() {
     let sealed = root::seal_with_nonce(&keys(), VOLUME, &root(130), [0x99; 12]);
     let hex: String = sha256(&[&sealed]).iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(hex, "3db5fc7e4ad5a62ae0978925ff31e8b8990a08438016777b55db79aa3de9d279");
+    assert_eq!(hex, "1156859b0e9342c3b038303d233aea3b34f7aedce372742eb29c09a8a9c8f061");
     assert_eq!(open_root(&keys(), VOLUME, 2, &sealed), Some(root(130)));
 }
 
@@ -473,7 +474,7 @@ fn roots_come_newest_first_from_both_areas() {
     assert_eq!(generations, expected);
     assert_eq!(roots[0], root(101));
     // A later mount that went on from generation 50, on a device that had been further alone.
-    let later = Root { epoch: 4, ..root(51) };
+    let later = Root { mount: MountId { epoch: 4, nonce: 5 }, ..root(51) };
     let sealed = seal_root(&keys(), VOLUME, &later).unwrap();
     device.write_at(root::slot_offsets(51, SIZE)[0], &[IoSlice::new(&sealed)]).unwrap();
     assert_eq!(read_roots(&device, SIZE, &keys(), VOLUME).unwrap()[0], later);

@@ -31,7 +31,7 @@ fn regression_a_replica_that_left_and_came_back_is_not_waited_for() {
         std::thread::sleep(Duration::from_millis(1));
     }
     mirror.fence(1, State::Refused, "revoked");
-    assert_eq!(mirror.rejoin(1, Some(approved(&back)), false), Ok(State::Resyncing));
+    assert_eq!(mirror.rejoin(1, Some(approved(&back)), false), Ok((State::Resyncing, Stay(1))));
     slow.heal();
     while !waiter.is_finished() {
         assert!(Instant::now() < deadline, "the flush does not return");
@@ -42,5 +42,35 @@ fn regression_a_replica_that_left_and_came_back_is_not_waited_for() {
     // Nor has it when the device that it had before answers at last.
     lost.heal();
     assert_eq!(mirror.flush().unwrap(), 3);
+    mirror.close();
+}
+
+/// What it had copied was dropped with the queue, and it never saw the replica away: it made it in sync without that.
+#[test]
+fn regression_a_resync_ends_with_the_stay_that_it_began_in() {
+    let [source, away] = ["source", "away"].map(device);
+    let rows = vec![(Some(approved(&source)), State::InSync), (Some(approved(&away)), State::Stale)];
+    let mirror = Mirror::new(rows).unwrap();
+    let first = mirror.rejoin(1, None, false).unwrap().1;
+    mirror.fence(1, State::Refused, "revoked");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let second = loop {
+        match mirror.rejoin(1, None, false) {
+            Ok((State::Resyncing, stay)) => break stay,
+            outcome => assert_eq!(outcome, Err(RejoinError::StillWriting)),
+        }
+        assert!(Instant::now() < deadline, "it does not come to rest");
+    };
+    assert!(!mirror.is_resyncing(1, first) && mirror.is_resyncing(1, second));
+    mirror.copy(1, first, BlockAddr(0), Arc::new(AlignedBuf::zeroed(BLOCK_SIZE)));
+    assert_eq!(mirror.flush_resynced(), 3);
+    assert_eq!(away.counts().writes, 0);
+    assert!(!mirror.promote(1, first));
+    mirror.give_up(1, first, "late");
+    assert_eq!(mirror.state(1).0, State::Resyncing);
+    mirror.copy(1, second, BlockAddr(0), Arc::new(AlignedBuf::zeroed(BLOCK_SIZE)));
+    assert_eq!(mirror.flush_resynced(), 3);
+    assert_eq!(away.counts().writes, 1);
+    assert!(mirror.promote(1, second));
     mirror.close();
 }

@@ -74,7 +74,7 @@ impl Store {
     fn seal_run(&self, run: Run, plain: &[u8], extents: &mut Vec<Extent>) -> Result<()> {
         let mut sealed = AlignedBuf::scratch(plain.len());
         let first = self.identities(run.blocks);
-        let cipher = self.keys.data(self.epoch);
+        let cipher = self.keys.data(self.mount.epoch);
         let mut tags = vec![NO_TAG; run.blocks as usize];
         let blocks = plain.chunks_exact(BLOCK_SIZE).zip(sealed.chunks_exact_mut(BLOCK_SIZE)).zip(&mut tags);
         for (i, ((plain, out), tag)) in blocks.enumerate() {

@@ -6,6 +6,7 @@ use super::tree::{Entry, NodeId, TreeKind};
 use super::{Result, Store, data_binding, lock};
 use crate::crypto::Binding;
 use crate::device::AlignedBuf;
+use crate::mirror::Stay;
 use crate::space::Bitmap;
 use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId};
 
@@ -73,11 +74,11 @@ impl Store {
         }
     }
 
-    /// Reads a unit from a replica that has it and writes it to `replica`, which is being resynced.
+    /// Reads a unit from a replica that has it and writes it to `replica`, which is being resynced in this stay.
     ///
     /// # Errors
     /// When no in-sync replica has it. A write that fails fences `replica` instead.
-    pub fn copy_unit(&self, unit: &Walk, replica: usize) -> Result<()> {
+    pub fn copy_unit(&self, unit: &Walk, replica: usize, stay: Stay) -> Result<()> {
         let mut good = AlignedBuf::scratch(BLOCK_SIZE);
         self.mirror.read(Run::new(unit.at.addr, 1), &mut |_, sealed| {
             let opens = self.opens(unit, sealed);
@@ -86,7 +87,7 @@ impl Store {
             }
             opens
         })?;
-        self.mirror.copy(replica, unit.at.addr, Arc::new(good));
+        self.mirror.copy(replica, stay, unit.at.addr, Arc::new(good));
         Ok(())
     }
 

@@ -56,7 +56,7 @@ impl Assembled {
     /// # Errors
     /// When there is no root to check from, or the metadata cannot be read from any replica.
     pub fn check(self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, Error> {
-        let choice = self.choose(&self.rings(), true)?;
+        let choice = self.choose(&self.newest_roots(), true)?;
         let mut report = CheckReport { generation: choice.root.generation, ..CheckReport::default() };
         self.check_labels(&mut report);
         let (mirror, device_bytes) = self.mirror(&choice.states)?;
@@ -69,7 +69,7 @@ impl Assembled {
                 total_blocks: self.header.data_blocks,
                 device_bytes,
                 root: choice.root,
-                epoch: choice.root.epoch,
+                epoch: choice.root.epoch(),
             },
         )?;
         store.poison_quietly("opened to be checked".to_owned());

@@ -276,11 +276,11 @@ impl Members {
         self.check_history(index, roots.first().copied(), ours)?;
         let mirror = self.store.mirror();
         let is_as_it_left = match (roots.first(), mirror.last_root(index)) {
-            (Some(newest), Some(last)) => newest.epoch == ours.epoch && newest.generation >= last,
+            (Some(newest), Some(last)) => newest.mount == ours.mount && newest.generation >= last,
             _ => false,
         };
-        let named = roots.iter().filter(|root| root.in_sync >> index & 1 == 1);
-        let since_epoch = named.map(|root| root.epoch).max().unwrap_or(0);
+        let named = roots.iter().filter(|root| root.names(index));
+        let since_epoch = named.map(Root::epoch).max().unwrap_or(0);
         if device.is_some()
             && let Some(has_before) = lock(&self.found).has_before.get_mut(index)
         {
@@ -288,14 +288,14 @@ impl Members {
         }
         self.confirm(index, &replica.device)?;
         let deadline = Instant::now() + REST_WAIT;
-        let state = loop {
+        let (state, stay) = loop {
             match mirror.rejoin(index, device.cloned(), is_as_it_left) {
                 Err(RejoinError::StillWriting) if Instant::now() < deadline => std::thread::sleep(POLL),
                 outcome => break outcome.map_err(|error| self.not_rejoined(index, error))?,
             }
         };
         if state == State::Resyncing {
-            self.start_resync(Resync::new(index, since_epoch))?;
+            self.start_resync(Resync::new(index, stay, since_epoch))?;
         } else {
             log::warn!("{} lacks nothing: it is in sync", self.name(index));
             // The next root names it, unless the last one does; a commit that fails has said so.
@@ -333,27 +333,20 @@ impl Members {
         self.refusal(index, code, &format!("{error}; {advice}"), kind)
     }
 
-    /// The newest root of a replica must be one that ours comes after, or ours. What was given a root of this mount could
-    /// go on elsewhere only in a later epoch.
+    /// The newest root of a replica must be one that ours comes after, or ours.
     fn check_history(&self, index: usize, newest: Option<Root>, ours: Root) -> Result<(), Error> {
-        if self.store.mirror().has_root(index) && newest.is_some_and(|newest| newest.epoch == ours.epoch) {
+        if newest.is_some_and(|newest| newest.mount == ours.mount) {
             return Ok(());
         }
-        let mut found: Vec<Option<Option<Root>>> =
-            (0..self.store.mirror().len()).map(|i| (ours.in_sync >> i & 1 == 1).then_some(Some(ours))).collect();
-        let others = (0..found.len()).any(|i| i != index && found[i].is_some());
-        if let Some(place) = found.get_mut(index) {
-            *place = Some(newest);
-        }
-        let chosen = recovery::choose(&found, &|_, _| false);
-        let known = chosen.is_ok_and(|choice| choice.root == ours);
-        match (known, others) {
-            (true, _) => Ok(()),
+        let is_past = newest.is_none_or(|newest| recovery::is_past(&newest, index, &ours));
+        let others = (0..self.store.mirror().len()).any(|i| i != index && ours.names(i));
+        match (is_past, others) {
+            (true, true) => Ok(()),
             (false, true) => Err(Error::Diverged(format!(
                 "{} was changed elsewhere while this mount went on without it",
                 self.name(index)
             ))),
-            (false, false) => Err(self.refusal(
+            _ => Err(self.refusal(
                 index,
                 "replica-not-current",
                 "it does not show the last state of this mount: an older copy was put in its place, or it was changed elsewhere",
@@ -371,6 +364,9 @@ impl Members {
         let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
             if let Err(error) = job.run(&fs, &store, &audit, &signal) {
                 log::error!("resync of replica {} ended: {error}", job.index);
+                if !job.is_current(&store) {
+                    return;
+                }
                 if is_lost(&store, &error) {
                     store.poison(format!(
                         "what was written in the moment before all replicas were refused is on none of them ({error}). What \
@@ -378,7 +374,7 @@ impl Members {
                     ));
                 }
                 cut_off.fetch_or(u64::from(store.mirror().in_sync() == 0) << job.index, Ordering::AcqRel);
-                store.mirror().fence(job.index, State::Stale, &format!("its resync ended: {error}"));
+                job.give_up(&store, &format!("its resync ended: {error}"));
             }
         });
         let mut resyncs = lock(&self.resyncs);
@@ -389,7 +385,7 @@ impl Members {
                 Ok(())
             }
             Err(source) => {
-                self.store.mirror().fence(resync.index, State::Stale, "its resync could not be started");
+                resync.give_up(&self.store, "its resync could not be started");
                 Err(System::error("starting a resync", source))
             }
         }

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use super::audit::{Audit, Entry, Event, Object, Reason, ReplicaFacts};
 use super::members::{Found, Members};
 use super::resync::Resync;
-use super::{Assembled, Error, ErrorKind, OpenOptions, Replica, System, newest, recovery, witness};
+use super::{Assembled, Error, ErrorKind, OpenOptions, Replica, System, recovery, witness};
 use crate::crypto::Keys;
 use crate::device::AlignedBuf;
 use crate::fs::Fs;
 use crate::label::{self, Header, Root};
 use crate::limits::COMMIT_INTERVAL_MS;
-use crate::mirror::{ErrorCounts, Mirror, State};
+use crate::mirror::{ErrorCounts, Mirror, State, Stay};
 use crate::pages::{Store, StoreOptions, Usage};
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
@@ -92,10 +92,9 @@ impl Assembled {
         if !options.read_only && !self.header.writable() {
             return Err(Error::ReadOnlyFeatures(volume));
         }
-        let rings = self.rings();
-        let roots = newest(&rings);
+        let roots = self.newest_roots();
         let left_at = roots.iter().map(|r| r.flatten().map_or(Generation(0), |root| root.generation)).collect();
-        let choice = self.choose(&rings, options.degraded)?;
+        let choice = self.choose(&roots, options.degraded)?;
         self.check_registry(registry, &choice.root)?;
         let rolled_back = check_witness(options, volume, choice.root.generation)?;
         let read_only = options.read_only;
@@ -112,7 +111,7 @@ impl Assembled {
         let mut root = choice.root;
         root.trust = root.trust_in_force(self.header.trust_digest);
         // Invariant: 2^32 mounts, one a second, take 136 years.
-        let epoch = root.epoch.saturating_add(1);
+        let epoch = root.epoch().saturating_add(1);
         let has_before = self.has_before(&choice);
         let store = Store::open(
             mirror,
@@ -167,7 +166,7 @@ impl Assembled {
             if states.get(index) != Some(&State::Stale) {
                 continue;
             }
-            behind.push(Resync::new(index, self.last_epoch_in_sync(replica, index)));
+            behind.push(Resync::new(index, Stay::default(), self.last_epoch_in_sync(replica, index)));
         }
         behind
     }
@@ -176,7 +175,7 @@ impl Assembled {
     pub(super) fn last_epoch_in_sync(&self, witness: &super::Replica, index: usize) -> u32 {
         let size = witness.header.device_bytes;
         let roots = label::read_roots(&*witness.device, size, &self.keys, self.header.volume).unwrap_or_default();
-        roots.into_iter().filter(|root| root.in_sync >> index & 1 == 1).map(|root| root.epoch).max().unwrap_or(0)
+        roots.into_iter().filter(|root| root.names(index)).map(|root| root.epoch()).max().unwrap_or(0)
     }
 
     /// Writes the chosen root to in-sync replicas that do not have it, because the power failed between the roots. So no

@@ -55,10 +55,10 @@ pub struct Place {
 impl Assembled {
     /// Of each replica, the first epoch of which it may lack something, when the volume is opened with this choice.
     pub(super) fn has_before(&self, choice: &recovery::Choice) -> Vec<u32> {
-        let after_the_root = choice.root.epoch.saturating_add(1);
+        let after_the_root = choice.root.epoch().saturating_add(1);
         let of = |(index, state): (usize, &State)| {
             let own = self.replicas.iter().find(|r| usize::from(r.header.replica_index) == index);
-            let is_named = choice.root.in_sync >> index & 1 == 1;
+            let is_named = choice.root.names(index);
             match (state, own) {
                 (State::InSync, _) => after_the_root,
                 // Its own ring is what is true of it: it may be an old copy that somebody put back.

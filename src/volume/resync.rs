@@ -1,7 +1,8 @@
 //! Bringing a replica that was left behind back in sync, while the volume is in use.
 //!
-//! From the first commit of the mount on, the replica gets every write, as the others do: what is missing is what the
-//! root of that moment refers to. That is read from the replicas in sync, verified, and written to it, but for what it has:
+//! From the moment at which it takes part, the replica gets every write, as the others do: what is missing is what the metadata
+//! of that moment refers to, and what writes that were under way had sealed before: they are waited for
+//! ([`Fs::wait_for_writers`](crate::fs::Fs::wait_for_writers)). That is read from the replicas in sync, verified, and written to it, but for what it has:
 //! units of mounts before the last one in which the replica was in sync, and, when it was in sync in this mount, what lies
 //! where nothing was written since ([`Mirror::is_missed`](crate::mirror::Mirror::is_missed)). Blocks that are freed meanwhile are not
 //! used again before the copying of their part is done (a reader is held), so nothing new is overwritten with something
@@ -28,7 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::audit::Audit;
 use super::{Error, ErrorKind};
 use crate::fs::Fs;
-use crate::mirror::State;
+use crate::mirror::{State, Stay};
 use crate::pages::{Store, Walk};
 use crate::units::BLOCK_SIZE;
 
@@ -47,6 +48,8 @@ pub(super) fn is_lost(store: &Store, error: &Error) -> bool {
 pub(super) struct Resync {
     /// Its index.
     pub index: usize,
+    /// Which of its stays in the set: one that was fenced and came back meanwhile is resynced by another.
+    stay: Stay,
     /// It has every unit of the epochs before this one.
     pub since_epoch: u32,
     done_blocks: AtomicU64,
@@ -54,8 +57,8 @@ pub(super) struct Resync {
 }
 
 impl Resync {
-    pub fn new(index: usize, since_epoch: u32) -> Self {
-        Self { index, since_epoch, done_blocks: AtomicU64::new(0), total_blocks: AtomicU64::new(0) }
+    pub fn new(index: usize, stay: Stay, since_epoch: u32) -> Self {
+        Self { index, stay, since_epoch, done_blocks: AtomicU64::new(0), total_blocks: AtomicU64::new(0) }
     }
 
     /// Bytes looked at and, where needed, copied; and bytes in all.
@@ -72,7 +75,9 @@ impl Resync {
     pub fn run(&self, fs: &Fs, store: &Store, audit: &Audit, stop: &AtomicBool) -> Result<bool, Error> {
         let used = store.usage().total_blocks - store.persisted().free();
         self.total_blocks.store(used, Ordering::Relaxed);
-        let go_on = || !stop.load(Ordering::Relaxed) && store.mirror().state(self.index).0 == State::Resyncing;
+        let go_on = || !stop.load(Ordering::Relaxed) && self.is_current(store);
+        // Blocks that were sealed before the replica took part may be in no row yet.
+        fs.wait_for_writers();
         {
             let _reader = store.reader();
             for unit in store.metadata_units()? {
@@ -102,7 +107,7 @@ impl Resync {
         }
         // What was copied is on stable storage before any root can name the replica.
         let is_flushed = store.mirror().flush_resynced() >> self.index & 1 == 1;
-        if !is_flushed || !store.mirror().promote(self.index) {
+        if !is_flushed || !store.mirror().promote(self.index, self.stay) {
             return Ok(false);
         }
         // The root of this commit names the replica, and the trail in it says so.
@@ -115,9 +120,19 @@ impl Resync {
         Ok(in_sync)
     }
 
+    /// Whether the replica is still being resynced, by this.
+    pub fn is_current(&self, store: &Store) -> bool {
+        store.mirror().is_resyncing(self.index, self.stay)
+    }
+
+    /// The resync cannot go on: the replica is stale, unless it is away already.
+    pub fn give_up(&self, store: &Store, reason: &str) {
+        store.mirror().give_up(self.index, self.stay, reason);
+    }
+
     fn copy(&self, store: &Store, unit: &Walk) -> Result<(), Error> {
         if unit.id.epoch >= self.since_epoch && store.mirror().is_missed(self.index, unit.at.addr) {
-            store.copy_unit(unit, self.index)?;
+            store.copy_unit(unit, self.index, self.stay)?;
         }
         self.done_blocks.fetch_add(1, Ordering::Relaxed);
         Ok(())

@@ -14,6 +14,7 @@ use scelle::device::memory::MemoryDevice;
 use scelle::device::{BlockDevice, IdentifiedDevice};
 use scelle::fs::{Caller, Fs};
 use scelle::mirror::State;
+use scelle::pages::Finding;
 use scelle::policy::{ApprovedDevice, ReasonCode};
 use scelle::registry::{Date, VerifiedRegistry};
 use scelle::units::Ino;
@@ -24,6 +25,8 @@ use super::rng::{self, Rng};
 
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 const SIZE: u64 = 24 << 20;
+/// Of a device that takes more than may be in flight (64 MiB).
+const LARGE: u64 = 160 << 20;
 const BOUND: Duration = Duration::from_secs(60);
 
 /// What a device shows when it is asked who it is.
@@ -50,17 +53,20 @@ struct Turncoat {
     late: AtomicU64,
     /// A write takes so long, in microseconds.
     slow_us: u64,
+    /// Writes and flushes do not end while it is set.
+    held: AtomicBool,
 }
 
 impl Turncoat {
-    fn new(name: &str, slow_us: u64) -> Self {
+    fn new(name: &str, size: u64, slow_us: u64) -> Self {
         Self {
-            memory: MemoryDevice::new(name, SIZE),
+            memory: MemoryDevice::new(name, size),
             face: Mutex::new(Face::Itself),
             shut: AtomicBool::new(false),
             writes: AtomicU64::new(0),
             late: AtomicU64::new(0),
             slow_us,
+            held: AtomicBool::new(false),
         }
     }
 
@@ -74,6 +80,9 @@ impl Turncoat {
         self.late.fetch_add(u64::from(self.shut.load(Ordering::SeqCst)), Ordering::SeqCst);
         if self.slow_us > 0 {
             std::thread::sleep(Duration::from_micros(self.slow_us));
+        }
+        while self.held.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
         }
         // Also one that began before and is still at it.
         self.late.fetch_add(u64::from(self.shut.load(Ordering::SeqCst)), Ordering::SeqCst);
@@ -149,7 +158,12 @@ struct Court {
 
 impl Court {
     fn new(replicas: usize, min_replicas: u32, slow_us: u64) -> Self {
-        let devices: Vec<_> = (0..replicas).map(|i| Arc::new(Turncoat::new(&format!("m{i}"), slow_us))).collect();
+        Self::of_size(SIZE, replicas, min_replicas, slow_us)
+    }
+
+    fn of_size(size: u64, replicas: usize, min_replicas: u32, slow_us: u64) -> Self {
+        let device = |i| Arc::new(Turncoat::new(&format!("m{i}"), size, slow_us));
+        let devices: Vec<_> = (0..replicas).map(device).collect();
         let named: Vec<Arc<dyn IdentifiedDevice>> = devices.iter().map(|d| d.clone() as _).collect();
         let (registry, host, today) =
             lab::registry_with(&named, |registry| registry.policy.min_replicas = min_replicas);
@@ -223,6 +237,24 @@ fn wait_in_sync(open: &Open) {
     }
 }
 
+/// Every replica by itself has every unit that the metadata names at this moment, without help from another.
+fn assert_whole(open: &Open) {
+    let _reader = open.store().reader();
+    let mut units = open.store().metadata_units().unwrap();
+    for scanned in open.fs().scan(None, usize::MAX >> 1).unwrap() {
+        let extent = &scanned.extent;
+        for (i, tag) in (0..).zip(extent.tags.iter().flatten()) {
+            units.push(open.store().data_unit(extent.addr.add(i), extent.id.add(i), *tag));
+        }
+    }
+    assert!(!units.is_empty());
+    for index in 0..open.status().replicas.len() {
+        for unit in &units {
+            assert_eq!(open.store().examine(unit, index), Finding::Good, "{unit:?} on replica {index}");
+        }
+    }
+}
+
 /// Content that can be told from its seed alone.
 fn content(seed: u64, len: usize) -> Vec<u8> {
     let mut rng = Rng::new(seed);
@@ -253,7 +285,7 @@ fn p1_no_write_passes_a_gate_that_closed_whatever_the_moment() {
     let seed = rng::seed();
     println!("seed {seed}: repeat with SCELLE_SEED={seed}");
     let mut rng = Rng::new(seed);
-    let device = Arc::new(Turncoat::new("m0", 0));
+    let device = Arc::new(Turncoat::new("m0", SIZE, 0));
     let (registry, host, today) = lab::registry_of(&[device.clone() as _]);
     let gate = ApprovedDevice::approve(device.clone(), &registry, &host, today).unwrap();
     let ended = AtomicBool::new(false);
@@ -360,6 +392,7 @@ fn p2_refusals_at_any_moment_of_a_volume_in_use() {
                 court.recheck(&open);
                 std::thread::sleep(Duration::from_millis(10));
             }
+            assert_whole(&open);
             for (name, content_seed, len) in promised.lock().unwrap().iter() {
                 assert!(get(open.fs(), name) == content(*content_seed, *len), "{}", String::from_utf8_lossy(name));
             }
@@ -530,7 +563,7 @@ fn p5_all_refused_with_data_that_the_devices_took_lose_nothing() {
 
 #[test]
 fn p5_all_refused_with_data_in_their_queues_say_that_it_is_lost_and_what_to_do() {
-    // Slow enough for the second write to be queued behind the first when the gates close.
+    // Slow enough for what a replica's thread does not take at once (4 MiB) to be queued behind that when the gates close.
     let court = Court::new(2, 1, 30_000);
     let open = court.open();
     put(open.fs(), b"safe", &content(5, 100_000)).unwrap();
@@ -538,7 +571,7 @@ fn p5_all_refused_with_data_in_their_queues_say_that_it_is_lost_and_what_to_do()
     let begin = Instant::now();
     loop {
         let generation = open.store().generation();
-        (0..4).for_each(|i| drop(put(open.fs(), b"lost", &content(6 + i, 1 << 20))));
+        (0..12).for_each(|i| drop(put(open.fs(), b"lost", &content(6 + i, 1 << 20))));
         let gates = [0, 1].map(|index| open.members().device(index).unwrap());
         court.devices.iter().for_each(|device| device.show(Face::Gone));
         gates.iter().for_each(|gate| drop(gate.recheck(&court.registry, &court.host, court.today)));
@@ -648,6 +681,36 @@ fn p6_a_replica_that_comes_back_is_given_what_it_lacks() {
     assert!(get(alone.fs(), b"small") == content(99, 10_000));
 }
 
+/// Its first blocks are on the other replica already, and its row comes after the resync has looked for rows.
+#[test]
+fn regression_p6_a_write_that_began_before_a_replica_came_back_reaches_it() {
+    let court = Court::of_size(LARGE, 2, 1, 0);
+    let open = court.open();
+    let ino = put(open.fs(), b"large", b"x").unwrap();
+    open.fs().sync().unwrap();
+    court.refuse(&open, &[1], Face::Gone);
+    let bytes = content(7, 72 << 20);
+    std::thread::scope(|scope| {
+        court.devices[0].held.store(true, Ordering::SeqCst);
+        let writer = scope.spawn(|| open.fs().write(ino, 0, &bytes).unwrap());
+        // What the first replica does not take holds the write up in its midst.
+        wait_until("most of the write to be sealed", || {
+            let usage = open.store().usage();
+            usage.total_blocks - usage.free_blocks >= (64 << 20) / 4096
+        });
+        court.restore(&open, &[1]);
+        // Enough for a resync that does not wait for the write to have looked for its row in vain.
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!writer.is_finished() && states(&open) == [State::InSync, State::Resyncing]);
+        court.devices[0].held.store(false, Ordering::SeqCst);
+        writer.join().unwrap();
+    });
+    wait_in_sync(&open);
+    assert_whole(&open);
+    open.close().unwrap();
+    court.check();
+}
+
 #[test]
 fn p1_a_refusal_in_the_middle_of_a_resync_stops_it() {
     let seed = rng::seed();
@@ -749,7 +812,7 @@ fn p6_a_device_that_went_on_elsewhere_or_was_set_back_is_recognised() {
 impl Court {
     /// One device of a court with this content, and the documents of the court.
     fn copy_of(court: &Self, index: usize, image: &[u8]) -> Self {
-        let copy = Arc::new(Turncoat::new(court.devices[index].name(), 0));
+        let copy = Arc::new(Turncoat::new(court.devices[index].name(), SIZE, 0));
         copy.memory.write_at(0, &[IoSlice::new(image)]).unwrap();
         Self {
             devices: vec![copy],
