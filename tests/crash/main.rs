@@ -15,8 +15,10 @@ mod rng;
 
 mod audit;
 mod corruption;
+mod court;
 mod device;
 mod failing;
+mod outage;
 mod refusal;
 mod resync;
 mod swap;

@@ -3,282 +3,23 @@
 //! is lost.
 
 use std::io::IoSlice;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use scelle::crypto::{KdfParams, Secret, VolumeKey};
-use scelle::device::host::HostFacts;
-use scelle::device::identity::{DeviceFacts, FactsError};
-use scelle::device::memory::MemoryDevice;
 use scelle::device::{BlockDevice, IdentifiedDevice};
-use scelle::fs::{Caller, Fs};
 use scelle::mirror::State;
-use scelle::pages::Finding;
 use scelle::policy::{ApprovedDevice, ReasonCode};
-use scelle::registry::{Date, VerifiedRegistry};
+use scelle::registry::Date;
 use scelle::units::Ino;
-use scelle::volume::{self, CreateOptions, Open, OpenOptions, Sealed};
+use scelle::volume::{self, Open, OpenOptions, Sealed};
 
+use super::court::{
+    BOUND, CALLER, Court, Face, LARGE, OTHER_FACES, SIZE, Turncoat, assert_whole, content, get, put, states,
+    wait_in_sync, wait_until,
+};
 use super::lab;
 use super::rng::{self, Rng};
-
-const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
-const SIZE: u64 = 24 << 20;
-/// Of a device that takes more than may be in flight (64 MiB).
-const LARGE: u64 = 160 << 20;
-const BOUND: Duration = Duration::from_secs(60);
-
-/// What a device shows when it is asked who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Face {
-    Itself,
-    /// Another device in its place.
-    Swapped,
-    /// The kernel sees another disk than the one that was opened.
-    Changed,
-    /// Unplugged.
-    Gone,
-}
-
-const OTHER_FACES: [Face; 3] = [Face::Swapped, Face::Changed, Face::Gone];
-
-/// A device whose identity can change at any moment, and which notices every write that comes when none may come any more.
-struct Turncoat {
-    memory: MemoryDevice,
-    face: Mutex<Face>,
-    /// The refusal has taken effect: from now on nothing may come.
-    shut: AtomicBool,
-    writes: AtomicU64,
-    late: AtomicU64,
-    /// A write takes so long, in microseconds.
-    slow_us: u64,
-    /// Writes and flushes do not end while it is set.
-    held: AtomicBool,
-}
-
-impl Turncoat {
-    fn new(name: &str, size: u64, slow_us: u64) -> Self {
-        Self {
-            memory: MemoryDevice::new(name, size),
-            face: Mutex::new(Face::Itself),
-            shut: AtomicBool::new(false),
-            writes: AtomicU64::new(0),
-            late: AtomicU64::new(0),
-            slow_us,
-            held: AtomicBool::new(false),
-        }
-    }
-
-    fn show(&self, face: Face) {
-        *self.face.lock().unwrap() = face;
-    }
-
-    /// A write or flush begins.
-    fn touched(&self) {
-        self.writes.fetch_add(1, Ordering::SeqCst);
-        self.late.fetch_add(u64::from(self.shut.load(Ordering::SeqCst)), Ordering::SeqCst);
-        if self.slow_us > 0 {
-            std::thread::sleep(Duration::from_micros(self.slow_us));
-        }
-        while self.held.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        // Also one that began before and is still at it.
-        self.late.fetch_add(u64::from(self.shut.load(Ordering::SeqCst)), Ordering::SeqCst);
-    }
-
-    /// After a refusal: waits until what had passed the gate is done, as the gate promises it can be, and watches from then on.
-    fn shut_after(&self, gate: &ApprovedDevice) {
-        let begin = Instant::now();
-        while gate.writes_in_flight() > 0 {
-            assert!(begin.elapsed() < BOUND, "writes in flight do not end");
-            std::thread::yield_now();
-        }
-        self.shut.store(true, Ordering::SeqCst);
-    }
-
-    fn assert_untouched(&self, what: &str) {
-        assert_eq!(self.late.load(Ordering::SeqCst), 0, "{what}: {} was written to after its refusal", self.name());
-    }
-}
-
-impl BlockDevice for Turncoat {
-    fn size_bytes(&self) -> u64 {
-        self.memory.size_bytes()
-    }
-
-    fn logical_block_size(&self) -> u32 {
-        self.memory.logical_block_size()
-    }
-
-    fn name(&self) -> &str {
-        self.memory.name()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> scelle::device::Result<()> {
-        self.memory.read_at(offset, buf)
-    }
-
-    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> scelle::device::Result<()> {
-        self.touched();
-        self.memory.write_at(offset, bufs)
-    }
-
-    fn flush(&self) -> scelle::device::Result<()> {
-        self.touched();
-        self.memory.flush()
-    }
-}
-
-impl IdentifiedDevice for Turncoat {
-    fn facts(&self) -> Result<DeviceFacts, FactsError> {
-        let device = self.name().to_owned();
-        match *self.face.lock().unwrap() {
-            Face::Itself => self.memory.facts(),
-            Face::Swapped => {
-                let mut facts = self.memory.facts()?;
-                facts.root.name = "somebody-else".into();
-                Ok(facts)
-            }
-            Face::Changed => Err(FactsError::Changed { device, detail: "disk sequence number 7 became 8".into() }),
-            Face::Gone => Err(FactsError::Unreadable { device, detail: "no such device".into() }),
-        }
-    }
-}
-
-/// A volume on such devices.
-struct Court {
-    devices: Vec<Arc<Turncoat>>,
-    registry: Arc<VerifiedRegistry>,
-    host: HostFacts,
-    today: Date,
-    key: VolumeKey,
-}
-
-impl Court {
-    fn new(replicas: usize, min_replicas: u32, slow_us: u64) -> Self {
-        Self::of_size(SIZE, replicas, min_replicas, slow_us)
-    }
-
-    fn of_size(size: u64, replicas: usize, min_replicas: u32, slow_us: u64) -> Self {
-        let device = |i| Arc::new(Turncoat::new(&format!("m{i}"), size, slow_us));
-        let devices: Vec<_> = (0..replicas).map(device).collect();
-        let named: Vec<Arc<dyn IdentifiedDevice>> = devices.iter().map(|d| d.clone() as _).collect();
-        let (registry, host, today) =
-            lab::registry_with(&named, |registry| registry.policy.min_replicas = min_replicas);
-        let approve = |d: &Arc<Turncoat>| ApprovedDevice::approve(d.clone(), &registry, &host, today).unwrap();
-        let secret = Secret::new(b"correct horse".to_vec()).unwrap();
-        let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
-        volume::create(devices.iter().map(approve).collect(), &registry, &secret, &options).unwrap();
-        let sealed = Sealed::read(devices.iter().map(approve).collect()).unwrap();
-        let key = sealed.unlock(&secret).unwrap().volume_key().clone();
-        Self { devices, registry: Arc::new(registry), host, today, key }
-    }
-
-    fn approved(&self, index: usize) -> ApprovedDevice {
-        ApprovedDevice::approve(self.devices[index].clone(), &self.registry, &self.host, self.today).unwrap()
-    }
-
-    fn open_with(&self, present: &[usize], degraded: bool) -> Result<Open, volume::Error> {
-        let devices = present.iter().map(|index| self.approved(*index)).collect();
-        let options = OpenOptions { degraded, ..OpenOptions::default() };
-        Sealed::read(devices)?.unlock_again(&self.key)?.open(&self.registry, &options)
-    }
-
-    fn open(&self) -> Open {
-        let all: Vec<usize> = (0..self.devices.len()).collect();
-        self.open_with(&all, true).unwrap()
-    }
-
-    fn recheck(&self, open: &Open) {
-        open.members().recheck(&self.registry, &self.host, self.today);
-    }
-
-    /// The devices `out` show another face, the policy looks, and from then on they are watched.
-    fn refuse(&self, open: &Open, out: &[usize], face: Face) {
-        out.iter().for_each(|index| self.devices[*index].show(face));
-        self.recheck(open);
-        for index in out {
-            let gate = open.members().device(*index).unwrap();
-            assert!(!gate.verdict().approved && gate.fence_reason().is_some());
-            self.devices[*index].shut_after(&gate);
-        }
-    }
-
-    /// They are themselves again, and the policy looks.
-    fn restore(&self, open: &Open, back: &[usize]) {
-        for index in back {
-            let device = &self.devices[*index];
-            device.assert_untouched("while it was refused");
-            device.shut.store(false, Ordering::SeqCst);
-            device.show(Face::Itself);
-        }
-        self.recheck(open);
-    }
-
-    fn check(&self) {
-        let all = (0..self.devices.len()).map(|index| self.approved(index)).collect();
-        let assembled = Sealed::read(all).unwrap().unlock_again(&self.key).unwrap();
-        let report = assembled.check(&mut |_, _| {}).unwrap();
-        assert!(report.count == 0 && report.blocks > 0 && report.skipped.is_empty(), "{report:?}");
-    }
-}
-
-fn states(open: &Open) -> Vec<State> {
-    open.status().replicas.iter().map(|replica| replica.state).collect()
-}
-
-fn wait_in_sync(open: &Open) {
-    let begin = Instant::now();
-    while states(open).iter().any(|state| *state != State::InSync) {
-        assert!(begin.elapsed() < BOUND, "not in sync: {:?}", open.status().replicas);
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Every replica by itself has every unit that the metadata names at this moment, without help from another.
-fn assert_whole(open: &Open) {
-    let _reader = open.store().reader();
-    let mut units = open.store().metadata_units().unwrap();
-    for scanned in open.fs().scan(None, usize::MAX >> 1).unwrap() {
-        let extent = &scanned.extent;
-        for (i, tag) in (0..).zip(extent.tags.iter().flatten()) {
-            units.push(open.store().data_unit(extent.addr.add(i), extent.id.add(i), *tag));
-        }
-    }
-    assert!(!units.is_empty());
-    for index in 0..open.status().replicas.len() {
-        for unit in &units {
-            assert_eq!(open.store().examine(unit, index), Finding::Good, "{unit:?} on replica {index}");
-        }
-    }
-}
-
-/// Content that can be told from its seed alone.
-fn content(seed: u64, len: usize) -> Vec<u8> {
-    let mut rng = Rng::new(seed);
-    (0..len.div_ceil(8)).flat_map(|_| rng.next().to_le_bytes()).take(len).collect()
-}
-
-fn put(fs: &Fs, name: &[u8], bytes: &[u8]) -> Result<Ino, scelle::fs::Error> {
-    let ino = match fs.mknod(&CALLER, Ino::ROOT, name, 0o600, 0) {
-        Ok(attr) => attr.ino,
-        Err(scelle::fs::Error::Exists) => fs.lookup(Ino::ROOT, name)?.ino,
-        Err(error) => return Err(error),
-    };
-    let written = fs.write(ino, 0, bytes);
-    fs.forget(ino, 1);
-    written.map(|_| ino)
-}
-
-fn get(fs: &Fs, name: &[u8]) -> Vec<u8> {
-    let attr = fs.lookup(Ino::ROOT, name).unwrap();
-    let mut out = Vec::new();
-    out.extend_from_slice(fs.read(attr.ino, 0, attr.size as usize, &mut Vec::new()).unwrap());
-    fs.forget(attr.ino, 1);
-    out
-}
 
 #[test]
 fn p1_no_write_passes_a_gate_that_closed_whatever_the_moment() {
@@ -316,92 +57,6 @@ fn p1_no_write_passes_a_gate_that_closed_whatever_the_moment() {
         ended.store(true, Ordering::Relaxed);
     });
     assert!(device.writes.load(Ordering::SeqCst) > 1000, "hardly anything was written meanwhile");
-}
-
-/// What a writer may count on: the content that a sync has answered for.
-type Promised = Mutex<Vec<(Vec<u8>, u64, usize)>>;
-
-/// Writes large and small, syncs, and remembers what was synced. A file that is being overwritten is promised nothing.
-fn writer(fs: &Fs, thread: u64, seed: u64, ended: &AtomicBool, promised: &Promised) {
-    let mut rng = Rng::new(seed + thread);
-    let mut round = 0;
-    while !ended.load(Ordering::Relaxed) {
-        round += 1;
-        let name = format!("{thread}-{}", round % 3).into_bytes();
-        promised.lock().unwrap().retain(|(other, ..)| *other != name);
-        let (content_seed, len) = (rng.next(), if thread == 0 { 1 << 20 } else { 1 + rng.below(60_000) as usize });
-        let truncated = fs.lookup(Ino::ROOT, &name).and_then(|attr| {
-            fs.forget(attr.ino, 1);
-            fs.unlink(Ino::ROOT, &name)
-        });
-        let done = match truncated {
-            Err(error) if error.errno() != libc::ENOENT => Err(error),
-            _ => put(fs, &name, &content(content_seed, len)).and_then(|_| fs.sync()),
-        };
-        match done {
-            Ok(()) => promised.lock().unwrap().push((name, content_seed, len)),
-            Err(error) => {
-                assert!(matches!(error.errno(), libc::EROFS | libc::EIO), "{error}");
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-    }
-}
-
-#[test]
-fn p2_refusals_at_any_moment_of_a_volume_in_use() {
-    let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let mut rng = Rng::new(seed);
-    let (mut flips, mut remounts, mut all_at_once) = (0, 0, 0);
-    for round in 0..3u64 {
-        let court = Court::new(3, 1 + (round % 2) as u32, rng.pick(&[0, 50]));
-        let mut open = court.open();
-        let promised = Promised::default();
-        for _ in 0..6 {
-            let ended = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                for thread in 0..3 {
-                    let (fs, ended, promised, seed) = (open.fs(), &ended, &promised, seed + 100 * round);
-                    scope.spawn(move || writer(fs, thread, seed, ended, promised));
-                }
-                for _ in 0..60 {
-                    let mut out: Vec<usize> = (0..3).filter(|_| rng.one_in(3)).collect();
-                    if rng.one_in(20) {
-                        out = vec![0, 1, 2];
-                        all_at_once += 1;
-                    }
-                    court.refuse(&open, &out, rng.pick(&OTHER_FACES));
-                    flips += out.len();
-                    std::thread::sleep(Duration::from_micros(rng.below(4000)));
-                    court.restore(&open, &out);
-                    std::thread::sleep(Duration::from_micros(rng.below(4000)));
-                }
-                ended.store(true, Ordering::Relaxed);
-            });
-            if open.status().needs_remount || !states(&open).contains(&State::InSync) {
-                // All of them were refused while something was on its way: that is not durable, and only what was promised is.
-                remounts += 1;
-                let _ = open.close();
-                open = court.open();
-            }
-            // The watch looks every now and then: a resync that was cut off begins again.
-            let begin = Instant::now();
-            while states(&open).iter().any(|state| *state != State::InSync) {
-                assert!(begin.elapsed() < BOUND, "not in sync: {:?}", open.status().replicas);
-                court.recheck(&open);
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            assert_whole(&open);
-            for (name, content_seed, len) in promised.lock().unwrap().iter() {
-                assert!(get(open.fs(), name) == content(*content_seed, *len), "{}", String::from_utf8_lossy(name));
-            }
-        }
-        open.close().unwrap();
-        court.check();
-    }
-    println!("{flips} refusals, {all_at_once} of all at once, {remounts} remounts");
-    assert!(flips > 500);
 }
 
 #[test]
@@ -625,15 +280,6 @@ fn p9_what_the_host_kept_goes_into_the_trail_when_writing_begins_again() {
     court.check();
 }
 
-#[track_caller]
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !condition() {
-        assert!(begin.elapsed() < BOUND, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Writes, and has devices refused before the volume's own commit comes.
 fn refuse_with_data_on_its_way(court: &Court, open: &Open, name: &[u8], bytes: &[u8], out: &[usize]) {
     let begin = Instant::now();
@@ -807,19 +453,4 @@ fn p6_a_device_that_went_on_elsewhere_or_was_set_back_is_recognised() {
     let why = open.members().rejoin(1).unwrap_err();
     assert!(why.to_string().contains("changed elsewhere"), "{why}");
     open.close().unwrap();
-}
-
-impl Court {
-    /// One device of a court with this content, and the documents of the court.
-    fn copy_of(court: &Self, index: usize, image: &[u8]) -> Self {
-        let copy = Arc::new(Turncoat::new(court.devices[index].name(), SIZE, 0));
-        copy.memory.write_at(0, &[IoSlice::new(image)]).unwrap();
-        Self {
-            devices: vec![copy],
-            registry: court.registry.clone(),
-            host: court.host.clone(),
-            today: court.today,
-            key: court.key.clone(),
-        }
-    }
 }
