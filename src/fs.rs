@@ -268,7 +268,7 @@ impl Fs {
     }
 
     /// Returns when every write whose blocks were sealed before the call has put them in the file's rows, or given them up.
-    /// Bounded as the replica set's writes are. The caller holds no lock and no reader.
+    /// That takes as long as the longest operation that holds a file's content. The caller holds no lock and no reader.
     pub fn wait_for_writers(&self) {
         for stripe in &self.stripes {
             drop(stripe.write().unwrap_or_else(PoisonError::into_inner));

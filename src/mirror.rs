@@ -403,11 +403,6 @@ impl Mirror {
         self.shared.in_sync.load(Ordering::Acquire)
     }
 
-    /// The replicas that take writes at this moment, in sync or not; bit `i` is replica `i`.
-    pub fn writable(&self) -> u64 {
-        self.shared.lock().writable_mask()
-    }
-
     /// Says why a replica that is not in the set is not taken back. Returns whether that is news.
     pub fn explain(&self, index: usize, reason: &str) -> bool {
         let mut inner = self.shared.lock();

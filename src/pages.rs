@@ -41,8 +41,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use crate::crypto::{self, Binding, Keys, random_bytes};
-use crate::label::{MountId, Root};
-use crate::limits::REPLICAS_MAX;
+use crate::label::{Lineage, MountId, Root};
 use crate::mirror::{self, Mirror};
 use crate::policy::{ApprovedEntry, examine_set};
 use crate::registry::VerifiedRegistry;
@@ -151,6 +150,8 @@ pub struct Store {
     volume: Uuid,
     /// This mount.
     mount: MountId,
+    /// The mounts before it.
+    lineage: Lineage,
     /// Size of each replica's device as its label says: where label area B is.
     device_bytes: Vec<AtomicU64>,
     counter: AtomicU64,
@@ -204,8 +205,6 @@ struct Staging {
 /// What only a commit touches.
 struct CommitState {
     root: Root,
-    /// The mount whose root each replica was given last.
-    given: [MountId; REPLICAS_MAX],
     persisted: Bitmap,
     space_tree: Tree,
     /// Freed by a commit, waiting for its readers to end.
@@ -264,6 +263,7 @@ impl Store {
             keys,
             volume,
             mount,
+            lineage: root.lineage_after(),
             device_bytes: device_bytes.into_iter().map(AtomicU64::new).collect(),
             // A random beginning, besides the epoch: two histories that went on from one state each by themselves
             // (both restored from one backup, say) do not use one nonce twice either.
@@ -276,13 +276,7 @@ impl Store {
             generation: AtomicU64::new(root.generation.0),
             registry_version: AtomicU64::new(root.registry_version),
             trust: Mutex::new(root.trust),
-            commit: Mutex::new(CommitState {
-                root,
-                given: root.given_with_it(),
-                persisted,
-                space_tree,
-                releasing: VecDeque::new(),
-            }),
+            commit: Mutex::new(CommitState { root, persisted, space_tree, releasing: VecDeque::new() }),
             readers: Readers::default(),
             poisoned: OnceLock::new(),
             quorum: Mutex::default(),

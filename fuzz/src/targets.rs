@@ -219,10 +219,10 @@ pub fn label(data: &[u8]) {
     }
 }
 
-/// Root records, authentic ones with any content: each takes 264 bytes, the first four replicas' mounts included; and the choice among up to four of them.
+/// Root records, authentic ones with any content: each takes 276 bytes, three mounts of its lineage included; and the choice among up to four of them.
 pub fn root(data: &[u8]) {
     let mut roots = Vec::new();
-    for record in data.chunks(264).take(4) {
+    for record in data.chunks(276).take(4) {
         let mut block = [0; ROOT_BYTES];
         block[32..32 + record.len()].copy_from_slice(record);
         let slot = u64::from_le_bytes(padded(record)) % label::ROOT_SLOTS;

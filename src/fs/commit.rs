@@ -58,6 +58,12 @@ impl Fs {
         Ok(self.store.generation() != seen || self.store.has_unreleased())
     }
 
+    /// Calls `f` while no commit is under way: none has taken its tables over and not yet published them.
+    pub fn between_commits<T>(&self, f: impl FnOnce() -> T) -> T {
+        let _committed = lock(&self.commit);
+        f()
+    }
+
     fn commit_in(&self, committed: &mut Committed) -> Result<()> {
         // What no replica can take stays where it is, until one comes back.
         self.store.committable()?;

@@ -24,8 +24,8 @@
 //! | 112 | 64 | tree of the space bitmap |
 //! | 176 | 32 | digest of the trust anchors in force; zero: those pinned in the header |
 //! | 208 | 8  | random number of the mount that committed |
-//! | 216 | 192 | for each row of the replica table, the mount whose root it was given last: 12 bytes, epoch and random number |
-//! | 408 | 3656 | zero, reserved |
+//! | 216 | 2560 | the mounts before that this history went through, the last one first: epoch (4 bytes), random number (8), generation of its last root (8); the rest is zero |
+//! | 2776 | 1288 | zero, reserved |
 //!
 //! A reference to a tree:
 //!
@@ -102,6 +102,46 @@ pub struct MountId {
     pub nonce: u64,
 }
 
+/// A mount that a history went through, and how far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// The mount.
+    pub mount: MountId,
+    /// Its last root that belongs to the history.
+    pub last: Generation,
+}
+
+/// Mounts that a root remembers.
+pub const LINEAGE_MAX: usize = 128;
+
+/// The mounts before its own that a root's history went through, as far back as they are remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lineage([Passed; LINEAGE_MAX]);
+
+impl Default for Lineage {
+    fn default() -> Self {
+        Self([Passed::default(); LINEAGE_MAX])
+    }
+}
+
+impl Lineage {
+    /// The mounts, the last one first.
+    pub fn iter(&self) -> impl Iterator<Item = &Passed> {
+        // Epochs begin at 1.
+        self.0.iter().take_while(|passed| passed.mount.epoch != 0)
+    }
+
+    /// How far the history went through a mount; `None` when it did not, or that is forgotten.
+    pub fn last_of(&self, mount: MountId) -> Option<Generation> {
+        self.iter().find(|passed| passed.mount == mount).map(|passed| passed.last)
+    }
+
+    /// Whether mounts of this epoch are so long ago that they are forgotten.
+    pub fn forgot(&self, epoch: u32) -> bool {
+        self.0.last().is_some_and(|oldest| epoch < oldest.mount.epoch)
+    }
+}
+
 /// What a commit publishes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Root {
@@ -123,9 +163,8 @@ pub struct Root {
     pub space: TreeRef,
     /// Digest of the trust anchors in force, when officers have replaced those of the header; else zero.
     pub trust: [u8; 32],
-    /// For each row of the replica table, the mount of the last root that the replica was given: of one that this root names,
-    /// before this root; of another, this one included. So a root that is found on a replica can be told from one of another history.
-    pub given: [MountId; REPLICAS_MAX],
+    /// What the volume went through before this mount: so a root that is found on a replica can be told from one of another history.
+    pub lineage: Lineage,
 }
 
 impl Root {
@@ -139,9 +178,20 @@ impl Root {
         index < REPLICAS_MAX && self.in_sync >> index & 1 == 1
     }
 
-    /// The mounts whose roots the replicas were given last, this root included.
-    pub fn given_with_it(&self) -> [MountId; REPLICAS_MAX] {
-        std::array::from_fn(|index| if self.names(index) { self.mount } else { self.given[index] })
+    /// The lineage of a mount that goes on from this root.
+    pub fn lineage_after(&self) -> Lineage {
+        let mut lineage = self.lineage;
+        if self.mount.epoch != 0 {
+            lineage.0.rotate_right(1);
+            lineage.0[0] = Passed { mount: self.mount, last: self.generation };
+        }
+        lineage
+    }
+
+    /// Whether the history of this root certainly went through `other`, or this is it.
+    pub fn went_through(&self, other: &Self) -> bool {
+        let last = if other.mount == self.mount { Some(self.generation) } else { self.lineage.last_of(other.mount) };
+        last.is_some_and(|last| other.generation <= last)
     }
 
     /// Digest of the trust anchors in force, of a volume that was created under those of the digest `founding`.
@@ -185,8 +235,9 @@ pub(super) fn seal_with_nonce(keys: &Keys, volume: Uuid, root: &Root, nonce: [u8
     Writer::new(record, TRUST_AT).put(&root.trust);
     let mut mounts = Writer::new(record, MOUNT_AT);
     mounts.put(&root.mount.nonce.to_le_bytes());
-    for given in &root.given {
-        mounts.put(&given.epoch.to_le_bytes()).put(&given.nonce.to_le_bytes());
+    for passed in &root.lineage.0 {
+        let Passed { mount, last } = passed;
+        mounts.put(&mount.epoch.to_le_bytes()).put(&mount.nonce.to_le_bytes()).put(&last.0.to_le_bytes());
     }
     let tag = keys.root().seal_in_place(&binding(volume, slot(root.generation)), write_id(nonce), record);
     Writer::new(&mut block, 0).put(&nonce).skip(4).put(&tag);
@@ -222,7 +273,10 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
         db: tree(record, DB_AT),
         space: tree(record, SPACE_AT),
         trust: Reader::new(record, TRUST_AT).array(),
-        given: std::array::from_fn(|_| MountId { epoch: mounts.u32(), nonce: mounts.u64() }),
+        lineage: Lineage(std::array::from_fn(|_| Passed {
+            mount: MountId { epoch: mounts.u32(), nonce: mounts.u64() },
+            last: Generation(mounts.u64()),
+        })),
     };
     let in_bounds = |tree: &TreeRef| {
         tree.height <= HEIGHT_MAX && tree.addr.0 < NUMBERS_END && tree.pages < NUMBERS_END && tree.birth.0 < NUMBERS_END

@@ -288,19 +288,15 @@ impl Store {
     /// Makes the root durable in both label areas of every replica: the commit point. Returns who has it.
     fn publish_root(&self, state: &mut CommitState, generation: Generation) -> Result<u64> {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let (in_sync, taking) = (self.mirror.in_sync(), self.mirror.writable());
-        let given = &mut state.given;
-        for (index, given) in given.iter_mut().enumerate() {
-            // This root is the last that it is given.
-            if (taking & !in_sync) >> index & 1 == 1 {
-                *given = self.mount;
-            }
+        let in_sync = self.mirror.in_sync();
+        if in_sync == 0 {
+            return Err(Error::ReadOnly(self.nothing_in_sync()));
         }
         let root = Root {
             generation,
             mount: self.mount,
             in_sync,
-            given: *given,
+            lineage: self.lineage,
             committed_unix_ns: since_epoch.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)),
             free_blocks: state.persisted.free(),
             db: self.db.read().unwrap_or_else(PoisonError::into_inner).to_ref(),
@@ -311,7 +307,6 @@ impl Store {
         let sealed = label::seal_root(&self.keys, self.volume, &root).map_err(|e| Error::Io(e.to_string()))?;
         let mut buf = AlignedBuf::scratch(BLOCK_SIZE);
         buf.copy_from_slice(&sealed);
-        state.given = root.given_with_it();
         let slot = label::slot(generation);
         let device_bytes = |index: usize| self.device_bytes(index);
         // What the root refers to was flushed before: only the root itself has to follow.

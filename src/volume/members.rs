@@ -211,8 +211,11 @@ impl Members {
         if !self.absent().contains(&index) {
             return Err(self.refusal(index, "replica-in-use", "it is in use already", ErrorKind::Busy));
         }
+        let before = self.store.device_bytes(index);
         self.store.set_device_bytes(index, replica.header.device_bytes);
-        let state = self.enter(index, &replica, Some(&device))?;
+        let state = self.enter(index, &replica, Some(&device)).inspect_err(|_| {
+            self.store.set_device_bytes(index, before);
+        })?;
         // Who still waits for the facts of the device that was there before does not hold up this one's.
         if let Some(looking) = lock(&self.looking).get_mut(index) {
             *looking = Arc::default();
@@ -279,8 +282,7 @@ impl Members {
             (Some(newest), Some(last)) => newest.mount == ours.mount && newest.generation >= last,
             _ => false,
         };
-        let named = roots.iter().filter(|root| root.names(index));
-        let since_epoch = named.map(Root::epoch).max().unwrap_or(0);
+        let since_epoch = recovery::last_epoch_in_sync(&roots, index, &ours);
         if device.is_some()
             && let Some(has_before) = lock(&self.found).has_before.get_mut(index)
         {

@@ -98,7 +98,7 @@ impl Assembled {
         self.check_registry(registry, &choice.root)?;
         let rolled_back = check_witness(options, volume, choice.root.generation)?;
         let read_only = options.read_only;
-        let behind = if read_only { Vec::new() } else { self.left_behind(&choice.states) };
+        let behind = if read_only { Vec::new() } else { self.left_behind(&choice) };
         let mut states = choice.states.clone();
         for resync in &behind {
             states[resync.index] = State::Resyncing;
@@ -159,23 +159,24 @@ impl Assembled {
     }
 
     /// The replicas present that the root does not name or that are too old, and what each of them has.
-    fn left_behind(&self, states: &[State]) -> Vec<Resync> {
+    fn left_behind(&self, choice: &recovery::Choice) -> Vec<Resync> {
         let mut behind = Vec::new();
         for replica in &self.replicas {
             let index = usize::from(replica.header.replica_index);
-            if states.get(index) != Some(&State::Stale) {
+            if choice.states.get(index) != Some(&State::Stale) {
                 continue;
             }
-            behind.push(Resync::new(index, Stay::default(), self.last_epoch_in_sync(replica, index)));
+            behind.push(Resync::new(index, Stay::default(), self.last_epoch_in_sync(replica, index, &choice.root)));
         }
         behind
     }
 
-    /// The last epoch in which replica `index` was in sync, as far as the root ring of `witness` tells; else 0.
-    pub(super) fn last_epoch_in_sync(&self, witness: &super::Replica, index: usize) -> u32 {
+    /// The last epoch of the history of `root` in which replica `index` was in sync, as far as the root ring of `witness` tells;
+    /// else 0.
+    pub(super) fn last_epoch_in_sync(&self, witness: &super::Replica, index: usize, root: &Root) -> u32 {
         let size = witness.header.device_bytes;
         let roots = label::read_roots(&*witness.device, size, &self.keys, self.header.volume).unwrap_or_default();
-        roots.into_iter().filter(|root| root.names(index)).map(|root| root.epoch()).max().unwrap_or(0)
+        recovery::last_epoch_in_sync(&roots, index, root)
     }
 
     /// Writes the chosen root to in-sync replicas that do not have it, because the power failed between the roots. So no

@@ -62,9 +62,12 @@ impl Assembled {
             match (state, own) {
                 (State::InSync, _) => after_the_root,
                 // Its own ring is what is true of it: it may be an old copy that somebody put back.
-                (_, Some(own)) => self.last_epoch_in_sync(own, index),
+                (_, Some(own)) => self.last_epoch_in_sync(own, index, &choice.root),
                 (_, None) if is_named => after_the_root,
-                (_, None) => self.replicas.iter().map(|r| self.last_epoch_in_sync(r, index)).max().unwrap_or(0),
+                (_, None) => {
+                    let of = |witness| self.last_epoch_in_sync(witness, index, &choice.root);
+                    self.replicas.iter().map(of).max().unwrap_or(0)
+                }
             }
         };
         choice.states.iter().enumerate().map(of).collect()

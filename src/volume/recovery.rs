@@ -6,11 +6,11 @@
 //! may be one commit behind (the power failed between the roots) but no more: otherwise somebody put an old copy there.
 //!
 //! A replica that the chosen root does not name was left behind, or went on by itself elsewhere. The root says which: it
-//! records the mount ([`MountId`](crate::label::MountId)) whose root each replica was given last, and the roots of one mount are one
-//! history.
+//! records through which mounts its history went, and how far ([`Lineage`](crate::label::Lineage)). Two histories are never joined.
 
-use crate::label::Root;
+use crate::label::{Passed, Root};
 use crate::mirror::State;
+use crate::units::Generation;
 
 /// The decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +43,11 @@ pub enum Conflict {
 /// # Errors
 /// [`Conflict`].
 pub fn choose(replicas: &[Option<Option<Root>>]) -> Result<Choice, Conflict> {
-    let roots = || replicas.iter().enumerate().filter_map(|(i, r)| r.flatten().map(|root| (i, root)));
+    // A root that names nobody was cut off before anybody was answered, and nobody holds what it refers to.
+    let roots = || {
+        let found = replicas.iter().enumerate().filter_map(|(i, r)| r.flatten().map(|root| (i, root)));
+        found.filter(|(_, root)| root.in_sync != 0)
+    };
     let (holder, root) = roots().max_by_key(|(_, r)| (r.epoch(), r.generation)).ok_or(Conflict::NoRoot)?;
     let diverged = roots().find(|(i, r)| !is_past(r, *i, &root));
     if let Some((other, _)) = diverged {
@@ -52,9 +56,7 @@ pub fn choose(replicas: &[Option<Option<Root>>]) -> Result<Choice, Conflict> {
     let state = |(index, found): (usize, &Option<Option<Root>>)| match found {
         None => State::Missing,
         Some(newest) => {
-            let before = |r: Root| {
-                r.generation.next() == root.generation && root.given.get(index).is_some_and(|g| *g == r.mount)
-            };
+            let before = |r: Root| r.generation.next() == root.generation && root.went_through(&r);
             let current = newest.is_some_and(|r| r == root || before(r));
             if root.names(index) && current { State::InSync } else { State::Stale }
         }
@@ -65,66 +67,91 @@ pub fn choose(replicas: &[Option<Option<Root>>]) -> Result<Choice, Conflict> {
     Ok(Choice { root, absent, states })
 }
 
-/// Whether `found`, on replica `index`, is `root` or comes before it in the same history, as far as `root` tells.
+/// The last epoch of the history of `root` in which replica `index` was in sync, as far as `ring` tells; else 0.
+pub fn last_epoch_in_sync(ring: &[Root], index: usize, root: &Root) -> u32 {
+    let naming = ring.iter().filter(|found| found.names(index) && root.went_through(found));
+    naming.map(Root::epoch).max().unwrap_or(0)
+}
+
+/// Whether `found`, on replica `index`, is `root` or was left behind by its history, as far as `root` tells.
 ///
-/// A replica that was given a later one and shows this one failed then, or is an old copy. Of an old copy's own history nothing
-/// is known, unless `root` names it or shares a replica with it.
+/// Left behind are also the roots that were cut off: the next one after a root of this history that names a replica which
+/// does not hold it. Nobody was told of such a root. Of what was longer ago than `root` remembers nothing is known, unless it
+/// names this replica or shares another with it.
 pub fn is_past(found: &Root, index: usize, root: &Root) -> bool {
-    let given = root.given.get(index).copied().unwrap_or_default();
-    let is_ours = found.mount == root.mount || found.mount == given;
-    let is_old = found.epoch() < given.epoch && (root.names(index) || found.in_sync & root.in_sync != 0);
-    *found == *root || (is_ours || is_old) && (found.epoch(), found.generation) < (root.epoch(), root.generation)
+    if found == root {
+        return true;
+    }
+    if (found.epoch(), found.generation) >= (root.epoch(), root.generation) {
+        return false;
+    }
+    let shares = found.in_sync & root.in_sync != 0;
+    let is_next = |last: Generation| found.generation == last.next() && shares;
+    let last = root.lineage.last_of(found.mount);
+    // The first root of another mount that went on from one of ours.
+    let is_first_after =
+        |before: &Passed| root.lineage.last_of(before.mount) == Some(before.last) && is_next(before.last);
+    root.went_through(found)
+        || last.is_some_and(is_next)
+        || found.lineage.iter().next().is_some_and(is_first_after)
+        || root.lineage.forgot(found.epoch()) && (root.names(index) || shares)
 }
 
 #[cfg(test)]
 mod tests {
     use super::State::{InSync, Missing, Stale};
     use super::*;
-    use crate::label::MountId;
-    use crate::limits::REPLICAS_MAX;
-    use crate::units::Generation;
+    use crate::label::{LINEAGE_MAX, MountId};
 
+    /// A root of the mount of this epoch, of a history that went through no other.
     fn root(epoch: u32, generation: u64, in_sync: u64) -> Root {
         let mount = MountId { epoch, nonce: u64::from(epoch) };
-        Root { mount, generation: Generation(generation), in_sync, given: given(&[]), ..Root::default() }
+        Root { mount, generation: Generation(generation), in_sync, ..Root::default() }
     }
 
-    /// What the replicas were given last: a root of the mount of this epoch, the others one of the first.
-    fn given(epochs: &[u32]) -> [MountId; REPLICAS_MAX] {
-        std::array::from_fn(|i| {
-            let epoch = epochs.get(i).copied().unwrap_or(1);
-            MountId { epoch, nonce: u64::from(epoch) }
-        })
+    /// The same, of a history that went on from `before`.
+    fn after(before: Root, epoch: u32, generation: u64, in_sync: u64) -> Root {
+        Root { lineage: before.lineage_after(), ..root(epoch, generation, in_sync) }
     }
 
     #[test]
     fn the_table_of_start_ups() {
         type Row = (&'static str, Vec<Option<Option<Root>>>, Result<(u64, Vec<State>, Vec<usize>), Conflict>);
-        let at = |e, g, m| Some(Some(root(e, g, m)));
+        let first = |g, m| Some(Some(root(1, g, m)));
+        let later = |g, m, from: u64| Some(Some(after(root(1, from, 3), 2, g, m)));
         let table: Vec<Row> = vec![
-            ("all there", vec![at(1, 9, 3), at(1, 9, 3)], Ok((9, vec![InSync, InSync], vec![]))),
-            ("crash between the roots", vec![at(1, 8, 3), at(1, 9, 3)], Ok((9, vec![InSync, InSync], vec![]))),
+            ("all there", vec![first(9, 3), first(9, 3)], Ok((9, vec![InSync, InSync], vec![]))),
+            ("crash between the roots", vec![first(8, 3), first(9, 3)], Ok((9, vec![InSync, InSync], vec![]))),
             (
-                "copy of a history that was given up",
-                vec![at(1, 50, 3), at(2, 12, 3)],
-                Ok((12, vec![Stale, InSync], vec![0])),
+                "crash between the first roots of a mount",
+                vec![first(8, 3), later(9, 3, 8)],
+                Ok((9, vec![InSync, InSync], vec![])),
             ),
-            ("old copy put back", vec![at(1, 7, 3), at(1, 9, 3)], Ok((9, vec![Stale, InSync], vec![0]))),
-            ("one missing", vec![None, at(1, 9, 3)], Ok((9, vec![Missing, InSync], vec![0]))),
-            ("one missing, known", vec![None, at(1, 9, 2)], Ok((9, vec![Missing, InSync], vec![]))),
-            ("left behind", vec![at(1, 5, 3), at(2, 9, 2)], Ok((9, vec![Stale, InSync], vec![]))),
+            ("old copy put back", vec![first(7, 3), first(9, 3)], Ok((9, vec![Stale, InSync], vec![0]))),
+            ("one missing", vec![None, first(9, 3)], Ok((9, vec![Missing, InSync], vec![0]))),
+            ("one missing, known", vec![None, first(9, 2)], Ok((9, vec![Missing, InSync], vec![]))),
+            ("left behind", vec![first(5, 3), later(9, 2, 5)], Ok((9, vec![Stale, InSync], vec![]))),
             (
-                "left behind but with more commits",
-                vec![at(1, 50, 3), at(2, 9, 2)],
-                Ok((9, vec![Stale, InSync], vec![])),
+                "gone on alone in the mount that the other went on from",
+                vec![first(50, 1), later(9, 2, 5)],
+                Err(Conflict::Diverged { one: 1, other: 0 }),
             ),
-            ("ring lost", vec![Some(None), at(1, 9, 3)], Ok((9, vec![Stale, InSync], vec![0]))),
+            ("ring lost", vec![Some(None), first(9, 3)], Ok((9, vec![Stale, InSync], vec![0]))),
             ("nothing", vec![None, Some(None)], Err(Conflict::NoRoot)),
-            ("diverged", vec![at(2, 9, 1), at(3, 12, 2)], Err(Conflict::Diverged { one: 1, other: 0 })),
-            ("diverged, same number", vec![at(2, 9, 1), at(2, 9, 2)], Err(Conflict::Diverged { one: 1, other: 0 })),
+            ("a root that names nobody", vec![first(9, 1), first(10, 0)], Ok((9, vec![InSync, Stale], vec![]))),
+            (
+                "diverged",
+                vec![later(9, 1, 5), Some(Some(after(root(1, 5, 3), 3, 12, 2)))],
+                Err(Conflict::Diverged { one: 1, other: 0 }),
+            ),
+            (
+                "diverged, same number",
+                vec![later(9, 1, 5), later(9, 2, 5)],
+                Err(Conflict::Diverged { one: 1, other: 0 }),
+            ),
             (
                 "three, one behind",
-                vec![at(1, 3, 7), at(2, 9, 6), at(2, 9, 6)],
+                vec![first(3, 7), later(9, 6, 5), later(9, 6, 5)],
                 Ok((9, vec![Stale, InSync, InSync], vec![])),
             ),
         ];
@@ -132,32 +159,61 @@ mod tests {
             let decided = choose(&found).map(|c| (c.root.generation.0, c.states, c.absent));
             assert_eq!(decided, expected, "{name}");
         }
-        // Each went on with an epoch of the same number.
-        let (mut one, mut other) = (root(2, 9, 1), root(2, 12, 2));
-        other.mount.nonce = 99;
-        let found = |one, other| [Some(Some(one)), Some(Some(other))];
-        assert_eq!(choose(&found(one, other)), Err(Conflict::Diverged { one: 1, other: 0 }));
-        // A copy of both went on, and one of it was put in the place of one of ours: one commit behind, by its number.
-        (one.in_sync, other.in_sync, one.generation) = (3, 3, Generation(11));
-        assert_eq!(choose(&found(one, other)), Err(Conflict::Diverged { one: 1, other: 0 }));
     }
+
+    fn of(found: [Root; 2]) -> Result<(u64, Vec<State>), Conflict> {
+        choose(&found.map(|root| Some(Some(root)))).map(|c| (c.root.generation.0, c.states))
+    }
+
+    const DIVERGED: Result<(u64, Vec<State>), Conflict> = Err(Conflict::Diverged { one: 1, other: 0 });
 
     #[test]
     fn a_replica_that_was_left_behind_did_not_go_on_by_itself() {
-        let of =
-            |found: [Root; 2]| choose(&found.map(|root| Some(Some(root)))).map(|c| (c.root.generation.0, c.states));
+        let left = |generation| Ok((generation, vec![Stale, InSync]));
         // In one mount replica 1 came back, and 0 left before any root named both.
-        let (stopped, mut went_on) = (root(5, 7, 1), root(5, 900, 2));
-        went_on.given = given(&[5, 5]);
-        assert_eq!(of([stopped, went_on]), Ok((900, vec![Stale, InSync])));
-        // The same some mounts later; replica 0 was not there.
-        let later = Root { given: given(&[5, 8]), ..root(8, 2000, 2) };
-        assert_eq!(of([stopped, later]), Ok((2000, vec![Stale, InSync])));
-        // It was there once more, and failed at the first root that it was given.
-        let later = Root { given: given(&[6, 8]), ..root(8, 2000, 3) };
-        assert_eq!(of([stopped, later]), Ok((2000, vec![Stale, InSync])));
-        // It was mounted by itself.
-        let (alone, later) = (root(6, 8, 1), Root { given: given(&[5, 8]), ..root(8, 2000, 2) });
-        assert_eq!(of([alone, later]), Err(Conflict::Diverged { one: 1, other: 0 }));
+        let (stopped, went_on) = (root(5, 7, 1), root(5, 900, 2));
+        assert_eq!(of([stopped, went_on]), left(900));
+        // The same some mounts later.
+        let later = after(after(went_on, 6, 1000, 2), 8, 2000, 2);
+        assert_eq!(of([stopped, later]), left(2000));
+        // Of the history of before, but further than it went: replica 0 answered for that alone.
+        assert_eq!(of([root(5, 901, 1), later]), DIVERGED);
+        // Mounted by itself; so too with an epoch that the other's mount has by chance.
+        assert_eq!(of([after(went_on, 7, 901, 1), later]), DIVERGED);
+        let mut twin = after(went_on, 8, 901, 1);
+        twin.mount.nonce = 99;
+        assert_eq!(of([twin, later]), DIVERGED);
+        // A copy of both went on, and one of it was put in the place of one of ours: one commit behind, by its number.
+        let mut copy = after(went_on, 8, 1999, 3);
+        copy.mount.nonce = 99;
+        assert_eq!(of([copy, Root { in_sync: 3, ..later }]), DIVERGED);
+    }
+
+    #[test]
+    fn a_root_that_was_cut_off_is_no_history() {
+        let left = |generation| Ok((generation, vec![Stale, InSync]));
+        let last = root(5, 7, 3);
+        // The first root of a mount, and one in the midst of a mount, reached replica 0 only; then 1 went on alone.
+        assert_eq!(of([after(last, 6, 8, 3), after(last, 7, 20, 2)]), left(20));
+        assert_eq!(of([root(5, 8, 3), after(last, 7, 20, 2)]), left(20));
+        // It named nobody of those: then it was answered for.
+        assert_eq!(of([after(last, 6, 8, 1), after(last, 7, 20, 2)]), DIVERGED);
+        assert_eq!(of([root(5, 8, 1), after(last, 7, 20, 2)]), DIVERGED);
+        // It was not the next.
+        assert_eq!(of([after(last, 6, 9, 3), after(last, 7, 20, 2)]), DIVERGED);
+        assert_eq!(of([root(5, 9, 3), after(last, 7, 20, 2)]), DIVERGED);
+    }
+
+    #[test]
+    fn what_is_longer_ago_than_a_root_remembers_is_known_by_whom_it_names() {
+        let forgotten = root(1, 7, 3);
+        let mut now = forgotten;
+        for epoch in 2..LINEAGE_MAX as u32 + 2 {
+            now = after(now, epoch, u64::from(epoch) * 10, 2);
+        }
+        assert_eq!(of([Root { in_sync: 1, ..forgotten }, now]), Ok((now.generation.0, vec![Stale, InSync])));
+        now = after(now, now.epoch() + 1, 5000, 2);
+        assert_eq!(of([forgotten, now]), Ok((5000, vec![Stale, InSync])));
+        assert_eq!(of([Root { in_sync: 1, ..forgotten }, now]), DIVERGED);
     }
 }

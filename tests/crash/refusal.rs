@@ -386,6 +386,61 @@ fn p1_a_refusal_in_the_middle_of_a_resync_stops_it() {
     assert!(stopped > 0, "no resync was under way when the refusal came");
 }
 
+/// One went on alone after the other had left, and then the other did: what each of them answered for exists only there. That
+/// the second one's mount goes on from a root of the first one's mount makes no difference.
+#[test]
+fn regression_p5_replicas_that_each_went_on_alone_are_not_joined() {
+    let court = Court::new(2, 1, 0);
+    let open = court.open();
+    put(open.fs(), b"both", &content(1, 100_000)).unwrap();
+    open.fs().sync().unwrap();
+    court.refuse(&open, &[1], Face::Gone);
+    for i in 0..5 {
+        put(open.fs(), b"here", &content(2 + i, 100_000)).unwrap();
+        open.fs().sync().unwrap();
+    }
+    court.devices[1].assert_untouched("while it was refused");
+    open.close().unwrap();
+    court.devices[1].shut.store(false, Ordering::SeqCst);
+    court.devices[1].show(Face::Itself);
+    let alone = court.open_with(&[1], true).unwrap();
+    put(alone.fs(), b"there", &content(8, 10_000)).unwrap();
+    alone.close().unwrap();
+    let images = || [0, 1].map(|index: usize| court.devices[index].memory.image());
+    let before = images();
+    for degraded in [false, true] {
+        let refused = court.open_with(&[0, 1], degraded).err().unwrap();
+        assert!(matches!(refused, volume::Error::Diverged(_)), "{refused}");
+    }
+    let alone = court.open_with(&[1], true).unwrap();
+    let refused = alone.members().take_in(court.approved(0)).unwrap_err();
+    assert!(matches!(refused, volume::Error::Diverged(_)), "{refused}");
+    drop(alone);
+    assert!(images()[0] == before[0], "what went on alone was written to");
+}
+
+/// What it refers to was overwritten before the resync came to look, and is not on the replica.
+#[test]
+fn regression_p6_no_replica_comes_back_into_a_commit_that_has_begun() {
+    let court = Court::new(1, 1, 0);
+    let open = court.open();
+    put(open.fs(), b"a", &content(1, 100_000)).unwrap();
+    let device = &court.devices[0];
+    device.held.store(true, Ordering::SeqCst);
+    let before = device.writes.load(Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let committing = scope.spawn(|| open.fs().sync().unwrap());
+        wait_until("the commit to write", || device.writes.load(Ordering::SeqCst) > before);
+        let between = scope.spawn(|| open.fs().between_commits(|| device.held.load(Ordering::SeqCst)));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!between.is_finished());
+        device.held.store(false, Ordering::SeqCst);
+        committing.join().unwrap();
+        assert!(!between.join().unwrap());
+    });
+    open.close().unwrap();
+}
+
 #[test]
 fn p6_a_device_that_was_away_is_taken_in_and_another_is_not() {
     let court = Court::new(2, 1, 0);

@@ -138,7 +138,7 @@ fn root() {
     let record = |epoch: u32, generation: u64, in_sync: u64| {
         let mut record =
             [&generation.to_le_bytes()[..], &epoch.to_le_bytes(), &[0; 4], &in_sync.to_le_bytes()].concat();
-        record.resize(264, 0);
+        record.resize(276, 0);
         record
     };
     let two = [record(1, 9, 3), record(1, 10, 3)].concat();
