@@ -446,10 +446,14 @@ impl Assembled {
         for replica in &self.replicas {
             let device = &replica.device;
             let roots = label::read_roots(&**device, replica.header.device_bytes, &self.keys, self.header.volume);
-            let roots = roots.unwrap_or_else(|error| {
-                log::warn!("{}: root ring: {error}", device.name());
-                Vec::new()
-            });
+            let roots = match roots {
+                Ok(roots) => roots,
+                Err(error) => {
+                    // Nothing is known of what it went through: as if it were not there.
+                    log::warn!("{}: root ring: {error}", device.name());
+                    continue;
+                }
+            };
             if let Some(slot) = found.get_mut(usize::from(replica.header.replica_index)) {
                 *slot = Some(roots.first().copied());
             }

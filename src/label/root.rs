@@ -282,6 +282,7 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
         tree.height <= HEIGHT_MAX && tree.addr.0 < NUMBERS_END && tree.pages < NUMBERS_END && tree.birth.0 < NUMBERS_END
     };
     let plausible = slot(generation) == slot_found
+        && root.in_sync != 0
         && generation.0 < NUMBERS_END
         && [&root.db, &root.space].into_iter().all(in_bounds);
     plausible.then_some(root)

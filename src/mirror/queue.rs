@@ -46,6 +46,7 @@ impl Job {
 }
 
 /// Who of the replicas that a flush was asked of has done it; bit `i` is replica `i`.
+#[derive(Default)]
 pub(super) struct Ticket {
     /// Those that were asked and were not fenced since: one that was may be back, with another queue, before anybody looks.
     pub asked: AtomicU64,

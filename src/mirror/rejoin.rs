@@ -16,6 +16,8 @@ impl Mirror {
     /// that is not told otherwise. Returns its new state and stay: in sync when it lacks nothing, else resyncing; then everything
     /// for which [`is_missed`](Self::is_missed) holds is to be copied to it, and it is to be [promoted](Self::promote).
     ///
+    /// `first`, bytes and their two byte offsets, is made durable on it before anything else is written.
+    ///
     /// # Errors
     /// [`RejoinError`]; then nothing has changed. The device is written to only as far as the policy's gate is open.
     pub fn rejoin(
@@ -23,10 +25,11 @@ impl Mirror {
         index: usize,
         device: Option<Arc<ApprovedDevice>>,
         knows_what_it_has: bool,
+        first: Option<([u64; 2], Arc<AlignedBuf>)>,
     ) -> std::result::Result<(State, Stay), RejoinError> {
         let fresh = device.map(|device| Lane::start(index, device, &self.shared)).transpose();
         let fresh = fresh.map_err(|_| RejoinError::NoDevice)?;
-        let outcome = self.rejoin_with(index, fresh.clone(), knows_what_it_has);
+        let outcome = self.rejoin_with(index, fresh.clone(), knows_what_it_has, first);
         if let (Err(_), Some(lane)) = (&outcome, fresh) {
             lane.end();
         }
@@ -38,6 +41,7 @@ impl Mirror {
         index: usize,
         fresh: Option<Arc<Lane>>,
         knows_what_it_has: bool,
+        first: Option<([u64; 2], Arc<AlignedBuf>)>,
     ) -> std::result::Result<(State, Stay), RejoinError> {
         // Let go of after the lock: closing a device can take its time.
         let old = self.shared.lane(index);
@@ -66,6 +70,11 @@ impl Mirror {
             old.end();
         }
         lane.device.lift_fence();
+        if let Some((offsets, data)) = first
+            && lane.queue.push(Job::Publish { offsets, data, ticket: Arc::default() })
+        {
+            lane.queue.wake();
+        }
         if let Some(place) = self.shared.lanes.write().unwrap_or_else(PoisonError::into_inner).get_mut(index) {
             *place = Some(lane);
         }

@@ -31,7 +31,7 @@ fn regression_a_replica_that_left_and_came_back_is_not_waited_for() {
         std::thread::sleep(Duration::from_millis(1));
     }
     mirror.fence(1, State::Refused, "revoked");
-    assert_eq!(mirror.rejoin(1, Some(approved(&back)), false), Ok((State::Resyncing, Stay(1))));
+    assert_eq!(mirror.rejoin(1, Some(approved(&back)), false, None), Ok((State::Resyncing, Stay(1))));
     slow.heal();
     while !waiter.is_finished() {
         assert!(Instant::now() < deadline, "the flush does not return");
@@ -51,11 +51,11 @@ fn regression_a_resync_ends_with_the_stay_that_it_began_in() {
     let [source, away] = ["source", "away"].map(device);
     let rows = vec![(Some(approved(&source)), State::InSync), (Some(approved(&away)), State::Stale)];
     let mirror = Mirror::new(rows).unwrap();
-    let first = mirror.rejoin(1, None, false).unwrap().1;
+    let first = mirror.rejoin(1, None, false, None).unwrap().1;
     mirror.fence(1, State::Refused, "revoked");
     let deadline = Instant::now() + Duration::from_secs(20);
     let second = loop {
-        match mirror.rejoin(1, None, false) {
+        match mirror.rejoin(1, None, false, None) {
             Ok((State::Resyncing, stay)) => break stay,
             outcome => assert_eq!(outcome, Err(RejoinError::StillWriting)),
         }

@@ -20,10 +20,11 @@ use super::audit::Audit;
 use super::resync::{Resync, is_lost};
 use super::{Error, ErrorKind, Replica, System, areas, open, recovery};
 use crate::crypto::Keys;
+use crate::device::AlignedBuf;
 use crate::fs::Fs;
 use crate::label::{self, Header, Root};
 use crate::limits::DEVICE_TIMEOUT_S;
-use crate::mirror::{RejoinError, State};
+use crate::mirror::{RejoinError, State, Stay};
 use crate::pages::Store;
 use crate::policy::ApprovedDevice;
 use crate::units::Generation;
@@ -275,27 +276,30 @@ impl Members {
         };
         let bytes = replica.header.device_bytes;
         let roots = label::read_roots(&*replica.device, bytes, &self.keys, self.header.volume).map_err(failed)?;
-        let ours = self.store.root();
-        self.check_history(index, roots.first().copied(), ours)?;
-        let mirror = self.store.mirror();
-        let is_as_it_left = match (roots.first(), mirror.last_root(index)) {
-            (Some(newest), Some(last)) => newest.mount == ours.mount && newest.generation >= last,
-            _ => false,
+        // What is put in the place of one that the last root names is named no more before it is written to.
+        if self.store.root().names(index)
+            && !self.is_as_it_left(index, roots.first())
+            && self.store.committable().is_ok()
+        {
+            // A commit that fails has said so.
+            let _ = self.fs.checkpoint();
+        }
+        let since_epoch = recovery::last_epoch_in_sync(&roots, index, &self.store.root());
+        self.confirm(index, &replica.device)?;
+        let deadline = Instant::now() + REST_WAIT;
+        let (state, stay) = loop {
+            // In a commit that is under way, what the replica is to show first could be overtaken.
+            let joined = self.fs.between_commits(|| self.join(index, device, roots.first()))?;
+            match joined {
+                Err(RejoinError::StillWriting) if Instant::now() < deadline => std::thread::sleep(POLL),
+                outcome => break outcome.map_err(|error| self.not_rejoined(index, error))?,
+            }
         };
-        let since_epoch = recovery::last_epoch_in_sync(&roots, index, &ours);
         if device.is_some()
             && let Some(has_before) = lock(&self.found).has_before.get_mut(index)
         {
             *has_before = since_epoch;
         }
-        self.confirm(index, &replica.device)?;
-        let deadline = Instant::now() + REST_WAIT;
-        let (state, stay) = loop {
-            match mirror.rejoin(index, device.cloned(), is_as_it_left) {
-                Err(RejoinError::StillWriting) if Instant::now() < deadline => std::thread::sleep(POLL),
-                outcome => break outcome.map_err(|error| self.not_rejoined(index, error))?,
-            }
-        };
         if state == State::Resyncing {
             self.start_resync(Resync::new(index, stay, since_epoch))?;
         } else {
@@ -304,6 +308,38 @@ impl Members {
             let _ = self.fs.checkpoint();
         }
         Ok(state)
+    }
+
+    /// Has the replica set take a replica back that shows `newest`. Between commits.
+    ///
+    /// What is written to it from now on may lie where an older root of its own refers to. So the last root is the first thing
+    /// that it is given: with that in its ring it is behind for whoever finds it, until a root names it.
+    fn join(
+        &self,
+        index: usize,
+        device: Option<&Arc<ApprovedDevice>>,
+        newest: Option<&Root>,
+    ) -> Result<std::result::Result<(State, Stay), RejoinError>, Error> {
+        let ours = self.store.root();
+        self.check_history(index, newest.copied(), ours)?;
+        let first = if ours.names(index) {
+            None
+        } else {
+            let mut block = AlignedBuf::zeroed(label::ROOT_BYTES);
+            block.copy_from_slice(&label::seal_root(&self.keys, self.header.volume, &ours)?);
+            let offsets = label::slot_offsets(label::slot(ours.generation), self.store.device_bytes(index));
+            Some((offsets, Arc::new(block)))
+        };
+        let is_as_it_left = self.is_as_it_left(index, newest);
+        Ok(self.store.mirror().rejoin(index, device.cloned(), is_as_it_left, first))
+    }
+
+    /// Whether a replica that shows `newest` left during this mount and has been left alone since.
+    fn is_as_it_left(&self, index: usize, newest: Option<&Root>) -> bool {
+        let last = self.store.mirror().last_root(index);
+        newest
+            .zip(last)
+            .is_some_and(|(newest, last)| newest.mount == self.store.root().mount && newest.generation >= last)
     }
 
     /// Whether the policy approves a device at this moment, directly before it is written to again.

@@ -43,11 +43,7 @@ pub enum Conflict {
 /// # Errors
 /// [`Conflict`].
 pub fn choose(replicas: &[Option<Option<Root>>]) -> Result<Choice, Conflict> {
-    // A root that names nobody was cut off before anybody was answered, and nobody holds what it refers to.
-    let roots = || {
-        let found = replicas.iter().enumerate().filter_map(|(i, r)| r.flatten().map(|root| (i, root)));
-        found.filter(|(_, root)| root.in_sync != 0)
-    };
+    let roots = || replicas.iter().enumerate().filter_map(|(i, r)| r.flatten().map(|root| (i, root)));
     let (holder, root) = roots().max_by_key(|(_, r)| (r.epoch(), r.generation)).ok_or(Conflict::NoRoot)?;
     let diverged = roots().find(|(i, r)| !is_past(r, *i, &root));
     if let Some((other, _)) = diverged {
@@ -91,10 +87,12 @@ pub fn is_past(found: &Root, index: usize, root: &Root) -> bool {
     // The first root of another mount that went on from one of ours.
     let is_first_after =
         |before: &Passed| root.lineage.last_of(before.mount) == Some(before.last) && is_next(before.last);
+    let before = found.lineage.iter().next();
+    let is_forgotten = root.lineage.forgot(before.map_or(found.epoch(), |before| before.mount.epoch));
     root.went_through(found)
         || last.is_some_and(is_next)
-        || found.lineage.iter().next().is_some_and(is_first_after)
-        || root.lineage.forgot(found.epoch()) && (root.names(index) || shares)
+        || before.is_some_and(is_first_after)
+        || is_forgotten && (root.names(index) || shares)
 }
 
 #[cfg(test)]
@@ -138,7 +136,6 @@ mod tests {
             ),
             ("ring lost", vec![Some(None), first(9, 3)], Ok((9, vec![Stale, InSync], vec![0]))),
             ("nothing", vec![None, Some(None)], Err(Conflict::NoRoot)),
-            ("a root that names nobody", vec![first(9, 1), first(10, 0)], Ok((9, vec![InSync, Stale], vec![]))),
             (
                 "diverged",
                 vec![later(9, 1, 5), Some(Some(after(root(1, 5, 3), 3, 12, 2)))],

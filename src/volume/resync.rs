@@ -109,7 +109,7 @@ impl Resync {
         let is_flushed = store.mirror().flush_resynced() >> self.index & 1 == 1;
         // A commit that is under way refers to the tables as they were when it began, and those were not looked at: what has been
         // overwritten since was not copied. It must not name the replica.
-        if !is_flushed || !fs.between_commits(|| store.mirror().promote(self.index, self.stay)) {
+        if !is_flushed || !fs.between_commits(|| go_on() && store.mirror().promote(self.index, self.stay)) {
             return Ok(false);
         }
         // The root of this commit names the replica, and the trail in it says so.

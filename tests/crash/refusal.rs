@@ -419,6 +419,30 @@ fn regression_p5_replicas_that_each_went_on_alone_are_not_joined() {
     assert!(images()[0] == before[0], "what went on alone was written to");
 }
 
+/// What is written to it may lie where an older root of its own refers to: whoever found it alone after a power failure would take
+/// that root for the last one.
+#[test]
+fn regression_p6_a_replica_that_comes_back_shows_first_that_it_was_away() {
+    let court = Court::new(2, 1, 0);
+    let open = court.open();
+    let keys = court.key.keys(open.uuid());
+    let roots =
+        |index: usize| scelle::label::read_roots(&court.devices[index].memory, SIZE, &keys, open.uuid()).unwrap();
+    for i in 0..3 {
+        put(open.fs(), b"a", &content(i, 100_000)).unwrap();
+        open.fs().sync().unwrap();
+        court.refuse(&open, &[1], Face::Gone);
+        put(open.fs(), b"b", &content(i + 10, 100_000)).unwrap();
+        open.fs().sync().unwrap();
+        court.restore(&open, &[1]);
+        wait_in_sync(&open);
+        let without = roots(0).into_iter().find(|root| !root.names(1)).unwrap();
+        assert!(roots(1).contains(&without), "{without:?}");
+    }
+    open.close().unwrap();
+    court.check();
+}
+
 /// What it refers to was overwritten before the resync came to look, and is not on the replica.
 #[test]
 fn regression_p6_no_replica_comes_back_into_a_commit_that_has_begun() {
