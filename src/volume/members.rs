@@ -32,6 +32,9 @@ use crate::units::Generation;
 /// How long a replica that comes back may need to let go of the write that it was refused in.
 const REST_WAIT: Duration = Duration::from_secs(2);
 
+/// How long the policy's approval of a device that comes back counts before it is asked again.
+const CONFIRMED_FOR: Duration = Duration::from_secs(1);
+
 /// How often the end of a resync, or of a write, is looked for.
 const POLL: Duration = Duration::from_millis(2);
 
@@ -285,13 +288,30 @@ impl Members {
             let _ = self.fs.checkpoint();
         }
         let since_epoch = recovery::last_epoch_in_sync(&roots, index, &self.store.root());
-        self.confirm(index, &replica.device)?;
-        let deadline = Instant::now() + REST_WAIT;
+        // Closing a device can take its time: not while commits wait.
+        let _old = self.store.mirror().device(index);
+        let mut deadline = None;
         let (state, stay) = loop {
+            let registry = self.store.registry();
+            self.confirm(index, &replica.device)?;
+            let confirmed = Instant::now();
             // In a commit that is under way, what the replica is to show first could be overtaken.
-            let joined = self.fs.between_commits(|| self.join(index, device, roots.first()))?;
+            let joined = self.fs.between_commits(|| {
+                let in_force = self.store.registry();
+                let is_same = registry.as_ref().zip(in_force.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
+                // A commit can take long, and a look in between does not see a device that is not in the set yet.
+                if is_same && confirmed.elapsed() < CONFIRMED_FOR {
+                    self.join(index, device, roots.first())
+                } else {
+                    Ok(Err(RejoinError::StillWriting))
+                }
+            })?;
             match joined {
-                Err(RejoinError::StillWriting) if Instant::now() < deadline => std::thread::sleep(POLL),
+                Err(RejoinError::StillWriting)
+                    if Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + REST_WAIT) =>
+                {
+                    std::thread::sleep(POLL);
+                }
                 outcome => break outcome.map_err(|error| self.not_rejoined(index, error))?,
             }
         };
@@ -320,9 +340,15 @@ impl Members {
         device: Option<&Arc<ApprovedDevice>>,
         newest: Option<&Root>,
     ) -> Result<std::result::Result<(State, Stay), RejoinError>, Error> {
+        self.check_open(&self.name(index))?;
         let ours = self.store.root();
         self.check_history(index, newest.copied(), ours)?;
+        let is_as_it_left = self.is_as_it_left(index, newest);
         let first = if ours.names(index) {
+            if !is_as_it_left {
+                // No commit could be made that does not name it: there is nobody to copy from.
+                return Ok(Err(RejoinError::NoSource));
+            }
             None
         } else {
             let mut block = AlignedBuf::zeroed(label::ROOT_BYTES);
@@ -330,7 +356,6 @@ impl Members {
             let offsets = label::slot_offsets(label::slot(ours.generation), self.store.device_bytes(index));
             Some((offsets, Arc::new(block)))
         };
-        let is_as_it_left = self.is_as_it_left(index, newest);
         Ok(self.store.mirror().rejoin(index, device.cloned(), is_as_it_left, first))
     }
 
