@@ -178,6 +178,21 @@ impl Root {
         index < REPLICAS_MAX && self.in_sync >> index & 1 == 1
     }
 
+    /// The root sealed for its slot, as a device takes it.
+    ///
+    /// # Errors
+    /// As [`seal_root`].
+    pub fn sealed(&self, keys: &Keys, volume: Uuid) -> Result<AlignedBuf, crypto::Error> {
+        let mut block = AlignedBuf::scratch(ROOT_BYTES);
+        block.copy_from_slice(&seal_root(keys, volume, self)?);
+        Ok(block)
+    }
+
+    /// Byte offsets of its slot on a device of `device_bytes` bytes (of its header), in area A and area B.
+    pub fn offsets(&self, device_bytes: u64) -> [u64; 2] {
+        slot_offsets(slot(self.generation), device_bytes)
+    }
+
     /// The lineage of a mount that goes on from this root.
     pub fn lineage_after(&self) -> Lineage {
         let mut lineage = self.lineage;

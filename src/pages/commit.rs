@@ -8,7 +8,7 @@ use super::tree::{Entry, NodeId, Tree, TreeKind};
 use super::{Batch, CommitState, Error, NO_TAG, Page, Pages, Result, Store, lock};
 use crate::crypto::Binding;
 use crate::device::AlignedBuf;
-use crate::label::{self, Root};
+use crate::label::Root;
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::space::{Bitmap, Goal};
 use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, WriteId};
@@ -304,13 +304,9 @@ impl Store {
             space: state.space_tree.to_ref(),
             trust: *lock(&self.trust),
         };
-        let sealed = label::seal_root(&self.keys, self.volume, &root).map_err(|e| Error::Io(e.to_string()))?;
-        let mut buf = AlignedBuf::scratch(BLOCK_SIZE);
-        buf.copy_from_slice(&sealed);
-        let slot = label::slot(generation);
-        let device_bytes = |index: usize| self.device_bytes(index);
+        let sealed = root.sealed(&self.keys, self.volume).map_err(|e| Error::Io(e.to_string()))?;
         // What the root refers to was flushed before: only the root itself has to follow.
-        let holders = self.mirror.publish(&Arc::new(buf), |index| label::slot_offsets(slot, device_bytes(index)))?;
+        let holders = self.mirror.publish(&Arc::new(sealed), |index| root.offsets(self.device_bytes(index)))?;
         state.root = root;
         self.mirror.set_durable(root.in_sync, generation);
         self.generation.store(generation.0, Ordering::Release);

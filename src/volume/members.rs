@@ -20,7 +20,6 @@ use super::audit::Audit;
 use super::resync::{Resync, is_lost};
 use super::{Error, ErrorKind, Replica, System, areas, open, recovery};
 use crate::crypto::Keys;
-use crate::device::AlignedBuf;
 use crate::fs::Fs;
 use crate::label::{self, Header, Root};
 use crate::limits::DEVICE_TIMEOUT_S;
@@ -351,10 +350,8 @@ impl Members {
             }
             None
         } else {
-            let mut block = AlignedBuf::zeroed(label::ROOT_BYTES);
-            block.copy_from_slice(&label::seal_root(&self.keys, self.header.volume, &ours)?);
-            let offsets = label::slot_offsets(label::slot(ours.generation), self.store.device_bytes(index));
-            Some((offsets, Arc::new(block)))
+            let sealed = ours.sealed(&self.keys, self.header.volume)?;
+            Some((ours.offsets(self.store.device_bytes(index)), Arc::new(sealed)))
         };
         Ok(self.store.mirror().rejoin(index, device.cloned(), is_as_it_left, first))
     }

@@ -188,17 +188,15 @@ impl Assembled {
         choice: &recovery::Choice,
         mirror: &Mirror,
     ) -> Result<(), Error> {
-        let sealed = label::seal_root(&self.keys, self.header.volume, &choice.root)?;
-        let mut block = AlignedBuf::zeroed(label::ROOT_BYTES);
-        block.copy_from_slice(&sealed);
+        let sealed = choice.root.sealed(&self.keys, self.header.volume)?;
         for replica in &self.replicas {
             let index = usize::from(replica.header.replica_index);
             let has = roots.get(index).is_some_and(|found| found.flatten() == Some(choice.root));
             if has || choice.states.get(index) != Some(&State::InSync) {
                 continue;
             }
-            let offsets = label::slot_offsets(label::slot(choice.root.generation), replica.header.device_bytes);
-            if let Err(error) = replica.device.write_durably(&offsets, &block) {
+            let offsets = choice.root.offsets(replica.header.device_bytes);
+            if let Err(error) = replica.device.write_durably(&offsets, &sealed) {
                 mirror.failed(index, &error);
             }
         }
