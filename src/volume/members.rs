@@ -26,6 +26,7 @@ use crate::limits::DEVICE_TIMEOUT_S;
 use crate::mirror::{RejoinError, State, Stay};
 use crate::pages::Store;
 use crate::policy::ApprovedDevice;
+use crate::registry::VerifiedRegistry;
 use crate::units::Generation;
 
 /// How long a replica that comes back may need to let go of the write that it was refused in.
@@ -279,20 +280,17 @@ impl Members {
         let bytes = replica.header.device_bytes;
         let roots = label::read_roots(&*replica.device, bytes, &self.keys, self.header.volume).map_err(failed)?;
         // What is put in the place of one that the last root names is named no more before it is written to.
-        if self.store.root().names(index)
-            && !self.is_as_it_left(index, roots.first())
-            && self.store.committable().is_ok()
-        {
+        let ours = self.store.root();
+        if ours.names(index) && !self.is_as_it_left(index, roots.first(), &ours) && self.store.committable().is_ok() {
             // A commit that fails has said so.
             let _ = self.fs.checkpoint();
         }
-        let since_epoch = recovery::last_epoch_in_sync(&roots, index, &self.store.root());
+        let since_epoch = recovery::last_epoch_in_sync(&roots, index, &ours);
         // Closing a device can take its time: not while commits wait.
         let _old = self.store.mirror().device(index);
         let mut deadline = None;
         let (state, stay) = loop {
-            let registry = self.store.registry();
-            self.confirm(index, &replica.device)?;
+            let registry = self.confirm(index, &replica.device)?;
             let confirmed = Instant::now();
             // In a commit that is under way, what the replica is to show first could be overtaken.
             let joined = self.fs.between_commits(|| {
@@ -342,7 +340,7 @@ impl Members {
         self.check_open(&self.name(index))?;
         let ours = self.store.root();
         self.check_history(index, newest.copied(), ours)?;
-        let is_as_it_left = self.is_as_it_left(index, newest);
+        let is_as_it_left = self.is_as_it_left(index, newest, &ours);
         let first = if ours.names(index) {
             if !is_as_it_left {
                 // No commit could be made that does not name it: there is nobody to copy from.
@@ -356,23 +354,22 @@ impl Members {
         Ok(self.store.mirror().rejoin(index, device.cloned(), is_as_it_left, first))
     }
 
-    /// Whether a replica that shows `newest` left during this mount and has been left alone since.
-    fn is_as_it_left(&self, index: usize, newest: Option<&Root>) -> bool {
+    /// Whether a replica that shows `newest` left during this mount, whose last root is `ours`, and has been left alone since.
+    fn is_as_it_left(&self, index: usize, newest: Option<&Root>, ours: &Root) -> bool {
         let last = self.store.mirror().last_root(index);
-        newest
-            .zip(last)
-            .is_some_and(|(newest, last)| newest.mount == self.store.root().mount && newest.generation >= last)
+        newest.zip(last).is_some_and(|(newest, last)| newest.mount == ours.mount && newest.generation >= last)
     }
 
-    /// Whether the policy approves a device at this moment, directly before it is written to again.
-    fn confirm(&self, index: usize, device: &ApprovedDevice) -> Result<(), Error> {
+    /// Whether the policy approves a device at this moment, directly before it is written to again. Returns the registry that
+    /// was asked.
+    fn confirm(&self, index: usize, device: &ApprovedDevice) -> Result<Option<Arc<VerifiedRegistry>>, Error> {
         // Invariant: a volume in use has seen a registry.
         let registry = self.store.registry();
-        let refused = registry.and_then(|registry| device.confirm(&registry).err());
+        let refused = registry.as_ref().and_then(|registry| device.confirm(registry).err());
         let reasons = refused.map_or_else(|| device.verdict().reasons, |refused| refused.verdict.reasons);
         match reasons.first() {
             Some(reason) => Err(self.refusal(index, "replica-refused", &reason.to_string(), ErrorKind::Refused)),
-            None => Ok(()),
+            None => Ok(registry),
         }
     }
 
