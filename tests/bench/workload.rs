@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-const USAGE: &str = "usage: workload write FILE MIB CHUNK_KIB | read FILE CHUNK_KIB
+const USAGE: &str = "usage: workload write FILE MIB CHUNK_KIB WRITERS | read FILE CHUNK_KIB
   random-read FILE THREADS SECONDS | random-write FILE SECONDS end|each
   create|stat|read-all|unlink FOLDER COUNT | fill FOLDER FROM TO | probe FOLDER FILES COUNT
   latency FOLDER SECONDS GOAL_MS";
@@ -29,7 +29,9 @@ fn main() -> Result<()> {
     let words: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match *words {
-        ["write", file, mib, chunk] => write(file, mib.parse()?, chunk.parse::<usize>()? << 10),
+        ["write", file, mib, chunk, writers] => {
+            write(file, mib.parse()?, chunk.parse::<usize>()? << 10, writers.parse()?)
+        }
         ["read", file, chunk] => read(file, chunk.parse::<usize>()? << 10),
         ["random-read", file, threads, s] => random_read(file, threads.parse()?, Duration::from_secs(s.parse()?)),
         ["random-write", file, s, "end"] => random_write(file, Duration::from_secs(s.parse()?), false),
@@ -75,20 +77,27 @@ fn print_rate(count: u64, begin: Instant) {
     println!("{:.2}", count as f64 / begin.elapsed().as_secs_f64());
 }
 
-fn write(file: &str, mib: usize, chunk: usize) -> Result<()> {
+/// Each writer has a file of its own, all together write `mib`; the first one's is `path` itself.
+fn write(path: &str, mib: usize, chunk: usize, writers: usize) -> Result<()> {
     let content = Random(1).bytes(16 << 20);
-    let total = mib << 20;
+    let total = (mib << 20) / writers;
+    let write_one = &|writer: usize| -> Result<()> {
+        let mut file = File::create(if writer == 0 { path.to_owned() } else { format!("{path}.{writer}") })?;
+        let mut done = 0;
+        while done < total {
+            let at = done % content.len();
+            let part = chunk.min(total - done).min(content.len() - at);
+            file.write_all(&content[at..at + part])?;
+            done += part;
+        }
+        Ok(file.sync_all()?)
+    };
     let begin = Instant::now();
-    let mut file = File::create(file)?;
-    let mut done = 0;
-    while done < total {
-        let at = done % content.len();
-        let part = chunk.min(total - done).min(content.len() - at);
-        file.write_all(&content[at..at + part])?;
-        done += part;
-    }
-    file.sync_all()?;
-    print_rate(total as u64, begin);
+    thread::scope(|scope| {
+        let jobs: Vec<_> = (0..writers).map(|writer| scope.spawn(move || write_one(writer))).collect();
+        jobs.into_iter().try_for_each(|job| job.join().map_err(|_| "a writer panicked")?)
+    })?;
+    print_rate((total * writers) as u64, begin);
     Ok(())
 }
 
