@@ -29,10 +29,31 @@ pub struct Contradiction {
     pub expected: &'static str,
 }
 
+/// A region of which some is allocated. One that is allocated to the last block takes no memory: so a volume of large files
+/// takes little, however large it is.
 #[derive(Clone)]
 struct Region {
-    words: Box<[u64; WORDS]>,
+    /// A bit a block; none when all are allocated.
+    words: Option<Box<[u64; WORDS]>>,
     used: u64,
+}
+
+impl Region {
+    /// The 64 blocks of a word.
+    fn word(&self, at: u64) -> u64 {
+        self.words.as_ref().map_or(u64::MAX, |words| words[at as usize])
+    }
+}
+
+/// The bits of a region of `len` blocks that are all allocated.
+fn all_allocated(len: u64) -> Box<[u64; WORDS]> {
+    let mut words = Box::new([0; WORDS]);
+    let (whole, rest) = ((len / 64) as usize, len % 64);
+    words[..whole].fill(u64::MAX);
+    if rest > 0 {
+        words[whole] = (1 << rest) - 1;
+    }
+    words
 }
 
 /// The set of allocated blocks.
@@ -91,15 +112,18 @@ impl Bitmap {
         }
         let used = words.iter().map(|w| u64::from(w.count_ones())).sum();
         self.used += used;
-        *slot = Some(Region { words, used });
+        *slot = Some(Region { words: (used < limit).then_some(words), used });
         Ok(())
     }
 
     /// The stored form of a region.
     pub fn page(&self, region: u64) -> [u8; BLOCK_SIZE] {
         let mut page = [0; BLOCK_SIZE];
+        let len = self.region_len(region);
         if let Some(Some(region)) = self.regions.get(region as usize) {
-            for (bytes, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(region.words.iter()) {
+            let full = region.words.is_none().then(|| all_allocated(len));
+            let words = region.words.as_ref().or(full.as_ref()).into_iter().flat_map(|words| words.iter());
+            for (bytes, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(words) {
                 *bytes = word.to_le_bytes();
             }
         }
@@ -120,7 +144,7 @@ impl Bitmap {
             None => false,
             Some(region) => {
                 let bit = addr.0 % REGION_BLOCKS;
-                region.words[(bit / 64) as usize] >> (bit % 64) & 1 == 1
+                region.word(bit / 64) >> (bit % 64) & 1 == 1
             }
         }
     }
@@ -156,12 +180,13 @@ impl Bitmap {
         }
         at = run.addr.0;
         while at < run.end().0 {
+            let len = self.region_len(at / REGION_BLOCKS);
             let region = self.regions[(at / REGION_BLOCKS) as usize]
-                .get_or_insert_with(|| Region { words: Box::new([0; WORDS]), used: 0 });
+                .get_or_insert_with(|| Region { words: Some(Box::new([0; WORDS])), used: 0 });
             let bit = at % REGION_BLOCKS;
             let in_word = (64 - bit % 64).min(run.end().0 - at);
             let mask = if in_word == 64 { u64::MAX } else { ((1 << in_word) - 1) << (bit % 64) };
-            let word = &mut region.words[(bit / 64) as usize];
+            let word = &mut region.words.get_or_insert_with(|| all_allocated(len))[(bit / 64) as usize];
             if to {
                 *word |= mask;
                 region.used += in_word;
@@ -170,6 +195,9 @@ impl Bitmap {
                 *word &= !mask;
                 region.used -= in_word;
                 self.used -= in_word;
+            }
+            if region.used == len {
+                region.words = None;
             }
             at += in_word;
         }
@@ -182,12 +210,12 @@ impl Bitmap {
         let mut at = from;
         while at < end {
             let Some(region) = &self.regions[(at / REGION_BLOCKS) as usize] else { return Some(at) };
-            if region.used == self.region_len(at / REGION_BLOCKS) {
+            if region.words.is_none() {
                 at = (at / REGION_BLOCKS + 1) * REGION_BLOCKS;
                 continue;
             }
             let bit = at % REGION_BLOCKS;
-            let free = !region.words[(bit / 64) as usize] >> (bit % 64);
+            let free = !region.word(bit / 64) >> (bit % 64);
             if free != 0 {
                 let found = at + u64::from(free.trailing_zeros());
                 return (found < end).then_some(found);
@@ -207,7 +235,7 @@ impl Bitmap {
                 continue;
             };
             let bit = to % REGION_BLOCKS;
-            let used = region.words[(bit / 64) as usize] >> (bit % 64);
+            let used = region.word(bit / 64) >> (bit % 64);
             let span = 64 - bit % 64;
             let zeros = u64::from(used.trailing_zeros()).min(span);
             to += zeros;
@@ -223,9 +251,11 @@ impl Bitmap {
         let mut runs: Vec<Run> = Vec::new();
         for (index, region) in self.regions.iter().enumerate() {
             let Some(region) = region else { continue };
-            for (at, word) in region.words.iter().enumerate() {
-                let mut word = *word;
-                let base = index as u64 * REGION_BLOCKS + at as u64 * 64;
+            let len = self.region_len(index as u64);
+            for at in 0..len.div_ceil(64) {
+                let past = (at * 64 + 64).saturating_sub(len);
+                let mut word = region.word(at) << past >> past;
+                let base = index as u64 * REGION_BLOCKS + at * 64;
                 while word != 0 {
                     let start = u64::from(word.trailing_zeros());
                     let len = u64::from((word >> start).trailing_ones());
@@ -248,8 +278,11 @@ impl Bitmap {
         let mut total = 0;
         for (index, region) in self.regions.iter().enumerate() {
             let Some(region) = region else { continue };
-            let used: u64 = region.words.iter().map(|w| u64::from(w.count_ones())).sum();
-            if used != region.used || used > self.region_len(index as u64) {
+            let len = self.region_len(index as u64);
+            let bits = |words: &[u64; WORDS]| words.iter().map(|w| u64::from(w.count_ones())).sum();
+            let used: u64 = region.words.as_deref().map_or(len, bits);
+            // What is allocated to the last block is kept as that, and nothing else is.
+            if used != region.used || (used == len) != region.words.is_none() {
                 let addr = BlockAddr(index as u64 * REGION_BLOCKS);
                 return Err(Contradiction { addr, expected: "counted once" });
             }
@@ -424,6 +457,12 @@ mod tests {
             assert_eq!(runs.iter().map(|r| r.blocks).sum::<u64>(), total);
             assert_eq!(space.map().free(), 0);
             space.self_check().unwrap();
+            // A full volume takes no memory, and is read back as it was stored.
+            assert!(space.map().regions.iter().flatten().all(|region| region.words.is_none()));
+            let mut again = Bitmap::new(total);
+            (0..again.regions()).for_each(|region| again.load(region, &space.map().page(region)).unwrap());
+            again.self_check().unwrap();
+            assert_eq!(again.allocated_runs(), [Run::new(BlockAddr(0), total)]);
             for run in runs {
                 space.give_back(run).unwrap();
             }
@@ -461,11 +500,17 @@ mod tests {
     #[test]
     fn pages_round_trip() {
         let mut map = Bitmap::new(REGION_BLOCKS + 10);
-        map.set(Run::new(BlockAddr(REGION_BLOCKS - 3), 9)).unwrap();
+        // Once all of the first region, and then most of it not any more.
+        map.set(Run::new(BlockAddr(0), REGION_BLOCKS + 6)).unwrap();
+        assert_eq!(map.page(0), [0xff; BLOCK_SIZE]);
+        assert_eq!(map.page(1)[..2], [0x3f, 0]);
+        map.clear(Run::new(BlockAddr(0), REGION_BLOCKS - 3)).unwrap();
+        map.self_check().unwrap();
         let mut again = Bitmap::new(REGION_BLOCKS + 10);
         for region in 0..map.regions() {
             again.load(region, &map.page(region)).unwrap();
         }
+        again.self_check().unwrap();
         assert_eq!(again.allocated_runs(), map.allocated_runs());
         assert_eq!(again.allocated_runs(), vec![Run::new(BlockAddr(REGION_BLOCKS - 3), 9)]);
         assert!(again.load(0, &[0; BLOCK_SIZE]).is_err());
