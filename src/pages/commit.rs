@@ -307,6 +307,8 @@ impl Store {
         let sealed = root.sealed(&self.keys, self.volume).map_err(|e| Error::Io(e.to_string()))?;
         // What the root refers to was flushed before: only the root itself has to follow.
         let holders = self.mirror.publish(&Arc::new(sealed), |index| root.offsets(self.device_bytes(index)))?;
+        self.db.write().unwrap_or_else(PoisonError::into_inner).stored();
+        state.space_tree.stored();
         state.root = root;
         self.mirror.set_durable(root.in_sync, generation);
         self.generation.store(generation.0, Ordering::Release);

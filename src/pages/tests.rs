@@ -217,3 +217,50 @@ fn damage_on_one_replica_is_mended_and_on_all_is_an_error() {
     spoil(&lab.devices[1]);
     assert!(matches!(read(), Err(Error::Integrity(_))));
 }
+
+/// A thousand pages are ten nodes, of which four are kept: nodes are dropped and read again between commits and never during one.
+#[test]
+fn however_large_the_database_few_of_its_nodes_are_kept() {
+    const ROWS: u64 = 1000;
+    let lab = Lab::new(1);
+    let store = lab.open(Root::default(), 1);
+    let sql = begin(&store);
+    sql.execute_batch("CREATE TABLE t(id INTEGER PRIMARY KEY, version INTEGER NOT NULL, filling BLOB NOT NULL)")
+        .unwrap();
+    for id in 0..ROWS {
+        sql.execute("INSERT INTO t VALUES(?, 0, zeroblob(3000))", [id as i64]).unwrap();
+    }
+    commit(&store, &sql);
+    let mut versions = vec![0; ROWS as usize];
+    let mut random = 1u64;
+    let mut next = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (random >> 33) % ROWS
+    };
+    let mut held = 0;
+    for round in 1..40 {
+        for _ in 0..12 {
+            let id = next();
+            versions[id as usize] = round;
+            sql.execute("UPDATE t SET version = ? WHERE id = ?", [round, id as i64]).unwrap();
+        }
+        commit(&store, &sql);
+        for _ in 0..40 {
+            let id = next();
+            let found: i64 =
+                sql.query_row("SELECT version FROM t WHERE id = ?", [id as i64], |row| row.get(0)).unwrap();
+            assert_eq!(found, versions[id as usize]);
+        }
+        if round % 10 == 0 {
+            verify(&store, &[]);
+        }
+        held = held.max(store.db.read().unwrap().held());
+    }
+    // What a commit changes it keeps, until the next leaf is read.
+    assert!(held <= tree::NODES_MAX + 12, "{held} nodes are kept");
+    drop(sql);
+    let sql = begin(&lab.open(lab.root(), 2));
+    let mut select = sql.prepare("SELECT version FROM t ORDER BY id").unwrap();
+    let found: Vec<i64> = select.query_map([], |row| row.get(0)).unwrap().map(|row| row.unwrap()).collect();
+    assert_eq!(found, versions);
+}

@@ -28,6 +28,10 @@ pub const ENTRY_BYTES: usize = 40;
 
 const NOWHERE: u64 = (1 << 48) - 1;
 
+/// Nodes that are kept in memory, 6 KiB each, before half of those of the lowest level are dropped: enough for 4 GiB of metadata, some
+/// ten million files.
+pub(super) const NODES_MAX: usize = if cfg!(test) { 4 } else { 12 << 10 };
+
 /// Highest tree: more than 2^48 pages.
 const HEIGHT_MAX: u8 = 8;
 
@@ -115,13 +119,15 @@ pub struct Tree {
     height: u8,
     pages: u64,
     nodes: HashMap<NodeId, Node>,
+    /// A commit has begun to change nodes: all are kept until it is done.
+    changing: bool,
 }
 
 impl Tree {
     /// The tree that a root record refers to. Nothing is read yet.
     pub fn from_ref(kind: TreeKind, at: &TreeRef) -> Self {
         let root = (at.pages > 0).then_some(Entry { addr: at.addr, birth: at.birth, id: at.id, tag: at.tag });
-        Self { kind, root, height: at.height.min(HEIGHT_MAX), pages: at.pages, nodes: HashMap::new() }
+        Self { kind, root, height: at.height.min(HEIGHT_MAX), pages: at.pages, nodes: HashMap::new(), changing: false }
     }
 
     /// What the next root record says of the tree.
@@ -179,8 +185,27 @@ impl Tree {
                 decode(&bytes)
             }
         };
+        if id.0 == 0 && !self.changing && self.nodes.len() >= NODES_MAX {
+            // Which half is as good as random: the order of a hash map.
+            let mut leaves = 0;
+            self.nodes.retain(|(level, _), _| {
+                leaves += usize::from(*level == 0);
+                *level > 0 || leaves % 2 == 0
+            });
+        }
         self.nodes.insert(id, node);
         Ok(())
+    }
+
+    /// Nodes in memory.
+    #[cfg(test)]
+    pub fn held(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Every node is stored as it is here: what is not needed need not be kept any more.
+    pub fn stored(&mut self) {
+        self.changing = false;
     }
 
     /// Where a node is stored at present; its parent has been read.
@@ -207,11 +232,12 @@ impl Tree {
         }
     }
 
-    /// The nodes above `pages`, from the lowest level up; all of them are read.
+    /// The nodes above `pages`, from the lowest level up; all of them are read, and kept until [`Tree::stored`].
     ///
     /// # Errors
     /// When a node cannot be read.
     pub fn nodes_above(&mut self, pages: &BTreeSet<u64>, reader: &NodeReader<'_>) -> Result<Vec<NodeId>> {
+        self.changing = true;
         let mut level: BTreeSet<u64> = pages.iter().map(|no| no / FANOUT).collect();
         let mut above = Vec::new();
         for height in 0..self.height {
@@ -293,6 +319,7 @@ impl Tree {
     ) -> Result<()> {
         let Some(entry) = self.node_entry(id) else { return Ok(()) };
         visit(Some(id), id.1, &entry);
+        let kept = self.nodes.contains_key(&id);
         self.load(id, reader)?;
         let Some(entries) = self.nodes.get(&id).map(|node| **node) else { return Ok(()) };
         for (i, entry) in entries.iter().enumerate() {
@@ -303,6 +330,10 @@ impl Tree {
             } else {
                 self.walk_node((id.0 - 1, child), reader, visit)?;
             }
+        }
+        if !kept {
+            // Who walks all of it does not come back to this one.
+            self.nodes.remove(&id);
         }
         Ok(())
     }
