@@ -282,7 +282,7 @@ impl Bitmap {
             let bits = |words: &[u64; WORDS]| words.iter().map(|w| u64::from(w.count_ones())).sum();
             let used: u64 = region.words.as_deref().map_or(len, bits);
             // What is allocated to the last block is kept as that, and nothing else is.
-            if used != region.used || (used == len) != region.words.is_none() {
+            if used != region.used || used > len || (used == len) != region.words.is_none() {
                 let addr = BlockAddr(index as u64 * REGION_BLOCKS);
                 return Err(Contradiction { addr, expected: "counted once" });
             }
