@@ -82,8 +82,12 @@ const STRIPES: usize = 1024;
 /// Most extents that are freed without letting go of the metadata.
 const STEP: usize = 128;
 
-/// How often blocks that were given up, but that readers still hold, are waited for before the volume counts as full.
-const SPACE_ATTEMPTS: u32 = 8;
+/// How often blocks that were given up, but that readers still hold, are waited for before the volume counts as full: a millisecond,
+/// then twice as long each time, two seconds in all. A reader's thread may not run for some hundred milliseconds on a busy machine.
+const SPACE_ATTEMPTS: u32 = 11;
+
+/// The same before a commit that has hardly any room: a quarter of a second.
+const ROOM_ATTEMPTS: u32 = 8;
 
 /// Who creates something.
 #[derive(Clone, Copy, Debug)]
@@ -301,7 +305,7 @@ impl Fs {
             self.checkpoint()?;
         }
         // Not even one more operation might be committed: only while a reader holds what commits have freed.
-        for tried in 0..SPACE_ATTEMPTS {
+        for tried in 0..ROOM_ATTEMPTS {
             if !self.store.pressure(1) {
                 return Ok(());
             }
