@@ -39,21 +39,21 @@ struct Region {
 }
 
 impl Region {
-    /// The 64 blocks of a word.
-    fn word(&self, at: u64) -> u64 {
-        self.words.as_ref().map_or(u64::MAX, |words| words[at as usize])
+    /// The 64 blocks of a word. Bits past the end of the data area are clear.
+    fn word(&self, at: usize) -> u64 {
+        match (&self.words, self.used.saturating_sub(at as u64 * 64)) {
+            (Some(words), _) => words[at],
+            // All of it is allocated, so what is used is its length.
+            (None, 64..) => u64::MAX,
+            (None, rest) => (1 << rest) - 1,
+        }
     }
-}
 
-/// The bits of a region of `len` blocks that are all allocated.
-fn all_allocated(len: u64) -> Box<[u64; WORDS]> {
-    let mut words = Box::new([0; WORDS]);
-    let (whole, rest) = ((len / 64) as usize, len % 64);
-    words[..whole].fill(u64::MAX);
-    if rest > 0 {
-        words[whole] = (1 << rest) - 1;
+    /// The words, to be changed.
+    fn words_mut(&mut self) -> &mut [u64; WORDS] {
+        let words = self.words.take().unwrap_or_else(|| Box::new(std::array::from_fn(|at| self.word(at))));
+        self.words.insert(words)
     }
-    words
 }
 
 /// The set of allocated blocks.
@@ -119,12 +119,9 @@ impl Bitmap {
     /// The stored form of a region.
     pub fn page(&self, region: u64) -> [u8; BLOCK_SIZE] {
         let mut page = [0; BLOCK_SIZE];
-        let len = self.region_len(region);
         if let Some(Some(region)) = self.regions.get(region as usize) {
-            let full = region.words.is_none().then(|| all_allocated(len));
-            let words = region.words.as_ref().or(full.as_ref()).into_iter().flat_map(|words| words.iter());
-            for (bytes, word) in page.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-                *bytes = word.to_le_bytes();
+            for (at, bytes) in page.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                *bytes = region.word(at).to_le_bytes();
             }
         }
         page
@@ -144,7 +141,7 @@ impl Bitmap {
             None => false,
             Some(region) => {
                 let bit = addr.0 % REGION_BLOCKS;
-                region.word(bit / 64) >> (bit % 64) & 1 == 1
+                region.word((bit / 64) as usize) >> (bit % 64) & 1 == 1
             }
         }
     }
@@ -186,7 +183,7 @@ impl Bitmap {
             let bit = at % REGION_BLOCKS;
             let in_word = (64 - bit % 64).min(run.end().0 - at);
             let mask = if in_word == 64 { u64::MAX } else { ((1 << in_word) - 1) << (bit % 64) };
-            let word = &mut region.words.get_or_insert_with(|| all_allocated(len))[(bit / 64) as usize];
+            let word = &mut region.words_mut()[(bit / 64) as usize];
             if to {
                 *word |= mask;
                 region.used += in_word;
@@ -215,7 +212,7 @@ impl Bitmap {
                 continue;
             }
             let bit = at % REGION_BLOCKS;
-            let free = !region.word(bit / 64) >> (bit % 64);
+            let free = !region.word((bit / 64) as usize) >> (bit % 64);
             if free != 0 {
                 let found = at + u64::from(free.trailing_zeros());
                 return (found < end).then_some(found);
@@ -235,7 +232,7 @@ impl Bitmap {
                 continue;
             };
             let bit = to % REGION_BLOCKS;
-            let used = region.word(bit / 64) >> (bit % 64);
+            let used = region.word((bit / 64) as usize) >> (bit % 64);
             let span = 64 - bit % 64;
             let zeros = u64::from(used.trailing_zeros()).min(span);
             to += zeros;
@@ -251,11 +248,9 @@ impl Bitmap {
         let mut runs: Vec<Run> = Vec::new();
         for (index, region) in self.regions.iter().enumerate() {
             let Some(region) = region else { continue };
-            let len = self.region_len(index as u64);
-            for at in 0..len.div_ceil(64) {
-                let past = (at * 64 + 64).saturating_sub(len);
-                let mut word = region.word(at) << past >> past;
-                let base = index as u64 * REGION_BLOCKS + at * 64;
+            for at in 0..WORDS {
+                let mut word = region.word(at);
+                let base = index as u64 * REGION_BLOCKS + at as u64 * 64;
                 while word != 0 {
                     let start = u64::from(word.trailing_zeros());
                     let len = u64::from((word >> start).trailing_ones());
