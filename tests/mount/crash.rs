@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, ok};
 
-/// Writes numbered files by the rule "write, fsync, rename", until something fails; counts those that were done.
+/// Writes numbered files by the rule "write, fsync, rename, sync the folder", until something fails; counts those that were
+/// done. Each has a journal for as long as that takes, as a database would.
 fn writer(dir: &Path, stop: &AtomicBool, counter: &AtomicU64) {
     let mut done = 0;
     while !stop.load(Ordering::Relaxed) {
         let step = || -> std::io::Result<()> {
-            let temporary = dir.join("temporary");
+            let (temporary, journal) = (dir.join("temporary"), dir.join(format!("journal-{done}")));
+            fs::File::create(&journal)?.sync_all()?;
             let mut file = fs::File::create(&temporary)?;
             file.write_all(&content(done))?;
             file.sync_all()?;
             fs::rename(&temporary, dir.join(format!("file-{done}")))?;
+            fs::remove_file(&journal)?;
             fs::File::open(dir)?.sync_all()
         };
         match step() {
@@ -65,6 +68,11 @@ fn nothing_fsynced_is_lost_when_the_daemon_is_killed() {
                 let found = fs::read(dir.join(format!("file-{number}")));
                 let whole = found.is_ok_and(|found| found == content(number));
                 assert!(whole, "{}: file-{number} of {done}", dir.display());
+                assert!(
+                    !dir.join(format!("journal-{number}")).exists(),
+                    "{}: journal-{number} of {done}",
+                    dir.display()
+                );
             }
             // One that was renamed may not have been reported; it is whole all the same.
             if let Ok(found) = fs::read(dir.join(format!("file-{done}"))) {
