@@ -54,7 +54,7 @@ pub enum Error {
     #[error("no random bytes: {0}")]
     Random(getrandom::Error),
     /// Anything else from SQLite.
-    #[error("SQLite: {0}")]
+    #[error("{}", crate::pages::describe(.0))]
     Sql(#[source] rusqlite::Error),
 }
 

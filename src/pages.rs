@@ -60,7 +60,7 @@ mod walk;
 pub use commit::StagedBatch;
 pub use data::Extent;
 pub use readers::ReadGuard;
-pub use vfs::is_integrity;
+pub use vfs::{describe, is_integrity};
 pub use walk::{Finding, Walk};
 
 use readers::Readers;
@@ -95,7 +95,7 @@ pub enum Error {
     #[error(transparent)]
     Crypto(#[from] crypto::Error),
     /// SQLite refused to open the database.
-    #[error("metadata database: {0}")]
+    #[error("metadata database: {}", describe(.0))]
     Database(#[from] rusqlite::Error),
 }
 

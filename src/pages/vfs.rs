@@ -27,6 +27,17 @@ pub fn is_integrity(error: &rusqlite::Error) -> bool {
     error.sqlite_error().is_some_and(|e| e.extended_code == INTEGRITY_CODE)
 }
 
+/// What SQLite's code says of the devices, in the words of those who have them; else SQLite's own.
+pub fn describe(error: &rusqlite::Error) -> String {
+    match error.sqlite_error().map(|e| e.extended_code) {
+        Some(INTEGRITY_CODE) => {
+            "a block of the metadata is damaged on every replica that could be read; the log names it".to_owned()
+        }
+        Some(UNREADABLE_CODE) => "a block of the metadata cannot be read from any replica; the log names it".to_owned(),
+        _ => format!("SQLite: {error}"),
+    }
+}
+
 const NAME: &CStr = c"scelle";
 
 /// Stores whose database is about to be opened.
