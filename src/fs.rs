@@ -371,6 +371,7 @@ impl Fs {
             for run in blocks.freed {
                 self.store.free(run);
             }
+            self.store.wrote(&blocks.written);
             for ino in blocks.files {
                 self.mappings.changed(ino);
             }

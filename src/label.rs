@@ -32,8 +32,8 @@ pub mod root;
 
 pub use header::{Fields, HEADER_BYTES, Header, KeySlot, RawHeader, ReplicaRow};
 pub use root::{
-    LINEAGE_MAX, Lineage, MountId, Passed, ROOT_BYTES, ROOT_SLOTS, Root, TreeRef, newest_roots, open_root, read_roots,
-    seal_root, slot, slot_offsets,
+    LINEAGE_MAX, Lineage, MountId, PROVISIONAL_BLOCKS_MAX, Passed, Provisional, ROOT_BYTES, ROOT_SLOTS, Root, TreeRef,
+    WrittenBlock, newest_roots, open_root, read_roots, seal_root, slot, slot_offsets,
 };
 
 /// Offset of the root ring in a label area, in bytes.

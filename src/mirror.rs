@@ -435,19 +435,22 @@ impl Mirror {
         inner.in_flight.insert(addr.0, (blocks, targets));
         inner.in_flight_bytes += sealed.len();
         inner.written.stamp(run);
-        self.queue(inner, |_| Job::Write { offset: device_offset(addr), data: sealed.clone(), run: Some(addr.0) });
+        let write = || Job::Write { offset: device_offset(addr), data: sealed.clone(), run: Some(addr.0) };
+        self.queue(inner, |_| [write()]);
         Ok(())
     }
 
-    /// Queues a job for every replica that takes writes. Their threads are woken when the lock is free: it is the first
+    /// Queues jobs for every replica that takes writes. Their threads are woken when the lock is free: it is the first
     /// thing that they want.
-    fn queue(&self, inner: MutexGuard<'_, Inner>, job: impl Fn(usize) -> Job) {
+    fn queue<const N: usize>(&self, inner: MutexGuard<'_, Inner>, jobs: impl Fn(usize) -> [Job; N]) {
         let lanes = self.shared.lanes.read().unwrap_or_else(PoisonError::into_inner);
         let mut asleep: u64 = 0;
         for index in inner.writable() {
             // Invariant: what takes writes has a lane.
             let Some(Some(lane)) = lanes.get(index) else { continue };
-            asleep |= u64::from(lane.queue.push(job(index))) << index;
+            for job in jobs(index) {
+                asleep |= u64::from(lane.queue.push(job)) << index;
+            }
         }
         drop(inner);
         for (index, lane) in lanes.iter().enumerate() {
@@ -480,7 +483,23 @@ impl Mirror {
         let ticket = inner.ticket(None);
         self.queue(inner, |index| {
             let (offsets, data, ticket) = (offsets(index), data.clone(), ticket.clone());
-            Job::Publish { offsets, data, ticket }
+            [Job::Publish { offsets, data, ticket }]
+        });
+        Self::enough(&self.wait_for_ticket(&ticket))
+    }
+
+    /// [`flush`](Self::flush) that takes a root along: writes it at both byte `offsets` of every replica that is still in sync,
+    /// in no order with what was submitted before, and then makes all of it durable. Returns as [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush).
+    pub fn flush_with(&self, data: &Arc<AlignedBuf>, offsets: impl Fn(usize) -> [u64; 2]) -> Result<u64> {
+        let mut inner = self.shared.lock();
+        let round = inner.written.next_round();
+        let ticket = inner.ticket(Some(round));
+        self.queue(inner, |index| {
+            let [a, b] = offsets(index).map(|offset| Job::Write { offset, data: data.clone(), run: None });
+            [a, b, Job::Flush(ticket.clone())]
         });
         Self::enough(&self.wait_for_ticket(&ticket))
     }
@@ -502,7 +521,7 @@ impl Mirror {
         let mut inner = self.shared.lock();
         let round = inner.written.next_round();
         let ticket = inner.ticket(Some(round));
-        self.queue(inner, |_| Job::Flush(ticket.clone()));
+        self.queue(inner, |_| [Job::Flush(ticket.clone())]);
         self.wait_for_ticket(&ticket)
     }
 

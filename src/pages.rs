@@ -14,7 +14,8 @@
 //! 1. takes fresh blocks for the pages, for the map nodes above them, for the space pages that all of this changes and
 //!    for the nodes above those (until nothing changes any more: each is taken at most once);
 //! 2. seals them from the leaves up and queues them as few long runs behind the data;
-//! 3. flushes every replica; 4. writes the root, twice, to every replica, as writes that are durable when they are done.
+//! 3. flushes every replica; 4. writes the root, twice, to every replica, as writes that are durable when they are done. A
+//!    small commit does both at once, with one flush ([`provisional`]).
 //!
 //! Nothing that the previous root refers to is overwritten: what the batch frees becomes available after step 4, and
 //! only when no reader that began before the commit is left. A failure poisons the store: it goes on for readers and
@@ -50,6 +51,7 @@ use crate::units::{BLOCK_SIZE, Generation, Run, Tag, Uuid, WriteId};
 
 mod commit;
 mod data;
+pub mod provisional;
 mod readers;
 #[cfg(test)]
 mod tests;
@@ -63,6 +65,7 @@ pub use readers::ReadGuard;
 pub use vfs::{describe, is_integrity};
 pub use walk::{Finding, Walk};
 
+use provisional::Written;
 use readers::Readers;
 use tree::{Tree, TreeKind};
 
@@ -190,6 +193,7 @@ struct Batch {
     published: Vec<Run>,
     freed: Vec<Run>,
     abandoned: Vec<Run>,
+    written: Written,
 }
 
 /// Pages that SQLite handed over and that are not yet in the map.
@@ -442,6 +446,11 @@ impl Store {
     /// The newest durable root.
     pub fn root(&self) -> Root {
         lock(&self.commit).root
+    }
+
+    /// Whether the newest durable root was written together with its commit's blocks ([`provisional`]).
+    pub fn is_provisional(&self) -> bool {
+        lock(&self.commit).root.provisional.is_some()
     }
 
     /// Whether space is so short that the batch, of `operations` so far, must be committed before the next one.

@@ -23,11 +23,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::crypto::{self, Keys, Secret, VolumeKey};
+use crate::device::BlockDevice;
 use crate::fs;
 use crate::label::{self, Header, Root};
 use crate::limits::REPLICAS_MAX;
 use crate::mirror;
-use crate::pages;
+use crate::pages::{self, provisional::Proof};
 use crate::policy::{ApprovedDevice, Reason, ReasonCode, Refused, in_a_line};
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
@@ -158,6 +159,20 @@ pub enum Error {
         /// Generation in the witness.
         seen: Generation,
     },
+    /// Devices fail to read blocks of the last commit, and no other has them.
+    #[error(
+        "volume {volume}: whether its last commit, {generation}, is whole cannot be told: block {block} is on no device that can read it ({error}). Look at the devices and what connects them, and mount again. If it cannot be read any more, go on from the commit before with -o accept-rollback: that one is whole, what was written in the second after it is lost"
+    )]
+    Unproven {
+        /// The volume.
+        volume: Uuid,
+        /// The last commit.
+        generation: Generation,
+        /// The first such block.
+        block: u64,
+        /// What the device says.
+        error: String,
+    },
     /// Features this program only knows how to read.
     #[error("volume {0} uses features that this program can only read: mount it read-only (-o ro)")]
     ReadOnlyFeatures(Uuid),
@@ -205,7 +220,7 @@ impl Error {
             Self::Rejoin { kind, .. } => *kind,
             Self::NoRoot(_) => ErrorKind::Integrity,
             Self::Crypto(crypto::Error::WrongKey) => ErrorKind::WrongKey,
-            Self::Crypto(_) | Self::System { .. } => ErrorKind::Io,
+            Self::Crypto(_) | Self::System { .. } | Self::Unproven { .. } => ErrorKind::Io,
             Self::Store(error) if error.is_integrity() => ErrorKind::Integrity,
             Self::Store(_) => ErrorKind::Io,
             Self::Fs(error) if error.is_integrity() => ErrorKind::Integrity,
@@ -385,6 +400,15 @@ pub struct Assembled {
     replicas: Vec<Replica>,
 }
 
+/// Where a volume goes on from.
+struct Chosen {
+    choice: recovery::Choice,
+    /// What the replicas in sync lack of the root's commit.
+    proof: Proof,
+    /// Why that is not the newest root.
+    cut_off: Option<String>,
+}
+
 impl Assembled {
     fn new(keys: Keys, mut replicas: Vec<Replica>) -> Result<Self, Error> {
         replicas.sort_by_key(|replica| replica.header.replica_index);
@@ -439,8 +463,8 @@ impl Assembled {
         Ok(())
     }
 
-    /// Reads the newest root of every replica, as [`recovery::choose`] wants them.
-    fn newest_roots(&self) -> Vec<Option<Option<Root>>> {
+    /// Reads the roots of every replica, as [`recovery::choose`] wants them.
+    fn rings(&self) -> Vec<recovery::Ring> {
         let count = self.header.replicas.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
         let mut found = vec![None; count];
         for replica in &self.replicas {
@@ -455,27 +479,73 @@ impl Assembled {
                 }
             };
             if let Some(slot) = found.get_mut(usize::from(replica.header.replica_index)) {
-                *slot = Some(roots.first().copied());
+                *slot = Some(roots);
             }
         }
         found
     }
 
-    /// Decides which root to go on from and what each replica is.
-    fn choose(&self, newest: &[Option<Option<Root>>], degraded: bool) -> Result<recovery::Choice, Error> {
-        let choice = recovery::choose(newest).map_err(|conflict| match conflict {
+    /// Decides which root to go on from. Leaves out of `rings` the root of a commit that was cut off, or of which that is not
+    /// known and the administrator accepts it.
+    fn choose(&self, rings: &mut Vec<recovery::Ring>, degraded: bool, accept_rollback: bool) -> Result<Chosen, Error> {
+        let choice = recovery::choose(rings).map_err(|conflict| match conflict {
             recovery::Conflict::NoRoot => Error::NoRoot(self.header.volume),
             recovery::Conflict::Diverged { one, other } => {
                 Error::Diverged(format!("{} and {} each went on without the other", self.name(one), self.name(other)))
             }
         })?;
+        self.admit(&choice, degraded)?;
+        let proof = self.prove(&choice);
+        let is_given_up = accept_rollback && proof.unread.is_some();
+        if proof.lost == 0 && !is_given_up {
+            return Ok(Chosen { choice, proof, cut_off: None });
+        }
+        let (volume, generation, lost) = (self.header.volume, choice.root.generation, proof.lost);
+        let Some((earlier, before)) = recovery::choose_before(rings, &choice.root) else {
+            log::error!(
+                "volume {volume}: blocks of commit {generation} are damaged on every replica that is here, and the root of the \
+                 commit before it is not there: what they held is lost"
+            );
+            return Ok(Chosen { choice, proof, cut_off: None });
+        };
+        self.admit(&before, degraded)?;
+        let absent: Vec<String> = choice.absent.iter().map(|index| self.name(*index)).collect();
+        let absent = match &*absent {
+            [] => String::new(),
+            names => format!("; {} may have them, and loses them when the volume goes on without", names.join(", ")),
+        };
+        let found = match lost {
+            0 => "may have been cut off, and the administrator accepted a rollback: not all of its blocks can be read from any".to_owned(),
+            _ => format!(
+                "was cut off, by a power failure it seems, before it was answered for: at least {lost} of its blocks are on no"
+            ),
+        };
+        let why = format!(
+            "commit {generation} {found} replica that is here{absent}. The volume goes on from commit {}",
+            before.root.generation
+        );
+        log::warn!("volume {volume}: {why}");
+        *rings = earlier;
+        Ok(Chosen { choice: before, proof: Proof::default(), cut_off: Some(why) })
+    }
+
+    /// Whether the volume can be used with this choice.
+    fn admit(&self, choice: &recovery::Choice, degraded: bool) -> Result<(), Error> {
         let usable = choice.states.contains(&mirror::State::InSync);
         if !usable || !choice.absent.is_empty() && !degraded {
             let absent: Vec<String> = choice.absent.iter().map(|index| self.name(*index)).collect();
             let absent = format!("{} of the last commit is absent or too old", absent.join(", "));
             return Err(Error::Incomplete { volume: self.header.volume, absent });
         }
-        Ok(choice)
+        Ok(())
+    }
+
+    /// Looks for the blocks of the chosen root's commit on the replicas in sync. Writes nothing.
+    fn prove(&self, choice: &recovery::Choice) -> Proof {
+        let index = |replica: &Replica| usize::from(replica.header.replica_index);
+        let in_sync = self.replicas.iter().filter(|r| choice.states.get(index(r)) == Some(&mirror::State::InSync));
+        let devices: Vec<_> = in_sync.map(|r| (index(r), &*r.device as &dyn BlockDevice)).collect();
+        Proof::of(&choice.root, &self.keys, self.header.volume, &devices)
     }
 
     /// How messages name a replica.

@@ -219,12 +219,15 @@ pub fn label(data: &[u8]) {
     }
 }
 
-/// Root records, authentic ones with any content: each takes 276 bytes, three mounts of its lineage included; and the choice among up to four of them.
+/// Root records, authentic ones with any content: each takes 316 bytes, three mounts of its lineage and the first data block that it was
+/// written with included; and the choice among up to four of them.
 pub fn root(data: &[u8]) {
-    let mut roots = Vec::new();
-    for record in data.chunks(276).take(4) {
+    let mut rings: Vec<recovery::Ring> = Vec::new();
+    for record in data.chunks(316).take(4) {
         let mut block = [0; ROOT_BYTES];
-        block[32..32 + record.len()].copy_from_slice(record);
+        let (begin, provisional) = record.split_at(record.len().min(276));
+        block[32..32 + begin.len()].copy_from_slice(begin);
+        block[32 + 2776..][..provisional.len()].copy_from_slice(provisional);
         let slot = u64::from_le_bytes(padded(record)) % label::ROOT_SLOTS;
         let at = Binding { volume: VOLUME, kind: Kind::Root, addr: BlockAddr(0), context: [slot, 0] };
         let tag = keys().root().seal_in_place(&at, WriteId { epoch: 0, counter: 0 }, &mut block[32..]);
@@ -236,15 +239,17 @@ pub fn root(data: &[u8]) {
         }
         block[usize::from(record[0])] ^= 1;
         assert_eq!(label::open_root(keys(), VOLUME, slot, &block), None, "a forged root opens");
-        roots.push(match record[0] % 4 {
-            0 => None,
-            1 => Some(None),
-            _ => Some(opened),
-        });
+        match rings.last_mut() {
+            Some(Some(ring)) if record[0] & 8 != 0 => ring.extend(opened),
+            _ => rings.push((!record[0].is_multiple_of(4)).then(|| opened.into_iter().collect())),
+        }
     }
-    if let Ok(choice) = recovery::choose(&roots) {
-        assert_eq!(choice.states.len(), roots.len());
-        assert!(roots.iter().flatten().flatten().any(|root| *root == choice.root));
+    if let Ok(choice) = recovery::choose(&rings) {
+        assert_eq!(choice.states.len(), rings.len());
+        assert!(rings.iter().flatten().flatten().any(|root| *root == choice.root));
+        if let Some((_, before)) = recovery::choose_before(&rings, &choice.root) {
+            assert_eq!(before.root.generation.0 + 1, choice.root.generation.0);
+        }
     }
 }
 

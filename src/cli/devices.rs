@@ -174,6 +174,7 @@ fn reason(error: &volume::Error) -> &'static str {
         E::Store(_) => "store",
         E::Fs(_) => "filesystem",
         E::System { .. } => "system",
+        E::Unproven { .. } => "volume-unproven",
     }
 }
 

@@ -25,7 +25,10 @@
 //! | 176 | 32 | digest of the trust anchors in force; zero: those pinned in the header |
 //! | 208 | 8  | random number of the mount that committed |
 //! | 216 | 2560 | the mounts before that this history went through, the last one first: epoch (4 bytes), random number (8), generation of its last root (8); the rest is zero |
-//! | 2776 | 1288 | zero, reserved |
+//! | 2776 | 1  | 1: the root is provisional; else zero, and so is the rest |
+//! | 2777 | 1  | data blocks listed |
+//! | 2778 | 6  | zero |
+//! | 2784 | 1280 | data blocks that were written together with the root: address (8 bytes), counter of the write identity (8), tag (16); the rest is zero |
 //!
 //! A reference to a tree:
 //!
@@ -65,6 +68,7 @@ const DB_AT: usize = 48;
 const SPACE_AT: usize = 112;
 const TRUST_AT: usize = 176;
 const MOUNT_AT: usize = 208;
+const PROVISIONAL_AT: usize = 2776;
 
 /// Levels that a tree can have: 102^8 pages are more than any device holds.
 const HEIGHT_MAX: u8 = 8;
@@ -142,6 +146,51 @@ impl Lineage {
     }
 }
 
+/// Data blocks that a provisional root can list.
+pub const PROVISIONAL_BLOCKS_MAX: usize = 40;
+
+const _: () = assert!(PROVISIONAL_AT + 8 + PROVISIONAL_BLOCKS_MAX * 32 == ROOT_BYTES - RECORD_AT);
+
+/// A data block that was written together with a root, by the mount that committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WrittenBlock {
+    /// Where it is.
+    pub addr: BlockAddr,
+    /// Counter of its write identity; the epoch is the root's.
+    pub counter: u64,
+    /// Its tag.
+    pub tag: Tag,
+}
+
+/// What makes a root provisional: it was written together with its commit's blocks, in whatever order the device liked. When the
+/// power fails before all are on stable storage, the root may be there and they not. So it counts only if each of them
+/// verifies: the pages and nodes that were born with it, which its trees lead to, and these data blocks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Provisional {
+    blocks: [WrittenBlock; PROVISIONAL_BLOCKS_MAX],
+    count: u8,
+}
+
+impl Provisional {
+    /// Lists `blocks`; `None` when they are more than [`PROVISIONAL_BLOCKS_MAX`].
+    pub fn new(blocks: &[WrittenBlock]) -> Option<Self> {
+        let mut listed = [WrittenBlock::default(); PROVISIONAL_BLOCKS_MAX];
+        listed.get_mut(..blocks.len())?.copy_from_slice(blocks);
+        Some(Self { blocks: listed, count: u8::try_from(blocks.len()).ok()? })
+    }
+
+    /// The data blocks.
+    pub fn blocks(&self) -> &[WrittenBlock] {
+        &self.blocks[..usize::from(self.count)]
+    }
+}
+
+impl std::fmt::Debug for Provisional {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.blocks()).finish()
+    }
+}
+
 /// What a commit publishes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Root {
@@ -165,6 +214,8 @@ pub struct Root {
     pub trust: [u8; 32],
     /// What the volume went through before this mount: so a root that is found on a replica can be told from one of another history.
     pub lineage: Lineage,
+    /// What must verify before the root counts; `None`: it was written when all that it refers to was on stable storage.
+    pub provisional: Option<Provisional>,
 }
 
 impl Root {
@@ -254,6 +305,13 @@ pub(super) fn seal_with_nonce(keys: &Keys, volume: Uuid, root: &Root, nonce: [u8
         let Passed { mount, last } = passed;
         mounts.put(&mount.epoch.to_le_bytes()).put(&mount.nonce.to_le_bytes()).put(&last.0.to_le_bytes());
     }
+    if let Some(provisional) = &root.provisional {
+        let mut listed = Writer::new(record, PROVISIONAL_AT);
+        listed.put(&[1, provisional.count]).skip(6);
+        for WrittenBlock { addr, counter, tag } in provisional.blocks() {
+            listed.put(&addr.0.to_le_bytes()).put(&counter.to_le_bytes()).put(tag);
+        }
+    }
     let tag = keys.root().seal_in_place(&binding(volume, slot(root.generation)), write_id(nonce), record);
     Writer::new(&mut block, 0).put(&nonce).skip(4).put(&tag);
     block
@@ -276,6 +334,7 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
     let generation = Generation(r.u64());
     let epoch = r.u32();
     r.take(4);
+    let provisional = provisional(record)?;
     let mut mounts = Reader::new(record, MOUNT_AT);
     let mount = MountId { epoch, nonce: mounts.u64() };
     let root = Root {
@@ -292,6 +351,7 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
             mount: MountId { epoch: mounts.u32(), nonce: mounts.u64() },
             last: Generation(mounts.u64()),
         })),
+        provisional,
     };
     let in_bounds = |tree: &TreeRef| {
         tree.height <= HEIGHT_MAX && tree.addr.0 < NUMBERS_END && tree.pages < NUMBERS_END && tree.birth.0 < NUMBERS_END
@@ -377,6 +437,26 @@ fn put_tree(record: &mut [u8], at: usize, tree: &TreeRef) {
         .put(&tree.id.epoch.to_le_bytes())
         .put(&[tree.height, 0, 0, 0])
         .put(&tree.tag);
+}
+
+/// What a record says of being provisional: nothing when that cannot be.
+fn provisional(record: &[u8]) -> Option<Option<Provisional>> {
+    let mut r = Reader::new(record, PROVISIONAL_AT);
+    let (is_provisional, count) = (r.u8(), r.u8());
+    r.take(6);
+    match (is_provisional, usize::from(count)) {
+        (0, 0) => Some(None),
+        (1, listed @ 0..=PROVISIONAL_BLOCKS_MAX) => {
+            let block =
+                |r: &mut Reader<'_>| WrittenBlock { addr: BlockAddr(r.u64()), counter: r.u64(), tag: r.array() };
+            let blocks: Vec<WrittenBlock> = (0..listed).map(|_| block(&mut r)).collect();
+            if blocks.iter().any(|block| block.addr.0 >= NUMBERS_END) {
+                return None;
+            }
+            Provisional::new(&blocks).map(Some)
+        }
+        _ => None,
+    }
 }
 
 fn tree(record: &[u8], at: usize) -> TreeRef {

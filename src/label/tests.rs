@@ -380,7 +380,29 @@ fn root(generation: u64) -> Root {
             let mount = MountId { epoch: n, nonce: 1 << (8 * n) };
             Root { mount, generation: Generation(10 * u64::from(n)), lineage, ..Root::default() }.lineage_after()
         }),
+        provisional: None,
     }
+}
+
+/// The same, written together with `n` data blocks.
+fn provisional_root(n: u64) -> Root {
+    let block = |n: u64| WrittenBlock { addr: BlockAddr(n << 20), counter: u64::MAX - n, tag: [n as u8; 16] };
+    let blocks: Vec<WrittenBlock> = (0..n).map(block).collect();
+    Root { provisional: Some(Provisional::new(&blocks).unwrap()), ..root(130) }
+}
+
+#[test]
+fn a_root_says_whether_it_is_provisional_and_upon_what() {
+    for n in [0, 1, PROVISIONAL_BLOCKS_MAX as u64] {
+        let root = provisional_root(n);
+        let sealed = seal_root(&keys(), VOLUME, &root).unwrap();
+        assert_eq!(open_root(&keys(), VOLUME, 2, &sealed), Some(root));
+        assert_eq!(root.provisional.unwrap().blocks().len() as u64, n);
+    }
+    assert_eq!(Provisional::new(&[WrittenBlock::default(); PROVISIONAL_BLOCKS_MAX + 1]), None);
+    let far = WrittenBlock { addr: BlockAddr(1 << 48), ..WrittenBlock::default() };
+    let bad = Root { provisional: Provisional::new(&[far]), ..root(130) };
+    assert_eq!(open_root(&keys(), VOLUME, 2, &seal_root(&keys(), VOLUME, &bad).unwrap()), None);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     limits::{AUDIT_RECORD_BYTES_MAX, XATTR_VALUE_MAX},
+    pages::provisional::Written,
     units::{BlockAddr, Ino, Run, Tag},
 };
 
@@ -357,6 +358,8 @@ pub struct Blocks {
     pub published: Vec<Run>,
     /// No row refers to these any more.
     pub freed: Vec<Run>,
+    /// Rows refer to this data for the first time.
+    pub written: Written,
     /// Files whose row or extents changed, perhaps more than once.
     pub files: Vec<Ino>,
 }
@@ -501,6 +504,7 @@ impl<'a> Tx<'a> {
     pub fn add_extent(&mut self, ino: Ino, extent: &ExtentRow) -> Result<()> {
         self.insert_extent(ino, extent)?;
         self.blocks.published.push(extent.run());
+        self.wrote(extent);
         Ok(())
     }
 
@@ -512,7 +516,15 @@ impl<'a> Tx<'a> {
         if !same {
             return Err(Error::Corrupt("reserved blocks moved while they were written"));
         }
-        self.insert_extent(ino, extent)
+        self.insert_extent(ino, extent)?;
+        self.wrote(extent);
+        Ok(())
+    }
+
+    fn wrote(&mut self, extent: &ExtentRow) {
+        if let Some(tags) = &extent.tags {
+            self.blocks.written.add(extent.addr, extent.id, tags);
+        }
     }
 
     fn touch(&mut self, ino: Ino) {

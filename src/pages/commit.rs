@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use super::tree::{Entry, NodeId, Tree, TreeKind};
-use super::{Batch, CommitState, Error, NO_TAG, Page, Pages, Result, Store, lock};
+use super::{Batch, CommitState, Error, NO_TAG, Page, Pages, Result, Store, lock, provisional};
 use crate::crypto::Binding;
 use crate::device::AlignedBuf;
-use crate::label::Root;
+use crate::label::{Provisional, Root};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::space::{Bitmap, Goal};
 use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, WriteId};
@@ -173,9 +173,10 @@ impl Store {
     }
 
     fn commit_in(&self, state: &mut CommitState, batch: StagedBatch) -> Result<Generation> {
-        let Batch { published, freed, abandoned } = batch.runs;
+        let Batch { published, freed, abandoned, mut written } = batch.runs;
         let nothing = batch.pages.is_empty() && published.is_empty() && freed.is_empty();
-        let root_is_true = state.root.in_sync == self.mirror.in_sync()
+        let root_is_true = state.root.provisional.is_none()
+            && state.root.in_sync == self.mirror.in_sync()
             && state.root.mount == self.mount
             && state.root.registry_version == self.registry_version.load(Ordering::Acquire)
             && state.root.trust == *lock(&self.trust);
@@ -213,13 +214,25 @@ impl Store {
         let persisted = &state.persisted;
         let content = |region: u64| persisted.page(region);
         self.seal_tree(&mut layout, &mut state.space_tree, &space_plan, generation, &content)?;
+        // The first root of a mount makes its epoch durable, before anything that can be lost is sealed in it; and one that
+        // names other replicas than the root before it is not fallen back from.
+        let can_be_provisional = state.root.mount == self.mount
+            && state.root.in_sync == self.mirror.in_sync()
+            && (1..=provisional::BLOCKS_MAX).contains(&taken.len())
+            && given_up.iter().map(|run| run.blocks).sum::<u64>() <= provisional::BLOCKS_MAX as u64;
+        // What was given up again in the same batch is no part of the commit.
+        written.retain(|addr| state.persisted.is_allocated(addr));
+        let mut provisional = if can_be_provisional { written.listed() } else { None };
         for (run, buf) in layout.runs {
             self.mirror.submit(run.addr, Arc::new(buf))?;
         }
-        self.mirror.flush()?;
+        if provisional.is_none() {
+            self.mirror.flush()?;
+        }
         // A replica that failed in the middle of this must not be named by the root that is answered for: whoever mounts
-        // it alone later would go on from an older state, and nothing would show that two histories exist.
-        while self.publish_root(state, generation)? & state.root.in_sync != state.root.in_sync {
+        // it alone later would go on from an older state, and nothing would show that two histories exist. A provisional root
+        // is flushed with all that it refers to: the one that takes its place is none.
+        while self.publish_root(state, generation, provisional.take())? & state.root.in_sync != state.root.in_sync {
             generation = generation.next();
         }
         given_up.extend(abandoned);
@@ -286,7 +299,12 @@ impl Store {
     }
 
     /// Makes the root durable in both label areas of every replica: the commit point. Returns who has it.
-    fn publish_root(&self, state: &mut CommitState, generation: Generation) -> Result<u64> {
+    fn publish_root(
+        &self,
+        state: &mut CommitState,
+        generation: Generation,
+        provisional: Option<Provisional>,
+    ) -> Result<u64> {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let in_sync = self.mirror.in_sync();
         if in_sync == 0 {
@@ -303,10 +321,15 @@ impl Store {
             registry_version: self.registry_version.load(Ordering::Acquire),
             space: state.space_tree.to_ref(),
             trust: *lock(&self.trust),
+            provisional,
         };
-        let sealed = root.sealed(&self.keys, self.volume).map_err(|e| Error::Io(e.to_string()))?;
-        // What the root refers to was flushed before: only the root itself has to follow.
-        let holders = self.mirror.publish(&Arc::new(sealed), |index| root.offsets(self.device_bytes(index)))?;
+        let sealed = Arc::new(root.sealed(&self.keys, self.volume).map_err(|e| Error::Io(e.to_string()))?);
+        let offsets = |index| root.offsets(self.device_bytes(index));
+        let holders = match provisional {
+            Some(_) => self.mirror.flush_with(&sealed, offsets)?,
+            // What the root refers to was flushed before: only the root itself has to follow.
+            None => self.mirror.publish(&sealed, offsets)?,
+        };
         self.db.write().unwrap_or_else(PoisonError::into_inner).stored();
         state.space_tree.stored();
         state.root = root;
@@ -317,12 +340,15 @@ impl Store {
     }
 
     /// Makes runs available that generation `generation` gave up, and earlier ones, as far as no reader is left
-    /// that may still look at them.
+    /// that may still look at them. What a provisional root gave up stays as it is until the next root is durable: until then
+    /// whoever opens the volume may have to go on from the root before it.
     fn release(&self, state: &mut CommitState, generation: u64, runs: Vec<Run>) -> Result<()> {
         if !runs.is_empty() {
             state.releasing.push_back((generation, runs));
         }
-        while state.releasing.front().is_some_and(|(since, _)| self.readers.none_before(*since)) {
+        let settled = if state.root.provisional.is_some() { state.root.generation.0 } else { u64::MAX };
+        let is_free = |(since, _): &(u64, Vec<Run>)| *since < settled && self.readers.none_before(*since);
+        while state.releasing.front().is_some_and(is_free) {
             let Some((_, runs)) = state.releasing.pop_front() else { break };
             let mut space = lock(&self.space);
             for run in runs {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, NO_TAG, Result, Store, data_binding, lock};
+use super::{Error, NO_TAG, Result, Store, Written, data_binding, lock};
 use crate::device::AlignedBuf;
 use crate::limits::{EXTENT_BLOCKS_MAX, REQUEST_BYTES_MAX};
 use crate::space::Goal;
@@ -137,6 +137,11 @@ impl Store {
     /// A row now refers to these blocks: the batch puts them in use. Under the metadata lock.
     pub fn publish(&self, run: Run) {
         lock(&self.batch).published.push(run);
+    }
+
+    /// Rows now refer to this data: the batch is whole only with it. Under the metadata lock.
+    pub fn wrote(&self, written: &Written) {
+        lock(&self.batch).written.append(written);
     }
 
     /// No row refers to these blocks any more. Under the metadata lock.

@@ -80,7 +80,7 @@ pub struct Entry {
 /// Level and index of a node.
 pub type NodeId = (u8, u64);
 
-type Node = Box<[Option<Entry>; FANOUT as usize]>;
+pub(super) type Node = Box<[Option<Entry>; FANOUT as usize]>;
 
 fn empty_node() -> Node {
     Box::new([None; FANOUT as usize])
@@ -343,7 +343,7 @@ fn unread(id: NodeId) -> Error {
     Error::Corrupt(format!("map node {} of level {} was not read", id.1, id.0))
 }
 
-fn decode(bytes: &Page) -> Node {
+pub(super) fn decode(bytes: &Page) -> Node {
     let mut node = empty_node();
     for (slot, field) in node.iter_mut().zip(bytes.chunks_exact(ENTRY_BYTES)) {
         let u48 = |at: usize| (0..6).rev().fold(0u64, |n, i| n << 8 | u64::from(field[at + i]));

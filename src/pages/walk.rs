@@ -3,8 +3,8 @@
 use std::sync::{Arc, PoisonError};
 
 use super::tree::{Entry, NodeId, TreeKind};
-use super::{Result, Store, data_binding, lock};
-use crate::crypto::Binding;
+use super::{Page, Result, Store, data_binding, lock};
+use crate::crypto::{Binding, Keys, Kind};
 use crate::device::AlignedBuf;
 use crate::mirror::Stay;
 use crate::space::Bitmap;
@@ -19,6 +19,17 @@ pub struct Walk {
     pub id: WriteId,
     /// Its tag.
     pub tag: Tag,
+}
+
+impl Walk {
+    /// Opens `sealed` into `plain`. Returns whether it is the unit.
+    pub(super) fn open(&self, keys: &Keys, sealed: &[u8], plain: &mut Page) -> bool {
+        let opened = match self.at.kind {
+            Kind::Data => keys.data(self.id.epoch).open_block(&self.at, self.id, &self.tag, sealed, plain),
+            _ => keys.page().open_block(&self.at, self.id, &self.tag, sealed, plain),
+        };
+        opened.is_ok()
+    }
 }
 
 /// What one replica holds in the place of a unit.
@@ -92,13 +103,6 @@ impl Store {
     }
 
     fn opens(&self, unit: &Walk, sealed: &[u8]) -> bool {
-        let mut plain = [0; BLOCK_SIZE];
-        let opened = match unit.at.kind {
-            crate::crypto::Kind::Data => {
-                self.keys.data(unit.id.epoch).open_block(&unit.at, unit.id, &unit.tag, sealed, &mut plain)
-            }
-            _ => self.keys.page().open_block(&unit.at, unit.id, &unit.tag, sealed, &mut plain),
-        };
-        opened.is_ok()
+        unit.open(&self.keys, sealed, &mut [0; BLOCK_SIZE])
     }
 }

@@ -1,5 +1,6 @@
 //! A volume in use: the filesystem, the thread that commits, the witness, the status.
 
+use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -8,14 +9,14 @@ use std::time::{Duration, Instant};
 use super::audit::{Audit, Entry, Event, Object, Reason, ReplicaFacts};
 use super::members::{Found, Members};
 use super::resync::Resync;
-use super::{Assembled, Error, ErrorKind, OpenOptions, Replica, System, recovery, witness};
+use super::{Assembled, Chosen, Error, ErrorKind, OpenOptions, Replica, System, recovery, witness};
 use crate::crypto::Keys;
 use crate::device::AlignedBuf;
 use crate::fs::Fs;
 use crate::label::{self, Header, Root};
 use crate::limits::COMMIT_INTERVAL_MS;
-use crate::mirror::{ErrorCounts, Mirror, State, Stay};
-use crate::pages::{Store, StoreOptions, Usage};
+use crate::mirror::{ErrorCounts, Mirror, State, Stay, device_offset};
+use crate::pages::{self, Store, StoreOptions, Usage, provisional::Lacking};
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
@@ -86,15 +87,28 @@ impl Assembled {
     /// the thread that commits.
     ///
     /// # Errors
-    /// See [`Error::kind`]. On a refusal nothing has been written.
+    /// See [`Error::kind`]. On a refusal nothing has been written but what a replica lacked of the last commit.
     pub fn open(self, registry: &VerifiedRegistry, options: &OpenOptions) -> Result<Open, Error> {
         let volume = self.header.volume;
         if !options.read_only && !self.header.writable() {
             return Err(Error::ReadOnlyFeatures(volume));
         }
-        let roots = self.newest_roots();
-        let left_at = roots.iter().map(|r| r.flatten().map_or(Generation(0), |root| root.generation)).collect();
-        let choice = self.choose(&roots, options.degraded)?;
+        let mut rings = self.rings();
+        let Chosen { mut choice, proof, cut_off } =
+            self.choose(&mut rings, options.degraded, options.accept_rollback)?;
+        if let Some((block, error)) = proof.unread {
+            let (volume, generation) = (self.header.volume, choice.root.generation);
+            return Err(Error::Unproven { volume, generation, block: block.0, error });
+        }
+        let newest: Vec<Option<Root>> = rings.iter().map(|ring| ring.as_ref()?.first().copied()).collect();
+        // Of a provisional root that was not gone on from nobody knows whether all of it is there.
+        let before = |generation: Generation| Generation(generation.0.saturating_sub(1));
+        let holds = |root: &Root| match root.provisional {
+            Some(_) if *root != choice.root => before(root.generation),
+            _ => root.generation,
+        };
+        let mut left_at: Vec<Generation> =
+            newest.iter().map(|root| root.as_ref().map_or(Generation(0), holds)).collect();
         self.check_registry(registry, &choice.root)?;
         let rolled_back = check_witness(options, volume, choice.root.generation)?;
         let read_only = options.read_only;
@@ -107,6 +121,17 @@ impl Assembled {
         mirror.cache_reads(options.cache_bytes);
         if read_only {
             mirror.stop_mending();
+        }
+        if !read_only && choice.root.provisional.is_some() {
+            self.confirm(registry)?;
+            self.complete(&proof.lacking, &mirror)?;
+            for (index, state) in choice.states.iter_mut().enumerate() {
+                if *state == State::InSync && mirror.state(index).0 != State::InSync {
+                    // It has the root perhaps, but not the commit.
+                    *state = mirror.state(index).0;
+                    left_at[index] = before(choice.root.generation);
+                }
+            }
         }
         let mut root = choice.root;
         root.trust = root.trust_in_force(self.header.trust_digest);
@@ -130,9 +155,8 @@ impl Assembled {
         if read_only {
             store.poison_quietly("mounted read-only".to_owned());
         } else {
-            // Nothing has been written so far. What was approved before the key was found may be another device by now.
-            self.replicas.iter().try_for_each(|replica| replica.device.confirm(registry))?;
-            self.level_roots(&roots, &choice, store.mirror())?;
+            self.confirm(registry)?;
+            self.level_roots(&newest, &choice, store.mirror())?;
             // The epoch is durable before anything is sealed in it.
             store.commit(store.stage())?;
             self.mend_labels(store.mirror())?;
@@ -147,7 +171,7 @@ impl Assembled {
         let (members, witness) = (Arc::new(members), options.witness.clone());
         let mut open = Open { members, store, fs, read_only, witness, ticker: None, audit };
         let new_registry = newer || succeeded;
-        open.begin_audit(registry, options, &choice, &Opening { rolled_back, new_registry, too_few })?;
+        open.begin_audit(registry, options, &choice, &Opening { rolled_back, new_registry, too_few, cut_off })?;
         if !read_only {
             open.remember();
             open.ticker = Some(open.start_ticker()?);
@@ -179,19 +203,39 @@ impl Assembled {
         recovery::last_epoch_in_sync(&roots, index, root)
     }
 
+    /// To be called directly before something is written for the first time: what was approved before the key was found may be
+    /// another device by now.
+    fn confirm(&self, registry: &VerifiedRegistry) -> Result<(), Error> {
+        Ok(self.replicas.iter().try_for_each(|replica| replica.device.confirm(registry))?)
+    }
+
+    /// Gives in-sync replicas what they lack of the chosen root's commit, because the power failed before they had it, and makes
+    /// it durable everywhere: what was found on a device may be in its cache only.
+    fn complete(&self, lacking: &[Lacking], mirror: &Mirror) -> Result<(), Error> {
+        for lacking in lacking {
+            for replica in &self.replicas {
+                let index = usize::from(replica.header.replica_index);
+                if lacking.replicas >> index & 1 == 0 {
+                    continue;
+                }
+                let written = replica.device.write_at(device_offset(lacking.addr), &[IoSlice::new(&lacking.sealed)]);
+                if let Err(error) = written {
+                    mirror.failed(index, &error);
+                }
+            }
+        }
+        mirror.flush().map_err(pages::Error::from)?;
+        Ok(())
+    }
+
     /// Writes the chosen root to in-sync replicas that do not have it, because the power failed between the roots. So no
     /// in-sync replica is ever more than one root behind, however often that happens, and one that is further behind
     /// was replaced by an old copy ([`super::recovery`]). The replicas that have the root keep theirs untouched.
-    fn level_roots(
-        &self,
-        roots: &[Option<Option<Root>>],
-        choice: &recovery::Choice,
-        mirror: &Mirror,
-    ) -> Result<(), Error> {
+    fn level_roots(&self, newest: &[Option<Root>], choice: &recovery::Choice, mirror: &Mirror) -> Result<(), Error> {
         let sealed = choice.root.sealed(&self.keys, self.header.volume)?;
         for replica in &self.replicas {
             let index = usize::from(replica.header.replica_index);
-            let has = roots.get(index).is_some_and(|found| found.flatten() == Some(choice.root));
+            let has = newest.get(index).is_some_and(|found| *found == Some(choice.root));
             if has || choice.states.get(index) != Some(&State::InSync) {
                 continue;
             }
@@ -247,6 +291,8 @@ struct Opening {
     new_registry: bool,
     /// Why the policy lets the volume only be read.
     too_few: Option<String>,
+    /// Why the newest root was not gone on from.
+    cut_off: Option<String>,
 }
 
 /// Returns what the witness had seen when that is later and was accepted.
@@ -350,8 +396,10 @@ impl Open {
             registry: registry.into(),
             replicas: choice.states.iter().enumerate().map(replica).collect(),
         };
-        let reason = opening.too_few.as_ref().map(|why| Reason::new("policy", why));
-        let mut entries = vec![Entry::done(audit.user(), Object::Volume, mounted).because(reason)];
+        let too_few = opening.too_few.as_ref().map(|why| Reason::new("policy", why));
+        let cut_off = opening.cut_off.as_ref().map(|why| Reason::new("commit-cut-off", why));
+        let reasons = too_few.into_iter().chain(cut_off);
+        let mut entries = vec![Entry::done(audit.user(), Object::Volume, mounted).because(reasons)];
         if let Some(seen) = opening.rolled_back {
             let event = Event::RollbackAccepted { seen: seen.0, found: choice.root.generation.0 };
             entries.push(Entry::done(audit.user(), Object::Volume, event));
@@ -381,7 +429,8 @@ impl Open {
                 self.audit.hand_over(&error.into());
                 Ok(())
             }
-            _ => self.fs.checkpoint(),
+            // The root of the first one may hang upon the blocks written with it; the second one's does not.
+            _ => self.fs.checkpoint().and_then(|()| self.fs.checkpoint()),
         };
         if result.is_err() {
             // Of which the host must know.
@@ -416,6 +465,7 @@ impl Open {
         let (volume, signal) = (self.members.header().volume, stop.clone());
         let run = move || {
             let mut remembered = (Instant::now(), store.generation());
+            let mut before = store.generation();
             loop {
                 let stopped = signal.0.lock().unwrap_or_else(PoisonError::into_inner);
                 let waited = signal.1.wait_timeout_while(stopped, TICK, |stopped| !*stopped);
@@ -427,8 +477,12 @@ impl Open {
                 if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.committable().is_ok() {
                     // The reason is in the store from now on, and in every answer.
                     let _ = fs.sync();
+                } else if store.generation() == before && store.is_provisional() && store.committable().is_ok() {
+                    // Nothing goes on: from now on the last commit does not hang upon its blocks any more.
+                    let _ = fs.checkpoint();
                 }
                 let generation = store.generation();
+                before = generation;
                 if remembered.0.elapsed() >= WITNESS_INTERVAL && remembered.1 != generation {
                     remembered = (Instant::now(), generation);
                     if let Some(Err(error)) = witness.as_ref().map(|f| witness::write(f, volume, generation)) {

@@ -56,6 +56,8 @@ impl Assembled {
     /// Of each replica, the first epoch of which it may lack something, when the volume is opened with this choice.
     pub(super) fn has_before(&self, choice: &recovery::Choice) -> Vec<u32> {
         let after_the_root = choice.root.epoch().saturating_add(1);
+        // One that is absent may lack some of a commit that was never known to be whole.
+        let if_absent = if choice.root.provisional.is_some() { choice.root.epoch() } else { after_the_root };
         let of = |(index, state): (usize, &State)| {
             let own = self.replicas.iter().find(|r| usize::from(r.header.replica_index) == index);
             let is_named = choice.root.names(index);
@@ -63,7 +65,7 @@ impl Assembled {
                 (State::InSync, _) => after_the_root,
                 // Its own ring is what is true of it: it may be an old copy that somebody put back.
                 (_, Some(own)) => self.last_epoch_in_sync(own, index, &choice.root),
-                (_, None) if is_named => after_the_root,
+                (_, None) if is_named => if_absent,
                 (_, None) => {
                     let of = |witness| self.last_epoch_in_sync(witness, index, &choice.root);
                     self.replicas.iter().map(of).max().unwrap_or(0)

@@ -2,8 +2,10 @@
 //!
 //! A mount's epoch is greater than that of every mount before it, so of two roots the one with the greater (epoch,
 //! generation) is the later one, also when a replica was away. A replica that the chosen root names holds everything
-//! the root refers to, because data is flushed on every in-sync replica before a root is written; its own newest root
-//! may be one commit behind (the power failed between the roots) but no more: otherwise somebody put an old copy there.
+//! the root refers to, because that is flushed on every in-sync replica before the root is written, or is given to it now
+//! ([`Proof`](crate::pages::provisional::Proof)). Its own newest root of this history may be one commit behind (the power failed between the
+//! roots) but no more: otherwise somebody put an old copy there. Of another history it can have the root of a commit that was
+//! cut off when the power failed, and was not gone on from.
 //!
 //! A replica that the chosen root does not name was left behind, or went on by itself elsewhere. The root says which: it
 //! records through which mounts its history went, and how far ([`Lineage`](crate::label::Lineage)). Two histories are never joined.
@@ -37,23 +39,26 @@ pub enum Conflict {
     },
 }
 
-/// Decides. `replicas[i]` is the newest root on replica `i`: `None` when there is no device, `Some(None)` when no root
-/// opens on it.
+/// The roots that open on a replica, the newest first; `None` when there is no device.
+pub type Ring = Option<Vec<Root>>;
+
+/// Decides. `replicas[i]` is what replica `i` shows.
 ///
 /// # Errors
 /// [`Conflict`].
-pub fn choose(replicas: &[Option<Option<Root>>]) -> Result<Choice, Conflict> {
-    let roots = || replicas.iter().enumerate().filter_map(|(i, r)| r.flatten().map(|root| (i, root)));
+pub fn choose(replicas: &[Ring]) -> Result<Choice, Conflict> {
+    let newest = |ring: &Ring| ring.as_ref().and_then(|ring| ring.first().copied());
+    let roots = || replicas.iter().enumerate().filter_map(|(i, ring)| Some((i, newest(ring)?)));
     let (holder, root) = roots().max_by_key(|(_, r)| (r.epoch(), r.generation)).ok_or(Conflict::NoRoot)?;
     let diverged = roots().find(|(i, r)| !is_past(r, *i, &root));
     if let Some((other, _)) = diverged {
         return Err(Conflict::Diverged { one: holder, other });
     }
-    let state = |(index, found): (usize, &Option<Option<Root>>)| match found {
+    let state = |(index, ring): (usize, &Ring)| match ring {
         None => State::Missing,
-        Some(newest) => {
-            let before = |r: Root| r.generation.next() == root.generation && root.went_through(&r);
-            let current = newest.is_some_and(|r| r == root || before(r));
+        Some(ring) => {
+            let newest = ring.iter().find(|found| root.went_through(found));
+            let current = newest.is_some_and(|r| *r == root || r.generation.next() == root.generation);
             if root.names(index) && current { State::InSync } else { State::Stale }
         }
     };
@@ -61,6 +66,26 @@ pub fn choose(replicas: &[Option<Option<Root>>]) -> Result<Choice, Conflict> {
     let absent = states.iter().enumerate().filter(|(i, s)| root.names(*i) && **s != State::InSync);
     let absent = absent.map(|(i, _)| i).collect();
     Ok(Choice { root, absent, states })
+}
+
+/// The roots without one whose commit was cut off, and what is decided then: nothing when that is not the root directly before, for
+/// no other commit can have been cut off. That root was durable on every replica that it names before the one that was cut off
+/// was begun: who does not have it is an old copy.
+pub fn choose_before(replicas: &[Ring], cut_off: &Root) -> Option<(Vec<Ring>, Choice)> {
+    let without = |ring: &Vec<Root>| ring.iter().filter(|root| *root != cut_off).copied().collect();
+    let earlier: Vec<Ring> = replicas.iter().map(|ring| ring.as_ref().map(without)).collect();
+    let mut choice = choose(&earlier).ok()?;
+    let root = choice.root;
+    if root.generation.next() != cut_off.generation || root.mount != cut_off.mount {
+        return None;
+    }
+    for (index, (state, ring)) in choice.states.iter_mut().zip(&earlier).enumerate() {
+        if *state == State::InSync && !ring.as_ref().is_some_and(|ring| ring.contains(&root)) {
+            *state = State::Stale;
+            choice.absent.push(index);
+        }
+    }
+    Some((earlier, choice))
 }
 
 /// The last epoch of the history of `root` in which replica `index` was in sync, as far as `ring` tells; else 0.
@@ -114,9 +139,9 @@ mod tests {
 
     #[test]
     fn the_table_of_start_ups() {
-        type Row = (&'static str, Vec<Option<Option<Root>>>, Result<(u64, Vec<State>, Vec<usize>), Conflict>);
-        let first = |g, m| Some(Some(root(1, g, m)));
-        let later = |g, m, from: u64| Some(Some(after(root(1, from, 3), 2, g, m)));
+        type Row = (&'static str, Vec<Ring>, Result<(u64, Vec<State>, Vec<usize>), Conflict>);
+        let first = |g, m| Some(vec![root(1, g, m)]);
+        let later = |g, m, from: u64| Some(vec![after(root(1, from, 3), 2, g, m)]);
         let table: Vec<Row> = vec![
             ("all there", vec![first(9, 3), first(9, 3)], Ok((9, vec![InSync, InSync], vec![]))),
             ("crash between the roots", vec![first(8, 3), first(9, 3)], Ok((9, vec![InSync, InSync], vec![]))),
@@ -134,17 +159,27 @@ mod tests {
                 vec![first(50, 1), later(9, 2, 5)],
                 Err(Conflict::Diverged { one: 1, other: 0 }),
             ),
-            ("ring lost", vec![Some(None), first(9, 3)], Ok((9, vec![Stale, InSync], vec![0]))),
-            ("nothing", vec![None, Some(None)], Err(Conflict::NoRoot)),
+            ("ring lost", vec![Some(vec![]), first(9, 3)], Ok((9, vec![Stale, InSync], vec![0]))),
+            ("nothing", vec![None, Some(vec![])], Err(Conflict::NoRoot)),
             (
                 "diverged",
-                vec![later(9, 1, 5), Some(Some(after(root(1, 5, 3), 3, 12, 2)))],
+                vec![later(9, 1, 5), Some(vec![after(root(1, 5, 3), 3, 12, 2)])],
                 Err(Conflict::Diverged { one: 1, other: 0 }),
             ),
             (
                 "diverged, same number",
                 vec![later(9, 1, 5), later(9, 2, 5)],
                 Err(Conflict::Diverged { one: 1, other: 0 }),
+            ),
+            (
+                "a root that was cut off and that nobody went on from, then a crash between the first roots of a mount",
+                vec![Some(vec![root(1, 9, 3), root(1, 8, 3)]), later(9, 3, 8)],
+                Ok((9, vec![InSync, InSync], vec![])),
+            ),
+            (
+                "the same, with an old copy",
+                vec![Some(vec![root(1, 9, 3), root(1, 7, 3)]), later(9, 3, 8)],
+                Ok((9, vec![Stale, InSync], vec![0])),
             ),
             (
                 "three, one behind",
@@ -159,7 +194,7 @@ mod tests {
     }
 
     fn of(found: [Root; 2]) -> Result<(u64, Vec<State>), Conflict> {
-        choose(&found.map(|root| Some(Some(root)))).map(|c| (c.root.generation.0, c.states))
+        choose(&found.map(|root| Some(vec![root]))).map(|c| (c.root.generation.0, c.states))
     }
 
     const DIVERGED: Result<(u64, Vec<State>), Conflict> = Err(Conflict::Diverged { one: 1, other: 0 });
@@ -199,6 +234,29 @@ mod tests {
         // It was not the next.
         assert_eq!(of([after(last, 6, 9, 3), after(last, 7, 20, 2)]), DIVERGED);
         assert_eq!(of([root(5, 9, 3), after(last, 7, 20, 2)]), DIVERGED);
+    }
+
+    #[test]
+    fn only_the_last_commit_can_have_been_cut_off() {
+        let ring = |roots: &[Root]| Some(roots.to_vec());
+        let (last, before) = (root(1, 9, 3), root(1, 8, 3));
+        let before_it = |rings: &[Ring]| choose_before(rings, &last).map(|(_, c)| (c.root, c.states));
+        assert_eq!(before_it(&[ring(&[last, before]), ring(&[before])]), Some((before, vec![InSync, InSync])));
+        assert_eq!(before_it(&[ring(&[last, before]), None]), Some((before, vec![InSync, Missing])));
+        // It was durable on both before the last one began.
+        let old = ring(&[root(1, 7, 3)]);
+        assert_eq!(before_it(&[ring(&[last, before]), old.clone()]), Some((before, vec![InSync, Stale])));
+        let choice = choose_before(&[ring(&[last, before]), old], &last).map(|(_, choice)| choice.absent);
+        assert_eq!(choice, Some(vec![1]));
+        // One who was away since then does not stand in for those who were there.
+        let behind = ring(&[root(1, 5, 7)]);
+        let of_two = Root { in_sync: 6, ..before };
+        let three = [behind.clone(), ring(&[last, of_two]), ring(&[of_two])];
+        assert_eq!(before_it(&three), Some((of_two, vec![Stale, InSync, InSync])));
+        assert_eq!(before_it(&[ring(&[last]), behind]), None);
+        assert_eq!(before_it(&[ring(&[last, root(1, 7, 3)]), None]), None);
+        assert_eq!(before_it(&[ring(&[last]), ring(&[])]), None);
+        assert_eq!(before_it(&[ring(&[last, Root { mount: MountId { epoch: 1, nonce: 9 }, ..before }])]), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::rng::{self, Rng};
 const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
 /// The whole trail, each link of it verified, up to a seal.
-fn trail(open: &Open) -> Vec<Record> {
+pub fn trail(open: &Open) -> Vec<Record> {
     let key = open.audit().head().public_key;
     let (seal, signature) = open.audit().seal().unwrap();
     let mut verifier = Verifier::new(&seal, &signature, &key).unwrap();

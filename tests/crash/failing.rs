@@ -13,7 +13,7 @@ use scelle::mirror::State;
 use scelle::policy::ApprovedDevice;
 use scelle::registry::{Date, VerifiedRegistry};
 use scelle::units::Ino;
-use scelle::volume::{self, CreateOptions, Open, OpenOptions, Sealed};
+use scelle::volume::{self, CreateOptions, ErrorKind, Open, OpenOptions, Portion, Sealed};
 
 use super::lab;
 use super::rng::{self, Rng};
@@ -127,6 +127,117 @@ fn p5_a_replica_that_fails_a_flush_or_a_root_is_left_out_of_the_root() {
         let open = failing.open(&OpenOptions::default()).unwrap();
         read_file(open.fs(), ino, 50_000).unwrap();
     }
+}
+
+/// A volume in the middle of a mount, after a small commit, and what that wrote.
+struct Running {
+    failing: Failing,
+    before: Vec<u8>,
+    after: Vec<u8>,
+    written: Vec<usize>,
+    ino: Ino,
+}
+
+impl Running {
+    fn new(replicas: usize) -> Self {
+        let failing = Failing::new(replicas);
+        let open = failing.open(&OpenOptions::default()).unwrap();
+        open.fs().checkpoint().unwrap();
+        open.fs().checkpoint().unwrap();
+        let before = failing.memory[0].image();
+        let ino = write_file(open.fs(), b"acked", 30_000);
+        open.fs().sync().unwrap();
+        assert!(open.store().is_provisional());
+        let after = failing.memory[0].image();
+        drop(open);
+        let area = LABEL_SIZE as usize / 4096..(after.len() - LABEL_SIZE as usize) / 4096;
+        let written: Vec<usize> = area.filter(|b| before[b * 4096..][..4096] != after[b * 4096..][..4096]).collect();
+        assert!(written.len() > 8 + 3, "{written:?}");
+        Self { failing, before, after, written, ino }
+    }
+
+    /// The first device holds what the commit left there, but for this block.
+    fn lay(&self, without: Option<usize>) {
+        let mut image = self.after.clone();
+        if let Some(block) = without {
+            image[block * 4096..][..4096].copy_from_slice(&self.before[block * 4096..][..4096]);
+        }
+        self.failing.memory[0].write_at(0, &[std::io::IoSlice::new(&image)]).unwrap();
+    }
+
+    fn fails_to_read(&self, block: usize, times: u64) {
+        let range = block as u64 * 4096..(block as u64 + 1) * 4096;
+        let fault = Fault { range, times, ..Fault::always(Operation::Read, Effect::Error(libc::EIO)) };
+        self.failing.devices[0].inject(fault);
+    }
+
+    /// Whether the commit is there, in a volume without a damage.
+    fn is_there(&self, options: &OpenOptions) -> bool {
+        let open = self.failing.open(options).unwrap();
+        let is_there = open.fs().lookup(Ino::ROOT, b"acked").is_ok();
+        assert!(!is_there || read_file(open.fs(), self.ino, 30_000).is_ok());
+        open.close().unwrap();
+        let report = self.failing.check();
+        assert_eq!(report.count, 0, "{:?}", report.damages);
+        is_there
+    }
+}
+
+/// A block that cannot be read may be there, and a commit that was answered for is not given up for that; or it was cut off, and
+/// then it is not to be gone on from.
+#[test]
+fn p5_a_commit_that_cannot_be_read_after_a_crash_is_neither_kept_nor_given_up() {
+    let running = Running::new(1);
+    let accepting = OpenOptions { accept_rollback: true, ..OpenOptions::default() };
+    for block in &running.written {
+        running.lay(None);
+        running.fails_to_read(*block, u64::MAX);
+        for read_only in [false, true] {
+            let refusal = running.failing.open(&OpenOptions { read_only, ..OpenOptions::default() }).err().unwrap();
+            assert_eq!(refusal.kind(), ErrorKind::Io, "block {block}: {refusal}");
+            assert!(refusal.to_string().contains("-o accept-rollback"), "block {block}: {refusal}");
+        }
+        assert!(running.failing.memory[0].image() == running.after, "block {block}: something was written");
+        // Somebody plugged the cable in.
+        running.failing.devices[0].heal();
+        assert!(running.is_there(&OpenOptions::default()), "block {block}");
+        // Or the sector is lost: then the commit before is whole, once somebody has accepted that.
+        running.lay(None);
+        running.fails_to_read(*block, u64::MAX);
+        let open = running.failing.open(&accepting).unwrap();
+        assert!(open.fs().lookup(Ino::ROOT, b"acked").is_err(), "block {block}");
+        drop(open);
+        running.failing.devices[0].heal();
+        assert!(!running.is_there(&OpenOptions::default()), "block {block}");
+        // Where everything can be read the option changes nothing.
+        running.lay(None);
+        assert!(running.is_there(&accepting));
+        // What is known to be missing counts, whatever else cannot be read, and however often.
+        for missing in [running.written[0], *running.written.last().unwrap()] {
+            running.lay(Some(missing));
+            running.fails_to_read(*block, 2);
+            assert!(!running.is_there(&OpenOptions::default()), "block {missing}, {block}");
+            running.failing.devices[0].heal();
+        }
+    }
+}
+
+/// One that has the last commit in its cache perhaps, and cannot say that it is durable, is not said to have it.
+#[test]
+fn p9_a_replica_that_fails_the_first_flush_after_a_crash_does_not_count_as_current() {
+    let running = Running::new(2);
+    running.failing.devices[0].inject(Fault::always(Operation::Flush, Effect::Error(libc::EIO)));
+    let open = running.failing.open(&OpenOptions::default()).unwrap();
+    let status = open.status();
+    assert_eq!(status.replicas[0].state, State::Faulty);
+    assert!(status.replicas[0].generation.0 + 2 <= status.generation.0, "{status:?}");
+    let place = open.place(running.ino).unwrap();
+    let bytes = |portion| match portion {
+        Portion::LeftBehind { bytes } => bytes,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(bytes(place.replicas[0].portion), Some(0));
+    assert_eq!(place.replicas[1].portion, Portion::Complete);
 }
 
 #[test]

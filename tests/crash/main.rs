@@ -19,6 +19,7 @@ mod court;
 mod device;
 mod failing;
 mod outage;
+mod provisional;
 mod refusal;
 mod resync;
 mod swap;
@@ -31,8 +32,10 @@ use rng::Rng;
 use scelle::crypto::{KdfParams, Secret, VolumeKey};
 use scelle::device::IdentifiedDevice;
 use scelle::device::host::HostFacts;
+use scelle::fs::Caller;
 use scelle::policy::ApprovedDevice;
 use scelle::registry::{Date, VerifiedRegistry};
+use scelle::units::{BLOCK_SIZE, Ino};
 use scelle::volume::{self, Assembled, CreateOptions, OpenOptions, Sealed};
 use workload::Tree;
 
@@ -76,6 +79,20 @@ impl Bench {
             |d: &Arc<Recording>| ApprovedDevice::approve(d.clone(), &self.registry, &self.host, self.today).unwrap();
         let assembled = Sealed::read(devices.iter().map(approve).collect())?.unlock_again(&self.key)?;
         Ok((assembled, devices))
+    }
+
+    /// Leaves this many blocks free, so that what is given up is soon used again.
+    fn fill(&mut self, room: u64) {
+        let all: Vec<Option<Disk>> = self.disks.iter().cloned().map(Some).collect();
+        let (assembled, devices) = self.assemble(&all, &Log::default()).unwrap();
+        let open = self.open(assembled, false).unwrap();
+        let (fs, usage) = (open.fs(), open.store().usage());
+        let file = fs.mknod(&Caller { uid: 0, gid: 0, umask: 0 }, Ino::ROOT, b"full", 0o600, 0).unwrap();
+        let blocks = usage.free_blocks - usage.reserved_blocks - room;
+        fs.fallocate(file.ino, 0, blocks * BLOCK_SIZE as u64, libc::FALLOC_FL_KEEP_SIZE as u32).unwrap();
+        fs.forget(file.ino, 1);
+        open.close().unwrap();
+        self.disks = devices.iter().map(|device| device.disk()).collect();
     }
 
     fn open(&self, assembled: Assembled, degraded: bool) -> Result<volume::Open, volume::Error> {
@@ -191,10 +208,10 @@ fn recover(bench: &Bench, disks: &[Option<Disk>], whole_check: bool) -> Result<T
     Ok(tree)
 }
 
-fn campaign(seed: u64, replicas: usize, rounds: usize, steps: usize, per_point: usize) -> usize {
+fn campaign(mut bench: Bench, seed: u64, rounds: usize, steps: usize, per_point: usize) -> usize {
+    let replicas = bench.disks.len();
     println!("seed {seed}, {replicas} replicas: repeat with SCELLE_SEED={seed}");
     let mut rng = Rng::new(seed);
-    let mut bench = Bench::new(replicas);
     let mut tried = 0;
     for _ in 0..rounds {
         let run = run_workload(&bench, steps, &mut rng);
@@ -210,9 +227,22 @@ fn campaign(seed: u64, replicas: usize, rounds: usize, steps: usize, per_point: 
 #[test]
 fn p5_any_crash_leaves_a_state_the_filesystem_passed_through() {
     let seed = rng::seed();
-    let tried =
-        [1, 2, 3].into_iter().map(|replicas| campaign(seed + replicas, replicas as usize, 3, 40, 3)).sum::<usize>();
+    let of = |replicas: u64| campaign(Bench::new(replicas as usize), seed + replicas, 3, 40, 3);
+    let tried = [1, 2, 3].into_iter().map(of).sum::<usize>();
     assert!(tried >= 2000, "only {tried} crash states");
+}
+
+/// Where space is scarce, what one commit gave up is what the next one takes.
+#[test]
+fn p5_any_crash_of_a_volume_that_is_nearly_full() {
+    let seed = rng::seed();
+    let of = |replicas: u64| {
+        let mut bench = Bench::new(replicas as usize);
+        bench.fill(300);
+        campaign(bench, seed + replicas, 3, 40, 3)
+    };
+    let tried = [1, 2].into_iter().map(of).sum::<usize>();
+    assert!(tried >= 1000, "only {tried} crash states");
 }
 
 /// A test of the test: when flushes are lies, or writes that should be durable are not, some crash loses what was synced.
@@ -220,7 +250,7 @@ fn p5_any_crash_leaves_a_state_the_filesystem_passed_through() {
 fn the_crash_test_notices_flushes_that_do_nothing() {
     let mut rng = Rng::new(7);
     let bench = Bench::new(1);
-    let run = run_workload(&bench, 40, &mut rng);
+    let run = run_workload(&bench, 150, &mut rng);
     let is_flush = |event: &Event| matches!(event, Event::Flush(_));
     let is_durable = |event: &Event| matches!(event, Event::Durable(..));
     let lies: [&dyn Fn(&Event) -> bool; 2] = [&is_flush, &is_durable];

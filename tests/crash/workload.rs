@@ -67,7 +67,7 @@ fn digest(bytes: &[u8]) -> u64 {
 /// One random operation; errors such as "exists" are part of the game.
 pub fn step(fs: &Fs, rng: &mut Rng) {
     let (parent, name) = (folder(fs, rng), rng.pick(&NAMES));
-    let outcome = match rng.below(16) {
+    let outcome = match rng.below(17) {
         0..=2 => fs.mknod(&CALLER, parent, name, 0o644, 0).map(|attr| {
             fs.forget(attr.ino, 1);
             write(fs, attr.ino, rng);
@@ -96,6 +96,12 @@ pub fn step(fs: &Fs, rng: &mut Rng) {
             let value = vec![rng.next() as u8; rng.below(6000) as usize];
             fs.setxattr(ino, rng.pick(&[b"user.a", b"user.b"]), &value, 0)
         }),
+        // Written and given up in the same commit, as a temporary file is.
+        15 => fs.mknod(&CALLER, parent, name, 0o644, 0).and_then(|attr| {
+            write(fs, attr.ino, rng);
+            fs.forget(attr.ino, 1);
+            fs.unlink(parent, name)
+        }),
         _ => with(fs, parent, name, |ino| {
             let mode =
                 rng.pick(&[0, libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE]);
@@ -109,7 +115,12 @@ pub fn step(fs: &Fs, rng: &mut Rng) {
 
 fn write(fs: &Fs, ino: Ino, rng: &mut Rng) {
     let offset = if rng.one_in(2) { rng.below(10) * 4096 } else { rng.below(50_000) };
-    let len = if rng.one_in(3) { (1 + rng.below(20)) * 4096 } else { 1 + rng.below(9000) };
+    let len = match rng.below(12) {
+        // More than the root of a small commit can list.
+        0 => (40 + rng.below(20)) * 4096,
+        1..=3 => (1 + rng.below(20)) * 4096,
+        _ => 1 + rng.below(9000),
+    };
     let data: Vec<u8> = (0..len).map(|_| rng.next() as u8).collect();
     if let Err(error) = fs.write(ino, offset, &data) {
         assert!(matches!(error.errno(), libc::EISDIR | libc::EINVAL | libc::ENOSPC | libc::ESTALE), "{error}");

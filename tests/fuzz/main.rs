@@ -138,12 +138,16 @@ fn root() {
     let record = |epoch: u32, generation: u64, in_sync: u64| {
         let mut record =
             [&generation.to_le_bytes()[..], &epoch.to_le_bytes(), &[0; 4], &in_sync.to_le_bytes()].concat();
-        record.resize(276, 0);
+        record.resize(316, 0);
         record
     };
+    // Written together with one data block, and the root before it in the same ring.
+    let mut provisional = record(1, 10, 3);
+    (provisional[276], provisional[277], provisional[284]) = (1, 1, 77);
+    let ring = [provisional, record(1, 9, 3), record(1, 9, 3)].concat();
     let two = [record(1, 9, 3), record(1, 10, 3)].concat();
     let apart = [record(2, 11, 1), record(3, 14, 2), record(1, 7, 7), record(3, 14, 2)].concat();
-    fuzz("root", targets::root, &[two, apart, record(u32::MAX, u64::MAX, u64::MAX)]);
+    fuzz("root", targets::root, &[two, apart, ring, record(u32::MAX, u64::MAX, u64::MAX)]);
 }
 
 #[test]
