@@ -234,6 +234,8 @@ struct Court {
     images: [Disk; 2],
     /// The same of each after it went on without the other.
     alone: [Disk; 2],
+    /// The same of both before and after a small commit, in the middle of a mount.
+    running: [[Disk; 2]; 2],
 }
 
 /// What the devices hold at first.
@@ -243,6 +245,8 @@ enum Held {
     Volume,
     /// That in the target bay was left behind.
     StaleVolume,
+    /// The power failed before the one in the target bay had anything of the last commit.
+    CrashedVolume,
 }
 
 /// Versions of a registry, all with the same officer's signature.
@@ -290,8 +294,8 @@ impl Court {
         put(open.fs(), b"before", 200_000).unwrap();
         open.close().unwrap();
         let images = devices.map(|device| device.image());
-        let alone = images.clone();
-        let mut court = Self { registry, revoking: [one, two], host, today, secret, key, images, alone };
+        let (alone, running) = (images.clone(), [images.clone(), images.clone()]);
+        let mut court = Self { registry, revoking: [one, two], host, today, secret, key, images, alone, running };
         court.alone = [0, 1].map(|i| {
             let room = court.room(1 - i, Held::Volume);
             let open = room.open(&[i]).unwrap();
@@ -299,6 +303,16 @@ impl Court {
             open.close().unwrap();
             room.bays[i].ours.image()
         });
+        let room = court.room(0, Held::Volume);
+        let open = room.open(&[0, 1]).unwrap();
+        open.fs().checkpoint().unwrap();
+        let before = [0, 1].map(|i| room.bays[i].ours.image());
+        put(open.fs(), b"small", 5000).unwrap();
+        open.fs().sync().unwrap();
+        assert!(open.store().is_provisional());
+        let running = [before, [0, 1].map(|i| room.bays[i].ours.image())];
+        drop(open);
+        court.running = running;
         court
     }
 
@@ -308,6 +322,7 @@ impl Court {
             let held = || match held {
                 Held::Nothing => Disk::default(),
                 Held::StaleVolume if i != target => self.alone[i].clone(),
+                Held::CrashedVolume => self.running[usize::from(i != target)][i].clone(),
                 Held::Volume | Held::StaleVolume => self.images[i].clone(),
             };
             let device = |name: String| Arc::new(Plain::new(&name, held()));
@@ -469,7 +484,10 @@ fn assert_nothing_landed(room: &Room<'_>, moments: Moments, swap: Swap, from: us
 fn p1_a_swap_at_any_step_of_a_mount_is_a_refusal_or_the_right_device() {
     let court = Court::new();
     let (mut refused, mut opened) = (0, 0);
-    let each = |swap| [(swap, 0, Held::Volume), (swap, 1, Held::Volume), (swap, 1, Held::StaleVolume)];
+    let each = |swap| {
+        let of_second = [Held::StaleVolume, Held::CrashedVolume].map(|held| (swap, 1, held));
+        [(swap, 0, Held::Volume), (swap, 1, Held::Volume)].into_iter().chain(of_second)
+    };
     for (swap, target, held) in SWAPS.into_iter().flat_map(each) {
         let clean = court.room(target, held);
         clean.open(&[0, 1]).unwrap().close().unwrap();
