@@ -54,21 +54,23 @@ pub struct Written {
 impl Written {
     /// Adds one block a tag, the first at `addr` with identity `id`.
     pub fn add(&mut self, addr: BlockAddr, id: WriteId, tags: &[Tag]) {
-        if self.more || self.blocks.len() + tags.len() > PROVISIONAL_BLOCKS_MAX {
-            self.more = true;
-            return;
-        }
-        let block = |(i, tag): (u64, &Tag)| WrittenBlock { addr: addr.add(i), counter: id.add(i).counter, tag: *tag };
-        self.blocks.extend((0..).zip(tags).map(block));
+        self.extend(tags.iter().enumerate().map(|(i, tag)| {
+            let i = i as u64;
+            WrittenBlock { addr: addr.add(i), counter: id.add(i).counter, tag: *tag }
+        }));
     }
 
     /// Adds what another operation wrote.
     pub fn append(&mut self, other: &Self) {
-        if self.more || other.more || self.blocks.len() + other.blocks.len() > PROVISIONAL_BLOCKS_MAX {
-            self.more = true;
-            return;
+        self.more |= other.more;
+        self.extend(other.blocks.iter().copied());
+    }
+
+    fn extend(&mut self, blocks: impl ExactSizeIterator<Item = WrittenBlock>) {
+        self.more |= self.blocks.len() + blocks.len() > PROVISIONAL_BLOCKS_MAX;
+        if !self.more {
+            self.blocks.extend(blocks);
         }
-        self.blocks.extend_from_slice(&other.blocks);
     }
 
     /// Leaves out the blocks that are not to be kept.
