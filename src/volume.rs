@@ -509,21 +509,20 @@ impl Assembled {
             return Ok(Chosen { choice, proof, cut_off: None });
         };
         self.admit(&before, degraded)?;
-        let absent: Vec<String> = choice.absent.iter().map(|index| self.name(*index)).collect();
-        let absent = match &*absent {
-            [] => String::new(),
-            names => format!("; {} may have them, and loses them when the volume goes on without", names.join(", ")),
-        };
         let found = match lost {
-            0 => "may have been cut off, and the administrator accepted a rollback: not all of its blocks can be read from any".to_owned(),
+            0 => "may have been cut off, and the administrator accepted a rollback: not every block of it can be read"
+                .to_owned(),
             _ => format!(
-                "was cut off, by a power failure it seems, before it was answered for: at least {lost} of its blocks are on no"
+                "was cut off, by a power failure it seems, before it was answered for: at least {lost} of its blocks are on no \
+                 replica that is here"
             ),
         };
-        let why = format!(
-            "commit {generation} {found} replica that is here{absent}. The volume goes on from commit {}",
-            before.root.generation
-        );
+        let absent = match &*choice.absent {
+            [] => String::new(),
+            absent => format!("; {} may have them, and loses them when the volume goes on without", self.names(absent)),
+        };
+        let why =
+            format!("commit {generation} {found}{absent}. The volume goes on from commit {}", before.root.generation);
         log::warn!("volume {volume}: {why}");
         *rings = earlier;
         Ok(Chosen { choice: before, proof: Proof::default(), cut_off: Some(why) })
@@ -533,8 +532,7 @@ impl Assembled {
     fn admit(&self, choice: &recovery::Choice, degraded: bool) -> Result<(), Error> {
         let usable = choice.states.contains(&mirror::State::InSync);
         if !usable || !choice.absent.is_empty() && !degraded {
-            let absent: Vec<String> = choice.absent.iter().map(|index| self.name(*index)).collect();
-            let absent = format!("{} of the last commit is absent or too old", absent.join(", "));
+            let absent = format!("{} of the last commit is absent or too old", self.names(&choice.absent));
             return Err(Error::Incomplete { volume: self.header.volume, absent });
         }
         Ok(())
@@ -556,6 +554,10 @@ impl Assembled {
             Some(replica) => format!("replica {index} ({id}, {})", replica.device.name()),
             None => format!("replica {index} ({id})"),
         }
+    }
+
+    fn names(&self, indices: &[usize]) -> String {
+        indices.iter().map(|index| self.name(*index)).collect::<Vec<_>>().join(", ")
     }
 
     /// The replica set in the order of the replica table, with the size of each device as its label says.

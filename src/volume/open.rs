@@ -112,7 +112,7 @@ impl Assembled {
         self.check_registry(registry, &choice.root)?;
         let rolled_back = check_witness(options, volume, choice.root.generation)?;
         let read_only = options.read_only;
-        let behind = if read_only { Vec::new() } else { self.left_behind(&choice) };
+        let behind = if read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
         let mut states = choice.states.clone();
         for resync in &behind {
             states[resync.index] = State::Resyncing;
@@ -137,7 +137,7 @@ impl Assembled {
         root.trust = root.trust_in_force(self.header.trust_digest);
         // Invariant: 2^32 mounts, one a second, take 136 years.
         let epoch = root.epoch().saturating_add(1);
-        let has_before = self.has_before(&choice);
+        let has_before = self.has_before(&choice, &rings);
         let store = Store::open(
             mirror,
             StoreOptions {
@@ -183,24 +183,17 @@ impl Assembled {
     }
 
     /// The replicas present that the root does not name or that are too old, and what each of them has.
-    fn left_behind(&self, choice: &recovery::Choice) -> Vec<Resync> {
+    fn left_behind(&self, choice: &recovery::Choice, rings: &[recovery::Ring]) -> Vec<Resync> {
         let mut behind = Vec::new();
         for replica in &self.replicas {
             let index = usize::from(replica.header.replica_index);
             if choice.states.get(index) != Some(&State::Stale) {
                 continue;
             }
-            behind.push(Resync::new(index, Stay::default(), self.last_epoch_in_sync(replica, index, &choice.root)));
+            let since = recovery::last_epoch_in_sync(recovery::ring_of(rings, index), index, &choice.root);
+            behind.push(Resync::new(index, Stay::default(), since));
         }
         behind
-    }
-
-    /// The last epoch of the history of `root` in which replica `index` was in sync, as far as the root ring of `witness` tells;
-    /// else 0.
-    pub(super) fn last_epoch_in_sync(&self, witness: &super::Replica, index: usize, root: &Root) -> u32 {
-        let size = witness.header.device_bytes;
-        let roots = label::read_roots(&*witness.device, size, &self.keys, self.header.volume).unwrap_or_default();
-        recovery::last_epoch_in_sync(&roots, index, root)
     }
 
     /// To be called directly before something is written for the first time: what was approved before the key was found may be

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use super::{Assembled, Open, recovery};
 use crate::fs::{self, Attr, Kind};
+use crate::label::Root;
 use crate::mirror::State;
 use crate::units::Ino;
 
@@ -54,22 +55,20 @@ pub struct Place {
 
 impl Assembled {
     /// Of each replica, the first epoch of which it may lack something, when the volume is opened with this choice.
-    pub(super) fn has_before(&self, choice: &recovery::Choice) -> Vec<u32> {
+    pub(super) fn has_before(&self, choice: &recovery::Choice, rings: &[recovery::Ring]) -> Vec<u32> {
         let after_the_root = choice.root.epoch().saturating_add(1);
         // One that is absent may lack some of a commit that was never known to be whole.
         let if_absent = if choice.root.provisional.is_some() { choice.root.epoch() } else { after_the_root };
         let of = |(index, state): (usize, &State)| {
-            let own = self.replicas.iter().find(|r| usize::from(r.header.replica_index) == index);
+            let is_here = self.replicas.iter().any(|r| usize::from(r.header.replica_index) == index);
             let is_named = choice.root.names(index);
-            match (state, own) {
+            let told_by = |ring: &[Root]| recovery::last_epoch_in_sync(ring, index, &choice.root);
+            match (state, is_here) {
                 (State::InSync, _) => after_the_root,
                 // Its own ring is what is true of it: it may be an old copy that somebody put back.
-                (_, Some(own)) => self.last_epoch_in_sync(own, index, &choice.root),
-                (_, None) if is_named => if_absent,
-                (_, None) => {
-                    let of = |witness| self.last_epoch_in_sync(witness, index, &choice.root);
-                    self.replicas.iter().map(of).max().unwrap_or(0)
-                }
+                (_, true) => told_by(recovery::ring_of(rings, index)),
+                (_, false) if is_named => if_absent,
+                (_, false) => rings.iter().flatten().map(|ring| told_by(ring)).max().unwrap_or(0),
             }
         };
         choice.states.iter().enumerate().map(of).collect()

@@ -42,6 +42,11 @@ pub enum Conflict {
 /// The roots that open on a replica, the newest first; `None` when there is no device.
 pub type Ring = Option<Vec<Root>>;
 
+/// What replica `index` shows; nothing when it is not there.
+pub fn ring_of(rings: &[Ring], index: usize) -> &[Root] {
+    rings.get(index).and_then(Option::as_deref).unwrap_or_default()
+}
+
 /// Decides. `replicas[i]` is what replica `i` shows.
 ///
 /// # Errors
