@@ -81,11 +81,16 @@ impl Bench {
         Ok((assembled, devices))
     }
 
+    /// Opens the volume on copies of all its disks.
+    fn start(&self, log: &Log) -> (volume::Open, Vec<Arc<Recording>>) {
+        let all: Vec<Option<Disk>> = self.disks.iter().cloned().map(Some).collect();
+        let (assembled, devices) = self.assemble(&all, log).unwrap();
+        (self.open(assembled, false).unwrap(), devices)
+    }
+
     /// Leaves this many blocks free, so that what is given up is soon used again.
     fn fill(&mut self, room: u64) {
-        let all: Vec<Option<Disk>> = self.disks.iter().cloned().map(Some).collect();
-        let (assembled, devices) = self.assemble(&all, &Log::default()).unwrap();
-        let open = self.open(assembled, false).unwrap();
+        let (open, devices) = self.start(&Log::default());
         let (fs, usage) = (open.fs(), open.store().usage());
         let file = fs.mknod(&Caller { uid: 0, gid: 0, umask: 0 }, Ino::ROOT, b"full", 0o600, 0).unwrap();
         let blocks = usage.free_blocks - usage.reserved_blocks - room;
@@ -115,9 +120,7 @@ struct Run {
 
 fn run_workload(bench: &Bench, steps: usize, rng: &mut Rng) -> Run {
     let log = Log::default();
-    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
-    let (assembled, _devices) = bench.assemble(&all, &log).unwrap();
-    let open = bench.open(assembled, false).unwrap();
+    let (open, _devices) = bench.start(&log);
     let fs = open.fs();
     let mut states = vec![workload::look(fs).unwrap()];
     let opening = log.lock().unwrap().len() + 2;

@@ -25,6 +25,22 @@ fn put(fs: &Fs, name: &[u8], len: usize) {
     fs.forget(attr.ino, 1);
 }
 
+/// Whether a byte offset is in a label area.
+fn is_label(offset: u64) -> bool {
+    !(LABEL_SIZE..SIZE - LABEL_SIZE).contains(&offset)
+}
+
+/// Numbers of the blocks that were written to a replica.
+fn written(events: &[Event], replica: usize) -> BTreeSet<u64> {
+    let blocks = events.iter().filter_map(|event| match event {
+        Event::Write(device, offset, bytes) if *device == replica => {
+            Some(offset / BLOCK..(offset + bytes.len() as u64) / BLOCK)
+        }
+        _ => None,
+    });
+    blocks.flatten().collect()
+}
+
 /// One commit of a volume, and nothing but it.
 struct Commit {
     bench: Bench,
@@ -41,9 +57,7 @@ impl Commit {
     fn of(replicas: usize, len: usize) -> Self {
         let mut bench = Bench::new(replicas);
         let log = Log::default();
-        let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
-        let (assembled, devices) = bench.assemble(&all, &log).unwrap();
-        let open = bench.open(assembled, false).unwrap();
+        let (open, devices) = bench.start(&log);
         put(open.fs(), b"before", 50_000);
         open.fs().checkpoint().unwrap();
         open.fs().checkpoint().unwrap();
@@ -60,15 +74,7 @@ impl Commit {
 
     /// Numbers of the blocks that it wrote to a replica: outside the label areas, and in them (the two copies of the root).
     fn blocks(&self, replica: usize) -> (BTreeSet<u64>, BTreeSet<u64>) {
-        let mut blocks = BTreeSet::new();
-        for event in &self.events {
-            if let Event::Write(device, offset, bytes) = event
-                && *device == replica
-            {
-                blocks.extend(offset / BLOCK..(offset + bytes.len() as u64) / BLOCK);
-            }
-        }
-        blocks.into_iter().partition(|block| (LABEL_SIZE..SIZE - LABEL_SIZE).contains(&(block * BLOCK)))
+        written(&self.events, replica).into_iter().partition(|block| !is_label(block * BLOCK))
     }
 
     /// The disks when the power fails before the flush, and these blocks of each replica are lost.
@@ -208,9 +214,7 @@ fn p5_the_power_fails_again_after_a_commit_was_cut_off() {
         commit.bench.disks = crashed.into_iter().flatten().collect();
         for _ in 0..4 {
             let log = Log::default();
-            let all: Vec<Option<Disk>> = commit.bench.disks.iter().cloned().map(Some).collect();
-            let (assembled, _devices) = commit.bench.assemble(&all, &log).unwrap();
-            let open = commit.bench.open(assembled, false).unwrap();
+            let (open, _devices) = commit.bench.start(&log);
             assert_eq!(workload::look(open.fs()).unwrap(), commit.before);
             drop(open);
             let mut events = log.lock().unwrap().clone();
@@ -237,23 +241,13 @@ fn p5_what_a_small_commit_gave_up_is_not_used_before_the_next_is_durable() {
     let mut bench = Bench::new(1);
     bench.fill(150);
     let log = Log::default();
-    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
-    let (assembled, _devices) = bench.assemble(&all, &log).unwrap();
-    let open = bench.open(assembled, false).unwrap();
+    let (open, _devices) = bench.start(&log);
     let take = || std::mem::take(&mut *log.lock().unwrap());
-    let is_label = |block: &u64| !(LABEL_SIZE..SIZE - LABEL_SIZE).contains(&(block * BLOCK));
-    let written = |events: &[Event]| -> BTreeSet<u64> {
-        let blocks = events.iter().filter_map(|event| match event {
-            Event::Write(_, offset, bytes) => Some(offset / BLOCK..(offset + bytes.len() as u64) / BLOCK),
-            _ => None,
-        });
-        blocks.flatten().collect()
-    };
     take();
     put(open.fs(), b"before", 20 * BLOCK as usize);
     open.fs().checkpoint().unwrap();
     open.fs().checkpoint().unwrap();
-    let mut spared = written(&take());
+    let mut spared = written(&take(), 0);
     // The commit: what was there before is gone, and so is something that came with it.
     open.fs().unlink(Ino::ROOT, b"before").unwrap();
     put(open.fs(), b"temporary", 5 * BLOCK as usize);
@@ -261,8 +255,8 @@ fn p5_what_a_small_commit_gave_up_is_not_used_before_the_next_is_durable() {
     put(open.fs(), b"acked", 5 * BLOCK as usize);
     open.fs().sync().unwrap();
     assert!(open.store().is_provisional());
-    spared.append(&mut written(&take()));
-    spared.retain(|block| !is_label(block));
+    spared.append(&mut written(&take(), 0));
+    spared.retain(|block| !is_label(block * BLOCK));
     assert!(spared.len() > 30);
     // All that there is room for, and in the end that is where it was given up.
     let attr = open.fs().mknod(&CALLER, Ino::ROOT, b"later", 0o600, 0).unwrap();
@@ -272,11 +266,11 @@ fn p5_what_a_small_commit_gave_up_is_not_used_before_the_next_is_durable() {
     }
     open.fs().sync().unwrap();
     let events = take();
-    let next = events.iter().position(|event| written(std::slice::from_ref(event)).iter().any(is_label));
+    let next = events.iter().position(|event| matches!(event, Event::Write(0, offset, _) if is_label(*offset)));
     let durable = events[next.unwrap()..].iter().position(|event| !matches!(event, Event::Write(..))).unwrap();
     let (until_then, afterwards) = events.split_at(next.unwrap() + durable);
-    assert_eq!(written(until_then).intersection(&spared).count(), 0);
-    let again = written(afterwards).intersection(&spared).count();
+    assert_eq!(written(until_then, 0).intersection(&spared).count(), 0);
+    let again = written(afterwards, 0).intersection(&spared).count();
     assert!(again > 5, "{again} of {} blocks were used again, {size}", spared.len());
     assert!(size > 130 * BLOCK, "space that was given up did not come back: {size}");
 }
@@ -294,12 +288,16 @@ fn p6_a_replica_that_came_back_is_never_alone_with_half_a_commit() {
     let (assembled, _devices) = bench.assemble(&disks.clone().map(Some), &log).unwrap();
     let open = bench.open(assembled, false).unwrap();
     let mut after = 0;
-    let mut states = Vec::new();
+    let mut states = vec![workload::look(open.fs()).unwrap()];
     let begin = Instant::now();
     while after < 4 {
         assert!(begin.elapsed() < Duration::from_secs(60), "it did not come back");
         after += usize::from(open.status().replicas[1].state == State::InSync);
-        put(open.fs(), format!("file-{}", states.len()).as_bytes(), 5000);
+        // The volume's own threads commit while it comes back, also between the two.
+        let attr = open.fs().mknod(&CALLER, Ino::ROOT, format!("file-{}", states.len()).as_bytes(), 0o600, 0).unwrap();
+        states.push(workload::look(open.fs()).unwrap());
+        open.fs().write(attr.ino, 0, &[0x5a; 5000]).unwrap();
+        open.fs().forget(attr.ino, 1);
         states.push(workload::look(open.fs()).unwrap());
         open.fs().sync().unwrap();
     }
@@ -310,7 +308,6 @@ fn p6_a_replica_that_came_back_is_never_alone_with_half_a_commit() {
     for event in &events {
         state.apply(event);
         // Everything is there but the last block of a write.
-        let is_label = |offset: u64| !(LABEL_SIZE..SIZE - LABEL_SIZE).contains(&offset);
         let pending = &state.pending[1];
         if !matches!(event, Event::Write(1, offset, _) if is_label(*offset)) {
             continue;
@@ -339,9 +336,7 @@ fn p6_a_replica_that_came_back_is_never_alone_with_half_a_commit() {
 #[test]
 fn a_volume_at_rest_does_not_hang_upon_the_blocks_of_its_last_commit() {
     let bench = Bench::new(2);
-    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
-    let (assembled, _devices) = bench.assemble(&all, &Log::default()).unwrap();
-    let open = bench.open(assembled, false).unwrap();
+    let (open, _devices) = bench.start(&Log::default());
     put(open.fs(), b"a", 10_000);
     open.fs().sync().unwrap();
     let begin = Instant::now();
