@@ -2,7 +2,7 @@
 use super::*;
 use crate::device::memory::MemoryDevice;
 use crate::mirror::State;
-use crate::policy::laboratory;
+use crate::policy::{Reason, ReasonCode, laboratory};
 use crate::units::BlockAddr;
 
 const BLOCKS: u64 = 3000;
@@ -138,6 +138,38 @@ fn data_round_trips_and_freed_blocks_come_back() {
         verify(&store, &[]);
     }
     assert!(before - store.usage().free_blocks < 20);
+}
+
+/// Whoever finds half of a provisional commit goes on from the root before it: that one is of the same mount, and names the
+/// same replicas.
+#[test]
+fn only_a_commit_that_can_be_fallen_back_from_is_provisional() {
+    let lab = Lab::new(3);
+    let store = lab.open(Root::default(), 1);
+    let sql = begin(&store);
+    sql.execute_batch("CREATE TABLE t(a, b)").unwrap();
+    commit(&store, &sql);
+    drop((sql, store));
+    let store = lab.open(lab.root(), 2);
+    let sql = begin(&store);
+    let small = || {
+        sql.execute("INSERT INTO t VALUES(1, 1)", []).unwrap();
+        commit(&store, &sql);
+        store.is_provisional()
+    };
+    assert!(!small(), "the first of a mount");
+    assert!(small() && small());
+    store.mirror().fence(2, State::Refused, "revoked");
+    assert!(!small(), "the first without a replica");
+    assert!(small() && small());
+    // This one leaves when the commit is written: its root is published again, without it.
+    let before = store.generation().0;
+    store.mirror().device(1).unwrap().fence(Reason::new(ReasonCode::Fenced, "revoked"));
+    assert!(!small(), "published again");
+    assert_eq!((store.mirror().in_sync(), store.generation().0), (1, before + 2));
+    assert!(small());
+    drop(sql);
+    assert_eq!(sum(&begin(&lab.open(lab.root(), 3))), (8, 8));
 }
 
 #[test]
