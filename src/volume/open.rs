@@ -97,10 +97,9 @@ impl Assembled {
         let Chosen { mut choice, proof, cut_off } =
             self.choose(&mut rings, options.degraded, options.accept_rollback)?;
         if let Some((block, error)) = proof.unread {
-            let (volume, generation) = (self.header.volume, choice.root.generation);
-            return Err(Error::Unproven { volume, generation, block: block.0, error });
+            return Err(Error::Unproven { volume, generation: choice.root.generation, block: block.0, error });
         }
-        let newest: Vec<Option<Root>> = rings.iter().map(|ring| ring.as_ref()?.first().copied()).collect();
+        let newest: Vec<Option<Root>> = rings.iter().map(recovery::newest).collect();
         // Of a provisional root that was not gone on from nobody knows whether all of it is there.
         let before = |generation: Generation| Generation(generation.0.saturating_sub(1));
         let holds = |root: &Root| match root.provisional {

@@ -42,6 +42,11 @@ pub enum Conflict {
 /// The roots that open on a replica, the newest first; `None` when there is no device.
 pub type Ring = Option<Vec<Root>>;
 
+/// The newest root of a replica.
+pub fn newest(ring: &Ring) -> Option<Root> {
+    ring.as_ref()?.first().copied()
+}
+
 /// What replica `index` shows; nothing when it is not there.
 pub fn ring_of(rings: &[Ring], index: usize) -> &[Root] {
     rings.get(index).and_then(Option::as_deref).unwrap_or_default()
@@ -52,7 +57,6 @@ pub fn ring_of(rings: &[Ring], index: usize) -> &[Root] {
 /// # Errors
 /// [`Conflict`].
 pub fn choose(replicas: &[Ring]) -> Result<Choice, Conflict> {
-    let newest = |ring: &Ring| ring.as_ref().and_then(|ring| ring.first().copied());
     let roots = || replicas.iter().enumerate().filter_map(|(i, ring)| Some((i, newest(ring)?)));
     let (holder, root) = roots().max_by_key(|(_, r)| (r.epoch(), r.generation)).ok_or(Conflict::NoRoot)?;
     let diverged = roots().find(|(i, r)| !is_past(r, *i, &root));
