@@ -35,8 +35,12 @@ const WATCH_LINES: u32 = 20;
 /// Asks the daemons and prints; exit code 6 when something is not as it should be.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let wanted = arguments.volume.as_deref();
-    let report = StatusReport { volumes: mounted(wanted)? };
+    let (volumes, silent) = mounted(wanted)?;
+    let report = StatusReport { volumes };
     if let Some(name) = wanted.filter(|_| report.volumes.is_empty()) {
+        if let Some(silent) = silent {
+            return Err(silent);
+        }
         return Err(Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
             .advise("scelle status without a name shows all that are mounted."));
     }
@@ -49,17 +53,31 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     } else {
         print!("{}", text(&report));
     }
+    if let Some(silent) = silent.filter(|_| wanted.is_none()) {
+        return Err(silent);
+    }
     let healthy = report.volumes.iter().all(|volume| volume.state == State::Healthy && volume.advice.is_empty());
     Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
 }
 
-/// Every volume that is mounted, or those that are called `wanted`.
-fn mounted(wanted: Option<&str>) -> Result<Vec<VolumeStatus>, Failure> {
+/// Every volume that is mounted, or those that are called `wanted`; and what to say of daemons that do not answer.
+fn mounted(wanted: Option<&str>) -> Result<(Vec<VolumeStatus>, Option<Failure>), Failure> {
     let daemons = control::daemons(Path::new(control::RUN_DIR))
         .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
-    // A socket whose daemon was killed answers nothing, and its volume is not mounted.
-    let all = daemons.iter().filter_map(|daemon| daemon.status().ok());
-    Ok(all.filter(|volume| wanted.is_none_or(|name| is_called(volume, name))).collect())
+    let (mut volumes, mut silent) = (Vec::new(), Vec::new());
+    for daemon in daemons {
+        match daemon.status() {
+            Ok(volume) if wanted.is_none_or(|name| is_called(&volume, name)) => volumes.push(volume),
+            Err(error) if error.is_silent() => silent.push(error.to_string()),
+            // A socket whose daemon was killed answers nothing, and its volume is not mounted.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    let failure = |text| {
+        Failure::new(ExitCode::Degraded, "daemon-silent", text)
+            .advise("The daemon of that volume is there and does not answer: is it stopped? See the system's log.")
+    };
+    Ok((volumes, (!silent.is_empty()).then(|| failure(silent.join("; ")))))
 }
 
 /// Prints what is done from one look to the next, until no volume is left or nobody reads.
@@ -71,7 +89,7 @@ fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Fai
     let mut lines = 0;
     while !before.is_empty() {
         std::thread::sleep(WATCH_INTERVAL);
-        let after = mounted(wanted)?;
+        let (after, _) = mounted(wanted)?;
         for volume in &after {
             let Some(before) = before.get(&volume.pid) else { continue };
             let mut line = format!("{}\n", performance::rates(before, volume));

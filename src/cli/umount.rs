@@ -14,6 +14,10 @@ use crate::device::process::{self, Unmount};
 /// Longest wait for the last commit and the daemon's end.
 const END_WAIT: Duration = Duration::from_secs(300);
 
+/// Longest wait for the daemon's end once it has said that the volume is closed. Only a device that does not answer takes longer: no
+/// process ends before the kernel is done with its transfers.
+const EXIT_WAIT: Duration = Duration::from_secs(30);
+
 /// How often the daemon's end is looked for once it has said that the volume is closed.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -41,13 +45,13 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Failu
             Err(error) => Err(unmount_failure(&mountpoint, &error)),
         };
     }
-    let daemon = daemon_at(&mountpoint)?;
+    let daemon = daemon_at(&mountpoint);
     let watch = match &daemon {
-        Some(client) => Some(client.watch_end().map_err(|error| Failure::failed("control", error.to_string()))?),
-        None => None,
+        Ok(Some(client)) => Some(client.watch_end().map_err(|error| Failure::failed("control", error.to_string()))?),
+        Ok(None) | Err(_) => None,
     };
     process::unmount(&mountpoint, how).map_err(|error| unmount_failure(&mountpoint, &error))?;
-    let Some(watch) = watch else { return Ok(ExitCode::Done) };
+    let Some(watch) = watch else { return daemon.map(|_| ExitCode::Done) };
     let pid = watch.pid;
     match watch.wait(END_WAIT) {
         Ok(()) => {}
@@ -67,11 +71,14 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Failu
             return Err(Failure::failed("umount-died", text).advise("What was fsynced is safe; see the system's log."));
         }
     }
-    let deadline = Instant::now() + END_WAIT;
+    let deadline = Instant::now() + EXIT_WAIT;
     while is_alive(pid) {
         if Instant::now() > deadline {
-            let text = format!("the volume is closed, but the daemon (process {pid}) has not ended");
-            return Err(Failure::failed("umount-timeout", text));
+            let text = format!("unmounted, and the volume is closed, but the daemon (process {pid}) has not ended");
+            return Err(Failure::failed("umount-timeout", text).advise(
+                "What was written is safe. Most likely a device does not answer, as the system's log says; it and the others are \
+                 free when the kernel has given it up.",
+            ));
         }
         std::thread::sleep(POLL);
     }
@@ -87,12 +94,26 @@ pub(super) fn absolute(path: &Path) -> PathBuf {
     }
 }
 
-/// The daemon that serves the mount at `mountpoint`.
+/// The daemon that serves the mount at `mountpoint`; none is said only when all daemons were heard.
 pub(super) fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Failure> {
     let daemons = control::daemons(Path::new(control::RUN_DIR))
         .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
-    let serves = |client: &Client| client.status().is_ok_and(|s| Path::new(&s.mountpoint) == mountpoint);
-    Ok(daemons.into_iter().find(serves))
+    let mut silent = None;
+    for client in daemons {
+        match client.status() {
+            Ok(status) if Path::new(&status.mountpoint) == mountpoint => return Ok(Some(client)),
+            Err(error) if error.is_silent() => silent = Some(error),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    match silent {
+        Some(error) => {
+            let text = format!("whether a daemon still serves {} is not known: {error}", mountpoint.display());
+            Err(Failure::failed("daemon-silent", text)
+                .advise("A daemon is there and does not answer: is it stopped? See the system's log."))
+        }
+        None => Ok(None),
+    }
 }
 
 fn unmount_failure(mountpoint: &Path, error: &std::io::Error) -> Failure {

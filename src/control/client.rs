@@ -35,6 +35,13 @@ pub enum ClientError {
     Unexpected(PathBuf),
 }
 
+impl ClientError {
+    /// Whether there is a daemon, and it does not answer.
+    pub fn is_silent(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == ErrorKind::TimedOut)
+    }
+}
+
 /// A daemon that can be asked.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -115,10 +122,14 @@ impl Client {
     }
 
     fn ask(&self, request: Request) -> Result<(Answer, UnixStream), ClientError> {
+        self.ask_within(ANSWER_WAIT, request)
+    }
+
+    fn ask_within(&self, wait: Duration, request: Request) -> Result<(Answer, UnixStream), ClientError> {
         let exchange = || {
             let mut stream = UnixStream::connect(&self.path)?;
-            line::send(&mut stream, &request, ANSWER_WAIT)?;
-            Ok((line::receive(&mut stream, Some(ANSWER_WAIT))?, stream))
+            line::send(&mut stream, &request, wait)?;
+            Ok((line::receive(&mut stream, Some(wait))?, stream))
         };
         match exchange().map_err(|source| ClientError::Io { path: self.path.clone(), source })? {
             (Answer::Error(problem), _) => Err(ClientError::Refused(problem)),
@@ -300,6 +311,17 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap());
         assert!(matches!(Client::new(dir.path(), UUID).status().unwrap_err(), ClientError::Io { .. }));
         drop(start(dir.path()));
+    }
+
+    #[test]
+    fn a_daemon_that_is_there_and_does_not_answer_is_told_from_one_that_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let stopped = std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap();
+        let begin = std::time::Instant::now();
+        let error = Client::new(dir.path(), UUID).ask_within(Duration::from_secs(1), Request::Status).unwrap_err();
+        assert!(error.is_silent() && begin.elapsed() < Duration::from_secs(10), "{error}");
+        drop(stopped);
+        assert!(!Client::new(dir.path(), UUID).status().unwrap_err().is_silent());
     }
 
     #[test]
