@@ -7,6 +7,7 @@
 //! recorded and made-up trees of sysfs, `scripts/hardware-test` against a running kernel.
 
 use std::io::IoSlice;
+use std::time::Duration;
 
 mod aio;
 mod attributes;
@@ -46,6 +47,16 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// A read that was given up before it was answered.
+    #[error("read of {bytes} bytes at offset {offset}: no answer for {} s", limit.as_secs_f32())]
+    Unanswered {
+        /// Byte offset on the device.
+        offset: u64,
+        /// Length of the transfer.
+        bytes: usize,
+        /// How long was waited.
+        limit: Duration,
+    },
     /// A transfer outside the device, or not aligned to its logical blocks.
     #[error(
         "{action} of {bytes} bytes at offset {offset} does not fit a device of {size} bytes with blocks of {block} bytes"
@@ -82,8 +93,21 @@ pub trait BlockDevice: Send + Sync {
     /// How messages name the device, e.g. `/dev/nvme0n1`.
     fn name(&self) -> &str;
 
-    /// Fills `buf` from `offset`.
+    /// Fills `buf` from `offset`, however long the device takes.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Fills `buf` from `offset` and gives it back, unless the device does not answer within `limit`: then
+    /// [`Error::Unanswered`], and the buffer stays with whoever may still write to it. A device without this waits for the answer.
+    fn read_within(&self, offset: u64, mut buf: AlignedBuf, limit: Duration) -> Result<AlignedBuf> {
+        let _ = limit;
+        self.read_at(offset, &mut buf)?;
+        Ok(buf)
+    }
+
+    /// Whether a read that was given up has not been answered yet. Never waits.
+    fn is_silent(&self) -> bool {
+        false
+    }
 
     /// Writes the concatenation of `bufs` at `offset`. After an error any subset of the range may have changed.
     fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()>;

@@ -13,8 +13,12 @@
 //! A replica that fails a write or a flush, that is refused by the policy, or that does not answer for
 //! [`DEVICE_TIMEOUT_S`] is **fenced**: its queue is dropped, nothing is written to it until it is taken back, and the next
 //! root records that it is no longer in sync. The others go on; with none left every write fails, and reads go on from those
-//! that held the last root. A read error fences nobody: the block is mended from another replica. Reads are made by the
-//! caller's thread and end when the kernel ends them (the block layer's own time limit, some tens of seconds for disks).
+//! that held the last root. A read error fences nobody: the block is mended from another replica.
+//!
+//! Reads are made by the caller's thread. A disk that looks for a bad sector, or is about to die, answers after many seconds or when the
+//! kernel gives it up, which can take minutes; md(4) waits for it. Here a read that is not answered for a thirtieth of that
+//! limit, two seconds, is made from another replica, and the silent one is asked last until it has answered. When none answers, each has
+//! the whole limit, and then the first of them for as long as the kernel lets it: what could still be read does not fail.
 //!
 //! # States and events
 //!
@@ -598,10 +602,7 @@ impl Mirror {
                 let skip = (part.addr.0 - run.addr.0) as usize;
                 self.read_cached(cache, part, &mut |i, sealed| open(skip + i, sealed))
             }),
-            _ => {
-                let order = self.read_order(run)?;
-                with_buffer(run.blocks as usize * BLOCK_SIZE, |buf| self.read_run(&order, run, buf, open))
-            }
+            _ => self.read_run(self.read_order(run)?, run, open),
         }
     }
 
@@ -610,13 +611,18 @@ impl Mirror {
         if cache.open(run, open) {
             return Ok(());
         }
-        let order = self.read_order(run)?;
+        let mut order = self.read_order(run)?;
         let span = cache::around(run, self.data_blocks(order[0]));
-        let mut buf = cache.buffer(span);
-        if self.read_from(order[0], span, &mut buf).is_err() {
-            // It can be a neighbour that is unreadable.
-            return self.read_run(&order, run, &mut buf[..run.blocks as usize * BLOCK_SIZE], open);
-        }
+        let buf = match self.ask(order[0], span, cache.buffer(span), self.patience(order.len())[0]) {
+            Ok(buf) => buf,
+            Err(error) => {
+                if let device::Error::Unanswered { .. } = error {
+                    order.rotate_left(1);
+                }
+                // It can be a neighbour that is unreadable.
+                return self.read_run(order, run, open);
+            }
+        };
         let skip = (run.addr.0 - span.addr.0) as usize * BLOCK_SIZE;
         let bad = self.verify(order[0], &buf[skip..skip + run.blocks as usize * BLOCK_SIZE], open);
         if bad.is_empty() {
@@ -625,20 +631,30 @@ impl Mirror {
         self.read_elsewhere(&order, run, &bad, open)
     }
 
-    /// Reads a run from the first replica in order and, what does not verify, from the others.
-    fn read_run(
-        &self,
-        order: &[usize],
-        run: Run,
-        buf: &mut [u8],
-        open: &mut dyn FnMut(usize, &[u8]) -> bool,
-    ) -> Result<()> {
-        let bad = match self.read_from(order[0], run, buf) {
-            Ok(()) => self.verify(order[0], buf, open),
-            // One unreadable sector must not condemn its neighbours: block by block from here.
-            Err(_) => (0..run.blocks as usize).collect(),
-        };
-        self.read_elsewhere(order, run, &bad, open)
+    /// Reads a run from the first replica in order that answers and, what does not verify, from the others.
+    fn read_run(&self, mut order: Vec<usize>, run: Run, open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Result<()> {
+        let replicas = order.len();
+        for patience in self.patience(replicas).into_iter().flat_map(|patience| std::iter::repeat_n(patience, replicas))
+        {
+            let buf = AlignedBuf::scratch(run.blocks as usize * BLOCK_SIZE);
+            let bad = match self.ask(order[0], run, buf, patience) {
+                Ok(buf) => self.verify(order[0], &buf, open),
+                Err(device::Error::Unanswered { .. }) => {
+                    order.rotate_left(1);
+                    continue;
+                }
+                // One unreadable sector must not condemn its neighbours: block by block from here.
+                Err(_) => (0..run.blocks as usize).collect(),
+            };
+            return self.read_elsewhere(&order, run, &bad, open);
+        }
+        // Invariant: the last patience has no end.
+        Err(Error::Unreadable { addr: run.addr, last: "no answer".to_owned() })
+    }
+
+    /// How long each of so many replicas may take for a read, turn by turn.
+    fn patience(&self, replicas: usize) -> [Option<Duration>; 3] {
+        if replicas == 1 { [None; 3] } else { [Some(self.timeout / 30), Some(self.timeout), None] }
     }
 
     /// Opens the blocks in `sealed`, which `index` gave, and returns those that did not verify.
@@ -667,45 +683,68 @@ impl Mirror {
     /// Reads and verifies one block from any replica and mends those that gave a wrong one.
     fn read_block_anywhere(&self, order: &[usize], addr: BlockAddr, open: &mut dyn FnMut(&[u8]) -> bool) -> Result<()> {
         let run = Run::new(addr, 1);
-        let mut buf = AlignedBuf::zeroed(BLOCK_SIZE);
-        let mut wrong = Vec::new();
+        let (mut damaged, mut wrong) = (0, Vec::new());
         let mut last = None;
-        for index in order {
-            match self.read_from(*index, run, &mut buf) {
-                Ok(()) if open(&buf) => {
-                    for damaged in wrong {
-                        self.mend(damaged, addr, &buf);
+        let mut left = order.to_vec();
+        for patience in self.patience(order.len()) {
+            left.sort_by_key(|index| self.is_silent(*index));
+            for index in std::mem::take(&mut left) {
+                match self.ask(index, run, AlignedBuf::scratch(BLOCK_SIZE), patience) {
+                    Ok(buf) if open(&buf) => {
+                        for damaged in wrong {
+                            self.mend(damaged, addr, &buf);
+                        }
+                        return Ok(());
                     }
-                    return Ok(());
-                }
-                Ok(()) => {
-                    if *index != order[0] {
-                        self.replicas[*index].counters.integrity.fetch_add(1, Ordering::Relaxed);
+                    Ok(_) => {
+                        if index != order[0] {
+                            self.replicas[index].counters.integrity.fetch_add(1, Ordering::Relaxed);
+                        }
+                        damaged += 1;
+                        wrong.push(index);
+                    }
+                    Err(device::Error::Unanswered { .. }) => left.push(index),
+                    Err(error) => {
+                        last = Some(error.to_string());
+                        wrong.push(index);
                     }
                 }
-                Err(error) => last = Some(error.to_string()),
             }
-            wrong.push(*index);
         }
-        log::error!("block {} verifies on none of {} replicas", addr.0, wrong.len());
+        log::error!("block {} verifies on none of {} replicas", addr.0, order.len());
         match last {
-            Some(last) if wrong.len() == 1 => Err(Error::Unreadable { addr, last }),
-            _ => Err(Error::Integrity { addr, tried: wrong.len() }),
+            Some(last) if damaged == 0 => Err(Error::Unreadable { addr, last }),
+            _ => Err(Error::Integrity { addr, tried: damaged }),
         }
     }
 
-    /// Reads a run from one replica, as it is there.
+    /// Reads a run from one replica, as it is there, however long that takes.
     ///
     /// # Errors
     /// The device's error.
-    pub fn read_from(&self, index: usize, run: Run, buf: &mut [u8]) -> device::Result<()> {
+    pub fn read_from(&self, index: usize, run: Run) -> device::Result<AlignedBuf> {
+        self.ask(index, run, AlignedBuf::scratch(run.blocks as usize * BLOCK_SIZE), None)
+    }
+
+    /// As [`Mirror::read_from`], into `buf`, which is as long as the run, and with so much patience.
+    fn ask(
+        &self,
+        index: usize,
+        run: Run,
+        mut buf: AlignedBuf,
+        patience: Option<Duration>,
+    ) -> device::Result<AlignedBuf> {
         let replica = &self.replicas[index];
+        let offset = device_offset(run.addr);
         let Some(device) = self.device(index) else {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(device::Error::Io { action: "read", offset: 0, bytes: buf.len(), source });
+            return Err(device::Error::Io { action: "read", offset, bytes: buf.len(), source });
         };
         replica.reading.fetch_add(1, Ordering::Relaxed);
-        let result = device.read_at(device_offset(run.addr), buf);
+        let result = match patience {
+            Some(limit) => device.read_within(offset, buf, limit),
+            None => device.read_at(offset, &mut buf).map(|()| buf),
+        };
         replica.reading.fetch_sub(1, Ordering::Relaxed);
         if let Err(error) = &result {
             replica.counters.read.fetch_add(1, Ordering::Relaxed);
@@ -717,7 +756,9 @@ impl Mirror {
     /// Writes a block that verified over a copy that did not, on a replica in sync. A failure leaves the replica as good as
     /// it was, so it is counted and no more.
     pub fn mend(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
-        if !self.mending.load(Ordering::Acquire) || self.state(index).0 != State::InSync {
+        // One that does not answer would not take a write either.
+        let may_be = self.state(index).0 == State::InSync && !self.is_silent(index);
+        if !self.mending.load(Ordering::Acquire) || !may_be {
             return;
         }
         let replica = &self.replicas[index];
@@ -736,10 +777,12 @@ impl Mirror {
 
     /// The replicas to read `run` from, best first and at least one, once nothing of the run is in flight any more.
     fn read_order(&self, run: Run) -> Result<Vec<usize>> {
+        let silent = mask((0..self.len()).map(|index| self.is_silent(index)));
         let inner = self.wait_for_writes(|inner| !inner.overlaps(run));
         let candidates = inner.replicas.iter().enumerate().map(|(index, status)| Candidate {
             index,
             state: status.state,
+            silent: silent >> index & 1 == 1,
             reading: self.replicas[index].reading.load(Ordering::Relaxed),
         });
         let mut order = choice::read_order(candidates, run.addr);
@@ -747,11 +790,17 @@ impl Mirror {
             // Reads go on from who held the last root (promise P2); what it lacks does not verify.
             let durable = self.durable.load(Ordering::Acquire);
             order = (0..self.len()).filter(|i| durable >> i & 1 == 1 && self.shared.lane(*i).is_some()).collect();
+            order.sort_by_key(|index| silent >> index & 1 == 1);
         }
         if order.is_empty() {
             return Err(Error::Unreadable { addr: run.addr, last: inner.reasons() });
         }
         Ok(order)
+    }
+
+    /// Whether a replica has not answered a read that was given up.
+    fn is_silent(&self, index: usize) -> bool {
+        self.shared.lane(index).is_some_and(|lane| lane.device.is_silent())
     }
 
     /// Blocks of the data area of a replica's device.
@@ -791,17 +840,4 @@ fn fence(inner: &mut Inner, index: usize, queue: &Queue, state: State, reason: &
     for ticket in &inner.tickets {
         ticket.asked.fetch_and(!(1 << index), Ordering::Release);
     }
-}
-
-/// Lends the thread's transfer buffer, at least `len` bytes of it, exactly `len` long.
-fn with_buffer<T>(len: usize, f: impl FnOnce(&mut [u8]) -> T) -> T {
-    use std::cell::RefCell;
-    thread_local! {
-        static BUFFER: RefCell<Option<AlignedBuf>> = const { RefCell::new(None) };
-    }
-    let mut buf =
-        BUFFER.with_borrow_mut(Option::take).filter(|b| b.len() >= len).unwrap_or_else(|| AlignedBuf::scratch(len));
-    let result = f(&mut buf[..len]);
-    BUFFER.with_borrow_mut(|slot| *slot = Some(buf));
-    result
 }

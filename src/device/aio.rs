@@ -1,17 +1,26 @@
-//! Linux asynchronous I/O (io_submit(2)): several direct writes to one device under way at once, and one wait for all.
+//! Linux asynchronous I/O (io_submit(2)): several direct writes to one device under way at once, and one wait for all; and
+//! reads that need not be waited for to the end.
 //!
 //! A thread that writes to two places one after the other sleeps and wakes twice, which for small writes to a fast device
-//! takes longer than the writes. Where the kernel has no asynchronous I/O, the caller writes one after the other.
+//! takes longer than the writes. And a thread in read(2) of a disk that does not answer sleeps until the kernel gives the disk up, which
+//! for some takes minutes; nothing can wake it. An asynchronous read takes as long as a plain one, and is left behind
+//! ([`Pending`]) when it takes too long. Handing it to the kernel can take long too, which nothing here bounds: while a driver resets
+//! its device, or when the device has as many requests as it takes. Where the kernel has no asynchronous I/O, the caller does one
+//! transfer after the other, each to its end.
 
+use std::cell::RefCell;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::Write;
+use super::{AlignedBuf, Write};
 
 /// Most writes that are under way together.
 pub(super) const TOGETHER_MAX: usize = 32;
 
+/// `IOCB_CMD_PREAD` of linux/aio_abi.h.
+const PREAD: u16 = 0;
 /// `IOCB_CMD_PWRITEV` of linux/aio_abi.h.
 const PWRITEV: u16 = 8;
 
@@ -40,14 +49,14 @@ pub(super) enum Outcome {
 pub(super) struct Context(libc::c_ulong);
 
 impl Context {
-    /// A context for [`TOGETHER_MAX`] writes.
+    /// A context for at least so many transfers.
     ///
     /// # Errors
     /// What io_setup(2) says: `ENOSYS` without support, `EAGAIN` beyond `fs.aio-max-nr`.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(transfers: usize) -> io::Result<Self> {
         let mut id: libc::c_ulong = 0;
         // SAFETY: the kernel writes one word to `id`.
-        let done = unsafe { libc::syscall(libc::SYS_io_setup, TOGETHER_MAX as libc::c_long, &raw mut id) };
+        let done = unsafe { libc::syscall(libc::SYS_io_setup, transfers as libc::c_long, &raw mut id) };
         if done == 0 { Ok(Self(id)) } else { Err(io::Error::last_os_error()) }
     }
 
@@ -69,7 +78,7 @@ impl Context {
                 if let Some(outcome) = outcomes.get_mut(event.data as usize) {
                     *outcome = match u64::try_from(event.res) {
                         Ok(bytes) => Outcome::Wrote(bytes),
-                        Err(_) => Outcome::Failed(i32::try_from(-event.res).unwrap_or(libc::EIO)),
+                        Err(_) => Outcome::Failed(errno(event.res)),
                     };
                 }
             }
@@ -109,6 +118,125 @@ impl Context {
         }
         &events[..done]
     }
+}
+
+impl Context {
+    /// Waits for one transfer until `deadline`. Returns its result, a number of bytes or a negative errno, if it is done by then.
+    fn wait_until(&mut self, deadline: Instant) -> Option<i64> {
+        let mut event = Event::default();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut limit = libc::timespec {
+                tv_sec: libc::time_t::try_from(left.as_secs()).unwrap_or(libc::time_t::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            // SAFETY: the kernel writes at most one event, and may write to `limit`.
+            let n = unsafe {
+                libc::syscall(
+                    libc::SYS_io_getevents,
+                    self.0,
+                    1 as libc::c_long,
+                    1 as libc::c_long,
+                    &raw mut event,
+                    &raw mut limit,
+                )
+            };
+            if n == 1 {
+                return Some(event.res);
+            }
+            if left.is_zero() {
+                return None;
+            }
+            if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                // Invariant: as in `wait`.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// A read that is under way and that nobody waits for any more. The memory it goes to is kept until it is done: dropped before
+/// that, it is never freed.
+pub(super) struct Pending {
+    context: ManuallyDrop<Context>,
+    buf: ManuallyDrop<AlignedBuf>,
+    done: bool,
+}
+
+impl Pending {
+    /// Whether it has been answered.
+    pub fn is_done(&mut self) -> bool {
+        self.done = self.done || self.context.wait_until(Instant::now()).is_some();
+        self.done
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if self.is_done() {
+            // SAFETY: each is dropped here and nowhere else, and neither is used afterwards.
+            unsafe {
+                ManuallyDrop::drop(&mut self.context);
+                ManuallyDrop::drop(&mut self.buf);
+            }
+        }
+    }
+}
+
+/// The errno of a transfer that failed.
+fn errno(result: i64) -> i32 {
+    i32::try_from(-result).unwrap_or(libc::EIO)
+}
+
+/// How an asynchronous read ended.
+pub(super) enum Read {
+    /// So many bytes were read, or it failed.
+    Done(AlignedBuf, io::Result<usize>),
+    /// Not at all yet.
+    Pending(Pending),
+    /// The kernel did not take it.
+    NotSubmitted(AlignedBuf),
+}
+
+thread_local! {
+    /// The thread's context for reads, and the process that it is of: a forked one has none of it.
+    static READS: RefCell<Option<(u32, Context)>> = const { RefCell::new(None) };
+}
+
+/// The thread's context for reads, which is free; `None` where the kernel has none for us.
+fn take_context() -> Option<Context> {
+    match READS.with_borrow_mut(Option::take) {
+        Some((process, context)) if process == std::process::id() => Some(context),
+        foreign => {
+            // Another process's, or none.
+            std::mem::forget(foreign);
+            Context::new(1).ok()
+        }
+    }
+}
+
+/// Reads from `offset` on into `buf` from its byte `from` on, and waits until `deadline`.
+pub(super) fn read(file: BorrowedFd<'_>, offset: u64, mut buf: AlignedBuf, from: usize, deadline: Instant) -> Read {
+    let Some(mut context) = take_context() else { return Read::NotSubmitted(buf) };
+    let part = &mut buf[from..];
+    // SAFETY: a control block of zeros is a valid one.
+    let mut block: libc::iocb = unsafe { std::mem::zeroed() };
+    block.aio_lio_opcode = PREAD;
+    block.aio_fildes = file.as_raw_fd() as u32;
+    block.aio_buf = part.as_mut_ptr().expose_provenance() as u64;
+    block.aio_nbytes = part.len() as u64;
+    block.aio_offset = offset as i64;
+    let taken = context.submit(&mut [&raw mut block]);
+    let outcome = if taken == 1 { context.wait_until(deadline) } else { Some(0) };
+    let Some(result) = outcome else {
+        let (context, buf) = (ManuallyDrop::new(context), ManuallyDrop::new(buf));
+        return Read::Pending(Pending { context, buf, done: false });
+    };
+    READS.set(Some((std::process::id(), context)));
+    if taken == 0 {
+        return Read::NotSubmitted(buf);
+    }
+    Read::Done(buf, usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(errno(result))))
 }
 
 impl Drop for Context {

@@ -3,9 +3,10 @@
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::identity::{DeviceFacts, FactsError, IdentifiedDevice};
-use super::{BlockDevice, Error, Result, check_range};
+use super::{AlignedBuf, BlockDevice, Error, Result, check_range};
 
 /// The operations that a fault can hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub enum Effect {
     Lost,
     /// A read succeeds with every byte of the hit range exclusive-ored with this value.
     Corrupt(u8),
-    /// It is not answered before [`FaultyDevice::heal`], and then as if nothing had been.
+    /// It is not answered before [`FaultyDevice::heal`], and then as if nothing had been. A read may be given up before.
     Hang,
 }
 
@@ -71,6 +72,8 @@ struct State {
     faults: Vec<Fault>,
     unplugged: bool,
     counts: Counts,
+    /// A read was given up and not answered since.
+    silent: bool,
 }
 
 /// How many operations reached the device, hit by a fault or not.
@@ -101,6 +104,7 @@ impl FaultyDevice {
         state.faults.clear();
         state.unplugged = false;
         state.healings += 1;
+        state.silent = false;
         self.healed.notify_all();
     }
 
@@ -118,8 +122,9 @@ impl FaultyDevice {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the operation and says what happens to it, once it happens.
-    fn strike(&self, operation: Operation, range: Range<u64>) -> Option<(Effect, Range<u64>)> {
+    /// Counts the operation and says what happens to it, once it happens; a hang, when `limit` is over before.
+    fn strike(&self, operation: Operation, range: Range<u64>, limit: Option<Duration>) -> Option<(Effect, Range<u64>)> {
+        let begin = Instant::now();
         let mut state = self.lock();
         let struck = Self::hit(&mut state, operation, range);
         if !matches!(struck, Some((Effect::Hang, _))) {
@@ -127,9 +132,32 @@ impl FaultyDevice {
         }
         let before = state.healings;
         while state.healings == before {
-            state = self.healed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let left = limit.map_or(Duration::MAX, |limit| limit.saturating_sub(begin.elapsed()));
+            if left.is_zero() {
+                state.silent = true;
+                return struck;
+            }
+            state = self.healed.wait_timeout(state, left).map_or_else(|e| e.into_inner().0, |(state, _)| state);
         }
         None
+    }
+
+    fn read_struck(&self, offset: u64, buf: &mut [u8], limit: Option<Duration>) -> Result<()> {
+        check_range(self, "read", offset, buf.len())?;
+        match self.strike(Operation::Read, offset..offset + buf.len() as u64, limit) {
+            Some((Effect::Error(errno), _)) => Err(failed("read", offset, buf.len(), errno)),
+            Some((Effect::Hang, _)) => {
+                Err(Error::Unanswered { offset, bytes: buf.len(), limit: limit.unwrap_or_default() })
+            }
+            Some((Effect::Corrupt(mask), hit)) => {
+                self.inner.read_at(offset, buf)?;
+                for byte in &mut buf[(hit.start - offset) as usize..(hit.end - offset) as usize] {
+                    *byte ^= mask;
+                }
+                Ok(())
+            }
+            _ => self.inner.read_at(offset, buf),
+        }
     }
 
     fn hit(state: &mut State, operation: Operation, range: Range<u64>) -> Option<(Effect, Range<u64>)> {
@@ -178,24 +206,22 @@ impl BlockDevice for FaultyDevice {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        check_range(self, "read", offset, buf.len())?;
-        match self.strike(Operation::Read, offset..offset + buf.len() as u64) {
-            Some((Effect::Error(errno), _)) => Err(failed("read", offset, buf.len(), errno)),
-            Some((Effect::Corrupt(mask), hit)) => {
-                self.inner.read_at(offset, buf)?;
-                for byte in &mut buf[(hit.start - offset) as usize..(hit.end - offset) as usize] {
-                    *byte ^= mask;
-                }
-                Ok(())
-            }
-            _ => self.inner.read_at(offset, buf),
-        }
+        self.read_struck(offset, buf, None)
+    }
+
+    fn read_within(&self, offset: u64, mut buf: AlignedBuf, limit: Duration) -> Result<AlignedBuf> {
+        self.read_struck(offset, &mut buf, Some(limit))?;
+        Ok(buf)
+    }
+
+    fn is_silent(&self) -> bool {
+        self.lock().silent
     }
 
     fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
         let total: usize = bufs.iter().map(|b| b.len()).sum();
         check_range(self, "write", offset, total)?;
-        match self.strike(Operation::Write, offset..offset + total as u64) {
+        match self.strike(Operation::Write, offset..offset + total as u64, None) {
             Some((Effect::Error(errno), _)) => Err(failed("write", offset, total, errno)),
             Some((Effect::Lost, _)) => Ok(()),
             Some((Effect::Torn(kept), _)) => {
@@ -210,7 +236,7 @@ impl BlockDevice for FaultyDevice {
     }
 
     fn flush(&self) -> Result<()> {
-        match self.strike(Operation::Flush, 0..0) {
+        match self.strike(Operation::Flush, 0..0, None) {
             Some((Effect::Error(errno), _)) => Err(failed("flush", 0, 0, errno)),
             Some((Effect::Lost, _)) => Ok(()),
             _ => self.inner.flush(),
@@ -220,7 +246,7 @@ impl BlockDevice for FaultyDevice {
 
 impl IdentifiedDevice for FaultyDevice {
     fn facts(&self) -> std::result::Result<DeviceFacts, FactsError> {
-        match self.strike(Operation::Facts, 0..0) {
+        match self.strike(Operation::Facts, 0..0, None) {
             Some((Effect::Error(errno), _)) => {
                 let detail = io::Error::from_raw_os_error(errno).to_string();
                 Err(FactsError::Unreadable { device: self.name().to_owned(), detail })

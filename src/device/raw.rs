@@ -11,9 +11,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use super::aio::{Context, Outcome, TOGETHER_MAX};
+use super::aio::{self, Context, Outcome, Pending, TOGETHER_MAX};
 use super::identity::{DevNo, DeviceFacts, FactsError, IdentifiedDevice, Node, Problem};
 use super::sys::{Kernel, System};
 use super::{AlignedBuf, BlockDevice, Error, Result, Write, chain, check_range, ioctl};
@@ -86,6 +87,10 @@ pub struct RawDevice {
     write_back: AtomicBool,
     /// Set up when it is first wanted, by the process that wants it; none where the kernel has none for us.
     asynchronous: OnceLock<Option<Mutex<Context>>>,
+    /// Whether there may be any in `pending`, so that who reads need not look.
+    any_pending: AtomicBool,
+    /// Reads that were given up.
+    pending: Mutex<Vec<Pending>>,
     system: Arc<dyn System>,
 }
 
@@ -134,8 +139,19 @@ impl RawDevice {
         let diskseq = ioctl::diskseq(file.as_fd()).map_err(io)?;
         let dev = DevNo::from_raw(metadata.rdev());
         let name = node.to_string_lossy().into_owned();
-        let (write_back, asynchronous) = (AtomicBool::new(false), OnceLock::new());
-        Ok(Self { name, file, dev, diskseq, size, block, write_back, asynchronous, system })
+        Ok(Self {
+            name,
+            file,
+            dev,
+            diskseq,
+            size,
+            block,
+            write_back: AtomicBool::new(false),
+            asynchronous: OnceLock::new(),
+            any_pending: AtomicBool::new(false),
+            pending: Mutex::default(),
+            system,
+        })
     }
 
     /// Its device number.
@@ -189,9 +205,13 @@ impl RawDevice {
             let at = (offset + done as u64) as libc::off_t;
             // SAFETY: the kernel writes at most `rest.len()` bytes into `rest`.
             let n = unsafe { libc::pread(self.file.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) };
-            done += progress(n, self.block).map_err(|e| Self::failed("read", offset, total, e))?;
+            done += progress(returned(n), self.block).map_err(|e| Self::failed("read", offset, total, e))?;
         }
         Ok(())
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Vec<Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether writes were carried out together.
@@ -202,7 +222,7 @@ impl RawDevice {
 
     /// Has the kernel carry the writes out together, as far as it will; what it would not take is left to the caller.
     fn try_together(&self, writes: &[Write<'_>], durable: bool) -> Vec<Outcome> {
-        let set_up = || match Context::new() {
+        let set_up = || match Context::new(TOGETHER_MAX) {
             Ok(context) => Some(Mutex::new(context)),
             Err(error) => {
                 log::debug!("{}: writes one after the other: {error}", self.name);
@@ -231,7 +251,7 @@ impl RawDevice {
             let at = (offset + done as u64) as libc::off_t;
             // SAFETY: each slice points into one of `bufs`, which outlive the call; the kernel only reads them.
             let n = unsafe { libc::pwritev(self.file.as_raw_fd(), rest.as_ptr(), count, at) };
-            let mut n = progress(n, self.block).map_err(|e| Self::failed("write", offset, total, e))?;
+            let mut n = progress(returned(n), self.block).map_err(|e| Self::failed("write", offset, total, e))?;
             done += n;
             while let Some(first) = rest.first_mut() {
                 if n < first.iov_len {
@@ -248,17 +268,19 @@ impl RawDevice {
     }
 }
 
+/// What a system call returned.
+fn returned(n: isize) -> io::Result<usize> {
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
 /// How many bytes a transfer moved; an interrupted one moved none and is tried again.
-fn progress(n: isize, block: u32) -> io::Result<usize> {
-    match usize::try_from(n) {
+fn progress(outcome: io::Result<usize>, block: u32) -> io::Result<usize> {
+    match outcome {
         Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
         // Direct I/O goes on only from a block's boundary.
         Ok(n) if !n.is_multiple_of(block as usize) => Err(io::Error::other("the kernel moved part of a block")),
-        Ok(n) => Ok(n),
-        Err(_) => match io::Error::last_os_error() {
-            e if e.kind() == io::ErrorKind::Interrupted => Ok(0),
-            e => Err(e),
-        },
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(0),
+        other => other,
     }
 }
 
@@ -284,6 +306,42 @@ impl BlockDevice for RawDevice {
         self.read_aligned(offset, &mut bounce[..buf.len()])?;
         buf.copy_from_slice(&bounce[..buf.len()]);
         Ok(())
+    }
+
+    fn read_within(&self, offset: u64, mut buf: AlignedBuf, limit: Duration) -> Result<AlignedBuf> {
+        let (total, deadline) = (buf.len(), Instant::now() + limit);
+        check_range(self, "read", offset, total)?;
+        let mut done = 0;
+        while done < total {
+            let outcome = match aio::read(self.file.as_fd(), offset + done as u64, buf, done, deadline) {
+                aio::Read::Done(filled, outcome) => {
+                    buf = filled;
+                    outcome
+                }
+                aio::Read::Pending(read) => {
+                    let mut pending = self.pending();
+                    pending.push(read);
+                    self.any_pending.store(true, Ordering::Release);
+                    return Err(Error::Unanswered { offset, bytes: total, limit });
+                }
+                aio::Read::NotSubmitted(mut same) => {
+                    self.read_aligned(offset + done as u64, &mut same[done..])?;
+                    return Ok(same);
+                }
+            };
+            done += progress(outcome, self.block).map_err(|e| Self::failed("read", offset, total, e))?;
+        }
+        Ok(buf)
+    }
+
+    fn is_silent(&self) -> bool {
+        if !self.any_pending.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut pending = self.pending();
+        pending.retain_mut(|read| !read.is_done());
+        self.any_pending.store(!pending.is_empty(), Ordering::Release);
+        !pending.is_empty()
     }
 
     fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {

@@ -13,32 +13,46 @@ pub struct Candidate {
     pub index: usize,
     /// Only in-sync replicas are read.
     pub state: State,
+    /// It has not answered a read that was given up.
+    pub silent: bool,
     /// Reads under way on it.
     pub reading: usize,
 }
 
-/// The replicas to try, best first: the least busy, then in turn by address.
+/// The replicas to try, best first: those that answer, of these the least busy, then in turn by address.
 pub fn read_order(candidates: impl Iterator<Item = Candidate>, addr: BlockAddr) -> Vec<usize> {
     let mut usable: Vec<Candidate> = candidates.filter(|c| c.state == State::InSync).collect();
     let count = usable.len().max(1) as u64;
     let turn = |position: usize| (position as u64 + count - addr.0 / STRIPE_BLOCKS % count) % count;
-    let mut keyed: Vec<(usize, u64, usize)> =
-        usable.drain(..).enumerate().map(|(position, c)| (c.reading, turn(position), c.index)).collect();
+    let key = |(position, c): (usize, Candidate)| (c.silent, c.reading, turn(position), c.index);
+    let mut keyed: Vec<_> = usable.drain(..).enumerate().map(key).collect();
     keyed.sort_unstable();
-    keyed.into_iter().map(|(_, _, index)| index).collect()
+    keyed.into_iter().map(|(.., index)| index).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn order(states: &[(State, usize)], addr: u64) -> Vec<usize> {
-        let candidates = states.iter().enumerate().map(|(index, (state, reading))| Candidate {
+    fn candidates(states: &[(State, usize)]) -> Vec<Candidate> {
+        let candidate = |(index, (state, reading)): (usize, &(State, usize))| Candidate {
             index,
             state: *state,
+            silent: false,
             reading: *reading,
-        });
-        read_order(candidates, BlockAddr(addr))
+        };
+        states.iter().enumerate().map(candidate).collect()
+    }
+
+    fn order(states: &[(State, usize)], addr: u64) -> Vec<usize> {
+        read_order(candidates(states).into_iter(), BlockAddr(addr))
+    }
+
+    #[test]
+    fn one_that_does_not_answer_is_last_however_busy_the_others_are() {
+        let mut candidates = candidates(&[(State::InSync, 0), (State::InSync, 9), (State::InSync, 2)]);
+        candidates[0].silent = true;
+        assert_eq!(read_order(candidates.into_iter(), BlockAddr(0)), [2, 1, 0]);
     }
 
     #[test]

@@ -77,11 +77,10 @@ impl Store {
 
     /// Reads a unit from one replica and verifies it.
     pub fn examine(&self, unit: &Walk, replica: usize) -> Finding {
-        let mut sealed = AlignedBuf::zeroed(BLOCK_SIZE);
-        match self.mirror.read_from(replica, Run::new(unit.at.addr, 1), &mut sealed) {
+        match self.mirror.read_from(replica, Run::new(unit.at.addr, 1)) {
             Err(error) => Finding::Unreadable(error.to_string()),
-            Ok(()) if self.opens(unit, &sealed) => Finding::Good,
-            Ok(()) => Finding::Damaged,
+            Ok(sealed) if self.opens(unit, &sealed) => Finding::Good,
+            Ok(_) => Finding::Damaged,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -10,7 +11,7 @@ use super::examine::examine_entry;
 use super::{Reason, ReasonCode, Verdict};
 use crate::device::host::HostFacts;
 use crate::device::identity::{DeviceFacts, FactsError, IdentifiedDevice};
-use crate::device::{self, Write};
+use crate::device::{self, AlignedBuf, Write};
 use crate::registry::{Date, VerifiedRegistry};
 use crate::units::meter::Meter;
 
@@ -267,6 +268,19 @@ impl ApprovedDevice {
         self.meters.read.time(buf.len(), || self.device.read_at(offset, buf))
     }
 
+    /// Reads, also when fenced, and gives up after `limit`.
+    ///
+    /// # Errors
+    /// As [`device::BlockDevice::read_within`].
+    pub fn read_within(&self, offset: u64, buf: AlignedBuf, limit: Duration) -> device::Result<AlignedBuf> {
+        self.meters.read.time(buf.len(), || self.device.read_within(offset, buf, limit))
+    }
+
+    /// As [`device::BlockDevice::is_silent`].
+    pub fn is_silent(&self) -> bool {
+        self.device.is_silent()
+    }
+
     /// Writes the concatenation of `bufs`, if the gate is open.
     ///
     /// # Errors
@@ -368,6 +382,14 @@ impl device::BlockDevice for ApprovedDevice {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
         Self::read_at(self, offset, buf)
+    }
+
+    fn read_within(&self, offset: u64, buf: AlignedBuf, limit: Duration) -> device::Result<AlignedBuf> {
+        Self::read_within(self, offset, buf, limit)
+    }
+
+    fn is_silent(&self) -> bool {
+        Self::is_silent(self)
     }
 
     fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {

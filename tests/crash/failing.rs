@@ -1,6 +1,7 @@
 //! Promises P2, P4, P5 while devices fail under a volume in use.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use scelle::crypto::{KdfParams, Secret};
 use scelle::device::faulty::{Effect, Fault, FaultyDevice, Operation};
@@ -364,4 +365,42 @@ fn a_full_volume_says_so_lets_go_and_stays_whole() {
     open.close().unwrap();
     let report = failing.check();
     assert_eq!(report.count, 0, "{:?}", report.damages);
+}
+
+/// Also what the tables are read from comes from the device, with their lock held: everything would wait for one read.
+#[test]
+fn p2_a_device_that_answers_no_read_holds_nobody_up() {
+    let failing = Failing::new(2);
+    let open = failing.open(&OpenOptions::default()).unwrap();
+    for i in 0..500 {
+        write_file(open.fs(), format!("deed-{i}").as_bytes(), 20_000);
+    }
+    open.close().unwrap();
+    for silent in 0..2 {
+        let open = failing.open(&OpenOptions::default()).unwrap();
+        failing.devices[silent].inject(Fault::always(Operation::Read, Effect::Hang));
+        let begin = Instant::now();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let fs = open.fs();
+                scope.spawn(move || {
+                    for i in (thread..500).step_by(4) {
+                        let attr = fs.lookup(Ino::ROOT, format!("deed-{i}").as_bytes()).unwrap();
+                        read_file(fs, attr.ino, 20_000).unwrap();
+                        fs.forget(attr.ino, 1);
+                    }
+                    write_file(fs, format!("late-{silent}-{thread}").as_bytes(), 20_000);
+                    fs.sync().unwrap();
+                });
+            }
+        });
+        // It was asked and not believed to be dead: whoever asked went elsewhere, once each at most.
+        let replica = &open.status().replicas[silent];
+        assert!((1..=4).contains(&replica.errors.read), "{replica:?}");
+        assert_eq!(replica.state, State::InSync);
+        open.close().unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+        failing.devices[silent].heal();
+    }
+    assert_eq!(failing.check().count, 0);
 }

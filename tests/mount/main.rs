@@ -18,5 +18,6 @@ mod posix;
 mod refusals;
 mod refused;
 mod semantics;
+mod silent;
 mod swap;
 mod trust;
