@@ -11,7 +11,7 @@ use clap::Args;
 use super::failure::{ExitCode, Failure};
 use super::performance;
 use super::umount::absolute;
-use crate::control::{self, Client, Replica, State, StatusReport, VolumeStatus};
+use crate::control::{self, Client, ClientError, Replica, State, StatusReport, VolumeStatus};
 
 /// Arguments of `scelle status`.
 #[derive(Debug, Args)]
@@ -60,17 +60,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
 }
 
-/// Every volume that is mounted, or those that are called `wanted`; and what to say of daemons that do not answer.
-fn mounted(wanted: Option<&str>) -> Result<(Vec<VolumeStatus>, Option<Failure>), Failure> {
+/// The daemons that are there, one after the other: each with its status, or with the error of one that does not answer.
+pub(super) fn answers() -> Result<impl Iterator<Item = Result<(Client, VolumeStatus), ClientError>>, Failure> {
     let daemons = control::daemons(Path::new(control::RUN_DIR))
         .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
+    Ok(daemons.into_iter().filter_map(|daemon| match daemon.status() {
+        Ok(status) => Some(Ok((daemon, status))),
+        Err(error) if error.is_silent() => Some(Err(error)),
+        // A socket whose daemon was killed answers nothing, and its volume is not mounted.
+        Err(_) => None,
+    }))
+}
+
+/// Every volume that is mounted, or those that are called `wanted`; and what to say of daemons that do not answer.
+fn mounted(wanted: Option<&str>) -> Result<(Vec<VolumeStatus>, Option<Failure>), Failure> {
     let (mut volumes, mut silent) = (Vec::new(), Vec::new());
-    for daemon in daemons {
-        match daemon.status() {
-            Ok(volume) if wanted.is_none_or(|name| is_called(&volume, name)) => volumes.push(volume),
-            Err(error) if error.is_silent() => silent.push(error.to_string()),
-            // A socket whose daemon was killed answers nothing, and its volume is not mounted.
-            Ok(_) | Err(_) => {}
+    for answer in answers()? {
+        match answer {
+            Ok((_, volume)) if wanted.is_none_or(|name| is_called(&volume, name)) => volumes.push(volume),
+            Ok(_) => {}
+            Err(error) => silent.push(error.to_string()),
         }
     }
     let failure = |text| {
@@ -109,10 +118,7 @@ fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Fai
 
 /// The daemon of the one mounted volume that is called `name`, and its status.
 pub(super) fn daemon(name: &str) -> Result<(Client, VolumeStatus), Failure> {
-    let daemons = control::daemons(Path::new(control::RUN_DIR))
-        .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
-    let asked = daemons.into_iter().filter_map(|daemon| daemon.status().ok().map(|status| (daemon, status)));
-    let mut found: Vec<_> = asked.filter(|(_, status)| is_called(status, name)).collect();
+    let mut found: Vec<_> = answers()?.flatten().filter(|(_, status)| is_called(status, name)).collect();
     match (found.pop(), found.is_empty()) {
         (Some(one), true) => Ok(one),
         (Some(_), false) => {

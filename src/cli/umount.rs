@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::failure::{ExitCode, Failure};
-use crate::control::{self, Client, ClientError};
+use super::status;
+use crate::control::{Client, ClientError};
 use crate::device::process::{self, Unmount};
 
 /// Longest wait for the last commit and the daemon's end.
@@ -96,14 +97,12 @@ pub(super) fn absolute(path: &Path) -> PathBuf {
 
 /// The daemon that serves the mount at `mountpoint`; none is said only when all daemons were heard.
 pub(super) fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Failure> {
-    let daemons = control::daemons(Path::new(control::RUN_DIR))
-        .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
     let mut silent = None;
-    for client in daemons {
-        match client.status() {
-            Ok(status) if Path::new(&status.mountpoint) == mountpoint => return Ok(Some(client)),
-            Err(error) if error.is_silent() => silent = Some(error),
-            Ok(_) | Err(_) => {}
+    for answer in status::answers()? {
+        match answer {
+            Ok((client, status)) if Path::new(&status.mountpoint) == mountpoint => return Ok(Some(client)),
+            Ok(_) => {}
+            Err(error) => silent = Some(error),
         }
     }
     match silent {
