@@ -757,8 +757,7 @@ impl Mirror {
     /// it was, so it is counted and no more.
     pub fn mend(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
         // One that does not answer would not take a write either.
-        let may_be = self.state(index).0 == State::InSync && !self.is_silent(index);
-        if !self.mending.load(Ordering::Acquire) || !may_be {
+        if !self.mending.load(Ordering::Acquire) || self.state(index).0 != State::InSync || self.is_silent(index) {
             return;
         }
         let replica = &self.replicas[index];

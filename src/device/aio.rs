@@ -65,16 +65,21 @@ impl Context {
     /// `REQ_FUA`, or flushes after the write where the device lacks it).
     pub fn write(&mut self, file: BorrowedFd<'_>, writes: &[Write<'_>], durable: bool) -> Vec<Outcome> {
         let mut outcomes = vec![Outcome::NotSubmitted; writes.len()];
-        let mut blocks: Vec<libc::iocb> =
-            writes.iter().take(TOGETHER_MAX).enumerate().map(|(i, write)| block(i, write, file, durable)).collect();
+        let mut blocks: Vec<libc::iocb> = writes
+            .iter()
+            .take(TOGETHER_MAX)
+            .enumerate()
+            .map(|(i, write)| write_block(i, write, file, durable))
+            .collect();
         let mut list: Vec<*mut libc::iocb> = blocks.iter_mut().map(std::ptr::from_mut).collect();
         let submitted = self.submit(&mut list);
         // The memory is the kernel's until each of them is done, whatever happens.
         let mut outstanding = submitted;
         let mut events = [Event::default(); TOGETHER_MAX];
         while outstanding > 0 {
-            for event in self.wait(&mut events, outstanding) {
-                outstanding -= 1;
+            let done = self.wait(&mut events[..outstanding], None);
+            outstanding -= done;
+            for event in &events[..done] {
                 if let Some(outcome) = outcomes.get_mut(event.data as usize) {
                     *outcome = match u64::try_from(event.res) {
                         Ok(bytes) => Outcome::Wrote(bytes),
@@ -104,52 +109,34 @@ impl Context {
         taken
     }
 
-    /// Waits until at least one write is done: as many as there are, at most `outstanding`.
-    fn wait<'e>(&mut self, events: &'e mut [Event; TOGETHER_MAX], outstanding: usize) -> &'e [Event] {
-        let most = outstanding.min(TOGETHER_MAX) as libc::c_long;
-        let no_limit = std::ptr::null_mut::<libc::timespec>();
-        // SAFETY: the kernel writes at most `most` events, which is no more than the array holds.
-        let n = unsafe { libc::syscall(libc::SYS_io_getevents, self.0, most, most, events.as_mut_ptr(), no_limit) };
-        let done = usize::try_from(n).unwrap_or(0);
-        if done == 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+    /// Waits until `events` transfers are done, at most for `limit`. Returns how many are.
+    fn wait(&mut self, events: &mut [Event], limit: Option<Duration>) -> usize {
+        let count = events.len() as libc::c_long;
+        let mut limit = limit.map(|limit| libc::timespec {
+            tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        });
+        let limit = limit.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut);
+        // SAFETY: the kernel writes at most `count` events, as many as there is room for, and may write to `limit`.
+        let n = unsafe { libc::syscall(libc::SYS_io_getevents, self.0, count, count, events.as_mut_ptr(), limit) };
+        if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
             // Invariant: the context is valid and the memory ours, so this does not happen. If it did, giving the memory back
             // would be worse than to wait: who waits for the replica has a limit.
             std::thread::sleep(Duration::from_millis(1));
         }
-        &events[..done]
+        usize::try_from(n).unwrap_or(0)
     }
-}
 
-impl Context {
     /// Waits for one transfer until `deadline`. Returns its result, a number of bytes or a negative errno, if it is done by then.
     fn wait_until(&mut self, deadline: Instant) -> Option<i64> {
-        let mut event = Event::default();
+        let mut events = [Event::default()];
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut limit = libc::timespec {
-                tv_sec: libc::time_t::try_from(left.as_secs()).unwrap_or(libc::time_t::MAX),
-                tv_nsec: left.subsec_nanos().into(),
-            };
-            // SAFETY: the kernel writes at most one event, and may write to `limit`.
-            let n = unsafe {
-                libc::syscall(
-                    libc::SYS_io_getevents,
-                    self.0,
-                    1 as libc::c_long,
-                    1 as libc::c_long,
-                    &raw mut event,
-                    &raw mut limit,
-                )
-            };
-            if n == 1 {
-                return Some(event.res);
+            if self.wait(&mut events, Some(left)) == 1 {
+                return Some(events[0].res);
             }
             if left.is_zero() {
                 return None;
-            }
-            if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-                // Invariant: as in `wait`.
-                std::thread::sleep(Duration::from_millis(1));
             }
         }
     }
@@ -219,13 +206,7 @@ fn take_context() -> Option<Context> {
 pub(super) fn read(file: BorrowedFd<'_>, offset: u64, mut buf: AlignedBuf, from: usize, deadline: Instant) -> Read {
     let Some(mut context) = take_context() else { return Read::NotSubmitted(buf) };
     let part = &mut buf[from..];
-    // SAFETY: a control block of zeros is a valid one.
-    let mut block: libc::iocb = unsafe { std::mem::zeroed() };
-    block.aio_lio_opcode = PREAD;
-    block.aio_fildes = file.as_raw_fd() as u32;
-    block.aio_buf = part.as_mut_ptr().expose_provenance() as u64;
-    block.aio_nbytes = part.len() as u64;
-    block.aio_offset = offset as i64;
+    let mut block = block(PREAD, file, part.as_mut_ptr().expose_provenance(), part.len(), offset);
     let taken = context.submit(&mut [&raw mut block]);
     let outcome = if taken == 1 { context.wait_until(deadline) } else { Some(0) };
     let Some(result) = outcome else {
@@ -246,16 +227,22 @@ impl Drop for Context {
     }
 }
 
-fn block(index: usize, write: &Write<'_>, file: BorrowedFd<'_>, durable: bool) -> libc::iocb {
+/// A control block, with an address and a length as the operation wants them.
+fn block(operation: u16, file: BorrowedFd<'_>, address: usize, length: usize, offset: u64) -> libc::iocb {
     // SAFETY: a control block of zeros is a valid one.
     let mut block: libc::iocb = unsafe { std::mem::zeroed() };
-    block.aio_data = index as u64;
-    block.aio_lio_opcode = PWRITEV;
+    block.aio_lio_opcode = operation;
     block.aio_fildes = file.as_raw_fd() as u32;
+    block.aio_buf = address as u64;
+    block.aio_nbytes = length as u64;
+    block.aio_offset = offset as i64;
+    block
+}
+
+fn write_block(index: usize, write: &Write<'_>, file: BorrowedFd<'_>, durable: bool) -> libc::iocb {
     // `IoSlice` has the layout of `iovec`.
-    block.aio_buf = write.bufs.as_ptr().addr() as u64;
-    block.aio_nbytes = write.bufs.len() as u64;
-    block.aio_offset = write.offset as i64;
+    let mut block = block(PWRITEV, file, write.bufs.as_ptr().addr(), write.bufs.len(), write.offset);
+    block.aio_data = index as u64;
     if durable {
         block.aio_rw_flags = libc::RWF_DSYNC as _;
     }
