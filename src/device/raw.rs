@@ -23,6 +23,11 @@ use crate::units::BLOCK_SIZE;
 /// Most slices of one vectored write (`UIO_MAXIOV`, linux/uio.h).
 const IOV_MAX: usize = 1024;
 
+/// How long an exclusive opening waits for who holds the device. Some hold it for moments only: programs that look at every
+/// device that appears, and the kernel itself after an asynchronous transfer, whose file it lets go up to some ticks after
+/// the answer (fs/aio.c: `iocb_destroy`; fs/file_table.c: `delayed_fput`), so also after we closed it.
+const IN_USE_WAIT: Duration = Duration::from_millis(500);
+
 /// Why a device was not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -95,7 +100,7 @@ pub struct RawDevice {
 }
 
 impl RawDevice {
-    /// Opens the device that `path` (perhaps a symbolic link) leads to.
+    /// Opens the device that `path` (perhaps a symbolic link) leads to. While it is in use that is tried again, for half a second.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -119,7 +124,16 @@ impl RawDevice {
         let mut how = OpenOptions::new();
         how.read(true).write(access == Access::Exclusive);
         how.custom_flags(exclusive | libc::O_DIRECT | libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NOCTTY);
-        let file = system.open(&node, &how).map_err(|e| match e.raw_os_error() {
+        let deadline = Instant::now() + IN_USE_WAIT;
+        let opened = loop {
+            match system.open(&node, &how) {
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                opened => break opened,
+            }
+        };
+        let file = opened.map_err(|e| match e.raw_os_error() {
             Some(libc::EBUSY) => OpenError::InUse { path: path.to_owned() },
             Some(libc::EROFS) => OpenError::ReadOnly { path: path.to_owned() },
             _ => io(e),

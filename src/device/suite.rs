@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::faulty::{Effect, Fault, FaultyDevice, Operation};
 use super::identity::{DevNo, Problem};
@@ -337,8 +338,14 @@ fn what_is_in_use_or_no_block_device_is_not_opened() {
     }
     let reader = RawDevice::open(&disk.path, Access::SharedRead).unwrap();
     assert!(reader.write_at(0, &[IoSlice::new(&pattern(512, 0)[..512])]).is_err());
-    drop(first);
-    RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+    // Who holds it for a moment is waited for.
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(first);
+        });
+        RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+    });
 
     let link = disk.image.with_file_name("link");
     std::os::unix::fs::symlink(&disk.path, &link).unwrap();
@@ -348,6 +355,16 @@ fn what_is_in_use_or_no_block_device_is_not_opened() {
         assert!(matches!(RawDevice::open(other, Access::Exclusive), Err(OpenError::NotBlockDevice { .. })));
     }
     assert!(matches!(RawDevice::open(Path::new("/dev/none"), Access::Exclusive), Err(OpenError::Io { .. })));
+}
+
+#[test]
+fn what_was_closed_can_be_opened_at_once() {
+    let disk = LoopDisk::new(SIZE, 512);
+    // After one opening in a thousand the kernel still holds what was read from.
+    for _ in 0..4000 {
+        let device = RawDevice::open(&disk.path, Access::Exclusive).unwrap();
+        device.read_within(0, AlignedBuf::zeroed(4096), Duration::from_secs(60)).unwrap();
+    }
 }
 
 #[test]

@@ -93,7 +93,8 @@ impl Stage {
             Swap::Rebound => wait_for("our file to be bound again", || {
                 is_bound(&self.ours, &self.image) || rebind(&self.ours, &self.image)
             }),
-            Swap::Offset => repoint(&self.ours, 0).unwrap(),
+            // The kernel may hold what was closed for some ticks yet.
+            Swap::Offset => wait_for("our part of the file to be shown again", || repoint(&self.ours, 0).is_ok()),
             Swap::Link | Swap::Node => {}
         }
         self.happened.store(false, Ordering::SeqCst);
@@ -147,20 +148,27 @@ struct Meddler {
 }
 
 impl Meddler {
-    fn new(at: usize, stage: &Arc<Stage>, swap: Swap) -> Arc<Self> {
-        Arc::new(Self { at, swap: Some((stage.clone(), swap)), ..Self::default() })
+    fn new(at: usize, swap: Option<(Arc<Stage>, Swap)>) -> Arc<Self> {
+        Arc::new(Self { at, swap, first_write: AtomicUsize::new(usize::MAX), ..Self::default() })
     }
 
     fn idle() -> Arc<Self> {
-        Arc::new(Self { first_write: AtomicUsize::new(usize::MAX), ..Self::default() })
+        Self::new(usize::MAX, None)
     }
 
-    fn step(&self) -> usize {
+    fn step(&self) {
         let number = self.calls.fetch_add(1, Ordering::SeqCst);
-        if let Some((stage, swap)) = self.swap.as_ref().filter(|_| number == self.at) {
+        let Some((stage, swap)) = self.swap.as_ref().filter(|_| number == self.at) else { return };
+        // From the first write to the next look nobody can tell. Not every time is it the same call: a device that is still held
+        // from the time before is opened more than once.
+        if *swap != Swap::Offset || self.first_write.load(Ordering::SeqCst) == usize::MAX {
             stage.swap(*swap);
         }
-        number
+    }
+
+    fn step_to_write(&self) {
+        self.first_write.fetch_min(self.calls.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.step();
     }
 }
 
@@ -232,14 +240,12 @@ impl BlockDevice for Stepping {
     }
 
     fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {
-        let number = self.meddler.step();
-        self.meddler.first_write.fetch_min(number, Ordering::SeqCst);
+        self.meddler.step_to_write();
         self.device.write_at(offset, bufs)
     }
 
     fn flush(&self) -> device::Result<()> {
-        let number = self.meddler.step();
-        self.meddler.first_write.fetch_min(number, Ordering::SeqCst);
+        self.meddler.step_to_write();
         self.device.flush()
     }
 }
@@ -284,12 +290,11 @@ fn p1_a_loop_device_swapped_at_any_call_to_the_kernel_is_refused_or_the_right_on
         let matters = |at: &usize| match swap {
             // The name is looked up by the first call, the node opened by the second; what is open is not rebound.
             Swap::Link | Swap::Node | Swap::Rebound => *at < 4 || at.is_multiple_of(16),
-            // From the first write to the next look nobody can tell.
             Swap::Offset => *at < first_write,
         };
         for at in (0..calls).filter(matters) {
             let before = (lab.disks[0].bytes(), stage.other.bytes());
-            let meddler = Meddler::new(at, &stage, swap);
+            let meddler = Meddler::new(at, Some((stage.clone(), swap)));
             match open(&stage.name, &meddler, &registry, &key) {
                 // What was opened is ours, whatever has become of its name.
                 Ok(volume) => {
