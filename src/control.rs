@@ -2,7 +2,8 @@
 //!
 //! `/run/scelle/UUID.sock` is a Unix stream socket that only root can open. The client sends one JSON object on one
 //! line, the daemon answers with one on one line and closes. Every line is at most
-//! [`CONTROL_MESSAGE_MAX`](crate::limits::CONTROL_MESSAGE_MAX) bytes, every wait is bounded.
+//! [`CONTROL_MESSAGE_MAX`](crate::limits::CONTROL_MESSAGE_MAX) bytes, every wait is bounded. What may have to wait for a device
+//! (all but `status` and `await-end`) holds no other client up; beyond sixteen such questions at once it is refused.
 //!
 //! | request | answer |
 //! |---|---|

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Args;
@@ -35,14 +36,10 @@ const WATCH_LINES: u32 = 20;
 /// Asks the daemons and prints; exit code 6 when something is not as it should be.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let wanted = arguments.volume.as_deref();
-    let (volumes, silent) = mounted(wanted)?;
-    let report = StatusReport { volumes };
+    let (found, silent) = mounted(wanted)?;
+    let report = StatusReport { volumes: found.into_iter().map(|(_, volume)| volume).collect() };
     if let Some(name) = wanted.filter(|_| report.volumes.is_empty()) {
-        if let Some(silent) = silent {
-            return Err(silent);
-        }
-        return Err(Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
-            .advise("scelle status without a name shows all that are mounted."));
+        return Err(silent.unwrap_or_else(|| not_mounted(name)));
     }
     if arguments.watch {
         return watch(wanted, report.volumes);
@@ -60,11 +57,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
 }
 
-/// The daemons that are there, one after the other: each with its status, or with the error of one that does not answer.
+/// The daemons that are there, asked all at once and in the order of their answers: each with its status, or with the error of
+/// one that does not answer.
 pub(super) fn answers() -> Result<impl Iterator<Item = Result<(Client, VolumeStatus), ClientError>>, Failure> {
-    let daemons = control::daemons(Path::new(control::RUN_DIR))
-        .map_err(|error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR)))?;
-    Ok(daemons.into_iter().filter_map(|daemon| match daemon.status() {
+    let system = |error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR));
+    let (sender, receiver) = mpsc::channel();
+    for daemon in control::daemons(Path::new(control::RUN_DIR)).map_err(system)? {
+        let sender = sender.clone();
+        let ask = move || {
+            // Who has heard enough has gone away.
+            let _ = sender.send((daemon.status(), daemon));
+        };
+        std::thread::Builder::new().name("ask".into()).spawn(ask).map_err(system)?;
+    }
+    Ok(receiver.into_iter().filter_map(|(answer, daemon)| match answer {
         Ok(status) => Some(Ok((daemon, status))),
         Err(error) if error.is_silent() => Some(Err(error)),
         // A socket whose daemon was killed answers nothing, and its volume is not mounted.
@@ -72,21 +78,31 @@ pub(super) fn answers() -> Result<impl Iterator<Item = Result<(Client, VolumeSta
     }))
 }
 
-/// Every volume that is mounted, or those that are called `wanted`; and what to say of daemons that do not answer.
-fn mounted(wanted: Option<&str>) -> Result<(Vec<VolumeStatus>, Option<Failure>), Failure> {
-    let (mut volumes, mut silent) = (Vec::new(), Vec::new());
+/// Daemons with their status, and what to say of daemons that do not answer.
+type Heard = (Vec<(Client, VolumeStatus)>, Option<Failure>);
+
+/// The daemons of every volume that is mounted, or of those that are called `wanted`.
+fn mounted(wanted: Option<&str>) -> Result<Heard, Failure> {
+    let (mut found, mut silent) = (Vec::new(), Vec::new());
     for answer in answers()? {
         match answer {
-            Ok((_, volume)) if wanted.is_none_or(|name| is_called(&volume, name)) => volumes.push(volume),
+            Ok(one) if wanted.is_none_or(|name| is_called(&one.1, name)) => {
+                found.push(one);
+                // Others can have the same label, but not the same mount point: a silent one need not be waited for.
+                if wanted.is_some_and(is_path) {
+                    break;
+                }
+            }
             Ok(_) => {}
             Err(error) => silent.push(error.to_string()),
         }
     }
+    found.sort_by(|(_, one), (_, other)| one.uuid.cmp(&other.uuid));
     let failure = |text| {
         Failure::new(ExitCode::Degraded, "daemon-silent", text)
             .advise("The daemon of that volume is there and does not answer: is it stopped? See the system's log.")
     };
-    Ok((volumes, (!silent.is_empty()).then(|| failure(silent.join("; ")))))
+    Ok((found, (!silent.is_empty()).then(|| failure(silent.join("; ")))))
 }
 
 /// Prints what is done from one look to the next, until no volume is left or nobody reads.
@@ -99,7 +115,7 @@ fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Fai
     while !before.is_empty() {
         std::thread::sleep(WATCH_INTERVAL);
         let (after, _) = mounted(wanted)?;
-        for volume in &after {
+        for (_, volume) in &after {
             let Some(before) = before.get(&volume.pid) else { continue };
             let mut line = format!("{}\n", performance::rates(before, volume));
             if lines % WATCH_LINES == 0 {
@@ -111,29 +127,37 @@ fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Fai
             }
             lines += 1;
         }
-        before = by_daemon(after);
+        before = by_daemon(after.into_iter().map(|(_, volume)| volume).collect());
     }
     Ok(ExitCode::Done)
 }
 
 /// The daemon of the one mounted volume that is called `name`, and its status.
 pub(super) fn daemon(name: &str) -> Result<(Client, VolumeStatus), Failure> {
-    let mut found: Vec<_> = answers()?.flatten().filter(|(_, status)| is_called(status, name)).collect();
+    let (mut found, silent) = mounted(Some(name))?;
     match (found.pop(), found.is_empty()) {
         (Some(one), true) => Ok(one),
         (Some(_), false) => {
             let text = format!("several mounted volumes are called {name:?}");
             Err(Failure::usage("volume-ambiguous", text).advise("Name it by its UUID or mount point."))
         }
-        (None, _) => Err(Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
-            .advise("scelle status shows all that are mounted.")),
+        (None, _) => Err(silent.unwrap_or_else(|| not_mounted(name))),
     }
+}
+
+fn not_mounted(name: &str) -> Failure {
+    Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
+        .advise("scelle status without a name shows all that are mounted.")
+}
+
+fn is_path(name: &str) -> bool {
+    name.contains('/')
 }
 
 fn is_called(volume: &VolumeStatus, name: &str) -> bool {
     volume.label == name
         || volume.uuid.eq_ignore_ascii_case(name)
-        || (name.contains('/') && Path::new(&volume.mountpoint) == absolute(Path::new(name)))
+        || (is_path(name) && Path::new(&volume.mountpoint) == absolute(Path::new(name)))
 }
 
 fn text(report: &StatusReport) -> String {

@@ -10,7 +10,10 @@ use super::line;
 use super::protocol::{Answer, Problem, Request, ResyncAnswer, VolumeStatus};
 use crate::units::Uuid;
 
-/// Longest wait for an answer. A sync may have to wait for slow disks.
+/// Longest wait for what a daemon knows by itself, on a machine that is busy.
+const KNOWN_WAIT: Duration = Duration::from_secs(30);
+
+/// Longest wait for an answer that needs devices: a sync may have to wait for one that is given up after a minute.
 const ANSWER_WAIT: Duration = Duration::from_secs(120);
 
 /// Most sockets that [`daemons`] looks at.
@@ -122,12 +125,16 @@ impl Client {
     }
 
     fn ask(&self, request: Request) -> Result<(Answer, UnixStream), ClientError> {
-        self.ask_within(ANSWER_WAIT, request)
+        let wait = match request {
+            Request::Status | Request::AwaitEnd => KNOWN_WAIT,
+            _ => ANSWER_WAIT,
+        };
+        self.ask_within(wait, request)
     }
 
     fn ask_within(&self, wait: Duration, request: Request) -> Result<(Answer, UnixStream), ClientError> {
         let exchange = || {
-            let mut stream = UnixStream::connect(&self.path)?;
+            let mut stream = line::connect(&self.path, wait)?;
             line::send(&mut stream, &request, wait)?;
             Ok((line::receive(&mut stream, Some(wait))?, stream))
         };
@@ -189,14 +196,17 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::io::{Read, Write};
     use std::os::unix::fs::MetadataExt;
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
+    use std::time::Instant;
 
     use super::super::protocol::sample;
-    use super::super::server::{Handler, Server};
+    use super::super::server::{ASIDE_MAX, Handler, Server};
     use super::*;
     use crate::limits;
 
-    struct Fixed;
+    /// Syncs wait for as long as the lock is held.
+    #[derive(Default)]
+    struct Fixed(Mutex<()>);
 
     impl Handler for Fixed {
         fn status(&self) -> VolumeStatus {
@@ -204,6 +214,7 @@ mod tests {
         }
 
         fn sync(&self) -> Result<(), Problem> {
+            drop(self.0.lock());
             Err(Problem { code: "read-only".into(), text: "the volume is read-only".into() })
         }
 
@@ -229,7 +240,7 @@ mod tests {
     const UUID: Uuid = Uuid::from_random([7; 16]);
 
     fn start(dir: &Path) -> Server {
-        Server::start(dir, &UUID.to_string(), Arc::new(Fixed)).unwrap()
+        Server::start(dir, &UUID.to_string(), Arc::new(Fixed::default())).unwrap()
     }
 
     #[test]
@@ -272,7 +283,7 @@ mod tests {
                 }
             }
         });
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         // Whichever comes first, the other is told; and the status is there at once.
         let refused = loop {
             assert_eq!(client.status().unwrap(), sample());
@@ -284,6 +295,46 @@ mod tests {
         assert_eq!(refused.code, "resync-busy");
         assert!(!slow.is_finished(), "the others waited for it");
         assert_eq!(slow.join().unwrap().exit, 3);
+    }
+
+    #[test]
+    fn what_waits_for_a_device_holds_nobody_up_and_is_answered_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let handler = Arc::new(Fixed::default());
+        let held = handler.0.lock().unwrap();
+        let server = Server::start(dir.path(), &UUID.to_string(), Arc::<Fixed>::clone(&handler)).unwrap();
+        let client = Client::new(dir.path(), UUID);
+        let ask = |_| {
+            let client = client.clone();
+            std::thread::spawn(move || client.sync().unwrap_err().to_string())
+        };
+        let syncs: Vec<_> = (0..=ASIDE_MAX).map(ask).collect();
+        // The others wait; who is one too many is told so at once.
+        while !syncs.iter().any(std::thread::JoinHandle::is_finished) {
+            assert_eq!(client.status().unwrap(), sample());
+        }
+        let ending = std::thread::spawn(move || drop(server));
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(!ending.is_finished());
+        drop(held);
+        let (busy, answered): (Vec<_>, Vec<_>) =
+            syncs.into_iter().map(|sync| sync.join().unwrap()).partition(|answer| answer.contains("control-busy"));
+        assert_eq!((busy.len(), answered.len()), (1, ASIDE_MAX));
+        assert!(answered.iter().all(|answer| answer.contains("read-only")), "{answered:?}");
+        ending.join().unwrap();
+
+        // What waits for ever holds the end up for a moment only.
+        let server = Server::start(dir.path(), &UUID.to_string(), Arc::<Fixed>::clone(&handler)).unwrap();
+        let held = handler.0.lock().unwrap();
+        let asking = ask(0);
+        while Arc::strong_count(&handler) == 2 {
+            std::thread::yield_now();
+        }
+        let begin = Instant::now();
+        drop(server);
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        drop(held);
+        assert!(asking.join().unwrap().contains("read-only"));
     }
 
     #[test]
@@ -305,7 +356,7 @@ mod tests {
     fn one_daemon_a_volume_and_a_dead_socket_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let server = start(dir.path());
-        let again = Server::start(dir.path(), &UUID.to_string(), Arc::new(Fixed)).unwrap_err();
+        let again = Server::start(dir.path(), &UUID.to_string(), Arc::new(Fixed::default())).unwrap_err();
         assert_eq!(again.kind(), ErrorKind::AddrInUse);
         drop(server);
         drop(std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap());
@@ -317,9 +368,18 @@ mod tests {
     fn a_daemon_that_is_there_and_does_not_answer_is_told_from_one_that_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let stopped = std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap();
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         let error = Client::new(dir.path(), UUID).ask_within(Duration::from_secs(1), Request::Status).unwrap_err();
         assert!(error.is_silent() && begin.elapsed() < Duration::from_secs(10), "{error}");
+        // Nor when so many have asked it that no more can connect.
+        let soon = Duration::from_millis(300);
+        let path = dir.path().join(format!("{UUID}.sock"));
+        let full = (0..100_000).find_map(|_| line::connect(&path, soon).err()).unwrap();
+        assert_eq!(full.kind(), ErrorKind::TimedOut);
+        assert_eq!(
+            Server::start(dir.path(), &UUID.to_string(), Arc::new(Fixed::default())).unwrap_err().kind(),
+            ErrorKind::AddrInUse
+        );
         drop(stopped);
         assert!(!Client::new(dir.path(), UUID).status().unwrap_err().is_silent());
     }

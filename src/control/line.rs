@@ -2,12 +2,25 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::limits::CONTROL_MESSAGE_MAX;
+
+/// Connects to the socket at `path`. To a daemon that accepts nobody while as many wait as the system lets wait
+/// (`net.core.somaxconn`), connect(2) sleeps without end: a thread of its own does it, and is left behind after `wait`.
+///
+/// # Errors
+/// `TimedOut`, `NotFound` and `ConnectionRefused` where nobody listens, or the socket's.
+pub(super) fn connect(path: &Path, wait: Duration) -> io::Result<UnixStream> {
+    let (path, (sender, receiver)) = (path.to_path_buf(), mpsc::channel());
+    std::thread::Builder::new().name("connect".into()).spawn(move || sender.send(UnixStream::connect(path)))?;
+    receiver.recv_timeout(wait).unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+}
 
 /// Reads one line and decodes it. `wait` bounds the whole line, so that a peer who sends a byte now and then cannot
 /// hold the reader; `None` waits as long as it takes.

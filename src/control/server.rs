@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::line;
 use super::protocol::{Answer, Problem, Request, ResyncAnswer, VolumeStatus};
@@ -19,9 +19,13 @@ const CLIENT_WAIT: Duration = Duration::from_secs(2);
 /// Most clients that wait for the end of the volume at once.
 const AWAITING_MAX: usize = 32;
 
+/// Most questions under way at once that may have to wait for a device.
+pub(super) const ASIDE_MAX: usize = 16;
+
 /// What a daemon can be asked.
 pub trait Handler: Send + Sync + 'static {
-    /// The volume's status now.
+    /// The volume's status now. Must not wait for a device: everybody else waits for it. The others may; each is asked on a
+    /// thread of its own.
     fn status(&self) -> VolumeStatus;
 
     /// Makes durable what has reached the daemon.
@@ -42,8 +46,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Why not.
     fn seal(&self) -> Result<(String, String), Problem>;
 
-    /// Brings back the replica that is named, or all that are not in use. May take as long as a device that does not answer:
-    /// it is called on a thread of its own, and never twice at once.
+    /// Brings back the replica that is named, or all that are not in use. Never called twice at once.
     fn resync(&self, replica: Option<&str>) -> ResyncAnswer;
 }
 
@@ -60,6 +63,8 @@ struct Shared {
     ending: AtomicBool,
     awaiting: Mutex<Vec<UnixStream>>,
     resyncing: AtomicBool,
+    /// One more of it is held for each question that may have to wait for a device.
+    aside: Arc<()>,
 }
 
 impl Server {
@@ -101,6 +106,11 @@ impl Server {
             let _ = thread.join();
         }
         let _ = fs::remove_file(&self.path);
+        // Who has asked is told, unless a device does not answer.
+        let deadline = Instant::now() + CLIENT_WAIT;
+        while Arc::strong_count(&self.shared.aside) > 1 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -116,7 +126,7 @@ fn bind_privately(dir: &Path, name: &str, path: &Path) -> io::Result<UnixListene
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    if UnixStream::connect(path).is_ok() {
+    if line::connect(path, CLIENT_WAIT).map_or_else(|error| error.kind() == ErrorKind::TimedOut, |_| true) {
         return Err(io::Error::new(ErrorKind::AddrInUse, "another daemon serves this volume"));
     }
     let private = dir.join(format!(".{name}.{}", std::process::id()));
@@ -150,22 +160,13 @@ fn serve(listener: &UnixListener, shared: &Arc<Shared>, handler: &Arc<dyn Handle
 
 fn serve_one(mut stream: UnixStream, shared: &Arc<Shared>, handler: &Arc<dyn Handler>) {
     let answer = match line::receive::<Request>(&mut stream, Some(CLIENT_WAIT)) {
-        Ok(Request::Status) => Answer::Status(Box::new(handler.status())),
-        Ok(Request::Sync) => handler.sync().map_or_else(Answer::Error, |()| Answer::Done),
-        Ok(Request::Resync { replica }) => match resync(stream, replica, shared, handler) {
+        Ok(request @ (Request::Status | Request::AwaitEnd)) => answer(request, &**handler, shared),
+        Ok(request) => match aside(&stream, request, shared, handler) {
             Ok(()) => return,
-            Err((back, problem)) => {
-                stream = back;
-                Answer::Error(problem)
-            }
+            Err(busy) => problem("control-busy", format!("{busy}: try again")),
         },
-        Ok(Request::AwaitEnd) => Answer::Waiting { pid: std::process::id() },
-        Ok(Request::Audit { after }) => handler.audit(after).map_or_else(Answer::Error, Answer::Records),
-        Ok(Request::Seal) => {
-            handler.seal().map_or_else(Answer::Error, |(seal, signature)| Answer::Sealed { seal, signature })
-        }
         Err(error) if error.kind() == ErrorKind::InvalidData => {
-            Answer::Error(Problem { code: "control-request".into(), text: format!("not a request: {error}") })
+            problem("control-request", format!("not a request: {error}"))
         }
         Err(_) => return,
     };
@@ -178,30 +179,48 @@ fn serve_one(mut stream: UnixStream, shared: &Arc<Shared>, handler: &Arc<dyn Han
     }
 }
 
-/// Has a resync begun on a thread of its own, which answers. Gives the client back with the reason when it does not.
-fn resync(
-    stream: UnixStream,
-    replica: Option<String>,
+fn problem(code: &str, text: String) -> Answer {
+    Answer::Error(Problem { code: code.into(), text })
+}
+
+fn answer(request: Request, handler: &dyn Handler, shared: &Shared) -> Answer {
+    match request {
+        Request::Status => Answer::Status(Box::new(handler.status())),
+        Request::AwaitEnd => Answer::Waiting { pid: std::process::id() },
+        Request::Sync => handler.sync().map_or_else(Answer::Error, |()| Answer::Done),
+        Request::Audit { after } => handler.audit(after).map_or_else(Answer::Error, Answer::Records),
+        Request::Seal => {
+            handler.seal().map_or_else(Answer::Error, |(seal, signature)| Answer::Sealed { seal, signature })
+        }
+        Request::Resync { .. } if shared.resyncing.swap(true, Ordering::SeqCst) => {
+            problem("resync-busy", "another resync is being begun, or waits for a device: try again".into())
+        }
+        Request::Resync { replica } => {
+            let answer = Answer::Resync(handler.resync(replica.as_deref()));
+            shared.resyncing.store(false, Ordering::SeqCst);
+            answer
+        }
+    }
+}
+
+/// Has a thread of its own answer what may have to wait for a device. Says why it does not.
+fn aside(
+    stream: &UnixStream,
+    request: Request,
     shared: &Arc<Shared>,
     handler: &Arc<dyn Handler>,
-) -> Result<(), (UnixStream, Problem)> {
-    let problem = |text: &str| Problem { code: "resync-busy".into(), text: text.into() };
-    if shared.resyncing.swap(true, Ordering::SeqCst) {
-        return Err((stream, problem("another resync is being begun, or waits for a device: try again")));
+) -> Result<(), &'static str> {
+    if Arc::strong_count(&shared.aside) > ASIDE_MAX {
+        return Err("as many questions as are answered at once wait for a device");
     }
-    let (theirs, handler) = (Arc::clone(shared), Arc::clone(handler));
-    let Ok(mut answering) = stream.try_clone() else {
-        shared.resyncing.store(false, Ordering::SeqCst);
-        return Err((stream, problem("out of file descriptors: try again")));
-    };
-    let spawned = std::thread::Builder::new().name("resync".into()).spawn(move || {
-        let answer = Answer::Resync(handler.resync(replica.as_deref()));
-        theirs.resyncing.store(false, Ordering::SeqCst);
+    let mut stream = stream.try_clone().map_err(|_| "out of file descriptors")?;
+    let (shared, handler, place) = (Arc::clone(shared), Arc::clone(handler), Arc::clone(&shared.aside));
+    let spawned = std::thread::Builder::new().name("question".into()).spawn(move || {
+        let answer = answer(request, &*handler, &shared);
         // A client that has gone away does not want to know.
-        let _ = line::send(&mut answering, &answer, CLIENT_WAIT);
+        let _ = line::send(&mut stream, &answer, CLIENT_WAIT);
+        drop(handler);
+        drop(place);
     });
-    spawned.map(drop).map_err(|_| {
-        shared.resyncing.store(false, Ordering::SeqCst);
-        (stream, problem("no thread can be started: try again"))
-    })
+    spawned.map(drop).map_err(|_| "no thread can be started")
 }

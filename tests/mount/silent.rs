@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use scelle::device::raw::{Access, RawDevice};
 use scelle::device::{AlignedBuf, BlockDevice, Error};
 
-use crate::lab::{Disk, Lab, ok, wait_for};
+use crate::lab::{Disk, Lab, SCELLE, fails, ok, run, wait_for};
 
 const SIZE: u64 = 8 << 20;
 
@@ -43,17 +44,14 @@ fn a_read_that_the_kernel_does_not_answer_is_given_up_and_its_memory_kept() {
     file.write_all_at(&content, 0).unwrap();
     file.sync_all().unwrap();
     drop(file);
-    let disk = Disk::of(image.clone());
+    let disk = Disk::of(image);
+    // What the kernel had in memory would need no daemon.
+    ok(&run(Command::new("losetup").arg("--direct-io=on").arg(&disk.device)));
     let device = RawDevice::open(&disk.device, Access::ExclusiveRead).unwrap();
     let read = |block: u64, limit| device.read_within(block * 4096, AlignedBuf::zeroed(8192), limit);
     let soon = Duration::from_millis(300);
-    assert!(holds(&read(1, soon).unwrap()[..4096], 1));
+    assert!(holds(&read(1, Duration::from_secs(30)).unwrap()[..4096], 1));
     assert!(!device.is_silent());
-    // What the kernel has in memory needs no daemon.
-    let cached = File::open(&image).unwrap();
-    rustix::fs::fadvise(&cached, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    drop(cached);
-
     let stopped = Stopped::new(&lab);
     for block in [1000, 1500] {
         let begin = Instant::now();
@@ -70,9 +68,6 @@ fn a_read_that_the_kernel_does_not_answer_is_given_up_and_its_memory_kept() {
     }
 
     // Closed before the answer has come: the memory that it goes to is never given to anybody else.
-    let cached = File::open(&image).unwrap();
-    rustix::fs::fadvise(&cached, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    drop(cached);
     let stopped = Stopped::new(&lab);
     let begin = Instant::now();
     assert!(matches!(read(500, soon), Err(Error::Unanswered { .. })));
@@ -80,5 +75,21 @@ fn a_read_that_the_kernel_does_not_answer_is_given_up_and_its_memory_kept() {
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     drop(stopped);
     disk.detach();
+    ok(&lab.umount());
+}
+
+#[test]
+fn a_daemon_that_does_not_answer_is_said_to_be_there() {
+    let lab = Lab::mounted(2, 64);
+    let volume = lab.mountpoint.to_str().unwrap();
+    let stopped = Stopped::new(&lab);
+    let begin = Instant::now();
+    let asked = [&["status"][..], &["status", volume], &["audit", "log", volume], &["replica", "resync", volume]];
+    let asked = asked.map(|arguments| Command::new(SCELLE).args(arguments).stderr(Stdio::piped()).spawn().unwrap());
+    for command in asked {
+        fails(&command.wait_with_output().unwrap(), 6, "daemon-silent");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(90), "{:?}", begin.elapsed());
+    drop(stopped);
     ok(&lab.umount());
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::super::failure::{ExitCode, Failure};
 use super::super::watch::{Look, Watch};
-use super::super::{WITNESS_DIR, devices, find};
+use super::super::{WITNESS_DIR, devices, find, status};
 use super::{Request, resync};
 use crate::control::{self, Handler, NotReturned, Problem, ResyncAnswer, Server, VolumeStatus};
 use crate::crypto::Secret;
@@ -127,8 +127,8 @@ fn is_closing(devices: &[PathBuf]) -> bool {
     let mounts = find::mounts();
     let is_mounted = |status: &VolumeStatus| mounts.iter().any(|m| m.mountpoint == Path::new(&status.mountpoint));
     let serves = |status: &VolumeStatus| status.replicas.iter().any(|r| wanted.contains(&node(Path::new(&r.device))));
-    let daemons = control::daemons(control::RUN_DIR.as_ref()).unwrap_or_default();
-    daemons.iter().filter_map(|daemon| daemon.status().ok()).any(|status| serves(&status) && !is_mounted(&status))
+    let answers = status::answers().into_iter().flatten().flatten();
+    answers.map(|(_, status)| status).any(|status| serves(&status) && !is_mounted(&status))
 }
 
 fn config(request: &Request, open: &Open) -> MountConfig {
