@@ -64,6 +64,12 @@ impl Disk {
     }
 }
 
+impl Drop for Disk {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
 pub struct Lab {
     pub dir: tempfile::TempDir,
     pub disks: Vec<Disk>,

@@ -172,7 +172,6 @@ fn p6_a_device_that_was_missing_is_taken_in_without_a_remount() {
     let told = String::from_utf8_lossy(&trail.stdout);
     let told = told.lines().find(|line| line.contains("resync-refused")).expect("a record of the refusal");
     assert!(told.contains(stranger.device.to_str().unwrap()) && told.contains("device-not-listed"), "{told}");
-    stranger.detach();
     // There again, perhaps as another node: found by its label, or named.
     lab.disks[1].reattach();
     let node = lab.disks[1].device.clone();

@@ -74,7 +74,7 @@ fn a_read_that_the_kernel_does_not_answer_is_given_up_and_its_memory_kept() {
     drop(device);
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     drop(stopped);
-    disk.detach();
+    drop(disk);
     ok(&lab.umount());
 }
 

@@ -101,12 +101,6 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
-    fn drop(&mut self) {
-        self.other.detach();
-    }
-}
-
 /// A node of the same device.
 fn node(path: &Path, device: &Path) {
     let path = CString::new(path.as_os_str().as_bytes()).unwrap();
