@@ -60,7 +60,7 @@ mod vfs;
 mod walk;
 
 pub use commit::StagedBatch;
-pub use data::Extent;
+pub use data::{Extent, Part};
 pub use readers::ReadGuard;
 pub use vfs::{describe, is_integrity};
 pub use walk::{Finding, Walk};

@@ -15,7 +15,7 @@ use super::{Error, Fs, Result, file, mapping::Stretch, now};
 use crate::{
     limits::FILE_SIZE_MAX,
     meta::{ExtentRow, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx},
-    pages::{self, Extent},
+    pages::{self, Extent, Part},
     units::{BLOCK_SIZE, Ino},
 };
 
@@ -96,19 +96,28 @@ impl Fs {
     ) -> Result<()> {
         let end = first + (out.len() / BLOCK_SIZE) as u64;
         let bytes = |from: u64, to: u64| (from - first) as usize * BLOCK_SIZE..(to - first) as usize * BLOCK_SIZE;
-        let mut at = first;
+        let mut parts: Vec<Part<'_>> = Vec::new();
+        // The parts are of the blocks `begin..at`.
+        let (mut begin, mut at) = (first, first);
         for extent in extents {
             let Some(tags) = &extent.tags else { continue };
             let (from, to) = (extent.lblock.max(at), extent.end().min(end));
             if from >= to {
                 continue;
             }
-            out[bytes(at, from)].fill(0);
             let skip = from - extent.lblock;
             let tags = &tags[skip as usize..(to - extent.lblock) as usize];
-            self.store.read_data(extent.addr.add(skip), extent.id.add(skip), tags, &mut out[bytes(from, to)])?;
+            let part = Part { addr: extent.addr.add(skip), id: extent.id.add(skip), tags };
+            if from > at || parts.last().is_some_and(|last| last.end() != part.addr) {
+                self.store.read_data(&parts, &mut out[bytes(begin, at)])?;
+                parts.clear();
+                out[bytes(at, from)].fill(0);
+                begin = from;
+            }
+            parts.push(part);
             at = to;
         }
+        self.store.read_data(&parts, &mut out[bytes(begin, at)])?;
         out[bytes(at, end)].fill(0);
         Ok(())
     }

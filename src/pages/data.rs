@@ -28,6 +28,24 @@ impl Extent {
     }
 }
 
+/// Blocks of an extent that are to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    /// The first block.
+    pub addr: BlockAddr,
+    /// Its identity.
+    pub id: WriteId,
+    /// One for each block.
+    pub tags: &'a [Tag],
+}
+
+impl Part<'_> {
+    /// The block behind the last one.
+    pub fn end(&self) -> BlockAddr {
+        self.addr.add(self.tags.len() as u64)
+    }
+}
+
 impl Store {
     /// Seals `plain` (a multiple of 4096 bytes) into fresh blocks and queues them for every replica.
     ///
@@ -119,17 +137,27 @@ impl Store {
         Ok(runs)
     }
 
-    /// Reads blocks of an extent: `tags.len()` of them from `addr`, the first with identity `id`, into `out`.
+    /// Reads blocks of extents that lie one after the other on the devices, in one piece: a request of the kernel spans
+    /// several extents, and a device has more to do at once. `out` takes as many blocks as the parts have together.
     ///
     /// # Errors
     /// [`Error::Integrity`] or [`Error::Io`] when no replica has a block as it was written.
-    pub fn read_data(&self, addr: BlockAddr, id: WriteId, tags: &[Tag], out: &mut [u8]) -> Result<()> {
-        let run = Run::new(addr, tags.len() as u64);
-        let cipher = self.keys.data(id.epoch);
+    pub fn read_data(&self, parts: &[Part<'_>], out: &mut [u8]) -> Result<()> {
+        let Some(first) = parts.first() else { return Ok(()) };
+        debug_assert!(parts.windows(2).all(|pair| pair[0].end() == pair[1].addr));
+        let run = Run::new(first.addr, parts.iter().map(|part| part.tags.len() as u64).sum());
+        let mut cipher = (first.id.epoch, self.keys.data(first.id.epoch));
         self.mirror.read(run, &mut |i, sealed| {
+            let addr = run.addr.add(i as u64);
+            // Invariant: the mirror asks for blocks of the run alone, and the parts have all of these.
+            let part = &parts[parts.partition_point(|part| part.end() <= addr)];
+            let skip = addr.0 - part.addr.0;
+            if cipher.0 != part.id.epoch {
+                cipher = (part.id.epoch, self.keys.data(part.id.epoch));
+            }
             let out = &mut out[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE];
             let at = data_binding(self.volume, run, i as u64);
-            cipher.open_block(&at, id.add(i as u64), &tags[i], sealed, out).is_ok()
+            cipher.1.open_block(&at, part.id.add(skip), &part.tags[skip as usize], sealed, out).is_ok()
         })?;
         Ok(())
     }

@@ -48,6 +48,17 @@ fn commit(store: &Store, sql: &rusqlite::Connection) {
     store.commit(batch).unwrap();
 }
 
+fn part(extent: &Extent) -> Part<'_> {
+    Part { addr: extent.addr, id: extent.id, tags: &extent.tags }
+}
+
+fn spoil(device: &MemoryDevice, addr: BlockAddr) {
+    let (at, mut block) = (mirror::device_offset(addr), vec![0; BLOCK_SIZE]);
+    crate::device::BlockDevice::read_at(device, at, &mut block).unwrap();
+    block[17] ^= 1;
+    crate::device::BlockDevice::write_at(device, at, &[std::io::IoSlice::new(&block)]).unwrap();
+}
+
 fn begin(store: &Arc<Store>) -> rusqlite::Connection {
     let sql = store.open_database().unwrap();
     sql.execute_batch(
@@ -129,7 +140,7 @@ fn data_round_trips_and_freed_blocks_come_back() {
         sql.execute("INSERT INTO t VALUES(1, zeroblob(100))", []).unwrap();
         let mut out = vec![0; 64 * BLOCK_SIZE];
         let first = &extents[0];
-        store.read_data(first.addr, first.id, &first.tags, &mut out[..first.blocks as usize * BLOCK_SIZE]).unwrap();
+        store.read_data(&[part(first)], &mut out[..first.blocks as usize * BLOCK_SIZE]).unwrap();
         assert_eq!(out[..first.blocks as usize * BLOCK_SIZE], plain[..first.blocks as usize * BLOCK_SIZE]);
         commit(&store, &sql);
         verify(&store, &extents);
@@ -215,7 +226,7 @@ fn a_reader_keeps_freed_blocks_from_being_used_again() {
         new.iter().for_each(|e| store.publish(e.run()));
     }
     commit(&store, &sql);
-    store.read_data(old[0].addr, old[0].id, &old[0].tags[..1], &mut out).unwrap();
+    store.read_data(&[Part { tags: &old[0].tags[..1], ..part(&old[0]) }], &mut out).unwrap();
     assert!(out.iter().all(|b| *b == 1));
     drop(reader);
     sql.execute("INSERT INTO t VALUES(1, 1)", []).unwrap();
@@ -230,16 +241,10 @@ fn damage_on_one_replica_is_mended_and_on_all_is_an_error() {
     let extents = store.write_data(&vec![5; 8 * BLOCK_SIZE]).unwrap();
     store.mirror().flush().unwrap();
     let extent = &extents[0];
-    let at = mirror::device_offset(BlockAddr(extent.addr.0 + 3));
-    let spoil = |device: &MemoryDevice| {
-        let mut block = vec![0; BLOCK_SIZE];
-        crate::device::BlockDevice::read_at(device, at, &mut block).unwrap();
-        block[17] ^= 1;
-        crate::device::BlockDevice::write_at(device, at, &[std::io::IoSlice::new(&block)]).unwrap();
-    };
+    let spoil = |device| spoil(device, extent.addr.add(3));
     let read = || {
         let mut out = vec![0; 8 * BLOCK_SIZE];
-        store.read_data(extent.addr, extent.id, &extent.tags, &mut out).map(|()| out)
+        store.read_data(&[part(extent)], &mut out).map(|()| out)
     };
     spoil(&lab.devices[0]);
     assert!(read().unwrap().iter().all(|b| *b == 5));
@@ -248,6 +253,40 @@ fn damage_on_one_replica_is_mended_and_on_all_is_an_error() {
     spoil(&lab.devices[0]);
     spoil(&lab.devices[1]);
     assert!(matches!(read(), Err(Error::Integrity(_))));
+}
+
+#[test]
+fn extents_that_lie_one_after_the_other_are_read_in_one_piece() {
+    let lab = Lab::new(2);
+    let store = lab.open(Root::default(), 1);
+    let sql = begin(&store);
+    sql.execute_batch("CREATE TABLE t(a, b)").unwrap();
+    let plain: Vec<u8> = (0..160 * BLOCK_SIZE).map(|i| (i / 1000 % 251) as u8).collect();
+    let (former, latter) = plain.split_at(100 * BLOCK_SIZE);
+    let mut extents = store.write_data(former).unwrap();
+    extents.iter().for_each(|e| store.publish(e.run()));
+    commit(&store, &sql);
+    drop((sql, store));
+    // Written in two epochs, so with two keys.
+    let store = lab.open(lab.root(), 2);
+    extents.extend(store.write_data(latter).unwrap());
+    assert_eq!(extents.iter().map(|e| e.blocks).collect::<Vec<_>>(), [64, 36, 60]);
+    assert!(extents.windows(2).all(|pair| pair[0].run().end() == pair[1].addr));
+    store.mirror().flush().unwrap();
+    let parts: Vec<_> = extents.iter().map(part).collect();
+    let reads = || -> u64 { (0..2).map(|i| store.mirror().device(i).unwrap().meters().read.reading().count).sum() };
+    let (before, mut out) = (reads(), vec![0; plain.len()]);
+    store.read_data(&parts, &mut out).unwrap();
+    assert!(out == plain);
+    assert_eq!(reads() - before, 1);
+    // What is damaged in one of them is read elsewhere, and mended.
+    spoil(&lab.devices[0], extents[1].addr.add(35));
+    spoil(&lab.devices[1], extents[2].addr);
+    out.fill(0);
+    store.read_data(&parts, &mut out).unwrap();
+    assert!(out == plain);
+    assert_eq!((0..2).map(|i| store.mirror().errors(i).repaired).sum::<u64>(), 1);
+    store.read_data(&[], &mut []).unwrap();
 }
 
 /// A thousand pages are ten nodes and one above, of which four are kept: they come and go between commits and never during one.
