@@ -12,7 +12,7 @@ use clap::Args;
 use super::failure::{ExitCode, Failure};
 use super::performance;
 use super::umount::absolute;
-use crate::control::{self, Client, ClientError, Replica, State, StatusReport, VolumeStatus};
+use crate::control::{self, Client, Replica, State, StatusReport, VolumeStatus};
 
 /// Arguments of `scelle status`.
 #[derive(Debug, Args)]
@@ -57,9 +57,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
 }
 
-/// The daemons that are there, asked all at once and in the order of their answers: each with its status, or with the error of
-/// one that does not answer.
-pub(super) fn answers() -> Result<impl Iterator<Item = Result<(Client, VolumeStatus), ClientError>>, Failure> {
+/// Daemons with their status, and what to say of those that do not answer.
+type Heard = (Vec<(Client, VolumeStatus)>, Option<Failure>);
+
+/// Asks all daemons at once for the volumes that are `wanted`. When there can be `only_one`, the others are not waited for.
+pub(super) fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<Heard, Failure> {
     let system = |error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR));
     let (sender, receiver) = mpsc::channel();
     for daemon in control::daemons(Path::new(control::RUN_DIR)).map_err(system)? {
@@ -70,39 +72,32 @@ pub(super) fn answers() -> Result<impl Iterator<Item = Result<(Client, VolumeSta
         };
         std::thread::Builder::new().name("ask".into()).spawn(ask).map_err(system)?;
     }
-    Ok(receiver.into_iter().filter_map(|(answer, daemon)| match answer {
-        Ok(status) => Some(Ok((daemon, status))),
-        Err(error) if error.is_silent() => Some(Err(error)),
-        // A socket whose daemon was killed answers nothing, and its volume is not mounted.
-        Err(_) => None,
-    }))
-}
-
-/// Daemons with their status, and what to say of daemons that do not answer.
-type Heard = (Vec<(Client, VolumeStatus)>, Option<Failure>);
-
-/// The daemons of every volume that is mounted, or of those that are called `wanted`.
-fn mounted(wanted: Option<&str>) -> Result<Heard, Failure> {
+    drop(sender);
     let (mut found, mut silent) = (Vec::new(), Vec::new());
-    for answer in answers()? {
+    for (answer, daemon) in receiver {
         match answer {
-            Ok(one) if wanted.is_none_or(|name| is_called(&one.1, name)) => {
-                found.push(one);
-                // Others can have the same label, but not the same mount point: a silent one need not be waited for.
-                if wanted.is_some_and(is_path) {
+            Ok(status) if wanted(&status) => {
+                found.push((daemon, status));
+                if only_one {
                     break;
                 }
             }
-            Ok(_) => {}
-            Err(error) => silent.push(error.to_string()),
+            Err(error) if error.is_silent() => silent.push(error.to_string()),
+            // A socket whose daemon was killed answers nothing, and its volume is not mounted.
+            Ok(_) | Err(_) => {}
         }
     }
     found.sort_by(|(_, one), (_, other)| one.uuid.cmp(&other.uuid));
     let failure = |text| {
         Failure::new(ExitCode::Degraded, "daemon-silent", text)
-            .advise("The daemon of that volume is there and does not answer: is it stopped? See the system's log.")
+            .advise("A daemon is there and does not answer: is it stopped? See the system's log.")
     };
     Ok((found, (!silent.is_empty()).then(|| failure(silent.join("; ")))))
+}
+
+/// The volumes that are called `wanted`, all that are mounted without it. Several can have one label, but not one mount point.
+fn mounted(wanted: Option<&str>) -> Result<Heard, Failure> {
+    heard(wanted.is_some_and(is_path), |volume| wanted.is_none_or(|name| is_called(volume, name)))
 }
 
 /// Prints what is done from one look to the next, until no volume is left or nobody reads.

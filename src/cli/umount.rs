@@ -97,21 +97,14 @@ pub(super) fn absolute(path: &Path) -> PathBuf {
 
 /// The daemon that serves the mount at `mountpoint`; none is said only when all daemons were heard.
 pub(super) fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Failure> {
-    let mut silent = None;
-    for answer in status::answers()? {
-        match answer {
-            Ok((client, status)) if Path::new(&status.mountpoint) == mountpoint => return Ok(Some(client)),
-            Ok(_) => {}
-            Err(error) => silent = Some(error),
+    let (mut found, silent) = status::heard(true, |status| Path::new(&status.mountpoint) == mountpoint)?;
+    match (found.pop(), silent) {
+        (Some((client, _)), _) => Ok(Some(client)),
+        (None, None) => Ok(None),
+        (None, Some(Failure { reason, text, advice, .. })) => {
+            let text = format!("whether a daemon still serves {} is not known: {text}", mountpoint.display());
+            Err(Failure::failed(&reason, text).advise(advice))
         }
-    }
-    match silent {
-        Some(error) => {
-            let text = format!("whether a daemon still serves {} is not known: {error}", mountpoint.display());
-            Err(Failure::failed("daemon-silent", text)
-                .advise("A daemon is there and does not answer: is it stopped? See the system's log."))
-        }
-        None => Ok(None),
     }
 }
 

@@ -127,8 +127,7 @@ fn is_closing(devices: &[PathBuf]) -> bool {
     let mounts = find::mounts();
     let is_mounted = |status: &VolumeStatus| mounts.iter().any(|m| m.mountpoint == Path::new(&status.mountpoint));
     let serves = |status: &VolumeStatus| status.replicas.iter().any(|r| wanted.contains(&node(Path::new(&r.device))));
-    let answers = status::answers().into_iter().flatten().flatten();
-    answers.map(|(_, status)| status).any(|status| serves(&status) && !is_mounted(&status))
+    status::heard(true, |status| serves(status) && !is_mounted(status)).is_ok_and(|(found, _)| !found.is_empty())
 }
 
 fn config(request: &Request, open: &Open) -> MountConfig {
