@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -216,10 +216,9 @@ impl RawDevice {
         let mut done = 0;
         while done < total {
             let rest = &mut buf[done..];
-            let at = (offset + done as u64) as libc::off_t;
-            // SAFETY: the kernel writes at most `rest.len()` bytes into `rest`.
-            let n = unsafe { libc::pread(self.file.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) };
-            done += progress(returned(n), self.block).map_err(|e| Self::failed("read", offset, total, e))?;
+            let read = rustix::io::pread(&self.file, rest, offset + done as u64);
+            done += progress(read.map_err(io::Error::from), self.block)
+                .map_err(|e| Self::failed("read", offset, total, e))?;
         }
         Ok(())
     }
@@ -254,37 +253,18 @@ impl RawDevice {
 
     fn write_aligned(&self, offset: u64, bufs: &[IoSlice<'_>], total: usize) -> Result<()> {
         let mut done = 0;
-        let mut slices: Vec<libc::iovec> = bufs
-            .iter()
-            .filter(|b| !b.is_empty())
-            .map(|b| libc::iovec { iov_base: b.as_ptr().cast_mut().cast(), iov_len: b.len() })
-            .collect();
+        let mut slices: Vec<IoSlice<'_>> = bufs.iter().copied().filter(|buf| !buf.is_empty()).collect();
         let mut rest = &mut slices[..];
         while done < total {
-            let count = rest.len().min(IOV_MAX) as libc::c_int;
-            let at = (offset + done as u64) as libc::off_t;
-            // SAFETY: each slice points into one of `bufs`, which outlive the call; the kernel only reads them.
-            let n = unsafe { libc::pwritev(self.file.as_raw_fd(), rest.as_ptr(), count, at) };
-            let mut n = progress(returned(n), self.block).map_err(|e| Self::failed("write", offset, total, e))?;
+            let count = rest.len().min(IOV_MAX);
+            let written = rustix::io::pwritev(&self.file, &rest[..count], offset + done as u64);
+            let n = progress(written.map_err(io::Error::from), self.block)
+                .map_err(|e| Self::failed("write", offset, total, e))?;
             done += n;
-            while let Some(first) = rest.first_mut() {
-                if n < first.iov_len {
-                    // SAFETY: `n` is less than the slice's length, so the pointer stays inside of it.
-                    first.iov_base = unsafe { first.iov_base.cast::<u8>().add(n) }.cast();
-                    first.iov_len -= n;
-                    break;
-                }
-                n -= first.iov_len;
-                rest = &mut rest[1..];
-            }
+            IoSlice::advance_slices(&mut rest, n);
         }
         Ok(())
     }
-}
-
-/// What a system call returned.
-fn returned(n: isize) -> io::Result<usize> {
-    usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
 /// How many bytes a transfer moved; an interrupted one moved none and is tried again.
@@ -374,16 +354,8 @@ impl BlockDevice for RawDevice {
     }
 
     fn flush(&self) -> Result<()> {
-        loop {
-            // SAFETY: the descriptor is open for the life of `self.file`.
-            if unsafe { libc::fdatasync(self.file.as_raw_fd()) } == 0 {
-                return Ok(());
-            }
-            let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(Self::failed("flush", 0, 0, error));
-            }
-        }
+        rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.file))
+            .map_err(|error| Self::failed("flush", 0, 0, error.into()))
     }
 
     fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
