@@ -4,9 +4,6 @@ mod audit;
 mod check;
 mod create;
 mod device;
-mod devices;
-mod failure;
-mod find;
 mod helper;
 mod logging;
 mod mount;
@@ -16,8 +13,8 @@ mod registry;
 mod replica;
 mod secret;
 mod status;
+mod text;
 mod umount;
-mod watch;
 mod r#where;
 
 use std::ffi::OsString;
@@ -28,12 +25,9 @@ use clap::{Args, Parser, Subcommand};
 
 use helper::Helper;
 
-pub use failure::{ExitCode, Failure};
-
+use crate::control::{ExitCode, Failure};
+use crate::daemon::Documents;
 use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
-
-/// Where the host remembers what it has seen of each volume.
-const WITNESS_DIR: &str = "/var/lib/scelle";
 
 /// An encrypted, replicated filesystem that writes only to devices a signed registry approves.
 #[derive(Debug, Parser)]
@@ -71,13 +65,19 @@ enum Command {
 
 /// Where the documents are that approve devices.
 #[derive(Clone, Debug, Args)]
-struct Documents {
+struct DocumentArguments {
     /// The signed registry; its signatures are beside it
     #[arg(long, value_name = "FILE", default_value = REGISTRY_PATH)]
     registry: PathBuf,
     /// The trust anchors: officers' public keys and the threshold
     #[arg(long, value_name = "FILE", default_value = TRUST_PATH)]
     trust: PathBuf,
+}
+
+impl DocumentArguments {
+    fn documents(&self) -> Documents {
+        Documents { registry: self.registry.clone(), trust: self.trust.clone() }
+    }
 }
 
 /// Where the passphrase comes from.

@@ -1,4 +1,5 @@
-//! The control socket of a mounted volume: the protocol as plain data, its server and its client.
+//! The control socket of a mounted volume: the protocol as plain data, its server and its client, and how a
+//! command fails. Knows no volume.
 //!
 //! `/run/scelle/UUID.sock` is a Unix stream socket that only root can open. The client sends one JSON object on one
 //! line, the daemon answers with one on one line and closes. Every line is at most
@@ -15,21 +16,22 @@
 //! | `{"request":"resync","replica":"…"}` | `{"resync":{…}}` with what came back and why others did not; `replica` may be left out |
 //! | anything else | `{"error":{"code":"…","text":"…"}}` |
 
+pub mod ask;
 mod client;
+mod failure;
 mod line;
 mod place;
 mod protocol;
-mod report;
 mod server;
 
 pub use client::{Client, ClientError, EndWatch, daemons};
-pub use place::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume, place};
+pub use failure::{ExitCode, Failure};
+pub use place::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume};
 pub use protocol::{
     Answer, AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, NotReturned, Performance, Problem, Reason,
     RegistryStatus, Replica, Request, Resync, ResyncAnswer, Returned, Scrub, State, StatusReport, Transfers, Verdict,
     VolumeStatus, WatchStatus,
 };
-pub use report::report;
 pub use server::{Handler, Server};
 
 /// Where the daemons' sockets are.

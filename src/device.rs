@@ -1,36 +1,23 @@
-//! Block devices: what the kernel calls a device, its identity and backing chain, and aligned transfers.
+//! Block devices: what the kernel calls a device, with aligned transfers.
 //!
 //! [`BlockDevice`] is the small trait that everything above writes through; [`memory`] keeps a device in memory
 //! (tests), [`raw`] is a real one opened exclusively with direct I/O, [`faulty`] wraps another and fails on purpose.
-//! [`identity`] says what a device is and what is below it, as [`chain`] reads it from the kernel through [`sys`], and
-//! [`live`] has the device itself confirm it; [`events`] says when it is time to look again. [`host`] says on what all of this runs. `tests/policy` holds this against
-//! recorded and made-up trees of sysfs, `scripts/hardware-test` against a running kernel.
+//! One suite runs against each. An [`IdentifiedDevice`] also says what it is and what is below it
+//! ([`probe`](crate::probe)).
 
 use std::io::IoSlice;
 use std::time::Duration;
 
-mod aio;
-mod attributes;
-pub mod buffer;
-pub mod chain;
-pub mod events;
 pub mod faulty;
-pub mod host;
-pub mod identity;
-mod ioctl;
-pub mod live;
 pub mod memory;
-pub mod mounts;
-pub mod process;
 pub mod raw;
-pub mod sys;
-mod transport;
 
 #[cfg(test)]
 mod suite;
 
-pub use buffer::AlignedBuf;
-pub use identity::{DeviceFacts, FactsError, IdentifiedDevice};
+pub use crate::os::AlignedBuf;
+pub use crate::os::aio::Write;
+use crate::probe::{DeviceFacts, FactsError};
 
 /// What went wrong with a device, in the words of the caller.
 #[derive(Debug, thiserror::Error)]
@@ -123,24 +110,13 @@ pub trait BlockDevice: Send + Sync {
     }
 }
 
-/// One of several writes: the concatenation of `bufs` at `offset`.
-pub struct Write<'a> {
-    /// Byte offset on the device.
-    pub offset: u64,
-    /// The bytes.
-    pub bufs: Vec<IoSlice<'a>>,
-}
-
-impl Write<'_> {
-    /// Length in bytes.
-    pub fn len(&self) -> usize {
-        self.bufs.iter().map(|buf| buf.len()).sum()
-    }
-
-    /// Whether there is nothing to write.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+/// A block device that can say what it is.
+pub trait IdentifiedDevice: BlockDevice {
+    /// Reads the identity and the backing chain anew.
+    ///
+    /// # Errors
+    /// When the device is gone, or is not the one that was opened.
+    fn facts(&self) -> std::result::Result<DeviceFacts, FactsError>;
 }
 
 /// Checks a transfer against the device's size and logical blocks.

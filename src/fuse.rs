@@ -21,6 +21,7 @@ mod attr;
 mod awake;
 mod handlers;
 mod place;
+mod reply;
 mod rights;
 mod seek;
 mod session;

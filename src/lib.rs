@@ -7,9 +7,15 @@ pub mod units;
 
 pub mod limits;
 
+pub mod os;
+
+pub mod space;
+
 pub mod crypto;
 
 pub mod registry;
+
+pub mod probe;
 
 pub mod device;
 
@@ -19,18 +25,20 @@ pub mod label;
 
 pub mod mirror;
 
-pub mod space;
-
 pub mod pages;
 
 pub mod meta;
 
 pub mod fs;
 
+pub mod audit;
+
 pub mod volume;
 
 pub mod fuse;
 
 pub mod control;
+
+pub mod daemon;
 
 pub mod cli;

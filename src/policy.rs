@@ -4,6 +4,7 @@
 //! backing chain down to every leaf. [`ApprovedDevice::approve`] is the only maker of what the write path takes.
 
 mod approved;
+mod entry;
 mod examine;
 pub mod laboratory;
 pub mod load;
@@ -11,7 +12,8 @@ pub mod operators;
 mod reason;
 mod standing;
 
-pub use approved::{ApprovedDevice, ApprovedEntry, DeviceMeters, Refused, WriteError};
+pub use approved::{ApprovedDevice, DeviceMeters, Refused, WriteError};
+pub use entry::ApprovedEntry;
 pub use examine::{examine, examine_set};
 pub use reason::{Reason, ReasonCode};
 pub use standing::{EXPIRY_WARNING_DAYS, Expiry, Standing, expiries, standing};

@@ -5,20 +5,22 @@
 use std::io::{self, IoSlice};
 use std::sync::{Arc, OnceLock};
 
+use scelle::audit::record::{Digest, Record};
+use scelle::audit::{FORMAT, Seal, export_head, verify_export};
 use scelle::control::{Answer, FilePlace, Request, StatusReport, VolumeStatus};
 use scelle::crypto::{Binding, KdfParams, Keys, Kind, Secret, VolumeKey, WrappedKey, sha256};
-use scelle::device::host::HostFacts;
-use scelle::device::identity::{DevNo, DeviceFacts, Node};
 use scelle::device::memory::MemoryDevice;
-use scelle::device::{self, BlockDevice, IdentifiedDevice, chain};
+use scelle::device::{self, BlockDevice, IdentifiedDevice};
 use scelle::fs::{Fs, acl::Acl};
 use scelle::label::{self, Fields, HEADER_BYTES, Header, KeySlot, ROOT_BYTES, RawHeader, ReplicaRow};
 use scelle::limits;
+use scelle::os::DevNo;
 use scelle::policy::{ApprovedDevice, examine, laboratory};
+use scelle::probe::chain;
+use scelle::probe::host::HostFacts;
+use scelle::probe::identity::{DeviceFacts, Node};
 use scelle::registry::{self, Date, DerivedKey, Registry, SignatureFile, Transport, TrustAnchors, VerifiedRegistry};
 use scelle::units::{BlockAddr, Ino, Uuid, WriteId};
-use scelle::volume::audit::record::{Digest, Record};
-use scelle::volume::audit::{FORMAT, Seal, export_head, verify_export};
 use scelle::volume::{self, CreateOptions, OpenOptions, Sealed, recovery};
 
 #[path = "../../tests/common/kernel.rs"]

@@ -8,14 +8,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
-use super::failure::{ExitCode, Failure};
-use super::status;
-use crate::control::{Client, ClientError};
-use crate::device::sys::read_bounded;
+use crate::audit::record::Record;
+use crate::audit::{Fault, Seal, Verifier, export_head, verify_export};
+use crate::control::{Client, ClientError, ask};
+use crate::control::{ExitCode, Failure};
 use crate::limits::SIGNATURE_BYTES_MAX;
+use crate::os::read_bounded;
 use crate::registry::Date;
-use crate::volume::audit::record::Record;
-use crate::volume::audit::{Fault, Seal, Verifier, export_head, verify_export};
 
 /// Arguments of `scelle audit`.
 #[derive(Debug, Args)]
@@ -134,7 +133,7 @@ fn log(volume: &str, json: bool, since: Option<&str>) -> Result<(), Stop> {
         })
         .transpose()?
         .map_or_else(String::new, |date| date.to_string());
-    let (client, status) = status::daemon(volume)?;
+    let (client, status) = ask::daemon(volume)?;
     let mut out = io::stdout().lock();
     records(&client, |line| {
         let record = Record::parse(line.as_bytes());
@@ -255,7 +254,7 @@ fn read_key(key: &str) -> Result<String, Failure> {
 }
 
 fn verify_volume(volume: &str, key: Option<String>) -> Result<Seal, Stop> {
-    let (client, status) = status::daemon(volume)?;
+    let (client, status) = ask::daemon(volume)?;
     let (seal, signature) = client.seal()?;
     let key = key.unwrap_or(status.audit.key);
     let mut verifier = Verifier::new(&seal, &signature, &key).map_err(|e| fault(volume, &e))?;
@@ -283,7 +282,7 @@ fn sealed_records(
 }
 
 fn export(volume: &str, output: Option<&Path>) -> Result<(), Stop> {
-    let (client, status) = status::daemon(volume)?;
+    let (client, status) = ask::daemon(volume)?;
     let (seal, signature) = client.seal()?;
     let mut verifier = Verifier::new(&seal, &signature, &status.audit.key).map_err(|e| fault(volume, &e))?;
     let mut write = |out: &mut dyn Write| -> Result<(), Stop> {

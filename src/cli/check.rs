@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::failure::{ExitCode, Failure};
-use super::{Documents, Passphrase, devices, secret};
+use super::{DocumentArguments, Passphrase, secret};
+use crate::control::{ExitCode, Failure};
+use crate::daemon::devices;
 use crate::device::raw::Access;
 use crate::volume::{CheckReport, Sealed};
 
@@ -15,7 +16,7 @@ use crate::volume::{CheckReport, Sealed};
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    documents: Documents,
+    documents: DocumentArguments,
     #[command(flatten)]
     passphrase: Passphrase,
     /// The devices of one volume
@@ -25,7 +26,7 @@ pub(super) struct Arguments {
 
 /// Verifies the volume; writes nothing.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
-    let registry = devices::load_registry(&arguments.documents)?;
+    let registry = devices::load_registry(&arguments.documents.documents())?;
     let approved = devices::approve(&arguments.devices, &registry, Access::ExclusiveRead)?;
     let sealed = Sealed::read(approved)?;
     let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::failure::{ExitCode, Failure};
-use super::{Documents, Passphrase, devices, secret};
+use super::{DocumentArguments, Passphrase, secret};
+use crate::control::{ExitCode, Failure};
+use crate::daemon::devices;
 use crate::device::raw::Access;
 use crate::limits::VOLUME_LABEL_MAX;
 use crate::volume::{self, CreateOptions};
@@ -17,7 +18,7 @@ pub(super) struct Arguments {
     #[arg(long, default_value = "")]
     label: String,
     #[command(flatten)]
-    documents: Documents,
+    documents: DocumentArguments,
     #[command(flatten)]
     passphrase: Passphrase,
     /// The devices; each becomes a replica
@@ -28,7 +29,7 @@ pub(super) struct Arguments {
 /// Makes the volume and prints its UUID.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     check_label(&arguments.label)?;
-    let registry = devices::load_registry(&arguments.documents)?;
+    let registry = devices::load_registry(&arguments.documents.documents())?;
     let approved = devices::approve(&arguments.devices, &registry, Access::Exclusive)?;
     if approved.len() == 1 {
         eprintln!("scelle: warning: a volume on one device has no second copy: what that device loses is lost");
@@ -36,7 +37,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Create)?;
     let options = CreateOptions { label: arguments.label.clone(), ..CreateOptions::default() };
     // Whoever was asked for a passphrase may have taken his time: a device may have been revoked meanwhile.
-    let registry = devices::load_registry(&arguments.documents)?;
+    let registry = devices::load_registry(&arguments.documents.documents())?;
     let uuid = volume::create(approved, &registry, &secret, &options)?;
     println!("{uuid}");
     if registry.is_laboratory() {

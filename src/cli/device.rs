@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::Documents;
-use super::devices::{load_registry, today};
-use super::failure::{ExitCode, Failure};
-use crate::device::chain;
-use crate::device::host::HostFacts;
-use crate::device::identity::{DevNo, DeviceFacts, IdentifiedDevice, Node};
+use super::DocumentArguments;
+use crate::control::{ExitCode, Failure};
+use crate::daemon::devices::{load_registry, today};
+use crate::device::IdentifiedDevice;
 use crate::device::raw::{Access, RawDevice};
-use crate::device::sys::{Kernel, System};
 use crate::limits;
+use crate::os::DevNo;
 use crate::policy::{self, ReasonCode, Verdict};
+use crate::probe::chain;
+use crate::probe::host::HostFacts;
+use crate::probe::identity::{DeviceFacts, Node};
+use crate::probe::sys::{Kernel, System};
 use crate::registry::{Date, VerifiedRegistry};
 
 /// `scelle device`.
@@ -38,7 +40,7 @@ pub enum DeviceCommand {
 #[derive(Debug, Args)]
 pub struct List {
     #[command(flatten)]
-    documents: Documents,
+    documents: DocumentArguments,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -50,7 +52,7 @@ pub struct Inspect {
     /// The device
     device: PathBuf,
     #[command(flatten)]
-    documents: Documents,
+    documents: DocumentArguments,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -98,7 +100,7 @@ fn advice(verdict: Option<&Verdict>) -> Vec<Advice> {
 
 fn list(arguments: &List, out: &mut dyn Write) -> Result<ExitCode, Failure> {
     // Without a registry the list is still of use: for writing one.
-    let (registry, absent) = match load_registry(&arguments.documents) {
+    let (registry, absent) = match load_registry(&arguments.documents.documents()) {
         Ok(registry) => (Some(registry), None),
         Err(failure) => (None, Some(failure)),
     };
@@ -201,7 +203,7 @@ fn inspect(arguments: &Inspect, out: &mut dyn Write) -> Result<ExitCode, Failure
     let device = RawDevice::open(&arguments.device, Access::SharedRead)?;
     let facts = device.facts().map_err(|e| Failure::failed("device-unreadable", e.to_string()))?;
     let host = HostFacts::read(&Kernel);
-    let registry = load_registry(&arguments.documents);
+    let registry = load_registry(&arguments.documents.documents());
     let verdict = match &registry {
         Ok(registry) => Some(policy::examine(registry, &facts, &host, today()?)),
         Err(_) => None,
@@ -328,9 +330,10 @@ fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::device::live::{NvmeAnswers, ScsiAnswers};
-    use crate::device::sys::{DmTable, LoopStatus, Target};
+    use crate::os::ioctl::{DmTable, LoopStatus};
+    use crate::os::ioctl::{NvmeAnswers, ScsiAnswers};
     use crate::policy::laboratory;
+    use crate::probe::sys::Target;
     use crate::registry::Transport;
 
     fn disk(name: &str) -> Node {

@@ -4,9 +4,10 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::failure::{ExitCode, Failure};
 use super::{mount, options, umount};
-use crate::device::process::Unmount;
+use crate::control::{ExitCode, Failure};
+use crate::daemon::Request;
+use crate::os::process::Unmount;
 
 /// Which helper the program was called as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ fn as_mount(arguments: &[OsString]) -> Result<ExitCode, Failure> {
     if flags.contains(&b'f') {
         return Ok(ExitCode::Done);
     }
-    mount::perform(mount::Request::of_helper(source, mountpoint, options))
+    mount::perform(Request::of_helper(source, mountpoint, options))
 }
 
 /// `umount.scelle MOUNTPOINT [-fnlv] [-N NAMESPACE] [-t TYPE]`. `-f` changes nothing: what was written is not thrown away.

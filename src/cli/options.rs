@@ -3,40 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::failure::Failure;
-
-/// What `-o` asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MountOptions {
-    /// Change the flags of what is mounted there.
-    pub remount: bool,
-    /// Refuse every change.
-    pub read_only: bool,
-    /// Go on although a replica that was in sync is absent.
-    pub degraded: bool,
-    /// Go on although every device shows an older state than this host has seen.
-    pub accept_rollback: bool,
-    /// Let nobody execute anything; unless said, execution is allowed.
-    pub no_exec: Option<bool>,
-    /// Honour set-user-id and set-group-id bits; unless said, they are not.
-    pub suid: Option<bool>,
-    /// Honour device nodes; unless said, they are not.
-    pub dev: Option<bool>,
-    /// Every write is durable when it returns; unless said, after fsync.
-    pub sync: Option<bool>,
-    /// Let processors sleep between requests, however short the pause.
-    pub powersave: bool,
-    /// Unmount when nobody has used the folder for so long.
-    pub idle: Option<Duration>,
-    /// Most memory for blocks that were read, in bytes.
-    pub cache_bytes: Option<u64>,
-    /// The signed registry.
-    pub registry: Option<PathBuf>,
-    /// The trust anchors.
-    pub trust: Option<PathBuf>,
-    /// Where the passphrase is.
-    pub passphrase_file: Option<PathBuf>,
-}
+use crate::control::Failure;
+use crate::daemon::MountOptions;
 
 /// What an option does with what is already set.
 enum Effect {

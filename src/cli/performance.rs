@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::status::bytes;
+use super::text::bytes;
 use crate::control::{CacheStatus, DeviceIo, Latency, Performance, VolumeStatus};
 
 /// Titles of the columns that [`rates`] fills.

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
-use super::devices::{refusal, today};
-use super::failure::{ExitCode, Failure};
-use crate::device::identity::{DeviceFacts, IdentifiedDevice};
+use crate::control::{ExitCode, Failure};
+use crate::daemon::devices::{refusal, today};
+use crate::device::IdentifiedDevice;
 use crate::device::raw::{Access, RawDevice};
-use crate::device::sys::read_bounded;
 use crate::limits;
+use crate::os::read_bounded;
 use crate::policy::{ReasonCode, laboratory, load};
+use crate::probe::identity::DeviceFacts;
 use crate::registry::{self, Date, Registry, TrustAnchors};
 
 /// `scelle registry`.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::failure::{ExitCode, Failure};
-use super::{status, umount};
-use crate::control::{Client, ClientError, VolumeStatus};
+use crate::control::{Client, ClientError, VolumeStatus, ask};
+use crate::control::{ExitCode, Failure};
+use crate::os;
 
 /// How often the daemon is asked how far it is.
 const POLL: Duration = Duration::from_millis(200);
@@ -41,7 +41,7 @@ struct Resync {
 /// `scelle replica`.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     let Command::Resync(resync) = &arguments.command;
-    let (daemon, volume) = status::daemon(&resync.volume)?;
+    let (daemon, volume) = ask::daemon(&resync.volume)?;
     let answer = daemon.resync(resync.replica.as_deref().map(absolute)).map_err(failure)?;
     for returned in &answer.returned {
         let how = if returned.resyncing { "is being resynced" } else { "is in sync" };
@@ -67,7 +67,7 @@ fn absolute(name: &str) -> String {
     if !name.contains('/') {
         return name.to_owned();
     }
-    umount::absolute(Path::new(name)).to_string_lossy().into_owned()
+    os::mountpoint_path(Path::new(name)).to_string_lossy().into_owned()
 }
 
 /// Waits until no replica of these is being resynced; then all must be in sync.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::failure::Failure;
+use crate::control::Failure;
 use crate::crypto::Secret;
 use crate::limits::SECRET_BYTES_MAX;
 

@@ -3,16 +3,14 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::io::Write as _;
-use std::path::Path;
-use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::failure::{ExitCode, Failure};
 use super::performance;
-use super::umount::absolute;
-use crate::control::{self, Client, Replica, State, StatusReport, VolumeStatus};
+use super::text::bytes;
+use crate::control::ask::{mounted, not_mounted};
+use crate::control::{self, ExitCode, Failure, Replica, State, StatusReport, VolumeStatus};
 
 /// Arguments of `scelle status`.
 #[derive(Debug, Args)]
@@ -57,49 +55,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
 }
 
-/// Daemons with their status, and what to say of those that do not answer.
-type Heard = (Vec<(Client, VolumeStatus)>, Option<Failure>);
-
-/// Asks all daemons at once for the volumes that are `wanted`. When there can be `only_one`, the others are not waited for.
-pub(super) fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<Heard, Failure> {
-    let system = |error| Failure::failed("control", format!("{}: {error}", control::RUN_DIR));
-    let (sender, receiver) = mpsc::channel();
-    for daemon in control::daemons(Path::new(control::RUN_DIR)).map_err(system)? {
-        let sender = sender.clone();
-        let ask = move || {
-            // Who has heard enough has gone away.
-            let _ = sender.send((daemon.status(), daemon));
-        };
-        std::thread::Builder::new().name("ask".into()).spawn(ask).map_err(system)?;
-    }
-    drop(sender);
-    let (mut found, mut silent) = (Vec::new(), Vec::new());
-    for (answer, daemon) in receiver {
-        match answer {
-            Ok(status) if wanted(&status) => {
-                found.push((daemon, status));
-                if only_one {
-                    break;
-                }
-            }
-            Err(error) if error.is_silent() => silent.push(error.to_string()),
-            // A socket whose daemon was killed answers nothing, and its volume is not mounted.
-            Ok(_) | Err(_) => {}
-        }
-    }
-    found.sort_by(|(_, one), (_, other)| one.uuid.cmp(&other.uuid));
-    let failure = |text| {
-        Failure::new(ExitCode::Degraded, "daemon-silent", text)
-            .advise("A daemon is there and does not answer: is it stopped? See the system's log.")
-    };
-    Ok((found, (!silent.is_empty()).then(|| failure(silent.join("; ")))))
-}
-
-/// The volumes that are called `wanted`, all that are mounted without it. Several can have one label, but not one mount point.
-fn mounted(wanted: Option<&str>) -> Result<Heard, Failure> {
-    heard(wanted.is_some_and(is_path), |volume| wanted.is_none_or(|name| is_called(volume, name)))
-}
-
 /// Prints what is done from one look to the next, until no volume is left or nobody reads.
 fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Failure> {
     let by_daemon = |volumes: Vec<VolumeStatus>| -> HashMap<u32, VolumeStatus> {
@@ -125,34 +80,6 @@ fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Fai
         before = by_daemon(after.into_iter().map(|(_, volume)| volume).collect());
     }
     Ok(ExitCode::Done)
-}
-
-/// The daemon of the one mounted volume that is called `name`, and its status.
-pub(super) fn daemon(name: &str) -> Result<(Client, VolumeStatus), Failure> {
-    let (mut found, silent) = mounted(Some(name))?;
-    match (found.pop(), found.is_empty()) {
-        (Some(one), true) => Ok(one),
-        (Some(_), false) => {
-            let text = format!("several mounted volumes are called {name:?}");
-            Err(Failure::usage("volume-ambiguous", text).advise("Name it by its UUID or mount point."))
-        }
-        (None, _) => Err(silent.unwrap_or_else(|| not_mounted(name))),
-    }
-}
-
-fn not_mounted(name: &str) -> Failure {
-    Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
-        .advise("scelle status without a name shows all that are mounted.")
-}
-
-fn is_path(name: &str) -> bool {
-    name.contains('/')
-}
-
-fn is_called(volume: &VolumeStatus, name: &str) -> bool {
-    volume.label == name
-        || volume.uuid.eq_ignore_ascii_case(name)
-        || (is_path(name) && Path::new(&volume.mountpoint) == absolute(Path::new(name)))
 }
 
 fn text(report: &StatusReport) -> String {
@@ -221,28 +148,4 @@ fn write_replica(out: &mut String, replica: &Replica) -> std::fmt::Result {
         writeln!(out, "    errors: {read} read, {write} write, {integrity} integrity; {repaired} repaired")?;
     }
     Ok(())
-}
-
-/// A number of bytes for people, in binary units.
-pub(super) fn bytes(count: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let power = (count.max(1).ilog2() / 10) as usize;
-    if power == 0 {
-        return format!("{count} B");
-    }
-    format!("{:.1} {}", count as f64 / (1u64 << (10 * power)) as f64, units[power])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_readable() {
-        for (count, expected) in
-            [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536 << 20, "1.5 GiB"), (u64::MAX, "16.0 EiB")]
-        {
-            assert_eq!(bytes(count), expected);
-        }
-    }
 }

@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::failure::{ExitCode, Failure};
-use super::status;
-use crate::control::{Client, ClientError};
-use crate::device::process::{self, Unmount};
+use crate::control::{ClientError, ExitCode, Failure, ask};
+use crate::os;
+use crate::os::process::{self, Unmount};
 
 /// Longest wait for the last commit and the daemon's end.
 const END_WAIT: Duration = Duration::from_secs(300);
@@ -39,14 +38,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 
 /// Unmounts, and waits for the daemon's end unless the mount may still be in use.
 pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Failure> {
-    let mountpoint = absolute(mountpoint);
+    let mountpoint = os::mountpoint_path(mountpoint);
     if how == Unmount::Lazy {
         return match process::unmount(&mountpoint, how) {
             Ok(()) => Ok(ExitCode::Done),
             Err(error) => Err(unmount_failure(&mountpoint, &error)),
         };
     }
-    let daemon = daemon_at(&mountpoint);
+    let daemon = ask::daemon_at(&mountpoint);
     let watch = match &daemon {
         Ok(Some(client)) => Some(client.watch_end().map_err(|error| Failure::failed("control", error.to_string()))?),
         Ok(None) | Err(_) => None,
@@ -84,28 +83,6 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Failu
         std::thread::sleep(POLL);
     }
     Ok(ExitCode::Done)
-}
-
-/// The path without symbolic links in its folders; the last name is not touched, a dead mount would not answer.
-pub(super) fn absolute(path: &Path) -> PathBuf {
-    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    match (whole.parent().and_then(|parent| parent.canonicalize().ok()), whole.file_name()) {
-        (Some(parent), Some(name)) => parent.join(name),
-        _ => whole.canonicalize().unwrap_or(whole),
-    }
-}
-
-/// The daemon that serves the mount at `mountpoint`; none is said only when all daemons were heard.
-pub(super) fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Failure> {
-    let (mut found, silent) = status::heard(true, |status| Path::new(&status.mountpoint) == mountpoint)?;
-    match (found.pop(), silent) {
-        (Some((client, _)), _) => Ok(Some(client)),
-        (None, None) => Ok(None),
-        (None, Some(Failure { reason, text, advice, .. })) => {
-            let text = format!("whether a daemon still serves {} is not known: {text}", mountpoint.display());
-            Err(Failure::failed(&reason, text).advise(advice))
-        }
-    }
 }
 
 fn unmount_failure(mountpoint: &Path, error: &std::io::Error) -> Failure {
@@ -162,20 +139,7 @@ fn is_alive(pid: u32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
-
-    #[test]
-    fn the_last_name_is_kept_as_it_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let real = dir.path().canonicalize().unwrap();
-        std::fs::create_dir(real.join("a")).unwrap();
-        std::os::unix::fs::symlink("a", real.join("b")).unwrap();
-        std::fs::create_dir(real.join("a/c")).unwrap();
-        assert_eq!(absolute(&real.join("b/c")), real.join("a/c"));
-        assert_eq!(absolute(&real.join("b/gone")), real.join("a/gone"));
-        assert_eq!(absolute(Path::new("/")), Path::new("/"));
-    }
 
     #[test]
     fn we_are_alive() {

@@ -14,13 +14,13 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::failure::{ExitCode, Failure};
-use super::find;
-use super::status::bytes;
+use super::text::bytes;
 use crate::control::{Copy, FilePlace, PlaceReplica};
-use crate::device::identity::DevNo;
+use crate::control::{ExitCode, Failure};
+use crate::daemon::find;
 use crate::fuse::PLACE_XATTR;
 use crate::limits::XATTR_VALUE_MAX;
+use crate::os::DevNo;
 
 /// Longest wait for one path: a mount whose daemon hangs would hold us for ever.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);

@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::identity::{DeviceFacts, FactsError, IdentifiedDevice};
-use super::{AlignedBuf, BlockDevice, Error, Result, check_range};
+use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, check_range};
+use crate::probe::{DeviceFacts, FactsError};
 
 /// The operations that a fault can hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,9 @@
 use std::io::IoSlice;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{BlockDevice, Result, check_range};
+use super::{BlockDevice, IdentifiedDevice, Result, check_range};
+use crate::probe::{DeviceFacts, FactsError, Node};
+use crate::registry::Transport;
 
 /// A block device kept in memory.
 pub struct MemoryDevice {
@@ -66,5 +68,14 @@ impl BlockDevice for MemoryDevice {
 
     fn flush(&self) -> Result<()> {
         Ok(())
+    }
+}
+
+impl IdentifiedDevice for MemoryDevice {
+    fn facts(&self) -> std::result::Result<DeviceFacts, FactsError> {
+        let mut root = Node::bare(self.name(), Transport::Memory);
+        root.size_bytes = self.size_bytes();
+        root.logical_block = self.logical_block_size();
+        Ok(DeviceFacts { root })
     }
 }

@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::aio::{self, Context, Outcome, Pending, TOGETHER_MAX};
-use super::identity::{DevNo, DeviceFacts, FactsError, IdentifiedDevice, Node, Problem};
-use super::sys::{Kernel, System};
-use super::{AlignedBuf, BlockDevice, Error, Result, Write, chain, check_range, ioctl};
+use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, check_range};
+use crate::os::aio::{self, Context, Outcome, Pending, TOGETHER_MAX};
+use crate::os::{DevNo, ioctl};
+use crate::probe::sys::{Kernel, System};
+use crate::probe::{DeviceFacts, FactsError, Node, Problem, chain};
 use crate::units::BLOCK_SIZE;
 
 /// Most slices of one vectored write (`UIO_MAXIOV`, linux/uio.h).

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::faulty::{Effect, Fault, FaultyDevice, Operation};
-use super::identity::{DevNo, Problem};
 use super::memory::MemoryDevice;
 use super::raw::{Access, OpenError, RawDevice};
-use super::sys::Kernel;
-use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Write, chain};
+use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Write};
+use crate::os::DevNo;
+use crate::probe::sys::Kernel;
+use crate::probe::{Problem, chain};
 use crate::registry::Transport;
 
 const SIZE: u64 = 4 << 20;
@@ -313,7 +314,7 @@ fn a_file_in_memory_is_named_by_its_filesystem() {
 
 #[test]
 fn only_the_node_of_the_right_number_is_asked() {
-    use super::sys::{System, Target};
+    use crate::probe::sys::{System, Target};
     let disk = LoopDisk::new(SIZE, 512);
     let dev = RawDevice::open(&disk.path, Access::SharedRead).unwrap().dev();
     let name = disk.path.file_name().unwrap().to_str().unwrap();

@@ -1,4 +1,4 @@
-//! Records of the audit trail, as bytes: what they say and how they are chained is [`crate::volume::audit`]'s.
+//! Records of the audit trail, as bytes: what they say and how they are chained is [`crate::audit`]'s.
 
 use super::{Fs, Result};
 

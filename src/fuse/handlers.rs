@@ -4,9 +4,8 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
@@ -18,6 +17,7 @@ use fuser::{
 use super::attr::{absent, file_attr, file_type, from_system, set_time};
 use super::awake::Awake;
 use super::place::{Locator, Placer};
+use super::reply::{errno, sized};
 use super::rights::{SET_ID, in_group_or_capable, keeps_set_id, owner_or_capable, sees_trusted, without_set_id};
 use super::seek::Seeker;
 use super::sync::Syncer;
@@ -33,9 +33,6 @@ const GENERATION: Generation = Generation(0);
 
 /// Requests that the kernel may have in flight beside the synchronous ones (write-back, read-ahead).
 const BACKGROUND_MAX: u16 = 128;
-
-/// Damaged or failing devices can produce an error a request: at most one log line in this time.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What opening relies on (Linux 5.1); without them every open would fail.
 const NEEDED: InitFlags = InitFlags::FUSE_NO_OPEN_SUPPORT.union(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
@@ -113,22 +110,6 @@ impl Adapter {
     }
 }
 
-/// The errno for the kernel; failures that no caller has caused are logged.
-pub(super) fn errno(error: &fs::Error) -> Errno {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    let code = error.errno();
-    if code == libc::EIO {
-        let now = 1 + START.get_or_init(Instant::now).elapsed().as_millis() as u64;
-        let last = LAST.load(Ordering::Relaxed);
-        if last == 0 || now.saturating_sub(last) >= LOG_INTERVAL.as_millis() as u64 {
-            LAST.store(now, Ordering::Relaxed);
-            log::error!("a request failed: {error}");
-        }
-    }
-    Errno::from_i32(code)
-}
-
 const fn ino(number: INodeNo) -> Ino {
     Ino(number.0)
 }
@@ -154,16 +135,6 @@ fn attributes(result: fs::Result<Attr>, reply: ReplyAttr) {
 fn empty(result: fs::Result<()>, reply: ReplyEmpty) {
     match result {
         Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-/// The two-step answer of getxattr(2) and listxattr(2): the length when asked for 0 bytes, else the bytes if they fit.
-pub(super) fn sized(result: fs::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() <= size as usize => reply.data(&value),
-        Ok(_) => reply.error(Errno::ERANGE),
         Err(error) => reply.error(errno(&error)),
     }
 }

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use fuser::ReplyXattr;
 
-use super::handlers::sized;
+use super::reply::sized;
 use crate::fs;
 use crate::units::Ino;
 

@@ -10,8 +10,8 @@ use std::path::Path;
 use fuser::Request;
 use libc::{S_ISGID, S_ISUID, S_IXGRP};
 
-use crate::device::sys::read_bounded;
 use crate::limits::PROC_BYTES_MAX;
+use crate::os::read_bounded;
 
 /// The bits that may have to go.
 pub(super) const SET_ID: u32 = S_ISUID | S_ISGID;

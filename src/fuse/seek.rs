@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use fuser::{Errno, INodeNo, Notifier, ReplyLseek};
 
-use super::handlers::errno;
+use super::reply::errno;
 use crate::fs::{Fs, Seek};
 use crate::units::Ino;
 

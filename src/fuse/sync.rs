@@ -60,7 +60,7 @@ fn answer(fs: &Fs, waiting: &mpsc::Receiver<ReplyEmpty>) {
 }
 
 fn outcome(fs: &Fs) -> Result<(), Errno> {
-    fs.meters().fsync.time(0, || fs.sync()).map_err(|error| super::handlers::errno(&error))
+    fs.meters().fsync.time(0, || fs.sync()).map_err(|error| super::reply::errno(&error))
 }
 
 fn finish(reply: ReplyEmpty, result: Result<(), Errno>) {

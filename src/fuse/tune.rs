@@ -4,8 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::device::mounts;
-use crate::device::sys::Kernel;
+use crate::probe::mounts;
+use crate::probe::sys::Kernel;
 
 /// Read-ahead of the mount, in KiB: four requests of the largest size in flight.
 const READ_AHEAD_KIB: u32 = 4096;

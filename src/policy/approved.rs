@@ -5,39 +5,15 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
-
+use super::entry::ApprovedEntry;
 use super::examine::examine_entry;
 use super::{Reason, ReasonCode, Verdict};
-use crate::device::host::HostFacts;
-use crate::device::identity::{DeviceFacts, FactsError, IdentifiedDevice};
+use crate::device::IdentifiedDevice;
 use crate::device::{self, AlignedBuf, Write};
+use crate::probe::host::HostFacts;
+use crate::probe::identity::{DeviceFacts, FactsError};
 use crate::registry::{Date, VerifiedRegistry};
 use crate::units::meter::Meter;
-
-/// What the registry says of an approved device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct ApprovedEntry {
-    /// Id of the entry.
-    pub registry_id: String,
-    /// Id of the site.
-    pub site: String,
-    /// The site's name.
-    pub site_name: String,
-    /// The site's country.
-    pub country: String,
-    /// The site's owner.
-    pub owner: String,
-    /// The site's administrator.
-    pub administrator: String,
-    /// Jurisdictions that can compel its operator.
-    pub jurisdictions: Vec<String>,
-    /// Last day on which the site's inspection counts.
-    pub inspection_valid_until: String,
-    /// Digest of the identity that the entry requires and the device showed.
-    #[serde(skip)]
-    pub identity_digest: [u8; 32],
-}
 
 /// The policy refused a device.
 #[derive(Debug, thiserror::Error)]

@@ -1,11 +1,11 @@
 //! The rules.
 
 use super::{Reason, ReasonCode, RuleOutcome, Verdict};
-use crate::device::host::{HostFacts, Virtualization};
-use crate::device::identity::{DeviceFacts, Node, Problem};
+use crate::probe::host::{HostFacts, Virtualization};
+use crate::probe::identity::{DeviceFacts, Node, Problem};
 use crate::registry::{Date, DeviceEntry, Identity, IdentityField, Registry, Site, Transport, VerifiedRegistry};
 
-use super::approved::ApprovedEntry;
+use super::entry::ApprovedEntry;
 use super::operators::{self, Recognised};
 
 /// Filesystems that keep a file on the block device they are mounted from. Others keep it on several, elsewhere, or in a

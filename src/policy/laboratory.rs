@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 #[cfg(test)]
 use super::ApprovedDevice;
-use crate::device::identity::DeviceFacts;
 #[cfg(test)]
-use crate::device::{IdentifiedDevice, host::HostFacts, sys::Kernel};
+use crate::device::IdentifiedDevice;
+use crate::probe::identity::DeviceFacts;
+#[cfg(test)]
+use crate::probe::{host::HostFacts, sys::Kernel};
 use crate::registry::{self, Date, DeviceEntry, Policy, Registry, Site, Status, Transport};
 
 /// A signed registry with its trust anchors, as the content of the files.

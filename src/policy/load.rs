@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::device::sys::read_bounded;
 use crate::limits;
+use crate::os::read_bounded;
 use crate::registry::{self, SignatureFile, TrustAnchors, VerifiedRegistry};
 
 /// Where the registry is unless told otherwise.

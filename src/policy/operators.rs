@@ -11,8 +11,8 @@
 
 use serde::Serialize;
 
-use crate::device::host::HostFacts;
-use crate::device::identity::Node;
+use crate::probe::host::HostFacts;
+use crate::probe::identity::Node;
 use crate::registry::Policy;
 
 /// Who operates what was found.
@@ -255,7 +255,7 @@ mod tests {
             }
             assert_eq!(operator.law.len(), 2);
             if let Host(attribute) = place {
-                assert!(attribute == "hypervisor_uuid" || crate::device::host::FIRMWARE.contains(&attribute));
+                assert!(attribute == "hypervisor_uuid" || crate::probe::host::FIRMWARE.contains(&attribute));
             }
         }
     }

@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::device::IdentifiedDevice;
 use crate::device::faulty::FaultyDevice;
-use crate::device::host::{HostFacts, Virtualization};
-use crate::device::identity::{DeviceFacts, FactsError, IdentifiedDevice, Node};
 use crate::device::memory::MemoryDevice;
 use crate::device::{self, AlignedBuf, BlockDevice};
+use crate::probe::host::{HostFacts, Virtualization};
+use crate::probe::identity::{DeviceFacts, FactsError, Node};
 use crate::registry::{Date, Registry, Status, Transport, VerifiedRegistry};
 
 const SIZE: u64 = 1 << 20;
@@ -125,7 +126,7 @@ fn every_field_of_the_identity_must_match() {
 
 #[test]
 fn what_could_not_be_read_refuses() {
-    use crate::device::identity::Problem;
+    use crate::probe::identity::Problem;
     use ReasonCode::*;
     device_refused(|n| n.problems.push(Problem::Unreadable("x".into())), &[ChainUnreadable]);
     device_refused(|n| n.problems.push(Problem::Cycle), &[ChainCycle]);
@@ -172,7 +173,8 @@ fn every_node_and_leaf_of_a_chain_counts() {
 }
 
 fn loop_facts() -> DeviceFacts {
-    use crate::device::identity::{DevNo, LoopFile};
+    use crate::os::DevNo;
+    use crate::probe::identity::LoopFile;
     let mut root = Node::bare("loop3", Transport::Loop);
     root.size_bytes = SIZE;
     root.loop_file = Some(LoopFile {

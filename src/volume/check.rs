@@ -1,7 +1,9 @@
 //! Offline verification of everything: every label copy, every root, every node, page and data block on every replica,
 //! the space map against what is referred to, and the metadata's tables against each other. Writes nothing.
 
-use super::{Assembled, Chosen, Error, audit};
+use super::assembled::{Assembled, Chosen};
+use super::error::Error;
+use crate::audit;
 use crate::fs::Fs;
 use crate::mirror::State;
 use crate::pages::{Finding, Store, StoreOptions, Walk};

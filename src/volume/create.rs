@@ -6,8 +6,8 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::audit::{self, Event, ReplicaFacts};
-use super::{Error, System};
+use super::error::{Error, System};
+use crate::audit::{self, Event, ReplicaFacts};
 use crate::crypto::{KdfParams, Secret, VolumeKey, derive_slot_key, random_bytes, wrap_key};
 use crate::device::AlignedBuf;
 use crate::fs::Fs;

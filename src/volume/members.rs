@@ -16,9 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::audit::Audit;
-use super::resync::{Resync, is_lost};
-use super::{Error, ErrorKind, Replica, System, areas, open, recovery};
+use super::assembled::Replica;
+use super::error::{Error, ErrorKind, System};
+use super::labels::{areas, mend_label};
+use super::recovery;
+use crate::audit::Audit;
 use crate::crypto::Keys;
 use crate::fs::Fs;
 use crate::label::{self, Header, Root};
@@ -39,10 +41,12 @@ const CONFIRMED_FOR: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(2);
 
 mod look;
+pub(super) mod resync;
 
 pub use look::News;
 
 use look::Looking;
+use resync::{Resync, is_lost};
 
 /// The replicas of a volume in use.
 pub struct Members {
@@ -224,7 +228,7 @@ impl Members {
         if let Some(looking) = lock(&self.looking).get_mut(index) {
             *looking = Arc::default();
         }
-        open::mend_label(&self.header, &self.keys, &replica, self.store.mirror())?;
+        mend_label(&self.header, &self.keys, &replica, self.store.mirror())?;
         Ok((index, state))
     }
 

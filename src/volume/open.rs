@@ -6,14 +6,15 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::audit::{Audit, Entry, Event, Object, Reason, ReplicaFacts};
+use super::assembled::{Assembled, Chosen, OpenOptions};
+use super::error::{Error, ErrorKind, System};
+use super::labels::mend_label;
+use super::members::resync::Resync;
 use super::members::{Found, Members};
-use super::resync::Resync;
-use super::{Assembled, Chosen, Error, ErrorKind, OpenOptions, Replica, System, recovery, witness};
-use crate::crypto::Keys;
-use crate::device::AlignedBuf;
+use super::{recovery, witness};
+use crate::audit::{Audit, Entry, Event, Object, Reason, ReplicaFacts};
 use crate::fs::Fs;
-use crate::label::{self, Header, Root};
+use crate::label::Root;
 use crate::limits::COMMIT_INTERVAL_MS;
 use crate::mirror::{ErrorCounts, Mirror, State, Stay, device_offset};
 use crate::pages::{self, Store, StoreOptions, Usage, provisional::Lacking};
@@ -243,36 +244,6 @@ impl Assembled {
     fn mend_labels(&self, mirror: &Mirror) -> Result<(), Error> {
         self.replicas.iter().try_for_each(|replica| mend_label(&self.header, &self.keys, replica, mirror))
     }
-}
-
-/// Writes the label copies of one replica anew that are damaged or older than the volume's. One that fails is fenced.
-pub(super) fn mend_label(volume: &Header, keys: &Keys, replica: &Replica, mirror: &Mirror) -> Result<(), Error> {
-    let outdated = replica.header.sequence != volume.sequence;
-    let index = usize::from(replica.header.replica_index);
-    let in_use = matches!(mirror.state(index).0, State::InSync | State::Resyncing);
-    if !in_use || replica.damaged.is_empty() && !outdated {
-        return Ok(());
-    }
-    let mut header = replica.header.clone();
-    if outdated {
-        let mut fields = label::Fields::clone(volume);
-        fields.device = header.device;
-        fields.replica_index = header.replica_index;
-        fields.device_bytes = header.device_bytes;
-        let device = replica.device.name().to_owned();
-        header = Header::new(fields).map_err(|source| Error::Label { device, source })?;
-    }
-    let areas: &[label::Area] = if outdated { &label::Area::BOTH } else { &replica.damaged };
-    let mut block = AlignedBuf::zeroed(label::HEADER_BYTES);
-    block.copy_from_slice(&header.encode(keys));
-    for area in areas {
-        log::warn!("{}: label copy {area:?} is written anew", replica.device.name());
-        if let Err(error) = replica.device.write_durably(&[area.offset(header.device_bytes)], &block) {
-            mirror.failed(index, &error);
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// What the trail is to tell of an opening.

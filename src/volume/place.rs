@@ -10,7 +10,9 @@
 
 use std::time::SystemTime;
 
-use super::{Assembled, Open, recovery};
+use super::assembled::Assembled;
+use super::open::Open;
+use super::recovery;
 use crate::fs::{self, Attr, Kind};
 use crate::label::Root;
 use crate::mirror::State;

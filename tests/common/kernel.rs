@@ -25,9 +25,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use scelle::device::identity::DevNo;
-use scelle::device::live::{NvmeAnswers, ScsiAnswers};
-use scelle::device::sys::{DmTable, LoopStatus, System, Target};
+use scelle::os::DevNo;
+use scelle::os::ioctl::{DmTable, LoopStatus};
+use scelle::os::ioctl::{NvmeAnswers, ScsiAnswers};
+use scelle::probe::sys::{System, Target};
 
 /// The drivers of block devices' major numbers.
 const DEVICES: &str = "Character devices:\n  1 mem\n  7 vcs\n\nBlock devices:\n  1 ramdisk\n  7 loop\n  8 sd\n  9 md\n \

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use scelle::device::IdentifiedDevice;
-use scelle::device::host::{HostFacts, Virtualization};
 use scelle::policy::laboratory;
+use scelle::probe::host::{HostFacts, Virtualization};
 use scelle::registry::{Date, Registry, VerifiedRegistry};
 
 /// A signed laboratory registry that names these devices, and a host and a day on which it holds.

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use scelle::audit::record::{Digest, Record};
+use scelle::audit::{Actor, Entry, Event, Object, Reason, Reports, Verifier};
 use scelle::fs::{Caller, Fs};
 use scelle::limits::{AUDIT_PAGE_BYTES_MAX, AUDIT_RECORD_BYTES_MAX};
 use scelle::mirror::State;
 use scelle::units::{Ino, Uuid};
-use scelle::volume::audit::record::{Digest, Record};
-use scelle::volume::audit::{Actor, Entry, Event, Object, Reason, Reports, Verifier};
 use scelle::volume::{Open, OpenOptions};
 
 use super::Bench;
@@ -287,10 +287,8 @@ fn p9_what_is_noticed_again_and_again_is_counted() {
     let options = OpenOptions::default();
     mounted(&mut bench, &options, |open| {
         (0..1000).for_each(|n| {
-            open.audit().record(scelle::volume::audit::Audit::registry_refused(
-                "registry-signatures",
-                &format!("the {n}th time"),
-            ))
+            open.audit()
+                .record(scelle::audit::Audit::registry_refused("registry-signatures", &format!("the {n}th time")))
         });
         assert_eq!(events(open).iter().filter(|event| *event == "registry-refused").count(), 1);
     });
@@ -314,10 +312,10 @@ fn p9_what_comes_and_goes_is_recorded_each_time() {
         told.map(|record| record.reasons[0].code.clone()).collect()
     };
     mounted(&mut bench, &options, |open| {
-        (0..5).for_each(|n| open.audit().record(scelle::volume::audit::Audit::registry_refused(of(n), "")));
+        (0..5).for_each(|n| open.audit().record(scelle::audit::Audit::registry_refused(of(n), "")));
         assert_eq!(codes(open), (0..5).map(of).collect::<Vec<_>>());
         // All day long, though, it would fill the volume.
-        (5..1000).for_each(|n| open.audit().record(scelle::volume::audit::Audit::registry_refused(of(n), "")));
+        (5..1000).for_each(|n| open.audit().record(scelle::audit::Audit::registry_refused(of(n), "")));
         assert_eq!(codes(open), (0..16).map(of).collect::<Vec<_>>());
     });
     mounted(&mut bench, &options, |open| {

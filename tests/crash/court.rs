@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use scelle::crypto::{KdfParams, Secret, VolumeKey};
-use scelle::device::host::HostFacts;
-use scelle::device::identity::{DeviceFacts, FactsError};
 use scelle::device::memory::MemoryDevice;
 use scelle::device::{BlockDevice, Error, IdentifiedDevice, Result, Write};
 use scelle::fs::{self, Caller, Fs};
 use scelle::mirror::State;
 use scelle::pages::Finding;
 use scelle::policy::ApprovedDevice;
+use scelle::probe::host::HostFacts;
+use scelle::probe::identity::{DeviceFacts, FactsError};
 use scelle::registry::{Date, VerifiedRegistry};
 use scelle::units::Ino;
 use scelle::volume::{self, CreateOptions, Open, OpenOptions, Sealed};

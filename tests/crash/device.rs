@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 
-use scelle::device::identity::{DeviceFacts, FactsError, Node};
 use scelle::device::{BlockDevice, IdentifiedDevice, Result, Write};
+use scelle::probe::identity::{DeviceFacts, FactsError, Node};
 use scelle::registry::Transport;
 
 use crate::rng::Rng;

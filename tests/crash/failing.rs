@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use scelle::crypto::{KdfParams, Secret};
 use scelle::device::faulty::{Effect, Fault, FaultyDevice, Operation};
-use scelle::device::host::HostFacts;
 use scelle::device::memory::MemoryDevice;
 use scelle::device::{BlockDevice, IdentifiedDevice};
 use scelle::fs::{Caller, Fs};
 use scelle::limits::LABEL_SIZE;
 use scelle::mirror::State;
 use scelle::policy::ApprovedDevice;
+use scelle::probe::host::HostFacts;
 use scelle::registry::{Date, VerifiedRegistry};
 use scelle::units::Ino;
 use scelle::volume::{self, CreateOptions, ErrorKind, Open, OpenOptions, Portion, Sealed};

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use scelle::crypto::{KdfParams, Secret, VolumeKey};
-use scelle::device::host::HostFacts;
-use scelle::device::identity::{DeviceFacts, FactsError, Node};
 use scelle::device::{self, BlockDevice, IdentifiedDevice};
 use scelle::fs::{Caller, Fs};
 use scelle::mirror::State;
 use scelle::policy::ApprovedDevice;
+use scelle::probe::host::HostFacts;
+use scelle::probe::identity::{DeviceFacts, FactsError, Node};
 use scelle::registry::{self, Date, Registry, SignatureFile, Status, Transport, TrustAnchors, VerifiedRegistry};
 use scelle::units::Ino;
 use scelle::volume::{self, CreateOptions, ErrorKind, Open, OpenOptions, Sealed};

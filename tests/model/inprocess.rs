@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use scelle::crypto::{KdfParams, Secret};
 use scelle::device::IdentifiedDevice;
-use scelle::device::host::HostFacts;
 use scelle::device::memory::MemoryDevice;
 use scelle::fs::{Attr, Caller, Error, Fs, Kind, RenameFlags, Seek, SetAttr, SetTime, Time};
 use scelle::policy::ApprovedDevice;
+use scelle::probe::host::HostFacts;
 use scelle::registry::{Date, VerifiedRegistry};
 use scelle::units::Ino;
 use scelle::volume::{self, CreateOptions, Open, OpenOptions, Sealed};

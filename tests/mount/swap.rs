@@ -14,13 +14,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use scelle::crypto::{Secret, VolumeKey};
-use scelle::device::host::HostFacts;
-use scelle::device::identity::{DevNo, DeviceFacts, FactsError};
-use scelle::device::live::{NvmeAnswers, ScsiAnswers};
 use scelle::device::raw::{Access, RawDevice};
-use scelle::device::sys::{DmTable, Kernel, LoopStatus, System, Target};
 use scelle::device::{self, BlockDevice, IdentifiedDevice};
+use scelle::os::DevNo;
+use scelle::os::ioctl::{DmTable, LoopStatus};
+use scelle::os::ioctl::{NvmeAnswers, ScsiAnswers};
 use scelle::policy::{ApprovedDevice, load};
+use scelle::probe::host::HostFacts;
+use scelle::probe::identity::{DeviceFacts, FactsError};
+use scelle::probe::sys::{Kernel, System, Target};
 use scelle::registry::{Date, VerifiedRegistry};
 use scelle::volume::{Open, OpenOptions, Sealed};
 

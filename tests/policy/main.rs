@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
-use scelle::device::chain;
-use scelle::device::host::{HostFacts, Virtualization};
-use scelle::device::identity::DeviceFacts;
 use scelle::limits::PCI_FUNCTIONS_MAX;
 use scelle::policy::{examine, laboratory};
+use scelle::probe::chain;
+use scelle::probe::host::{HostFacts, Virtualization};
+use scelle::probe::identity::DeviceFacts;
 use scelle::registry::{Date, Registry, VerifiedRegistry};
 
 #[path = "../common/kernel.rs"]

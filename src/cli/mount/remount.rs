@@ -3,11 +3,9 @@
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::mount::{MountFlags, mount_remount};
 
-use super::super::failure::{ExitCode, Failure};
-use super::super::options::MountOptions;
-use super::super::{find, umount};
-use super::Request;
-use crate::control::State;
+use crate::control::{ExitCode, Failure};
+use crate::control::{State, ask};
+use crate::daemon::{MountOptions, Request, find};
 
 /// Changes the flags of the mount: `ro`, `suid`, `dev`, `noexec`, `sync`. What is written before `ro` is durable when this
 /// returns. Other options are those of the mount itself, which mount(8) repeats: nothing of them is changed.
@@ -18,7 +16,7 @@ pub(super) fn run(request: &Request) -> Result<ExitCode, Failure> {
         return Err(Failure::usage("remount-not-mounted", format!("no scelle volume is mounted at {place}")));
     }
     let control = |error: crate::control::ClientError| Failure::failed("control", error.to_string());
-    let daemon = umount::daemon_at(mountpoint)?
+    let daemon = ask::daemon_at(mountpoint)?
         .ok_or_else(|| Failure::failed("control", format!("the daemon of {place} does not answer")))?;
     if !request.options.read_only && daemon.status().map_err(control)?.state == State::ReadOnly {
         let text = format!("{place} cannot be made writable: the volume accepts no change");

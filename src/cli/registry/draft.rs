@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::super::devices::refusal;
-use super::super::failure::Failure;
-use crate::device::identity::{DeviceFacts, Node};
+use crate::control::Failure;
+use crate::daemon::devices::refusal;
 use crate::policy::ReasonCode;
+use crate::probe::identity::{DeviceFacts, Node};
 use crate::registry::{Date, DeviceEntry, Field, IdentityField, Policy, Registry, Site, Transport};
 
 /// The node that an entry names: a partition is known by its disk.
@@ -102,8 +102,8 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::super::failure::ExitCode;
     use super::*;
+    use crate::control::ExitCode;
 
     fn disk() -> DeviceFacts {
         let mut root = Node::bare("sda", Transport::Sata);

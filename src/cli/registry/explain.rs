@@ -149,8 +149,8 @@ pub(super) fn left(today: Date, last_day: Date) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::device::identity::{DeviceFacts, Node};
     use crate::policy::laboratory;
+    use crate::probe::identity::{DeviceFacts, Node};
     use crate::registry::{Status, Transport};
 
     #[test]

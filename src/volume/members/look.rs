@@ -9,11 +9,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use super::super::audit::Entry;
 use super::{Members, lock};
-use crate::device::host::HostFacts;
+use crate::audit::Entry;
 use crate::mirror::State;
 use crate::policy::{ApprovedDevice, Reason, ReasonCode, Verdict};
+use crate::probe::host::HostFacts;
 use crate::registry::{Date, VerifiedRegistry};
 
 /// So long a look waits for the facts of devices. Who has not answered by then is asked on, and looked for at the next look.

@@ -9,15 +9,15 @@
 //! transfer after the other, each to its end.
 
 use std::cell::RefCell;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use super::{AlignedBuf, Write};
+use super::AlignedBuf;
 
 /// Most writes that are under way together.
-pub(super) const TOGETHER_MAX: usize = 32;
+pub const TOGETHER_MAX: usize = 32;
 
 /// `IOCB_CMD_PREAD` of linux/aio_abi.h.
 const PREAD: u16 = 0;
@@ -34,9 +34,29 @@ struct Event {
     res2: i64,
 }
 
+/// One of several writes: the concatenation of `bufs` at `offset`.
+pub struct Write<'a> {
+    /// Byte offset on the device.
+    pub offset: u64,
+    /// The bytes.
+    pub bufs: Vec<IoSlice<'a>>,
+}
+
+impl Write<'_> {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.bufs.iter().map(|buf| buf.len()).sum()
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// What became of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub enum Outcome {
     /// The kernel did not take it.
     NotSubmitted,
     /// It wrote so many bytes.
@@ -46,7 +66,7 @@ pub(super) enum Outcome {
 }
 
 /// A context of asynchronous I/O (`aio_context_t`).
-pub(super) struct Context(libc::c_ulong);
+pub struct Context(libc::c_ulong);
 
 impl Context {
     /// A context for at least so many transfers.
@@ -144,7 +164,7 @@ impl Context {
 
 /// A read that is under way and that nobody waits for any more. The memory it goes to is kept until it is done: dropped before
 /// that, it is never freed.
-pub(super) struct Pending {
+pub struct Pending {
     context: ManuallyDrop<Context>,
     buf: ManuallyDrop<AlignedBuf>,
     done: bool,
@@ -176,7 +196,7 @@ fn errno(result: i64) -> i32 {
 }
 
 /// How an asynchronous read ended.
-pub(super) enum Read {
+pub enum Read {
     /// So many bytes were read, or it failed.
     Done(AlignedBuf, io::Result<usize>),
     /// Not at all yet.
@@ -203,7 +223,7 @@ fn take_context() -> Option<Context> {
 }
 
 /// Reads from `offset` on into `buf` from its byte `from` on, and waits until `deadline`.
-pub(super) fn read(file: BorrowedFd<'_>, offset: u64, mut buf: AlignedBuf, from: usize, deadline: Instant) -> Read {
+pub fn read(file: BorrowedFd<'_>, offset: u64, mut buf: AlignedBuf, from: usize, deadline: Instant) -> Read {
     let Some(mut context) = take_context() else { return Read::NotSubmitted(buf) };
     let part = &mut buf[from..];
     let mut block = block(PREAD, file, part.as_mut_ptr().expose_provenance(), part.len(), offset);

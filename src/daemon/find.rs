@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 use rustix::fs::statfs;
 use rustix::io::Errno;
 
-use super::failure::{ExitCode, Failure};
-use crate::device::mounts::{self, Mount};
+use crate::control::{ExitCode, Failure};
 use crate::device::raw::{Access, RawDevice};
-use crate::device::sys::Kernel;
 use crate::label;
 use crate::limits::REPLICAS_MAX;
+use crate::os::absolute;
+use crate::probe::mounts::{self, Mount};
+use crate::probe::sys::Kernel;
 use crate::units::Uuid;
 
 /// The devices that `names` stand for: a path is a device, one other word is a label or a UUID, also written
 /// `LABEL=…` or `UUID=…`.
-pub(super) fn devices(names: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+pub fn devices(names: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     let [name] = names else { return Ok(names.iter().map(|name| absolute(name)).collect()) };
     let Some(text) = name.to_str() else { return Ok(vec![absolute(name)]) };
     let wanted = match text.split_once('=') {
@@ -28,10 +29,6 @@ pub(super) fn devices(names: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         _ => Uuid::parse(text).map_or(Wanted::Label(text), Wanted::Uuid),
     };
     search(&wanted, text)
-}
-
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 enum Wanted<'a> {
@@ -73,7 +70,7 @@ fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// Device nodes whose label claims to be this replica. Nothing read here is authenticated.
-pub(super) fn replica(volume: Uuid, index: usize) -> Vec<PathBuf> {
+pub fn replica(volume: Uuid, index: usize) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/class/block").into_iter().flatten().flatten() {
         let path = Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/"));
@@ -90,25 +87,25 @@ pub(super) fn replica(volume: Uuid, index: usize) -> Vec<PathBuf> {
 
 /// Whether the topmost mount at `mountpoint` is one of ours whose daemon has died. What the kernel has cached can be looked
 /// at, opened and listed after that; the state of the filesystem is asked anew each time.
-pub(super) fn is_dead_mount(mountpoint: &Path) -> bool {
+pub fn is_dead_mount(mountpoint: &Path) -> bool {
     let ours = mounts::topmost(&mounts(), mountpoint).is_some_and(|mount| mount.kind == "fuse.scelle");
     ours && statfs(mountpoint).is_err_and(|error| error == Errno::NOTCONN)
 }
 
 /// Whether root has mounted it as a scelle volume. Users can mount a FUSE filesystem of their own under any type, but the
 /// kernel says whose it is.
-pub(super) fn is_ours(mount: &Mount) -> bool {
+pub fn is_ours(mount: &Mount) -> bool {
     mount.kind == "fuse.scelle" && mount.options.split(',').any(|option| option == "user_id=0")
 }
 
 /// The mount table; empty when /proc cannot be read.
-pub(super) fn mounts() -> Vec<Mount> {
+pub fn mounts() -> Vec<Mount> {
     mounts::read(&Kernel).unwrap_or_default()
 }
 
 /// Refuses what nothing can be mounted on, and clears away a mount of ours whose daemon has died.
-pub(super) fn prepare_mountpoint(mountpoint: &Path) -> Result<(), Failure> {
-    use crate::device::process::{Unmount, unmount};
+pub fn prepare_mountpoint(mountpoint: &Path) -> Result<(), Failure> {
+    use crate::os::process::{Unmount, unmount};
     if is_dead_mount(mountpoint) {
         unmount(mountpoint, Unmount::Lazy).map_err(|error| {
             let text =

@@ -22,9 +22,10 @@
 use std::path::{Component, Path};
 
 use super::attributes::Reader;
-use super::identity::{Controller, DevNo, Node};
+use super::identity::{Controller, Node};
 use super::sys::System;
 use crate::limits;
+use crate::os::DevNo;
 use crate::registry::Transport;
 
 /// The driver of block devices with this major number, by `/proc/devices`.

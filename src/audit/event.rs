@@ -6,9 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::process::Identity;
 use crate::limits::{AUDIT_REASONS_MAX, AUDIT_TEXT_MAX};
 use crate::mirror::{ErrorCounts, State};
+use crate::os::process::Identity;
 use crate::policy;
 use crate::registry::{VerifiedRegistry, hex};
 

@@ -21,10 +21,11 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use super::attributes::{Reader, unreadable};
-use super::identity::{DevNo, LoopFile, Node, Problem};
+use super::identity::{LoopFile, Node, Problem};
 use super::sys::{System, Target};
 use super::{live, mounts, transport};
 use crate::limits;
+use crate::os::DevNo;
 use crate::registry::Transport;
 
 /// Reads the node of `dev` and everything below it. What cannot be learnt is said in [`Node::problems`].
@@ -33,7 +34,7 @@ pub fn read(system: &dyn System, dev: DevNo) -> Node {
 }
 
 /// As [`read`], of a device that is open: it is asked through its descriptor.
-pub(super) fn read_open(system: &dyn System, dev: DevNo, open: BorrowedFd<'_>) -> Node {
+pub fn read_open(system: &dyn System, dev: DevNo, open: BorrowedFd<'_>) -> Node {
     walk(system, dev, Some(open))
 }
 

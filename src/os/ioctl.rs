@@ -1,6 +1,6 @@
 //! The questions that are put to an open device by ioctl(2): sizes, who it is, what its driver has below it.
 //!
-//! Every question only reads. Answers are bytes or plain numbers; [`super::live`] and [`dm`](parse_dm_targets) make
+//! Every question only reads. Answers are bytes or plain numbers; [`probe::live`](crate::probe::live) and [`dm`](parse_dm_targets) make
 //! sense of them, and believe none of their lengths. A device gets [`TIMEOUT_MS`] for each command; when it does not
 //! answer, the kernel's error handling may take longer than that before the call returns.
 
@@ -8,9 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::identity::DevNo;
-use super::live::{NvmeAnswers, ScsiAnswers};
-use super::sys::{DmTable, LoopStatus};
+use super::DevNo;
 
 /// How long a device may take for one command, in milliseconds.
 const TIMEOUT_MS: u32 = 5000;
@@ -30,6 +28,62 @@ const NVME_IOCTL_ADMIN_CMD: u64 = 0xC048_4E41;
 /// `DM_TABLE_DEPS`, `DM_TABLE_STATUS` (linux/dm-ioctl.h).
 const DM_TABLE_DEPS: u64 = 0xC138_FD0B;
 const DM_TABLE_STATUS: u64 = 0xC138_FD0C;
+
+/// Answers of an NVMe namespace and its controller, as they came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NvmeAnswers {
+    /// Number of the namespace.
+    pub nsid: u32,
+    /// Identify Controller (CNS 1): 4096 bytes.
+    pub controller: Vec<u8>,
+    /// Identify Namespace (CNS 0): 4096 bytes.
+    pub namespace: Vec<u8>,
+    /// Namespace identification descriptors (CNS 3); empty when the controller does not have them.
+    pub descriptors: Vec<u8>,
+}
+
+/// Answers of a SCSI disk, as they came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ScsiAnswers {
+    /// INQUIRY.
+    pub standard: Vec<u8>,
+    /// INQUIRY page 0x80.
+    pub serial: Vec<u8>,
+    /// INQUIRY page 0x83.
+    pub designators: Vec<u8>,
+    /// MODE SENSE(10) of page 8, when it has one.
+    pub caching: Option<Vec<u8>>,
+    /// IDENTIFY DEVICE of an ATA disk.
+    pub ata: Option<Vec<u8>>,
+}
+
+/// What the device mapper says of one of its devices (linux/dm-ioctl.h).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DmTable {
+    /// Type of each target of the table in use.
+    pub targets: Vec<String>,
+    /// The devices that the table uses.
+    pub devices: Vec<DevNo>,
+    /// Whether it is suspended: transfers wait, and a new table may be put in.
+    pub suspended: bool,
+    /// Whether a table is in use.
+    pub active: bool,
+    /// Whether another table is loaded and waits.
+    pub inactive: bool,
+}
+
+/// What `LOOP_GET_STATUS64` says of a bound loop device (linux/loop.h).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoopStatus {
+    /// Device number of the filesystem that holds the file.
+    pub fs_device: DevNo,
+    /// Inode of the file.
+    pub inode: u64,
+    /// The block device it is bound to, when it is bound to one instead of a file.
+    pub block_device: Option<DevNo>,
+    /// First byte that the device shows.
+    pub offset: u64,
+}
 
 /// `struct loop_info64` of linux/loop.h.
 #[repr(C)]
@@ -105,7 +159,7 @@ struct NvmeCommand {
 const _: () = assert!(size_of::<NvmeCommand>() == 72);
 
 /// What the loop driver says of an open loop device.
-pub(super) fn loop_status(fd: BorrowedFd<'_>) -> io::Result<LoopStatus> {
+pub fn loop_status(fd: BorrowedFd<'_>) -> io::Result<LoopStatus> {
     let mut info = std::mem::MaybeUninit::<LoopInfo64>::zeroed();
     // SAFETY: the ioctl fills at most a `struct loop_info64`, whose layout `LoopInfo64` has.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), LOOP_GET_STATUS64 as _, info.as_mut_ptr()) })?;
@@ -120,7 +174,7 @@ pub(super) fn loop_status(fd: BorrowedFd<'_>) -> io::Result<LoopStatus> {
 }
 
 /// Size in bytes of an open block device.
-pub(super) fn size_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
+pub fn size_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut size = 0u64;
     // SAFETY: the ioctl writes one u64.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETSIZE64 as _, &raw mut size) })?;
@@ -128,7 +182,7 @@ pub(super) fn size_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
 }
 
 /// Logical block size in bytes of an open block device.
-pub(super) fn logical_block_size(fd: BorrowedFd<'_>) -> io::Result<u32> {
+pub fn logical_block_size(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let mut size: libc::c_int = 0;
     // SAFETY: the ioctl writes one int.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKSSZGET as _, &raw mut size) })?;
@@ -136,7 +190,7 @@ pub(super) fn logical_block_size(fd: BorrowedFd<'_>) -> io::Result<u32> {
 }
 
 /// Whether an open block device is read-only.
-pub(super) fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
+pub fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
     let mut flag: libc::c_int = 0;
     // SAFETY: the ioctl writes one int.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKROGET as _, &raw mut flag) })?;
@@ -144,7 +198,7 @@ pub(super) fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 /// The kernel's sequence number of an open disk (Linux 5.15).
-pub(super) fn diskseq(fd: BorrowedFd<'_>) -> io::Result<u64> {
+pub fn diskseq(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut sequence = 0u64;
     // SAFETY: the ioctl writes one u64.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETDISKSEQ as _, &raw mut sequence) })?;
@@ -153,7 +207,7 @@ pub(super) fn diskseq(fd: BorrowedFd<'_>) -> io::Result<u64> {
 
 /// Asks a SCSI disk who it is (SPC-4: INQUIRY, its pages 0x80 and 0x83, the caching mode page), and an ATA one behind
 /// the kernel's translation also directly (ACS-3: IDENTIFY DEVICE): the translation answers from the kernel's memory.
-pub(super) fn scsi_inquiry(fd: BorrowedFd<'_>, ata: bool) -> io::Result<ScsiAnswers> {
+pub fn scsi_inquiry(fd: BorrowedFd<'_>, ata: bool) -> io::Result<ScsiAnswers> {
     let page = |page: u8, len: u16| {
         let [high, low] = len.to_be_bytes();
         scsi_read(fd, &[0x12, 1, page, high, low, 0], len)
@@ -240,7 +294,7 @@ fn sense_key(sense: &[u8]) -> Option<u8> {
 }
 
 /// Asks an NVMe namespace and its controller who they are (NVMe base specification, Identify: CNS 1, 0 and 3).
-pub(super) fn nvme_identify(fd: BorrowedFd<'_>) -> io::Result<NvmeAnswers> {
+pub fn nvme_identify(fd: BorrowedFd<'_>) -> io::Result<NvmeAnswers> {
     // SAFETY: NVME_IOCTL_ID takes no argument.
     let nsid = unsafe { libc::ioctl(fd.as_raw_fd(), NVME_IOCTL_ID as _) };
     check(nsid)?;
@@ -248,7 +302,7 @@ pub(super) fn nvme_identify(fd: BorrowedFd<'_>) -> io::Result<NvmeAnswers> {
 }
 
 /// Asks the controller behind `fd`, which may be its own node, who it is and what it says of a namespace.
-pub(super) fn nvme_identify_namespace(fd: BorrowedFd<'_>, nsid: u32) -> io::Result<NvmeAnswers> {
+pub fn nvme_identify_namespace(fd: BorrowedFd<'_>, nsid: u32) -> io::Result<NvmeAnswers> {
     let whole = |nsid, cns| {
         let (status, data) = nvme_read(fd, nsid, cns)?;
         if status == 0 { Ok(data) } else { Err(io::Error::other(format!("Identify {cns}: NVMe status {status:#x}"))) }
@@ -312,7 +366,7 @@ const _: () = assert!(size_of::<DmIoctl>() == 312 + DM_DATA);
 ///
 /// Types of targets come from their *status*, devices from the table's *dependencies*: the table itself
 /// (`DM_STATUS_TABLE_FLAG`) would show the keys of dm-crypt, which have no business in our memory.
-pub(super) fn dm_table(control: &File, dev: DevNo) -> io::Result<DmTable> {
+pub fn dm_table(control: &File, dev: DevNo) -> io::Result<DmTable> {
     let status = dm_ask(control, DM_TABLE_STATUS, dev)?;
     let deps = dm_ask(control, DM_TABLE_DEPS, dev)?;
     let malformed = || io::Error::other("the device mapper's answer is malformed");

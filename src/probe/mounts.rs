@@ -5,9 +5,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::identity::DevNo;
 use super::sys::System;
 use crate::limits;
+use crate::os::DevNo;
 
 /// A line of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]

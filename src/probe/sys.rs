@@ -1,14 +1,13 @@
 //! What is asked of the kernel about block devices, behind a trait so that tests can put a directory tree in its place.
 
 use std::fs::{self, File, FileType, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::identity::DevNo;
-use super::ioctl;
-use super::live::{NvmeAnswers, ScsiAnswers};
+use crate::os::ioctl::{self, DmTable, LoopStatus, NvmeAnswers, ScsiAnswers};
+use crate::os::{DevNo, list_bounded, read_bounded};
 
 /// A device that is asked something: by its open descriptor where there is one, else by its node in /dev.
 #[derive(Clone, Copy, Debug)]
@@ -19,34 +18,6 @@ pub struct Target<'a> {
     pub dev: DevNo,
     /// The device, open.
     pub open: Option<BorrowedFd<'a>>,
-}
-
-/// What the device mapper says of one of its devices (linux/dm-ioctl.h).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct DmTable {
-    /// Type of each target of the table in use.
-    pub targets: Vec<String>,
-    /// The devices that the table uses.
-    pub devices: Vec<DevNo>,
-    /// Whether it is suspended: transfers wait, and a new table may be put in.
-    pub suspended: bool,
-    /// Whether a table is in use.
-    pub active: bool,
-    /// Whether another table is loaded and waits.
-    pub inactive: bool,
-}
-
-/// What `LOOP_GET_STATUS64` says of a bound loop device (linux/loop.h).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoopStatus {
-    /// Device number of the filesystem that holds the file.
-    pub fs_device: DevNo,
-    /// Inode of the file.
-    pub inode: u64,
-    /// The block device it is bound to, when it is bound to one instead of a file.
-    pub block_device: Option<DevNo>,
-    /// First byte that the device shows.
-    pub offset: u64,
 }
 
 /// The kernel, as far as the identity of block devices goes. Paths are absolute, below `/sys` and `/proc`.
@@ -158,34 +129,4 @@ fn ask<T>(
         .open(&path)
         .map_err(said)?;
     if is_it(node.metadata()?) { question(node.as_fd()) } else { Err(not_it()) }
-}
-
-/// Reads at most `max` bytes of a file; longer ones are an error. `None` if it does not exist.
-pub fn read_bounded(path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let mut bytes = Vec::new();
-    file.take(max as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > max {
-        return Err(io::Error::other(format!("{} has more than {max} bytes", path.display())));
-    }
-    Ok(Some(bytes))
-}
-
-/// Names in a directory, as [`System::list`] wants them.
-pub fn list_bounded(path: &Path, max: usize) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
-    let mut names = Vec::new();
-    for entry in entries.take(max + 1) {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
-    Ok(names)
 }

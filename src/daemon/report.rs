@@ -1,6 +1,6 @@
 //! The status of an open volume as the control socket and `scelle status --json` show it.
 
-use super::protocol::{
+use crate::control::{
     AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, Reason, RegistryStatus, Replica,
     Resync, Scrub, State, Transfers, Verdict, VolumeStatus, WatchStatus,
 };

@@ -1,17 +1,17 @@
 //! A mount that was refused goes into the audit trail too, although there is no volume yet that it could be written to.
 
-use super::super::WITNESS_DIR;
-use super::super::failure::{ExitCode, Failure};
-use super::Request;
-use crate::device::process;
+use super::WITNESS_DIR;
+use super::request::Request;
+use crate::audit::{Actor, Entry, Event, Object, Reason, Reports};
+use crate::control::{ExitCode, Failure};
 use crate::device::raw::{Access, RawDevice};
 use crate::label;
 use crate::limits::REPLICAS_MAX;
-use crate::volume::audit::{Actor, Entry, Event, Object, Reason, Reports};
+use crate::os::process;
 
 /// Leaves a report of `failure` for every volume that the devices say they belong to; the next mount of it that can write
 /// takes it into the trail. What the labels say is not authenticated: so are reports.
-pub(super) fn report(request: &Request, failure: &Failure) {
+pub fn report(request: &Request, failure: &Failure) {
     let refused = [ExitCode::Refused, ExitCode::WrongKey, ExitCode::Integrity, ExitCode::Degraded];
     if !refused.contains(&failure.code) {
         return;

@@ -26,8 +26,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::audit::Audit;
-use super::{Error, ErrorKind};
+use super::super::error::{Error, ErrorKind};
+use crate::audit::Audit;
 use crate::fs::Fs;
 use crate::mirror::{State, Stay};
 use crate::pages::{Store, Walk};
@@ -37,7 +37,7 @@ use crate::units::BLOCK_SIZE;
 const EXTENTS_AT_ONCE: usize = 256;
 
 /// Whether what was written last is lost: no replica that held the last root is away any more, and there is none in sync.
-pub(super) fn is_lost(store: &Store, error: &Error) -> bool {
+pub(in crate::volume) fn is_lost(store: &Store, error: &Error) -> bool {
     let mirror = store.mirror();
     let is_here = |index: usize| mirror.device(index).is_some_and(|device| device.verdict().approved);
     let mut holders = (0..mirror.len()).filter(|index| mirror.holds_last_root(*index));
@@ -45,7 +45,7 @@ pub(super) fn is_lost(store: &Store, error: &Error) -> bool {
 }
 
 /// A replica to bring back, and how far that is.
-pub(super) struct Resync {
+pub(in crate::volume) struct Resync {
     /// Its index.
     pub index: usize,
     /// Which of its stays in the set: one that was fenced and came back meanwhile is resynced by another.

@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::sys::read_bounded;
+use super::read_bounded;
 use crate::limits::PROC_BYTES_MAX;
 
 /// Longest message a daemon sends to the command that started it, in bytes.

@@ -1,43 +1,9 @@
 //! What a device is: its identity, and its backing chain down to the leaves.
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use super::{BlockDevice, memory::MemoryDevice};
+use crate::os::DevNo;
 use crate::registry::{Identity, Transport};
-
-/// Major and minor number of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DevNo {
-    /// Major number: the driver.
-    pub major: u32,
-    /// Minor number: the unit.
-    pub minor: u32,
-}
-
-impl DevNo {
-    /// From a `dev_t` as fstat(2) and `LOOP_GET_STATUS64` return it.
-    pub fn from_raw(dev: u64) -> Self {
-        Self { major: libc::major(dev), minor: libc::minor(dev) }
-    }
-
-    /// Parses `MAJOR:MINOR`.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (major, minor) = text.trim().split_once(':')?;
-        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
-    }
-}
-
-impl std::fmt::Display for DevNo {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
-    }
-}
-
-impl Serialize for DevNo {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
 
 /// The file under a loop device, as the driver itself names it (`LOOP_GET_STATUS64`, drivers/block/loop.c).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -264,22 +230,4 @@ pub enum FactsError {
         /// What failed.
         detail: String,
     },
-}
-
-/// A block device that can say what it is.
-pub trait IdentifiedDevice: BlockDevice {
-    /// Reads the identity and the backing chain anew.
-    ///
-    /// # Errors
-    /// When the device is gone, or is not the one that was opened.
-    fn facts(&self) -> Result<DeviceFacts, FactsError>;
-}
-
-impl IdentifiedDevice for MemoryDevice {
-    fn facts(&self) -> Result<DeviceFacts, FactsError> {
-        let mut root = Node::bare(self.name(), Transport::Memory);
-        root.size_bytes = self.size_bytes();
-        root.logical_block = self.logical_block_size();
-        Ok(DeviceFacts { root })
-    }
 }

@@ -6,11 +6,15 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::record::{Chain, Digest, Record};
 use super::*;
 use crate::limits::{
     AUDIT_RECORD_BYTES_MAX, AUDIT_REPORTS_BYTES_MAX, AUDIT_TEXT_MAX, OFFICERS_MAX, REGISTRY_ID_MAX, REPLICAS_MAX,
 };
+use crate::mirror::{ErrorCounts, State};
+use crate::registry::DerivedKey;
 use crate::registry::hex;
+use crate::units::Uuid;
 
 const VOLUME: Uuid = Uuid([0x44; 16]);
 const SEED: [u8; 32] = [9; 32];

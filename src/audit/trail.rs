@@ -1,29 +1,4 @@
-//! The audit trail (promise P9): who did what to the volume, and what the program did and why, as a chain of records in the
-//! volume itself.
-//!
-//! # Where records are
-//!
-//! A record is a row of the metadata, so it is encrypted, on every replica, and part of the commit that it is made in: it
-//! is there exactly when the operations before it are. Rows are added, and never changed or removed; a trail grows by
-//! some records a day, because what the program notices again and again is counted ([`REPEAT_WINDOW`]). A crash can take
-//! back what was not committed (a second at the most), and such a count; the log has had both.
-//!
-//! What happens while nothing can be written (a mount is refused, the volume is read-only) is kept by the host
-//! ([`Reports`]) and goes into the trail, marked as the host's word, when something can be written again: in the same mount, or
-//! with the next one. Every record is
-//! also said to the log with its number and digest, so that a log on another machine holds heads of the chain too.
-//!
-//! # What this proves
-//!
-//! * A record that was changed, removed, moved or inserted does not fit the digests after it ([`record`]). The
-//!   last digest is in the metadata, which the page map authenticates; that all replicas were set back together shows
-//!   by the host's witness (promise P6).
-//! * A seal ([`Seal`]) is signed with a key that is derived from the volume's, so an export comes from somebody who could
-//!   open the volume, and is whole up to the seal. A trail that later does not continue an exported head was tampered
-//!   with: `audit verify` on the newer export, and its record of the same number has the digest of the older one's head.
-//! * It does not prove that what a record says is true. Root of the host holds the volume's key while it is
-//!   mounted: it can add any record, and could rewrite all of them, but not so that heads which left the host (exports,
-//!   the log) fit. Nor does it prove that nothing is missing at the end: what root never recorded is not there.
+//! The trail of a volume in use: it adds records, counts what repeats, and signs where it ends.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -32,28 +7,20 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroizing;
 
-use crate::device::process::{self, Identity};
+use super::Error;
+use super::event::{self, Actor, Entry, Event, Object, Reason};
+use super::record::{self, Chain, Digest, Record};
+use super::reports::{self, Reports};
+use super::verify::{FORMAT, Seal};
 use crate::fs::{self, Fs};
 use crate::label::Header;
 use crate::limits::AUDIT_PAGE_BYTES_MAX;
 use crate::mirror::{ErrorCounts, State};
+use crate::os::process::{self, Identity};
 use crate::pages;
 use crate::policy::Verdict;
-use crate::registry::{self, DerivedKey, VerifiedRegistry};
+use crate::registry::{DerivedKey, VerifiedRegistry};
 use crate::units::Uuid;
-
-mod event;
-pub mod record;
-mod reports;
-#[cfg(test)]
-mod tests;
-mod verify;
-
-pub use event::{Actor, Entry, Event, Object, Reason, RegistryFacts, ReplicaFacts};
-pub use reports::Reports;
-pub use verify::{FORMAT, Fault, Seal, Verifier, export_head, verify_export};
-
-use record::{Chain, Digest, Record};
 
 /// For so long, what the program notices again is only counted, unless it noticed something else in between; then one
 /// record says how often.
@@ -137,19 +104,19 @@ impl Audit {
     ///
     /// # Errors
     /// When the signing key cannot be made, or the trail cannot be read.
-    pub(super) fn new(
+    pub fn new(
         fs: Arc<Fs>,
         header: &Header,
         seed: Zeroizing<[u8; 32]>,
         witness: Option<&Path>,
         states: &[State],
-    ) -> Result<Self, super::Error> {
+    ) -> Result<Self, Error> {
         let id = |row: &Option<crate::label::ReplicaRow>| row.as_ref().map_or("", |row| &row.registry_id).to_owned();
         let read_only = fs.store().writable().is_err();
         let last = fs.audit_last(u64::MAX)?;
         let last = last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice()));
         let chain = Chain::after(Digest::genesis(header.volume), last);
-        let public_key = DerivedKey::from_seed(&seed).map_err(key_error)?.public_key();
+        let public_key = DerivedKey::from_seed(&seed).map_err(Error::Key)?.public_key();
         Ok(Self {
             fs,
             volume: header.volume,
@@ -264,7 +231,7 @@ impl Audit {
     }
 
     /// Gives the host what no commit will take any more.
-    pub(super) fn hand_over(&self, why: &fs::Error) {
+    pub fn hand_over(&self, why: &fs::Error) {
         let lost: Vec<Record> = self.settle().iter_mut().filter_map(|pending| pending.record.take()).collect();
         self.report(&lost, why);
     }
@@ -300,7 +267,7 @@ impl Audit {
     ///
     /// # Errors
     /// When the commit fails.
-    pub(super) fn begin(&self, entries: Vec<Entry>) -> fs::Result<()> {
+    pub fn begin(&self, entries: Vec<Entry>) -> fs::Result<()> {
         let mut records: Vec<Record> = entries.iter().map(|entry| Record::new(entry, record::now())).collect();
         if self.fs.store().committable().is_err() {
             self.write(records);
@@ -322,7 +289,7 @@ impl Audit {
 
     /// Puts what the host keeps of this mount into the trail, once the volume takes it. To be called now and then; cheap when
     /// there is nothing.
-    pub(super) fn take_back(&self) {
+    pub fn take_back(&self) {
         let is_due = lock(&self.kept).is_some_and(|at| Instant::now() >= at);
         if !is_due || self.fs.store().committable().is_err() {
             return;
@@ -364,7 +331,7 @@ impl Audit {
     }
 
     /// The volume is about to be closed: what is still to be said, and that.
-    pub(super) fn end(&self) {
+    pub fn end(&self) {
         self.observe();
         let mut entries = Vec::new();
         {
@@ -383,7 +350,7 @@ impl Audit {
     ///
     /// # Errors
     /// Of the metadata.
-    pub(super) fn ended_by_crash(&self) -> fs::Result<bool> {
+    pub fn ended_by_crash(&self) -> fs::Result<bool> {
         let held = self.reports.as_ref().and_then(|reports| reports.hold().ok());
         let reported = held.map(|held| held.records("")).unwrap_or_default();
         let ends = |record: &Record| match record.event.as_str() {
@@ -522,7 +489,7 @@ impl Audit {
     ///
     /// # Errors
     /// Of the metadata, or when the system gives no random bytes.
-    pub fn seal(&self) -> Result<(String, String), super::Error> {
+    pub fn seal(&self) -> Result<(String, String), Error> {
         let Head { records, digest, public_key } = self.durable_head()?;
         let store = self.fs.store();
         let seal = Seal {
@@ -540,12 +507,8 @@ impl Audit {
         let line = seal.line();
         let comment = format!("volume {}, {records} records, sealed {}", self.volume, seal.sealed);
         let signed = DerivedKey::from_seed(&self.seed).and_then(|key| key.sign(line.as_bytes(), &comment));
-        Ok((line, signed.map_err(key_error)?))
+        Ok((line, signed.map_err(Error::Key)?))
     }
-}
-
-fn key_error(error: registry::Error) -> super::Error {
-    super::System::error("making the key of the audit trail", std::io::Error::other(error))
 }
 
 /// A record for the log.
@@ -560,7 +523,7 @@ fn said(record: &Record) -> String {
 ///
 /// # Errors
 /// Of the metadata.
-pub(super) fn check(fs: &Fs, volume: Uuid) -> fs::Result<Vec<String>> {
+pub fn check(fs: &Fs, volume: Uuid) -> fs::Result<Vec<String>> {
     let mut chain = Chain::after(Digest::genesis(volume), None);
     let mut findings = Vec::new();
     loop {
@@ -582,7 +545,7 @@ pub(super) fn check(fs: &Fs, volume: Uuid) -> fs::Result<Vec<String>> {
 ///
 /// # Errors
 /// When it cannot be written.
-pub(super) fn begin_with(fs: &Fs, volume: Uuid, event: Event) -> fs::Result<u64> {
+pub fn begin_with(fs: &Fs, volume: Uuid, event: Event) -> fs::Result<u64> {
     let entry = Entry::done(Actor::user(&process::identity()), Object::Volume, event);
     let mut record = Record::new(&entry, record::now());
     fs.append_audit(|_| vec![Chain::after(Digest::genesis(volume), None).push(&mut record)])

@@ -2,15 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::failure::{ExitCode, Failure};
-use super::super::watch::Look;
-use super::super::{devices, find};
-use crate::control::{NotReturned, ResyncAnswer, Returned};
+use super::watch::Look;
+use super::{devices, find};
+use crate::audit::Audit;
+use crate::control::{ExitCode, Failure, NotReturned, ResyncAnswer, Returned};
 use crate::device::raw::Access;
 use crate::limits::REPLICAS_MAX;
 use crate::mirror::State;
 use crate::units::Uuid;
-use crate::volume::audit::Audit;
 use crate::volume::{Members, News};
 
 /// Brings back the replica that `wanted` names, a device node or an identifier of the registry; without it, every one that

@@ -5,21 +5,20 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::super::failure::{ExitCode, Failure};
-use super::super::watch::{Look, Watch};
-use super::super::{WITNESS_DIR, devices, find, status};
-use super::{Request, resync};
-use crate::control::{self, Handler, NotReturned, Problem, ResyncAnswer, Server, VolumeStatus};
+use super::request::Request;
+use super::watch::{Look, Watch};
+use super::{WITNESS_DIR, devices, find, place, report, resync};
+use crate::audit::Audit;
+use crate::control::{self, ExitCode, Failure, Handler, NotReturned, Problem, ResyncAnswer, Server, VolumeStatus, ask};
 use crate::crypto::Secret;
-use crate::device::process::{self, EndSignals, Unmount};
 use crate::device::raw::Access;
 use crate::fs;
 use crate::fuse::{Locator, MountConfig, Session, tune_readahead};
 use crate::limits::{CACHE_BYTES_DEFAULT_MAX, CACHE_BYTES_DEFAULT_MIN};
+use crate::os::process::{self, EndSignals, Unmount};
 use crate::policy::ApprovedDevice;
 use crate::registry::VerifiedRegistry;
 use crate::units::{Ino, Uuid};
-use crate::volume::audit::Audit;
 use crate::volume::{Open, OpenOptions, Sealed};
 
 /// Longest wait for the daemon of an earlier mount to let go of the devices.
@@ -35,7 +34,7 @@ const CLOSING_POLL: Duration = Duration::from_millis(20);
 const CLOSED: &str = "the volume is being closed";
 
 /// A mounted volume whose requests are not yet served.
-pub(super) struct Mounted {
+pub struct Mounted {
     session: Session,
     served: Arc<Served>,
     server: Server,
@@ -45,7 +44,7 @@ pub(super) struct Mounted {
 }
 
 /// Opens the volume and mounts it.
-pub(super) fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failure> {
+pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failure> {
     let system = |what: &str, error: std::io::Error| Failure::failed("system", format!("{what}: {error}"));
     // Before the first thread: threads inherit what is blocked.
     let signals = EndSignals::block().map_err(|error| system("blocking signals", error))?;
@@ -127,7 +126,7 @@ fn is_closing(devices: &[PathBuf]) -> bool {
     let mounts = find::mounts();
     let is_mounted = |status: &VolumeStatus| mounts.iter().any(|m| m.mountpoint == Path::new(&status.mountpoint));
     let serves = |status: &VolumeStatus| status.replicas.iter().any(|r| wanted.contains(&node(Path::new(&r.device))));
-    status::heard(true, |status| serves(status) && !is_mounted(status)).is_ok_and(|(found, _)| !found.is_empty())
+    ask::heard(true, |status| serves(status) && !is_mounted(status)).is_ok_and(|(found, _)| !found.is_empty())
 }
 
 fn config(request: &Request, open: &Open) -> MountConfig {
@@ -145,7 +144,7 @@ fn config(request: &Request, open: &Open) -> MountConfig {
 
 impl Mounted {
     /// Serves until the volume is unmounted, by whomever; then closes it.
-    pub(super) fn serve(self) -> Result<ExitCode, Failure> {
+    pub fn serve(self) -> Result<ExitCode, Failure> {
         let Self { session, served, server, mountpoint, signals, idle } = self;
         if let Some(idle) = idle {
             let mountpoint = mountpoint.clone();
@@ -220,7 +219,7 @@ struct Served {
 impl Served {
     fn new(open: Open, request: &Request, registry: VerifiedRegistry) -> std::io::Result<Arc<Self>> {
         let mountpoint = request.mountpoint.to_string_lossy().into_owned();
-        let last = Mutex::new(control::report(&open, &registry, &mountpoint, &[]));
+        let last = Mutex::new(report::report(&open, &registry, &mountpoint, &[]));
         let uuid = open.uuid();
         let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.members()))?;
         Ok(Arc::new(Self { open: RwLock::new(Some(open)), watch: Mutex::new(Some(watch)), last, mountpoint, uuid }))
@@ -256,7 +255,7 @@ impl Locator for Served {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let found = self.look().map(|look| look.found());
         match (open.as_ref(), found) {
-            (Some(open), Some(found)) => control::place(open, &found.registry, ino)?.encode(),
+            (Some(open), Some(found)) => place::place(open, &found.registry, ino)?.encode(),
             // Being closed: nobody can ask any more but who asked before.
             _ => Err(fs::Error::NoAttribute),
         }
@@ -269,7 +268,7 @@ impl Handler for Served {
         let found = self.look().map(|look| look.found());
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(open), Some(found)) = (open.as_ref(), found) {
-            *last = control::report(open, &found.registry, &self.mountpoint, &found.concerns);
+            *last = report::report(open, &found.registry, &self.mountpoint, &found.concerns);
             last.watch = found.watching;
         }
         last.clone()

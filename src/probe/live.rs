@@ -26,35 +26,8 @@
 //! drivers/nvme/host/sysfs.c and drivers/scsi/scsi_lib.c for how the kernel writes a `wwid`.
 
 use super::identity::{Node, Problem};
+use crate::os::ioctl::{NvmeAnswers, ScsiAnswers};
 use crate::registry::hex;
-
-/// Answers of an NVMe namespace and its controller, as they came.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct NvmeAnswers {
-    /// Number of the namespace.
-    pub nsid: u32,
-    /// Identify Controller (CNS 1): 4096 bytes.
-    pub controller: Vec<u8>,
-    /// Identify Namespace (CNS 0): 4096 bytes.
-    pub namespace: Vec<u8>,
-    /// Namespace identification descriptors (CNS 3); empty when the controller does not have them.
-    pub descriptors: Vec<u8>,
-}
-
-/// Answers of a SCSI disk, as they came.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ScsiAnswers {
-    /// INQUIRY.
-    pub standard: Vec<u8>,
-    /// INQUIRY page 0x80.
-    pub serial: Vec<u8>,
-    /// INQUIRY page 0x83.
-    pub designators: Vec<u8>,
-    /// MODE SENSE(10) of page 8, when it has one.
-    pub caching: Option<Vec<u8>>,
-    /// IDENTIFY DEVICE of an ATA disk.
-    pub ata: Option<Vec<u8>>,
-}
 
 /// Answers, understood.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,25 +3,25 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Documents;
-use super::failure::{ExitCode, Failure};
-use crate::crypto;
-use crate::device::host::HostFacts;
+use super::request::Documents;
+use crate::control::{ExitCode, Failure};
 use crate::device::raw::{Access, OpenError, RawDevice};
-use crate::device::sys::Kernel;
 use crate::label;
 use crate::policy::load::{self, LoadError};
 use crate::policy::{ApprovedDevice, ReasonCode, Refused, examine_set, in_a_line};
+use crate::probe::host::HostFacts;
+use crate::probe::sys::Kernel;
 use crate::registry::{self, Date, VerifiedRegistry};
 use crate::volume;
+use crate::{audit, crypto};
 
 /// Reads and verifies the registry.
-pub(super) fn load_registry(documents: &Documents) -> Result<VerifiedRegistry, Failure> {
+pub fn load_registry(documents: &Documents) -> Result<VerifiedRegistry, Failure> {
     load::load(&documents.registry, &documents.trust).map(|(registry, _)| registry).map_err(Failure::from)
 }
 
 /// Today, by the host's clock.
-pub(super) fn today() -> Result<Date, Failure> {
+pub fn today() -> Result<Date, Failure> {
     Date::today().ok_or_else(|| {
         Failure::failed("clock", "the host's clock shows a date that cannot be: no validity can be judged")
             .advise("Set the clock, then try again.")
@@ -29,11 +29,7 @@ pub(super) fn today() -> Result<Date, Failure> {
 }
 
 /// Opens the devices and has the policy examine each, and all together. Nothing is written.
-pub(super) fn approve(
-    paths: &[PathBuf],
-    registry: &VerifiedRegistry,
-    access: Access,
-) -> Result<Vec<ApprovedDevice>, Failure> {
+pub fn approve(paths: &[PathBuf], registry: &VerifiedRegistry, access: Access) -> Result<Vec<ApprovedDevice>, Failure> {
     let (host, today) = (HostFacts::read(&Kernel), today()?);
     refuse_repeated(paths)?;
     let mut approved = Vec::with_capacity(paths.len());
@@ -51,12 +47,12 @@ pub(super) fn approve(
 }
 
 /// A refusal for a reason of the table, which also says what to do.
-pub(super) fn refusal(code: ReasonCode, text: String) -> Failure {
+pub fn refusal(code: ReasonCode, text: String) -> Failure {
     Failure::new(ExitCode::Refused, code.as_str(), text).advise(code.remedy())
 }
 
 /// Opens one device and has the policy examine it. Nothing is written.
-pub(super) fn approve_one(path: &Path, registry: &VerifiedRegistry, access: Access) -> Result<ApprovedDevice, Failure> {
+pub fn approve_one(path: &Path, registry: &VerifiedRegistry, access: Access) -> Result<ApprovedDevice, Failure> {
     let device = RawDevice::open(path, access)?;
     Ok(ApprovedDevice::approve(Arc::new(device), registry, &HostFacts::read(&Kernel), today()?)?)
 }
@@ -172,8 +168,8 @@ fn reason(error: &volume::Error) -> &'static str {
         E::Crypto(crypto::Error::WrongKey) => "wrong-key",
         E::Crypto(_) => "crypto",
         E::Store(_) => "store",
-        E::Fs(_) => "filesystem",
-        E::System { .. } => "system",
+        E::Fs(_) | E::Audit(audit::Error::Fs(_)) => "filesystem",
+        E::System { .. } | E::Audit(audit::Error::Key(_)) => "system",
         E::Unproven { .. } => "volume-unproven",
     }
 }

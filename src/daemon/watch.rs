@@ -14,14 +14,15 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{Documents, devices};
+use super::devices;
+use super::request::Documents;
+use crate::audit::Audit;
 use crate::control::{Reason, WatchStatus};
-use crate::device::events::{Events, Waker};
-use crate::device::host::HostFacts;
-use crate::device::sys::Kernel;
 use crate::limits::{DEVICE_TIMEOUT_S, SIGNATURES_MAX};
+use crate::os::events::{Events, Waker};
+use crate::probe::host::HostFacts;
+use crate::probe::sys::Kernel;
 use crate::registry::{Date, VerifiedRegistry};
-use crate::volume::audit::Audit;
 use crate::volume::{Members, News};
 
 /// Longest time between two looks at everything.

@@ -1,0 +1,52 @@
+//! The audit trail (promise P9): who did what to the volume, and what the program did and why, as a chain of records in the
+//! volume itself.
+//!
+//! # Where records are
+//!
+//! A record is a row of the metadata, so it is encrypted, on every replica, and part of the commit that it is made in: it
+//! is there exactly when the operations before it are. Rows are added, and never changed or removed; a trail grows by
+//! some records a day, because what the program notices again and again is counted ([`REPEAT_WINDOW`]). A crash can take
+//! back what was not committed (a second at the most), and such a count; the log has had both.
+//!
+//! What happens while nothing can be written (a mount is refused, the volume is read-only) is kept by the host
+//! ([`Reports`]) and goes into the trail, marked as the host's word, when something can be written again: in the same mount, or
+//! with the next one. Every record is
+//! also said to the log with its number and digest, so that a log on another machine holds heads of the chain too.
+//!
+//! # What this proves
+//!
+//! * A record that was changed, removed, moved or inserted does not fit the digests after it ([`record`]). The
+//!   last digest is in the metadata, which the page map authenticates; that all replicas were set back together shows
+//!   by the host's witness (promise P6).
+//! * A seal ([`Seal`]) is signed with a key that is derived from the volume's, so an export comes from somebody who could
+//!   open the volume, and is whole up to the seal. A trail that later does not continue an exported head was tampered
+//!   with: `audit verify` on the newer export, and its record of the same number has the digest of the older one's head.
+//! * It does not prove that what a record says is true. Root of the host holds the volume's key while it is
+//!   mounted: it can add any record, and could rewrite all of them, but not so that heads which left the host (exports,
+//!   the log) fit. Nor does it prove that nothing is missing at the end: what root never recorded is not there.
+
+use crate::{fs, registry};
+
+mod event;
+pub mod record;
+mod reports;
+#[cfg(test)]
+mod tests;
+mod trail;
+mod verify;
+
+pub use event::{Actor, Entry, Event, Object, Reason, RegistryFacts, ReplicaFacts};
+pub use reports::Reports;
+pub use trail::{Audit, Head, REPEAT_WINDOW, begin_with, check};
+pub use verify::{FORMAT, Fault, Seal, Verifier, export_head, verify_export};
+
+/// Why the trail cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The filesystem that it is in.
+    #[error(transparent)]
+    Fs(#[from] fs::Error),
+    /// Its signing key.
+    #[error("making the key of the audit trail: {0}")]
+    Key(registry::Error),
+}

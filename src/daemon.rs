@@ -1,0 +1,20 @@
+//! The process behind a mount, and what the commands that work on devices share with it.
+//!
+//! [`serve`] opens the volume, answers the kernel and the control socket, and closes the volume whatever ended the mount.
+//! The watch looks at the registry and the devices again and again (promise P2). [`devices`] leads from names to devices
+//! that the policy approves, [`find`] from what a user calls a volume to its devices.
+
+pub mod devices;
+pub mod find;
+mod place;
+pub mod refusal;
+mod report;
+mod request;
+mod resync;
+pub mod serve;
+mod watch;
+
+pub use request::{Documents, MountOptions, Request, join};
+
+/// Where the host remembers what it has seen of each volume.
+pub const WITNESS_DIR: &str = "/var/lib/scelle";

@@ -1,0 +1,123 @@
+//! What is to be mounted, and how.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
+
+/// How the source of a mount under a laboratory registry begins in the mount table, where spaces would be hard to read.
+const LABORATORY: &str = "not-sovereign:laboratory-registry:";
+
+/// Where the documents are that approve devices.
+#[derive(Clone, Debug)]
+pub struct Documents {
+    /// The signed registry; its signatures are beside it.
+    pub registry: PathBuf,
+    /// The trust anchors: officers' public keys and the threshold.
+    pub trust: PathBuf,
+}
+
+/// What `-o` asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Change the flags of what is mounted there.
+    pub remount: bool,
+    /// Refuse every change.
+    pub read_only: bool,
+    /// Go on although a replica that was in sync is absent.
+    pub degraded: bool,
+    /// Go on although every device shows an older state than this host has seen.
+    pub accept_rollback: bool,
+    /// Let nobody execute anything; unless said, execution is allowed.
+    pub no_exec: Option<bool>,
+    /// Honour set-user-id and set-group-id bits; unless said, they are not.
+    pub suid: Option<bool>,
+    /// Honour device nodes; unless said, they are not.
+    pub dev: Option<bool>,
+    /// Every write is durable when it returns; unless said, after fsync.
+    pub sync: Option<bool>,
+    /// Let processors sleep between requests, however short the pause.
+    pub powersave: bool,
+    /// Unmount when nobody has used the folder for so long.
+    pub idle: Option<Duration>,
+    /// Most memory for blocks that were read, in bytes.
+    pub cache_bytes: Option<u64>,
+    /// The signed registry.
+    pub registry: Option<PathBuf>,
+    /// The trust anchors.
+    pub trust: Option<PathBuf>,
+    /// Where the passphrase is.
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// What is to be mounted, complete and absolute.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What the mount table is to show: the volume or its devices, as they were named.
+    pub named: String,
+    /// The devices, or the one name of a volume.
+    pub sources: Vec<PathBuf>,
+    /// The folder to mount on.
+    pub mountpoint: PathBuf,
+    /// What `-o` asked for.
+    pub options: MountOptions,
+    /// Where the registry and the trust anchors are.
+    pub documents: Documents,
+    /// Where the passphrase is; else it is asked for.
+    pub passphrase_file: Option<PathBuf>,
+    /// Whether no daemon is split off.
+    pub foreground: bool,
+}
+
+/// The sources, as one source of the mount table.
+pub fn join(sources: &[PathBuf]) -> String {
+    sources.iter().map(|source| source.to_string_lossy()).collect::<Vec<_>>().join(":")
+}
+
+impl Request {
+    /// What mount(8) asks for: `source` is a label, a UUID or the devices with colons between them, or what the mount
+    /// table showed of it.
+    pub fn of_helper(source: &OsStr, mountpoint: &OsStr, options: MountOptions) -> Self {
+        let source = source.as_bytes();
+        let source = source.strip_prefix(LABORATORY.as_bytes()).unwrap_or(source);
+        let names = source.split(|&byte| byte == b':').filter(|name| !name.is_empty());
+        let sources: Vec<PathBuf> = names.map(|name| PathBuf::from(OsStr::from_bytes(name))).collect();
+        Self {
+            named: join(&sources),
+            sources,
+            mountpoint: PathBuf::from(mountpoint),
+            options,
+            documents: Documents { registry: REGISTRY_PATH.into(), trust: TRUST_PATH.into() },
+            passphrase_file: None,
+            foreground: false,
+        }
+    }
+
+    /// The source of the mount in the mount table: what was asked for, so that mount(8) finds the line of fstab(5) mounted,
+    /// and what it can be asked for with. That a volume is not sovereign is said first.
+    pub fn shown(&self, sovereign: bool) -> String {
+        format!("{}{}", if sovereign { "" } else { LABORATORY }, self.named)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn what_the_mount_table_shows_can_be_mounted_again() {
+        let of = |source: &str| Request::of_helper(OsStr::new(source), OsStr::new("/mnt"), MountOptions::default());
+        for source in ["archives", "/dev/a:/dev/b", "/dev/disk/by-id/nvme-A"] {
+            assert_eq!(of(source).shown(true), source);
+            let laboratory = of(source).shown(false);
+            assert_eq!(laboratory, format!("not-sovereign:laboratory-registry:{source}"));
+            assert_eq!(of(&laboratory).shown(false), laboratory);
+            assert_eq!(of(&laboratory).sources, of(source).sources);
+            assert_eq!(of(&laboratory).shown(true), source, "a sovereign volume cannot be made to look like none");
+        }
+        assert_eq!(of("/dev/a:/dev/b").sources, [PathBuf::from("/dev/a"), PathBuf::from("/dev/b")]);
+    }
+}

@@ -1,0 +1,37 @@
+//! Answers that several requests have in common: an error, an attribute's value.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use fuser::{Errno, ReplyXattr};
+
+use crate::fs;
+
+/// Damaged or failing devices can produce an error a request: at most one log line in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The errno for the kernel; failures that no caller has caused are logged.
+pub(super) fn errno(error: &fs::Error) -> Errno {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    let code = error.errno();
+    if code == libc::EIO {
+        let now = 1 + START.get_or_init(Instant::now).elapsed().as_millis() as u64;
+        let last = LAST.load(Ordering::Relaxed);
+        if last == 0 || now.saturating_sub(last) >= LOG_INTERVAL.as_millis() as u64 {
+            LAST.store(now, Ordering::Relaxed);
+            log::error!("a request failed: {error}");
+        }
+    }
+    Errno::from_i32(code)
+}
+
+/// The two-step answer of getxattr(2) and listxattr(2): the length when asked for 0 bytes, else the bytes if they fit.
+pub(super) fn sized(result: fs::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() <= size as usize => reply.data(&value),
+        Ok(_) => reply.error(Errno::ERANGE),
+        Err(error) => reply.error(errno(&error)),
+    }
+}

@@ -1,0 +1,233 @@
+//! Key found, labels authentic: which root the volume goes on from, and whether it may.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::error::{Error, System};
+use super::recovery;
+use crate::crypto::{Keys, VolumeKey};
+use crate::device::BlockDevice;
+use crate::label::{self, Header, Root};
+use crate::mirror;
+use crate::pages::provisional::Proof;
+use crate::policy::{ApprovedDevice, Reason, ReasonCode};
+use crate::registry::VerifiedRegistry;
+use crate::units::Uuid;
+
+/// How a volume is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// No change, not even of the label.
+    pub read_only: bool,
+    /// Go on although a replica of the newest root is absent.
+    pub degraded: bool,
+    /// Go on although the witness has seen a later generation; the witness is then set back.
+    pub accept_rollback: bool,
+    /// Most bytes of sealed blocks that are kept in memory after they were read; 0: none.
+    pub cache_bytes: u64,
+    /// Folder of the host's witness; none: no rollback is recognised.
+    pub witness: Option<PathBuf>,
+}
+
+pub(super) struct Replica {
+    pub(super) device: Arc<ApprovedDevice>,
+    pub(super) header: Header,
+    /// Label copies to write anew.
+    pub(super) damaged: Vec<label::Area>,
+}
+
+impl Replica {
+    /// Whether the volume's newest label names this replica.
+    pub(super) fn is_enrolled_in(&self, volume: &Header) -> bool {
+        let row = volume.replicas.get(usize::from(self.header.replica_index)).and_then(Option::as_ref);
+        row.is_some_and(|row| row.device == self.header.device) && self.header.data_blocks == volume.data_blocks
+    }
+}
+
+/// A volume whose key is known and whose labels are authentic.
+pub struct Assembled {
+    pub(super) keys: Keys,
+    pub(super) header: Header,
+    pub(super) replicas: Vec<Replica>,
+}
+
+/// Where a volume goes on from.
+pub(super) struct Chosen {
+    pub(super) choice: recovery::Choice,
+    /// What the replicas in sync lack of the root's commit.
+    pub(super) proof: Proof,
+    /// Why that is not the newest root.
+    pub(super) cut_off: Option<String>,
+}
+
+impl Assembled {
+    pub(super) fn new(keys: Keys, mut replicas: Vec<Replica>) -> Result<Self, Error> {
+        replicas.sort_by_key(|replica| replica.header.replica_index);
+        // The newest label describes the volume: a replica that was away may have an older table.
+        let newest = replicas.iter().max_by_key(|replica| replica.header.sequence);
+        let header = newest.map(|replica| replica.header.clone()).ok_or(Error::DeviceCount { found: 0 })?;
+        for replica in &replicas {
+            if !replica.is_enrolled_in(&header) {
+                let device = replica.device.name().to_owned();
+                return Err(Error::NotEnrolled { device, volume: header.volume });
+            }
+        }
+        Ok(Self { keys, header, replicas })
+    }
+
+    /// The volume.
+    pub fn uuid(&self) -> Uuid {
+        self.header.volume
+    }
+
+    /// Its label.
+    pub fn label(&self) -> &str {
+        &self.header.label
+    }
+
+    /// The volume key, for [`Sealed::unlock_again`].
+    pub fn volume_key(&self) -> &VolumeKey {
+        self.keys.volume_key()
+    }
+
+    /// The registry must be of the volume's kind, verified with the pinned anchors or with those that their officers have
+    /// put in their place, and not older than what the volume has seen.
+    pub(super) fn check_registry(&self, registry: &VerifiedRegistry, root: &Root) -> Result<(), Error> {
+        let refuse = |code, text: String| Err(Error::Registry(vec![Reason::new(code, text)]));
+        if !registry.is_trusted_by(&root.trust_in_force(self.header.trust_digest)) {
+            let text = "the trust anchors are neither those pinned in the volume nor have the officers pinned there put \
+                        them in their place: another officer's key, another threshold, or an older trust.toml";
+            return refuse(ReasonCode::RegistryOther, text.to_owned());
+        }
+        if registry.is_laboratory() == self.header.sovereign {
+            let text = match self.header.sovereign {
+                true => "the volume is sovereign: it cannot be mounted with a laboratory registry",
+                false => "the volume was made with a laboratory registry: it cannot be mounted with another kind",
+            };
+            return refuse(ReasonCode::RegistryKindChanged, text.to_owned());
+        }
+        if registry.version() < root.registry_version {
+            let text =
+                format!("registry version {}, the volume has seen {}", registry.version(), root.registry_version);
+            return refuse(ReasonCode::RegistryRolledBack, text);
+        }
+        Ok(())
+    }
+
+    /// Reads the roots of every replica, as [`recovery::choose`] wants them.
+    pub(super) fn rings(&self) -> Vec<recovery::Ring> {
+        let count = self.header.replicas.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        let mut found = vec![None; count];
+        for replica in &self.replicas {
+            let device = &replica.device;
+            let roots = label::read_roots(&**device, replica.header.device_bytes, &self.keys, self.header.volume);
+            let roots = match roots {
+                Ok(roots) => roots,
+                Err(error) => {
+                    // Nothing is known of what it went through: as if it were not there.
+                    log::warn!("{}: root ring: {error}", device.name());
+                    continue;
+                }
+            };
+            if let Some(slot) = found.get_mut(usize::from(replica.header.replica_index)) {
+                *slot = Some(roots);
+            }
+        }
+        found
+    }
+
+    /// Decides which root to go on from. Leaves out of `rings` the root of a commit that was cut off, or of which that is not
+    /// known and the administrator accepts it.
+    pub(super) fn choose(
+        &self,
+        rings: &mut Vec<recovery::Ring>,
+        degraded: bool,
+        accept_rollback: bool,
+    ) -> Result<Chosen, Error> {
+        let choice = recovery::choose(rings).map_err(|conflict| match conflict {
+            recovery::Conflict::NoRoot => Error::NoRoot(self.header.volume),
+            recovery::Conflict::Diverged { one, other } => {
+                Error::Diverged(format!("{} and {} each went on without the other", self.name(one), self.name(other)))
+            }
+        })?;
+        self.admit(&choice, degraded)?;
+        let proof = self.prove(&choice);
+        let is_given_up = accept_rollback && proof.unread.is_some();
+        if proof.lost == 0 && !is_given_up {
+            return Ok(Chosen { choice, proof, cut_off: None });
+        }
+        let (volume, generation, lost) = (self.header.volume, choice.root.generation, proof.lost);
+        let Some((earlier, before)) = recovery::choose_before(rings, &choice.root) else {
+            log::error!(
+                "volume {volume}: blocks of commit {generation} are damaged on every replica that is here, and the root of the \
+                 commit before it is not there: what they held is lost"
+            );
+            return Ok(Chosen { choice, proof, cut_off: None });
+        };
+        self.admit(&before, degraded)?;
+        let found = match lost {
+            0 => "may have been cut off, and the administrator accepted a rollback: not every block of it can be read"
+                .to_owned(),
+            _ => format!(
+                "was cut off, by a power failure it seems, before it was answered for: at least {lost} of its blocks are on no \
+                 replica that is here"
+            ),
+        };
+        let absent = match &*choice.absent {
+            [] => String::new(),
+            absent => format!("; {} may have them, and loses them when the volume goes on without", self.names(absent)),
+        };
+        let why =
+            format!("commit {generation} {found}{absent}. The volume goes on from commit {}", before.root.generation);
+        log::warn!("volume {volume}: {why}");
+        *rings = earlier;
+        Ok(Chosen { choice: before, proof: Proof::default(), cut_off: Some(why) })
+    }
+
+    /// Whether the volume can be used with this choice.
+    fn admit(&self, choice: &recovery::Choice, degraded: bool) -> Result<(), Error> {
+        let usable = choice.states.contains(&mirror::State::InSync);
+        if !usable || !choice.absent.is_empty() && !degraded {
+            let absent = format!("{} of the last commit is absent or too old", self.names(&choice.absent));
+            return Err(Error::Incomplete { volume: self.header.volume, absent });
+        }
+        Ok(())
+    }
+
+    /// Looks for the blocks of the chosen root's commit on the replicas in sync. Writes nothing.
+    fn prove(&self, choice: &recovery::Choice) -> Proof {
+        let index = |replica: &Replica| usize::from(replica.header.replica_index);
+        let in_sync = self.replicas.iter().filter(|r| choice.states.get(index(r)) == Some(&mirror::State::InSync));
+        let devices: Vec<_> = in_sync.map(|r| (index(r), &*r.device as &dyn BlockDevice)).collect();
+        Proof::of(&choice.root, &self.keys, self.header.volume, &devices)
+    }
+
+    /// How messages name a replica.
+    pub(super) fn name(&self, index: usize) -> String {
+        let id = self.header.replicas.get(index).and_then(Option::as_ref).map_or("?", |row| &row.registry_id);
+        let device = self.replicas.iter().find(|r| usize::from(r.header.replica_index) == index);
+        match device {
+            Some(replica) => format!("replica {index} ({id}, {})", replica.device.name()),
+            None => format!("replica {index} ({id})"),
+        }
+    }
+
+    fn names(&self, indices: &[usize]) -> String {
+        indices.iter().map(|index| self.name(*index)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The replica set in the order of the replica table, with the size of each device as its label says.
+    pub(super) fn mirror(&self, states: &[mirror::State]) -> Result<(Arc<mirror::Mirror>, Vec<u64>), Error> {
+        let mut rows: Vec<(Option<Arc<ApprovedDevice>>, mirror::State)> = states.iter().map(|s| (None, *s)).collect();
+        let mut sizes = vec![0; states.len()];
+        for replica in &self.replicas {
+            let index = usize::from(replica.header.replica_index);
+            if let (Some(row), Some(size)) = (rows.get_mut(index), sizes.get_mut(index)) {
+                row.0 = Some(replica.device.clone());
+                *size = replica.header.device_bytes;
+            }
+        }
+        let mirror = mirror::Mirror::new(rows).map_err(|e| System::error("starting a replica's thread", e))?;
+        Ok((Arc::new(mirror), sizes))
+    }
+}
