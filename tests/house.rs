@@ -1,7 +1,7 @@
 //! The rules of the house: module order, banned words, file length, what lies at the top of the repository.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -234,6 +234,133 @@ fn a_module_uses_only_those_above_it() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Which file defines what, as far as the names of modules and their re-exports tell.
+struct Files {
+    /// The product part of each file below `src`, without comments and strings.
+    code: BTreeMap<String, String>,
+    /// For each file, the names that it re-exports, with the path of each.
+    exported: BTreeMap<String, BTreeMap<String, Vec<String>>>,
+}
+
+impl Files {
+    fn read() -> Self {
+        let files = sources("src").into_iter().filter(|(path, _)| !is_test_file(path));
+        let code: BTreeMap<String, String> = files.map(|(path, text)| (path, without_tests(&code(&text)))).collect();
+        let exports = |path: &str, code: &str| -> BTreeMap<String, Vec<String>> {
+            let public = code.split("pub use ").skip(1).filter_map(|rest| rest.split(';').next());
+            let items = public.flat_map(|item| paths(&format!("use {item};")));
+            let whole = items.filter_map(|item| Self::absolute(path, code, &item));
+            whole.filter_map(|names| Some((names.last()?.clone(), names))).collect()
+        };
+        let exported = code.iter().map(|(path, code)| (path.clone(), exports(path, code))).collect();
+        Self { code, exported }
+    }
+
+    /// The modules of a file, e.g. `pages`, `tree`.
+    fn modules_of(path: &str) -> Vec<String> {
+        path.trim_end_matches(".rs").split('/').skip(1).map(str::to_owned).collect()
+    }
+
+    /// `item` as the file at `path` names it, from the crate's root on; nothing for what is not ours.
+    fn absolute(path: &str, code: &str, item: &str) -> Option<Vec<String>> {
+        let own = Self::modules_of(path);
+        let names: Vec<String> = item.split("::").map(|name| name.trim_start_matches("r#").to_owned()).collect();
+        let supers = names.iter().take_while(|name| *name == "super").count();
+        let declares = |name: &str| code.lines().any(|line| line.trim().ends_with(&format!("mod {name};")));
+        match names[0].as_str() {
+            "crate" => Some(names[1..].to_vec()),
+            "super" if supers <= own.len() => Some([&own[..own.len() - supers], &names[supers..]].concat()),
+            "self" => Some([&own[..], &names[1..]].concat()),
+            first if declares(first) => Some([&own[..], &names[..]].concat()),
+            _ => None,
+        }
+    }
+
+    /// The file that defines what an absolute path names.
+    fn defining(&self, names: &[String]) -> Option<String> {
+        let at = |n: usize| format!("src/{}.rs", names[..n].join("/"));
+        let depth = (1..=names.len()).rev().find(|n| self.code.contains_key(&at(*n)))?;
+        let exported = names.get(depth).and_then(|name| self.exported[&at(depth)].get(name));
+        exported.and_then(|path| self.defining(path)).or_else(|| Some(at(depth)))
+    }
+
+    /// The files whose items the file at `path` uses. A module's file and the parts in its folder are one: what they use of each other
+    /// does not count.
+    fn used_by(&self, path: &str) -> BTreeSet<String> {
+        let code = &self.code[path];
+        let is_part = |whole: &str, part: &str| part.starts_with(&format!("{}/", whole.trim_end_matches(".rs")));
+        let found = paths(code).into_iter().filter_map(|item| self.defining(&Self::absolute(path, code, &item)?));
+        found.filter(|file| file != path && !is_part(file, path) && !is_part(path, file)).collect()
+    }
+}
+
+/// Every path of two names or more in `code`, the groups of `use` declarations written out.
+fn paths(code: &str) -> Vec<String> {
+    fn group(prefix: &str, text: &str, out: &mut Vec<String>) {
+        let (mut depth, mut start) = (0, 0);
+        for (i, c) in text.char_indices().chain([(text.len(), ',')]) {
+            match c {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    one(prefix, text[start..i].trim(), out);
+                    start = i + 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    fn one(prefix: &str, item: &str, out: &mut Vec<String>) {
+        match item.split_once('{') {
+            Some((head, rest)) => {
+                group(&format!("{prefix}{}", head.trim()), rest.trim_end().strip_suffix('}').unwrap_or(rest), out)
+            }
+            None if item.is_empty() => {}
+            None => out.push(format!("{prefix}{}", item.split(" as ").next().unwrap_or(item).trim())),
+        }
+    }
+    let mut out = Vec::new();
+    let mut plain = String::new();
+    let mut rest = code;
+    while let Some(at) = rest.find("use ") {
+        let is_statement = rest[..at].bytes().last().is_none_or(|b| !word(b));
+        let end = rest[at..].find(';').map_or(rest.len(), |end| at + end);
+        plain.push_str(&rest[..at]);
+        if is_statement {
+            one("", &rest[at + 4..end], &mut out);
+            rest = &rest[end..];
+        } else {
+            rest = &rest[at + 4..];
+        }
+    }
+    plain.push_str(rest);
+    let in_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':' || c == '#';
+    let found = plain.split(|c: char| !in_path(c)).filter(|text| text.contains("::"));
+    out.extend(found.map(|text| text.trim_matches(':').to_owned()));
+    out
+}
+
+/// A file is read after those that it uses: two that use each other can only be read together.
+#[test]
+fn no_files_use_each_other_in_a_circle() {
+    let files = Files::read();
+    let mut left: BTreeMap<&String, BTreeSet<String>> =
+        files.code.keys().map(|path| (path, files.used_by(path))).collect();
+    // Whoever uses nobody that is left, or is used by nobody, is in no circle.
+    let free = |left: &BTreeMap<&String, BTreeSet<String>>| {
+        let is_used = |path: &str| left.values().any(|used| used.contains(path));
+        left.iter().find(|(path, used)| used.is_empty() || !is_used(path)).map(|(path, _)| (*path).clone())
+    };
+    while let Some(path) = free(&left) {
+        left.remove(&path);
+        for used in left.values_mut() {
+            used.remove(&path);
+        }
+    }
+    let shown: Vec<String> = left.iter().map(|(path, used)| format!("{path} uses {used:?}")).collect();
+    assert!(left.is_empty(), "circles among these files:\n{}", shown.join("\n"));
+}
+
 #[test]
 fn banned_words_are_absent() {
     let mut wrong = Vec::new();
@@ -300,7 +427,7 @@ fn the_top_of_the_repository_is_tidy() {
 /// The pages of threats and of semantics claim nothing but by a test that exists: a function, or an application.
 #[test]
 fn the_pages_name_tests_that_exist() {
-    let mut tests = std::collections::BTreeSet::new();
+    let mut tests = BTreeSet::new();
     for text in sources("src").into_values().chain(test_sources().into_values()) {
         let code = code(&text);
         for item in code.split("#[test]").skip(1) {
@@ -353,6 +480,8 @@ fn the_scanner_sees_code_and_nothing_else() {
     let product = without_tests(module);
     assert!(product.contains("a()") && product.contains("c()") && product.contains("d()") && !product.contains("b()"));
     assert_eq!(product.lines().count(), module.lines().count());
+    let text = "use a::{self, b::{C, D as E}};\nuse super::f;\nlet g = h::i(j::K);";
+    assert_eq!(paths(text), ["a::self", "a::b::C", "a::b::D", "super::f", "h::i", "j::K"]);
     assert_eq!(names_after("use crate::{a::{B, C}, d};\nuse crate::e::F; my_crate::g", "crate::"), ["a", "d", "e"]);
     assert!(has_word("x::env::var(y)", "env::var") && !has_word("eprintln!()", "println!"));
 }
