@@ -50,12 +50,14 @@ mod xattr;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use crate::meta::{Kind, Time};
 pub use attr::{SetAttr, SetTime, StatFs};
@@ -256,7 +258,7 @@ impl Fs {
     /// The metadata. A panic while it was held (never in a release build, which aborts) left at worst an open savepoint,
     /// which the next operation's end takes along or the next commit refuses.
     fn meta(&self) -> MutexGuard<'_, Meta> {
-        lock(&self.meta)
+        self.meta.lock()
     }
 
     fn stripe(&self, ino: Ino) -> &RwLock<()> {
@@ -264,18 +266,18 @@ impl Fs {
     }
 
     fn shared(&self, ino: Ino) -> RwLockReadGuard<'_, ()> {
-        self.stripe(ino).read().unwrap_or_else(PoisonError::into_inner)
+        self.stripe(ino).read()
     }
 
     fn exclusive(&self, ino: Ino) -> RwLockWriteGuard<'_, ()> {
-        self.stripe(ino).write().unwrap_or_else(PoisonError::into_inner)
+        self.stripe(ino).write()
     }
 
     /// Returns when every write whose blocks were sealed before the call has put them in the file's rows, or given them up.
     /// That takes as long as the longest operation that holds a file's content. The caller holds no lock and no reader.
     pub fn wait_for_writers(&self) {
         for stripe in &self.stripes {
-            drop(stripe.write().unwrap_or_else(PoisonError::into_inner));
+            drop(stripe.write());
         }
     }
 
@@ -377,19 +379,15 @@ impl Fs {
             }
             let before = self.changes.fetch_add(1, Ordering::Relaxed);
             if before == self.staged.load(Ordering::Relaxed) {
-                *lock(&self.dirty_since) = Some(Instant::now());
+                *self.dirty_since.lock() = Some(Instant::now());
             }
             Ok((value, before + 1))
         })
     }
 
     fn references(&self) -> MutexGuard<'_, References> {
-        lock(&self.references)
+        self.references.lock()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The inode's row, or [`Error::Stale`].

@@ -42,8 +42,10 @@
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::device::{self, AlignedBuf};
 use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
@@ -181,11 +183,11 @@ struct Status {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn lane(&self, index: usize) -> Option<Arc<Lane>> {
-        self.lanes.read().unwrap_or_else(PoisonError::into_inner).get(index)?.clone()
+        self.lanes.read().get(index)?.clone()
     }
 
     /// To be called with the lock, after each change of a state.
@@ -319,7 +321,7 @@ impl Mirror {
         };
         for (index, (device, _)) in replicas.into_iter().enumerate() {
             let lane = device.map(|device| Lane::start(index, device, &mirror.shared)).transpose()?;
-            mirror.shared.lanes.write().unwrap_or_else(PoisonError::into_inner).push(lane);
+            mirror.shared.lanes.write().push(lane);
         }
         Ok(mirror)
     }
@@ -447,7 +449,7 @@ impl Mirror {
     /// Queues jobs for every replica that takes writes. Their threads are woken when the lock is free: it is the first
     /// thing that they want.
     fn queue<const N: usize>(&self, inner: MutexGuard<'_, Inner>, jobs: impl Fn(usize) -> [Job; N]) {
-        let lanes = self.shared.lanes.read().unwrap_or_else(PoisonError::into_inner);
+        let lanes = self.shared.lanes.read();
         let mut asleep: u64 = 0;
         for index in inner.writable() {
             // Invariant: what takes writes has a lane.
@@ -560,7 +562,7 @@ impl Mirror {
         done: impl Fn(&Inner) -> bool,
     ) -> MutexGuard<'a, Inner> {
         while !done(&inner) {
-            inner = changed.wait_timeout(inner, self.timeout / 4).map_or_else(|e| e.into_inner().0, |(guard, _)| guard);
+            changed.wait_for(&mut inner, self.timeout / 4);
             for index in 0..self.len() {
                 let Some(lane) = self.shared.lane(index) else { continue };
                 if lane.queue.busy_for() > self.timeout {
@@ -811,7 +813,7 @@ impl Mirror {
     /// Ends the replicas' threads once their queues are empty, so that the devices are free. Bounded: a thread that hangs in
     /// the kernel is left behind.
     pub fn close(&self) {
-        let lanes = std::mem::take(&mut *self.shared.lanes.write().unwrap_or_else(PoisonError::into_inner));
+        let lanes = std::mem::take(&mut *self.shared.lanes.write());
         lanes.iter().flatten().for_each(|lane| lane.end());
         let deadline = Instant::now() + CLOSE_WAIT;
         lanes.iter().flatten().for_each(|lane| lane.join(deadline));

@@ -39,7 +39,9 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::{Mutex, RwLock};
 
 use crate::crypto::{self, Binding, Keys, random_bytes};
 use crate::label::{Lineage, MountId, Root};
@@ -215,10 +217,6 @@ struct CommitState {
     releasing: VecDeque<(u64, Vec<Run>)>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// How a store is opened.
 pub struct StoreOptions {
     /// The volume's keys.
@@ -320,7 +318,7 @@ impl Store {
 
     /// Space of the volume.
     pub fn usage(&self) -> Usage {
-        let space = lock(&self.space);
+        let space = self.space.lock();
         let map = space.map();
         Usage { total_blocks: map.total(), free_blocks: map.free(), reserved_blocks: self.reserve }
     }
@@ -328,7 +326,7 @@ impl Store {
     /// This registry is in force: its policy says how many replicas at how many sites must be in sync for changes, the next
     /// root records its version, and no older one is accepted after that. Says whether the version is news.
     pub fn saw_registry(&self, registry: &Arc<VerifiedRegistry>) -> bool {
-        let mut quorum = lock(&self.quorum);
+        let mut quorum = self.quorum.lock();
         (quorum.registry, quorum.suspended) = (Some(registry.clone()), None);
         self.enough.store(0, Ordering::Release);
         let version = registry.version();
@@ -337,7 +335,7 @@ impl Store {
 
     /// The registry in force; none while the volume is being made.
     pub fn registry(&self) -> Option<Arc<VerifiedRegistry>> {
-        lock(&self.quorum).registry.clone()
+        self.quorum.lock().registry.clone()
     }
 
     /// The newest registry that was in force.
@@ -348,7 +346,7 @@ impl Store {
     /// The trust anchors of this digest are in force: the next root records it, and only these or their successors are
     /// accepted after that. Says whether that is news. The caller has seen that those in force before trust them.
     pub fn saw_trust(&self, digest: [u8; 32]) -> bool {
-        std::mem::replace(&mut *lock(&self.trust), digest) != digest
+        std::mem::replace(&mut *self.trust.lock(), digest) != digest
     }
 
     /// Whether users' changes are possible: the store is not poisoned, and the policy lets the replicas that are in sync at
@@ -385,7 +383,7 @@ impl Store {
 
     /// Refuses users' changes until the policy has looked again ([`Store::saw_registry`]).
     pub fn suspend(&self, reason: String) {
-        lock(&self.quorum).suspended = Some(reason);
+        self.quorum.lock().suspended = Some(reason);
         self.enough.store(0, Ordering::Release);
     }
 
@@ -409,7 +407,7 @@ impl Store {
 
     /// Why the policy does not let the replicas `in_sync` take writes together; nothing when it does.
     fn judge(&self, in_sync: u64) -> Option<String> {
-        let mut quorum = lock(&self.quorum);
+        let mut quorum = self.quorum.lock();
         let lacking = self.examine_together(quorum.registry.as_deref(), in_sync).or_else(|| quorum.suspended.clone());
         if lacking.is_none() {
             self.enough.store(in_sync, Ordering::Release);
@@ -445,12 +443,12 @@ impl Store {
 
     /// The newest durable root.
     pub fn root(&self) -> Root {
-        lock(&self.commit).root
+        self.commit.lock().root
     }
 
     /// Whether the newest durable root was written together with its commit's blocks ([`provisional`]).
     pub fn is_provisional(&self) -> bool {
-        lock(&self.commit).root.provisional.is_some()
+        self.commit.lock().root.provisional.is_some()
     }
 
     /// Whether space is so short that the batch, of `operations` so far, must be committed before the next one.
@@ -458,16 +456,16 @@ impl Store {
     /// A removal gives up many runs in one operation, each perhaps in a region and a page of its own: they count too.
     pub fn pressure(&self, operations: u64) -> bool {
         let runs = {
-            let batch = lock(&self.batch);
+            let batch = self.batch.lock();
             (batch.freed.len() + batch.published.len()) as u64
         };
         let needed = (operations + 1).saturating_mul(BLOCKS_PER_OPERATION).saturating_add(runs.saturating_mul(2));
-        operations > 0 && needed > lock(&self.space).map().free()
+        operations > 0 && needed > self.space.lock().map().free()
     }
 
     /// Whether a commit would make blocks available that are taken at this moment.
     pub fn has_unreleased(&self) -> bool {
-        let batch = lock(&self.batch);
+        let batch = self.batch.lock();
         !batch.freed.is_empty() || !batch.abandoned.is_empty() || self.readers.waiting()
     }
 
@@ -494,17 +492,17 @@ impl Store {
     pub(crate) fn read_page(&self, no: u64, out: &mut Page) -> Result<()> {
         let _reader = self.reader();
         {
-            let staging = lock(&self.staging);
+            let staging = self.staging.lock();
             if let Some(page) = staging.current.get(&no).or_else(|| staging.committing.get(&no)) {
                 out.copy_from_slice(&page[..]);
                 return Ok(());
             }
         }
         let reader = self.node_reader();
-        let known = self.db.read().unwrap_or_else(PoisonError::into_inner).known(no);
+        let known = self.db.read().known(no);
         let entry = match known {
             Some(entry) => entry,
-            None => self.db.write().unwrap_or_else(PoisonError::into_inner).get(no, &reader)?,
+            None => self.db.write().get(no, &reader)?,
         };
         match entry {
             Some(entry) => reader.page(TreeKind::Database, no, &entry, out),
@@ -517,19 +515,19 @@ impl Store {
 
     /// Takes a page from SQLite; it becomes durable with the batch.
     pub(crate) fn stage_page(&self, no: u64, page: Arc<Page>) {
-        let mut staging = lock(&self.staging);
+        let mut staging = self.staging.lock();
         staging.db_pages = staging.db_pages.max(no + 1);
         staging.current.insert(no, page);
     }
 
     /// Length of the database in pages.
     pub(crate) fn database_pages(&self) -> u64 {
-        lock(&self.staging).db_pages
+        self.staging.lock().db_pages
     }
 
     /// Takes a free run.
     fn take(&self, want: u64, goal: Goal) -> Option<Run> {
-        lock(&self.space).take(want, goal)
+        self.space.lock().take(want, goal)
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use zeroize::Zeroizing;
 
@@ -95,10 +97,6 @@ pub struct Head {
     pub public_key: String,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Audit {
     /// The trail of the volume in `fs`; `states` are its replicas' as found, which the first record will tell.
     ///
@@ -159,7 +157,7 @@ impl Audit {
     pub fn record(&self, entry: Entry) {
         let fresh = Record::new(&entry, record::now());
         if matches!(entry.actor, Actor::System { .. }) {
-            let mut recent = lock(&self.recent);
+            let mut recent = self.recent.lock();
             let mut at = recent.iter().position(|same| same.record.repeats(&fresh));
             if let Some(same) = at.map(|index| &mut recent[index]) {
                 if !same.followed || same.times >= REPEATS_RECORDED_MAX {
@@ -206,7 +204,7 @@ impl Audit {
     pub fn observe(&self) {
         let mut entries = Vec::new();
         {
-            let mut seen = lock(&self.seen);
+            let mut seen = self.seen.lock();
             for index in 0..seen.states.len() {
                 self.observe_replica(&mut seen, index, false, &mut entries);
             }
@@ -290,15 +288,15 @@ impl Audit {
     /// Puts what the host keeps of this mount into the trail, once the volume takes it. To be called now and then; cheap when
     /// there is nothing.
     pub fn take_back(&self) {
-        let is_due = lock(&self.kept).is_some_and(|at| Instant::now() >= at);
+        let is_due = self.kept.lock().is_some_and(|at| Instant::now() >= at);
         if !is_due || self.fs.store().committable().is_err() {
             return;
         }
         // What is kept from now on is for the next time.
-        *lock(&self.kept) = None;
+        *self.kept.lock() = None;
         if let Err(error) = self.append_after_reports(&mut Vec::new()) {
             log::error!("audit: the volume does not yet take what this host keeps for it: {error}");
-            *lock(&self.kept) = Some(Instant::now() + REPEAT_WINDOW);
+            *self.kept.lock() = Some(Instant::now() + REPEAT_WINDOW);
         }
     }
 
@@ -335,7 +333,7 @@ impl Audit {
         self.observe();
         let mut entries = Vec::new();
         {
-            let mut seen = lock(&self.seen);
+            let mut seen = self.seen.lock();
             for index in 0..seen.states.len() {
                 self.observe_replica(&mut seen, index, true, &mut entries);
             }
@@ -387,7 +385,7 @@ impl Audit {
     /// Writes the counts of repeated events for which `due` holds.
     fn write_repetitions(&self, due: impl Fn(&Recent) -> bool) {
         let mut counted = Vec::new();
-        lock(&self.recent).retain(|recent| {
+        self.recent.lock().retain(|recent| {
             let is_due = due(recent);
             if is_due && recent.record.repeated.is_some() {
                 counted.push(Record { time: record::now(), ..recent.record.clone() });
@@ -412,7 +410,7 @@ impl Audit {
             // What a host has reported before stays where it is.
             let Some(reports) = self.reports.as_ref().filter(|_| record.reported.is_none()) else { continue };
             match reports.add_record(record.clone()) {
-                Ok(()) => drop(lock(&self.kept).get_or_insert_with(Instant::now)),
+                Ok(()) => drop(self.kept.lock().get_or_insert_with(Instant::now)),
                 Err(error) => log::error!("audit: a record can be kept neither by the volume nor by the host: {error}"),
             }
         }
@@ -438,7 +436,7 @@ impl Audit {
         })?;
         let kept = |record: &Record| Some(record.clone()).filter(|record| record.reported.is_none());
         self.settle().extend(records.iter().map(|r| Pending { change, seq: r.seq, record: kept(r) }));
-        let mut head = lock(&self.head);
+        let mut head = self.head.lock();
         for (record, digest) in records.iter().zip(digests) {
             // The digest first: the system's log cuts what is long.
             log::info!("audit: record {} has digest {digest}: {}", record.seq, said(record));
@@ -451,7 +449,7 @@ impl Audit {
 
     /// The end of the trail, durable or not yet. Never waits.
     pub fn head(&self) -> Head {
-        lock(&self.head).clone()
+        self.head.lock().clone()
     }
 
     /// The durable end of the trail: what a crash at this moment would leave.
@@ -469,7 +467,7 @@ impl Audit {
     /// The records that are still not durable.
     fn settle(&self) -> MutexGuard<'_, VecDeque<Pending>> {
         let durable = self.fs.durable_changes();
-        let mut pending = lock(&self.pending);
+        let mut pending = self.pending.lock();
         while pending.front().is_some_and(|first| first.change <= durable) {
             pending.pop_front();
         }

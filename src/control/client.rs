@@ -196,8 +196,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::io::{Read, Write};
     use std::os::unix::fs::MetadataExt;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
     use std::time::Instant;
+
+    use parking_lot::Mutex;
 
     use super::super::protocol::sample;
     use super::super::server::{ASIDE_MAX, Handler, Server};
@@ -301,7 +303,7 @@ mod tests {
     fn what_waits_for_a_device_holds_nobody_up_and_is_answered_at_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let handler = Arc::new(Fixed::default());
-        let held = handler.0.lock().unwrap();
+        let held = handler.0.lock();
         let server = Server::start(dir.path(), &UUID.to_string(), Arc::<Fixed>::clone(&handler)).unwrap();
         let client = Client::new(dir.path(), UUID);
         let ask = |_| {
@@ -325,7 +327,7 @@ mod tests {
 
         // What waits for ever holds the end up for a moment only.
         let server = Server::start(dir.path(), &UUID.to_string(), Arc::<Fixed>::clone(&handler)).unwrap();
-        let held = handler.0.lock().unwrap();
+        let held = handler.0.lock();
         let asking = ask(0);
         while Arc::strong_count(&handler) == 2 {
             std::thread::yield_now();

@@ -5,10 +5,12 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::line;
 use super::protocol::{Answer, Problem, Request, ResyncAnswer, VolumeStatus};
@@ -90,7 +92,7 @@ impl Server {
             Ok(()) => Answer::Done,
             Err(problem) => Answer::Error(problem.clone()),
         };
-        let mut awaiting = self.shared.awaiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut awaiting = self.shared.awaiting.lock();
         for mut stream in awaiting.drain(..) {
             // A client that has gone away does not want to know.
             let _ = line::send(&mut stream, &answer, CLIENT_WAIT);
@@ -172,7 +174,7 @@ fn serve_one(mut stream: UnixStream, shared: &Arc<Shared>, handler: &Arc<dyn Han
     };
     let sent = line::send(&mut stream, &answer, CLIENT_WAIT);
     if sent.is_ok() && matches!(answer, Answer::Waiting { .. }) {
-        let mut awaiting = shared.awaiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut awaiting = shared.awaiting.lock();
         if awaiting.len() < AWAITING_MAX {
             awaiting.push(stream);
         }

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
 
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
@@ -56,11 +58,11 @@ impl Keys {
 
     /// Cipher of the file data written in `epoch`.
     pub fn data(&self, epoch: u32) -> Arc<Cipher> {
-        if let Some(cipher) = self.data.read().unwrap_or_else(PoisonError::into_inner).get(&epoch) {
+        if let Some(cipher) = self.data.read().get(&epoch) {
             return Arc::clone(cipher);
         }
         let key = expand(&self.root_of_all, self.volume, &[b"scelle v1 data", &epoch.to_le_bytes()]);
-        let mut cache = self.data.write().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.data.write();
         if cache.len() >= DATA_CIPHERS_MAX {
             cache.clear();
         }
@@ -182,7 +184,7 @@ mod tests {
         for epoch in 0..DATA_CIPHERS_MAX as u32 + 10 {
             keys.data(epoch);
         }
-        assert!(keys.data.read().unwrap().len() <= DATA_CIPHERS_MAX);
+        assert!(keys.data.read().len() <= DATA_CIPHERS_MAX);
     }
 
     #[test]

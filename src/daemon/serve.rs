@@ -2,8 +2,10 @@
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
 
 use super::request::Request;
 use super::watch::{Look, Watch};
@@ -227,8 +229,8 @@ impl Served {
 
     /// The last commit, and the end of everything but the control socket.
     fn close(&self) -> Result<(), Problem> {
-        drop(self.watch.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let open = self.open.write().unwrap_or_else(PoisonError::into_inner).take();
+        drop(self.watch.lock().take());
+        let open = self.open.write().take();
         open.map_or(Ok(()), Open::close)
             .map_err(|error| Problem { code: "last-commit".into(), text: format!("the last commit failed: {error}") })
     }
@@ -236,11 +238,11 @@ impl Served {
     /// The look at registry and devices, until the volume is closed. Its lock is let go of, so that a device that hangs
     /// while it is looked at does not hold up the end.
     fn look(&self) -> Option<Arc<Look>> {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|watch| Arc::clone(watch.look()))
+        self.watch.lock().as_ref().map(|watch| Arc::clone(watch.look()))
     }
 
     fn trail<T, E: Display>(&self, ask: impl FnOnce(&Audit) -> Result<T, E>) -> Result<T, Problem> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.read();
         let open = open.as_ref().ok_or_else(|| trail_problem(CLOSED))?;
         ask(open.audit()).map_err(|error| trail_problem(&error.to_string()))
     }
@@ -252,7 +254,7 @@ fn trail_problem(text: &str) -> Problem {
 
 impl Locator for Served {
     fn place(&self, ino: Ino) -> fs::Result<Vec<u8>> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.read();
         let found = self.look().map(|look| look.found());
         match (open.as_ref(), found) {
             (Some(open), Some(found)) => place::place(open, &found.registry, ino)?.encode(),
@@ -264,9 +266,9 @@ impl Locator for Served {
 
 impl Handler for Served {
     fn status(&self) -> VolumeStatus {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.read();
         let found = self.look().map(|look| look.found());
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         if let (Some(open), Some(found)) = (open.as_ref(), found) {
             *last = report::report(open, &found.registry, &self.mountpoint, &found.concerns);
             last.watch = found.watching;
@@ -275,7 +277,7 @@ impl Handler for Served {
     }
 
     fn sync(&self) -> Result<(), Problem> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.read();
         let Some(open) = open.as_ref() else { return Ok(()) };
         open.fs().sync().map_err(|error| Problem { code: "sync".into(), text: format!("not durable: {error}") })
     }

@@ -9,10 +9,12 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Condvar, Mutex};
 
 use super::devices;
 use super::request::Documents;
@@ -119,7 +121,7 @@ impl Drop for Watch {
         self.look.ending.store(true, Ordering::Release);
         self.waker.wake();
         // With the lock, so that it is not between looking and waiting.
-        drop(lock(&self.look.errands.news));
+        drop(self.look.errands.news.lock());
         self.look.errands.more.notify_all();
         let deadline = Instant::now() + Duration::from_secs(DEVICE_TIMEOUT_S);
         for thread in self.threads.drain(..) {
@@ -139,25 +141,21 @@ fn status(events: &Events) -> WatchStatus {
     WatchStatus { devices: events.sees_devices(), files: events.sees_files(), interval_s: INTERVAL.as_secs() }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Errands {
     fn add(&self, news: News) {
-        lock(&self.news).get_or_insert_default().append(news);
+        self.news.lock().get_or_insert_default().append(news);
         self.more.notify_all();
     }
 
     /// Waits for news. None when the watch is to end, and everything is done.
     fn next(&self, ending: &AtomicBool) -> Option<News> {
-        let mut news = lock(&self.news);
+        let mut news = self.news.lock();
         loop {
             let next = news.take();
             if next.is_some() || ending.load(Ordering::Acquire) {
                 return next;
             }
-            news = self.more.wait(news).unwrap_or_else(PoisonError::into_inner);
+            self.more.wait(&mut news);
         }
     }
 }
@@ -165,7 +163,7 @@ impl Errands {
 impl Look {
     /// What is known now.
     pub(super) fn found(&self) -> Found {
-        lock(&self.found).clone()
+        self.found.lock().clone()
     }
 
     /// The replicas that are looked at.
@@ -186,7 +184,7 @@ impl Look {
             }
             events.follow(&[&self.documents.registry, &self.documents.trust]);
             events.alarm(next_alarm(now_unix_s()));
-            lock(&self.found).watching = status(&events);
+            self.found.lock().watching = status(&events);
             // What changed before it was followed is seen here.
             let most = if events.sees_files() && version == Some(self.file_version()) { INTERVAL } else { TICK };
             let mut happened = events.wait(most.min(interval.saturating_sub(looked.elapsed())));
@@ -242,7 +240,7 @@ impl Look {
 
     /// Looks at the registry and at every device, now. Who is refused is fenced when this returns.
     fn look(&self) -> News {
-        let _turn = lock(&self.turn);
+        let _turn = self.turn.lock();
         let mut news = News::default();
         let Ok(today) = devices::today() else { return news };
         let known = self.found();
@@ -253,7 +251,7 @@ impl Look {
         if let Some(tomorrow) = soon {
             news.append(self.members.foresee(&registry, &host, tomorrow));
         }
-        let mut found = lock(&self.found);
+        let mut found = self.found.lock();
         (found.registry, found.concerns) = (registry, concerns);
         news
     }
@@ -349,7 +347,7 @@ mod tests {
 
         /// Issues the next version of the registry.
         fn issue(&self, change: impl FnOnce(&mut Registry)) {
-            let mut registry = lock(&self.registry);
+            let mut registry = self.registry.lock();
             change(&mut registry);
             registry.version += 1;
             let text = registry.to_toml().unwrap();
@@ -387,7 +385,7 @@ mod tests {
         let members = Arc::clone(open.members());
         let watch = Watch::start(court.documents(), registry, Arc::clone(&members)).unwrap();
         let version = |watch: &Watch| watch.look().found().registry.version();
-        within(SETTLING_MAX * 5, "the first look", || lock(&watch.look.errands.news).is_none());
+        within(SETTLING_MAX * 5, "the first look", || watch.look.errands.news.lock().is_none());
         court.devices[0].inject(Fault::always(operation, Effect::Hang));
         // A new registry is recorded in a root: this commit waits for the device.
         court.issue(|_| {});

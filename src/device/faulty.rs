@@ -2,8 +2,10 @@
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, check_range};
 use crate::probe::{DeviceFacts, FactsError};
@@ -119,7 +121,7 @@ impl FaultyDevice {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Counts the operation and says what happens to it, once it happens; a hang, when `limit` is over before.
@@ -137,7 +139,7 @@ impl FaultyDevice {
                 state.silent = true;
                 return struck;
             }
-            state = self.healed.wait_timeout(state, left).map_or_else(|e| e.into_inner().0, |(state, _)| state);
+            self.healed.wait_for(&mut state, left);
         }
         None
     }

@@ -1,7 +1,8 @@
 //! A device in memory, for tests: what was written is what is read.
 
 use std::io::IoSlice;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{BlockDevice, IdentifiedDevice, Result, check_range};
 use crate::probe::{DeviceFacts, FactsError, Node};
@@ -31,7 +32,7 @@ impl MemoryDevice {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bytes.lock()
     }
 }
 

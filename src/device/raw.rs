@@ -10,9 +10,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, check_range};
 use crate::os::aio::{self, Context, Outcome, Pending, TOGETHER_MAX};
@@ -225,7 +227,7 @@ impl RawDevice {
     }
 
     fn pending(&self) -> MutexGuard<'_, Vec<Pending>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock()
     }
 
     /// Whether writes were carried out together.
@@ -245,7 +247,7 @@ impl RawDevice {
         };
         match self.asynchronous.get_or_init(set_up) {
             Some(context) => {
-                let mut context = context.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut context = context.lock();
                 context.write(self.file.as_fd(), writes, durable)
             }
             None => vec![Outcome::NotSubmitted; writes.len()],

@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Instant};
 
-use super::{Error, Fs, Result, lock};
+use super::{Error, Fs, Result};
 use crate::units::Generation;
 
 /// What the last commit took along.
@@ -25,7 +25,7 @@ impl Fs {
     /// else of the store; then nothing is known to be durable beyond the previous commit, and it takes no more writes.
     pub fn sync(&self) -> Result<()> {
         let wanted = self.changes.load(Ordering::Acquire);
-        let mut committed = lock(&self.commit);
+        let mut committed = self.commit.lock();
         if committed.changes < wanted {
             self.commit_in(&mut committed).map_err(Error::of_accepted)?;
         }
@@ -44,14 +44,14 @@ impl Fs {
     /// # Errors
     /// As [`Fs::sync`].
     pub fn checkpoint(&self) -> Result<()> {
-        self.commit_in(&mut lock(&self.commit))
+        self.commit_in(&mut self.commit.lock())
     }
 
     /// Makes blocks free that were given up: waits for the commit in flight, which may hold them, and commits when others
     /// are left. Returns whether there may be more space than at generation `seen`: something was committed since, or blocks that
     /// were given up wait for a reader to end.
     pub(super) fn release_space(&self, seen: Generation) -> Result<bool> {
-        let mut committed = lock(&self.commit);
+        let mut committed = self.commit.lock();
         if self.store.has_unreleased() {
             self.commit_in(&mut committed)?;
         }
@@ -60,7 +60,7 @@ impl Fs {
 
     /// Calls `f` while no commit is under way: none has taken its tables over and not yet published them.
     pub fn between_commits<T>(&self, f: impl FnOnce() -> T) -> T {
-        let _committed = lock(&self.commit);
+        let _committed = self.commit.lock();
         f()
     }
 
@@ -75,7 +75,7 @@ impl Fs {
                 .inspect_err(|error| self.store.poison(format!("the metadata cannot be committed: {error}")))?;
             let changes = self.changes.load(Ordering::Relaxed);
             self.staged.store(changes, Ordering::Relaxed);
-            *lock(&self.dirty_since) = None;
+            *self.dirty_since.lock() = None;
             (batch, changes)
         };
         self.store.commit(batch)?;
@@ -95,11 +95,11 @@ impl Fs {
 
     /// Whether every operation that somebody asked for is on the devices.
     pub fn is_clean(&self) -> bool {
-        lock(&self.commit).changes >= self.asked.load(Ordering::Acquire)
+        self.commit.lock().changes >= self.asked.load(Ordering::Acquire)
     }
 
     /// When the oldest operation was done that no commit has begun to write; `None` when there is none.
     pub fn dirty_since(&self) -> Option<Instant> {
-        *lock(&self.dirty_since)
+        *self.dirty_since.lock()
     }
 }

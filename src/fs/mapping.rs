@@ -5,8 +5,10 @@
 //! file's row or extents raises, under the lock of the metadata, before it returns. A reader that registered with the store
 //! *before* it finds the version unchanged reads blocks that nobody has freed yet, or not before it is done.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::{limits::EXTENT_BLOCKS_MAX, meta::ExtentRow, units::Ino};
 
@@ -53,7 +55,7 @@ impl Mappings {
     /// The stretch that holds the file's blocks `from..to`, as they are at some moment of this call.
     pub fn find(&self, ino: Ino, from: u64, to: u64) -> Option<Stretch> {
         let version = self.version(ino).load(Ordering::Acquire);
-        let place = self.place(ino, from).lock().unwrap_or_else(PoisonError::into_inner);
+        let place = self.place(ino, from).lock();
         let holds =
             |found: &&Stretch| found.ino == ino && found.version == version && found.from <= from && to <= found.to;
         place.as_ref().filter(holds).cloned()
@@ -71,7 +73,7 @@ impl Mappings {
             to: extents.last().map_or(to, |last| last.end().max(to)),
             extents: extents.into(),
         };
-        *self.place(ino, from).lock().unwrap_or_else(PoisonError::into_inner) = Some(stretch.clone());
+        *self.place(ino, from).lock() = Some(stretch.clone());
         stretch
     }
 

@@ -6,7 +6,8 @@
 //! since does not verify, and is read anew from the device; nothing has to be told of writes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::device::AlignedBuf;
 use crate::units::{BLOCK_SIZE, BlockAddr, Run};
@@ -130,7 +131,7 @@ impl Cache {
 
     fn set(&self, cluster: u64) -> MutexGuard<'_, Set> {
         let set = &self.sets[(cluster % self.sets.len() as u64) as usize];
-        set.lock().unwrap_or_else(PoisonError::into_inner)
+        set.lock()
     }
 }
 
@@ -198,7 +199,7 @@ mod tests {
             assert!(opens(&cache, run(3, 1)));
         }
         assert!(opens(&cache, run(0, 1)) && !opens(&cache, run(16, 1)) && opens(&cache, run(32, 1)));
-        assert_eq!(cache.sets[0].lock().unwrap().ways.len(), WAYS);
+        assert_eq!(cache.sets[0].lock().ways.len(), WAYS);
         assert!(Cache::new(SET_BYTES - 1).is_none());
     }
 }

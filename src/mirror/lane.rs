@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::queue::{Job, Queue};
 use super::{Shared, State, fence};
@@ -27,7 +29,7 @@ impl Lane {
         let lane = Arc::new(Self { device, queue: Queue::new(), thread: Mutex::default() });
         let worker = Worker { index, lane: lane.clone(), shared: shared.clone() };
         let thread = std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || worker.run())?;
-        *lane.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        *lane.thread.lock() = Some(thread);
         Ok(lane)
     }
 
@@ -41,7 +43,7 @@ impl Lane {
     /// Waits for the thread's end until `deadline`. One that hangs in the kernel is left behind: with its device, and nothing
     /// else.
     pub fn join(&self, deadline: Instant) {
-        let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let Some(thread) = self.thread.lock().take() else { return };
         while !thread.is_finished() {
             if Instant::now() > deadline {
                 log::error!("{}: its thread does not end; it is left behind", self.device.name());

@@ -6,9 +6,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::device::AlignedBuf;
 
@@ -99,7 +101,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Adds a job. Returns whether the thread sleeps and has something to do: then the caller must call [`Queue::wake`], once
@@ -152,7 +154,7 @@ impl Queue {
                 return (taken, runs);
             }
             inner.idle = true;
-            inner = self.filled.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            self.filled.wait(&mut inner);
             inner.idle = false;
         }
     }

@@ -1,6 +1,6 @@
 //! How a replica comes back into the set: taken back, given what it lacks, in sync.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::lane::Lane;
@@ -75,7 +75,7 @@ impl Mirror {
         {
             lane.queue.wake();
         }
-        if let Some(place) = self.shared.lanes.write().unwrap_or_else(PoisonError::into_inner).get_mut(index) {
+        if let Some(place) = self.shared.lanes.write().get_mut(index) {
             *place = Some(lane);
         }
         self.shared.publish(&inner);

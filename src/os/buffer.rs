@@ -6,7 +6,8 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::units::BLOCK_SIZE;
@@ -52,7 +53,7 @@ impl AlignedBuf {
     pub fn scratch(len: usize) -> Self {
         let len = len.max(1).next_multiple_of(BLOCK_SIZE);
         let Some((class, capacity)) = size(len) else { return Self::allocate(len, len, false) };
-        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = KEPT.lock();
         let reused = kept.buffers.get_mut(class).and_then(Vec::pop);
         if let Some(mut buffer) = reused {
             kept.bytes -= capacity;
@@ -88,7 +89,7 @@ impl Drop for AlignedBuf {
         if self.scratch
             && let Some((class, capacity)) = size(self.capacity)
         {
-            let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut kept = KEPT.lock();
             if kept.bytes + capacity <= KEPT_BYTES_MAX
                 && let Some(buffers) = kept.buffers.get_mut(class)
             {
@@ -158,6 +159,6 @@ mod tests {
     #[test]
     fn what_is_kept_is_bounded() {
         drop((0..64).map(|_| AlignedBuf::scratch(REQUEST_BYTES_MAX)).collect::<Vec<_>>());
-        assert!(KEPT.lock().unwrap().bytes <= KEPT_BYTES_MAX);
+        assert!(KEPT.lock().bytes <= KEPT_BYTES_MAX);
     }
 }

@@ -1,11 +1,11 @@
 //! Staging a batch and making it durable. The order and the reasons are in the documentation of [`super`].
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use super::tree::{Entry, NodeId, Tree, TreeKind};
-use super::{Batch, CommitState, Error, NO_TAG, Page, Pages, Result, Store, lock, provisional};
+use super::{Batch, CommitState, Error, NO_TAG, Page, Pages, Result, Store, provisional};
 use crate::crypto::Binding;
 use crate::device::AlignedBuf;
 use crate::label::{Provisional, Root};
@@ -138,8 +138,8 @@ impl Store {
     /// Takes what the batch changed. Under the metadata lock, right after SQLite's commit; the caller holds off the
     /// next `stage` until [`Store::commit`] has returned.
     pub fn stage(&self) -> StagedBatch {
-        let runs = std::mem::take(&mut *lock(&self.batch));
-        let mut staging = lock(&self.staging);
+        let runs = std::mem::take(&mut *self.batch.lock());
+        let mut staging = self.staging.lock();
         let current = std::mem::take(&mut staging.current);
         let pages = current.iter().map(|(no, page)| (*no, page.clone())).collect();
         if staging.committing.is_empty() {
@@ -161,7 +161,7 @@ impl Store {
     /// it asks [`Store::committable`] before staging.
     pub fn commit(&self, batch: StagedBatch) -> Result<Generation> {
         self.unpoisoned()?;
-        let mut state = lock(&self.commit);
+        let mut state = self.commit.lock();
         let outcome = self.commit_in(&mut state, batch);
         if let Err(error) = &outcome {
             self.poison(format!(
@@ -179,7 +179,7 @@ impl Store {
             && state.root.in_sync == self.mirror.in_sync()
             && state.root.mount == self.mount
             && state.root.registry_version == self.registry_version.load(Ordering::Acquire)
-            && state.root.trust == *lock(&self.trust);
+            && state.root.trust == *self.trust.lock();
         if nothing && root_is_true {
             if !abandoned.is_empty() {
                 self.mirror.flush()?;
@@ -207,7 +207,7 @@ impl Store {
         let space_plan = plan_space(&mut plan, space_tree)?;
         let Plan { taken, spare, mut given_up, .. } = plan;
         if let Some(unused) = spare {
-            lock(&self.space).give_back(unused)?;
+            self.space.lock().give_back(unused)?;
         }
         let mut layout = Layout::new(taken.iter().map(|run| run.addr).collect());
         self.seal_database(&mut layout, &db_plan, &batch.pages, generation)?;
@@ -245,7 +245,7 @@ impl Store {
         if pages.is_empty() {
             return Ok(placed);
         }
-        let mut tree = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tree = self.db.write();
         tree.grow(db_pages);
         plan.place(&mut tree, &pages.keys().copied().collect(), &mut placed)?;
         Ok(placed)
@@ -259,7 +259,7 @@ impl Store {
             entries.push((*no, self.seal_unit(layout, &at, page, birth)?));
         }
         // Readers find these pages in the staging map until the commit is done.
-        let mut tree = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tree = self.db.write();
         for (no, entry) in entries {
             tree.set_page(no, entry)?;
         }
@@ -317,10 +317,10 @@ impl Store {
             lineage: self.lineage,
             committed_unix_ns: since_epoch.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)),
             free_blocks: state.persisted.free(),
-            db: self.db.read().unwrap_or_else(PoisonError::into_inner).to_ref(),
+            db: self.db.read().to_ref(),
             registry_version: self.registry_version.load(Ordering::Acquire),
             space: state.space_tree.to_ref(),
-            trust: *lock(&self.trust),
+            trust: *self.trust.lock(),
             provisional,
         };
         let sealed = Arc::new(root.sealed(&self.keys, self.volume).map_err(|e| Error::Io(e.to_string()))?);
@@ -330,12 +330,12 @@ impl Store {
             // What the root refers to was flushed before: only the root itself has to follow.
             None => self.mirror.publish(&sealed, offsets)?,
         };
-        self.db.write().unwrap_or_else(PoisonError::into_inner).stored();
+        self.db.write().stored();
         state.space_tree.stored();
         state.root = root;
         self.mirror.set_durable(root.in_sync, generation);
         self.generation.store(generation.0, Ordering::Release);
-        lock(&self.staging).committing = Arc::default();
+        self.staging.lock().committing = Arc::default();
         Ok(holders)
     }
 
@@ -350,7 +350,7 @@ impl Store {
         let is_free = |(since, _): &(u64, Vec<Run>)| *since < settled && self.readers.none_before(*since);
         while state.releasing.front().is_some_and(is_free) {
             let Some((_, runs)) = state.releasing.pop_front() else { break };
-            let mut space = lock(&self.space);
+            let mut space = self.space.lock();
             for run in runs {
                 space.give_back(run)?;
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, NO_TAG, Result, Store, Written, data_binding, lock};
+use super::{Error, NO_TAG, Result, Store, Written, data_binding};
 use crate::device::AlignedBuf;
 use crate::limits::{EXTENT_BLOCKS_MAX, REQUEST_BYTES_MAX};
 use crate::space::Goal;
@@ -122,7 +122,7 @@ impl Store {
     }
 
     fn take_data(&self, blocks: u64) -> Result<Vec<Run>> {
-        let mut space = lock(&self.space);
+        let mut space = self.space.lock();
         if space.map().free() < self.reserve.saturating_add(blocks) {
             return Err(Error::NoSpace);
         }
@@ -164,22 +164,22 @@ impl Store {
 
     /// A row now refers to these blocks: the batch puts them in use. Under the metadata lock.
     pub fn publish(&self, run: Run) {
-        lock(&self.batch).published.push(run);
+        self.batch.lock().published.push(run);
     }
 
     /// Rows now refer to this data: the batch is whole only with it. Under the metadata lock.
     pub fn wrote(&self, written: &Written) {
-        lock(&self.batch).written.append(written);
+        self.batch.lock().written.append(written);
     }
 
     /// No row refers to these blocks any more. Under the metadata lock.
     pub fn free(&self, run: Run) {
-        lock(&self.batch).freed.push(run);
+        self.batch.lock().freed.push(run);
     }
 
     /// These blocks were taken and no row will refer to them. They are available after the next commit: a write to
     /// them may still be in flight.
     pub fn abandon(&self, run: Run) {
-        lock(&self.batch).abandoned.push(run);
+        self.batch.lock().abandoned.push(run);
     }
 }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 /// Active readers by the generation they began in.
 #[derive(Default)]
@@ -16,7 +17,7 @@ impl Readers {
     /// Registers a reader. The generation is read under the lock, so that a commit which looks for older readers
     /// afterwards sees this one or has already published the map that it will use.
     pub fn enter(&self, generation: &AtomicU64) -> ReadGuard<'_> {
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut active = self.active.lock();
         let began = generation.load(Ordering::Acquire);
         *active.entry(began).or_insert(0) += 1;
         ReadGuard { readers: self, began }
@@ -24,7 +25,7 @@ impl Readers {
 
     /// Whether every active reader began in `generation` or later.
     pub fn none_before(&self, generation: u64) -> bool {
-        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let active = self.active.lock();
         active.first_key_value().is_none_or(|(oldest, _)| *oldest >= generation)
     }
 
@@ -45,7 +46,7 @@ pub struct ReadGuard<'a> {
 
 impl Drop for ReadGuard<'_> {
     fn drop(&mut self) {
-        let mut active = self.readers.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut active = self.readers.active.lock();
         if let Some(count) = active.get_mut(&self.began) {
             *count -= 1;
             if *count == 0 {

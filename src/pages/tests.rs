@@ -305,7 +305,7 @@ fn however_large_the_database_few_of_its_nodes_are_kept() {
     drop((sql, store));
     let store = lab.open(lab.root(), 2);
     let sql = begin(&store);
-    let held = || store.db.read().unwrap().held();
+    let held = || store.db.read().held();
     let mut versions = vec![0; ROWS as usize];
     let mut random = 1u64;
     let mut next = || {

@@ -8,7 +8,9 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
 
 use rusqlite::{Connection, OpenFlags, ffi};
 
@@ -77,7 +79,7 @@ static METHODS: ffi::sqlite3_io_methods = ffi::sqlite3_io_methods {
 pub(super) fn open(store: &Arc<Store>) -> Result<Connection> {
     register()?;
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let waiting = || WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let waiting = || WAITING.lock();
     waiting().get_or_insert_default().insert(number, store.clone());
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let opened = Connection::open_with_flags_and_vfs(number.to_string(), flags, NAME);
@@ -160,7 +162,7 @@ unsafe extern "C" fn open_file(
     // SAFETY: a file name of SQLite is a C string.
     let name = unsafe { CStr::from_ptr(name) };
     let number = name.to_str().ok().and_then(|n| n.parse::<u64>().ok());
-    let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut waiting = WAITING.lock();
     let Some(store) = number.and_then(|n| waiting.as_mut()?.remove(&n)) else { return ffi::SQLITE_CANTOPEN };
     // SAFETY: as above; the `Arc` is handed to the file and taken back by `close`.
     unsafe {

@@ -1,9 +1,9 @@
 //! Every sealed unit of a volume, for `check`, scrub and resync.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use super::tree::{Entry, NodeId, TreeKind};
-use super::{Page, Result, Store, data_binding, lock};
+use super::{Page, Result, Store, data_binding};
 use crate::crypto::{Binding, Keys, Kind};
 use crate::device::AlignedBuf;
 use crate::mirror::Stay;
@@ -51,7 +51,7 @@ impl Store {
     pub fn metadata_units(&self) -> Result<Vec<Walk>> {
         let mut units = Vec::new();
         let reader = self.node_reader();
-        let mut state = lock(&self.commit);
+        let mut state = self.commit.lock();
         let mut collect = |kind: TreeKind, node: Option<NodeId>, no: u64, entry: &Entry| {
             let at = match node {
                 Some(id) => kind.node(self.volume, entry.addr, id),
@@ -60,7 +60,7 @@ impl Store {
             units.push(Walk { at, id: entry.id, tag: entry.tag });
         };
         state.space_tree.walk(&reader, &mut |node, no, entry| collect(TreeKind::Space, node, no, entry))?;
-        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        let mut db = self.db.write();
         db.walk(&reader, &mut |node, no, entry| collect(TreeKind::Database, node, no, entry))?;
         Ok(units)
     }
@@ -72,7 +72,7 @@ impl Store {
 
     /// The allocated blocks as of the last commit.
     pub fn persisted(&self) -> Bitmap {
-        lock(&self.commit).persisted.clone()
+        self.commit.lock().persisted.clone()
     }
 
     /// Reads a unit from one replica and verifies it.

@@ -1,9 +1,11 @@
 //! A device that the policy approved, and the gate in front of every write to it.
 
 use std::io::IoSlice;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::entry::ApprovedEntry;
 use super::examine::examine_entry;
@@ -137,7 +139,7 @@ impl ApprovedDevice {
     /// Reads the facts anew and examines them with this (perhaps newer) registry. A refusal closes the gate before
     /// this returns, until a later recheck approves the same device. A [`fence`](Self::fence) stays, whatever is found.
     pub fn recheck(&self, registry: &VerifiedRegistry, host: &HostFacts, today: Date) -> Verdict {
-        let _one_at_a_time = self.rechecking.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.rechecking.lock();
         let (mut verdict, entry, facts) = judge(&*self.device, registry, host, today);
         if registry.version() < self.registry_version() {
             let text = format!("registry version {} after {}", registry.version(), self.registry_version());
@@ -338,7 +340,7 @@ impl ApprovedDevice {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

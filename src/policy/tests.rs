@@ -4,8 +4,10 @@ mod manual;
 mod permissive;
 
 use std::io::IoSlice;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+
+use parking_lot::Mutex;
 
 use super::*;
 use crate::device::IdentifiedDevice;
@@ -288,7 +290,7 @@ struct Swapped(Mutex<(Arc<MemoryDevice>, Arc<MemoryDevice>)>);
 
 impl Swapped {
     fn current(&self) -> Arc<MemoryDevice> {
-        self.0.lock().unwrap().0.clone()
+        self.0.lock().0.clone()
     }
 }
 
@@ -327,7 +329,7 @@ fn another_approved_device_in_its_place_is_refused() {
     let device = ApprovedDevice::approve(swapped.clone(), &registry, &physical(), today()).unwrap();
     write(&device).unwrap();
     {
-        let pair = &mut *swapped.0.lock().unwrap();
+        let pair = &mut *swapped.0.lock();
         std::mem::swap(&mut pair.0, &mut pair.1);
     }
     assert_eq!(codes(&device.recheck(&registry, &physical(), today())), [ReasonCode::DeviceSwapped]);

@@ -11,10 +11,12 @@
 //! during this mount and still shows the last root that it took part in, it lacks what was written since it last flushed
 //! ([`crate::mirror`]), which may be nothing. Otherwise it lacks what was written since the mount whose roots name it.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::assembled::Replica;
 use super::error::{Error, ErrorKind, System};
@@ -110,7 +112,7 @@ impl Members {
 
     /// Of each replica, the first epoch of which it may lack something.
     pub(super) fn has_before(&self) -> Vec<u32> {
-        lock(&self.found).has_before.clone()
+        self.found.lock().has_before.clone()
     }
 
     /// The audit trail of the volume.
@@ -127,13 +129,13 @@ impl Members {
         if self.store.mirror().state(index).0 == State::InSync {
             return self.store.generation();
         }
-        let at_the_mount = lock(&self.found).left_at.get(index).copied().unwrap_or_default();
+        let at_the_mount = self.found.lock().left_at.get(index).copied().unwrap_or_default();
         self.store.mirror().last_root(index).unwrap_or(at_the_mount)
     }
 
     /// Bytes done and bytes in all of a replica's resync.
     pub(super) fn progress(&self, index: usize) -> Option<(u64, u64)> {
-        let resyncs = lock(&self.resyncs);
+        let resyncs = self.resyncs.lock();
         let resyncing = resyncs.iter().rev().find(|r| r.resync.index == index && !r.thread.is_finished())?;
         (self.store.mirror().state(index).0 == State::Resyncing).then(|| resyncing.resync.progress())
     }
@@ -182,7 +184,7 @@ impl Members {
     /// # Errors
     /// [`Error::Rejoin`]; what reading the label says.
     pub fn rejoin(&self, index: usize) -> Result<State, Error> {
-        let _one_at_a_time = lock(&self.rejoining);
+        let _one_at_a_time = self.rejoining.lock();
         self.check_open(&self.name(index))?;
         let missing = || {
             self.refusal(
@@ -211,7 +213,7 @@ impl Members {
     /// # Errors
     /// [`Error::NotEnrolled`], [`Error::MixedVolumes`], [`Error::Rejoin`]; what reading the label says.
     pub fn take_in(&self, device: ApprovedDevice) -> Result<(usize, State), Error> {
-        let _one_at_a_time = lock(&self.rejoining);
+        let _one_at_a_time = self.rejoining.lock();
         self.check_open(device.name())?;
         let device = Arc::new(device);
         let replica = self.identify(&device)?;
@@ -225,7 +227,7 @@ impl Members {
             self.store.set_device_bytes(index, before);
         })?;
         // Who still waits for the facts of the device that was there before does not hold up this one's.
-        if let Some(looking) = lock(&self.looking).get_mut(index) {
+        if let Some(looking) = self.looking.lock().get_mut(index) {
             *looking = Arc::default();
         }
         mend_label(&self.header, &self.keys, &replica, self.store.mirror())?;
@@ -317,7 +319,7 @@ impl Members {
             }
         };
         if device.is_some()
-            && let Some(has_before) = lock(&self.found).has_before.get_mut(index)
+            && let Some(has_before) = self.found.lock().has_before.get_mut(index)
         {
             *has_before = since_epoch;
         }
@@ -438,7 +440,7 @@ impl Members {
                 job.give_up(&store, &format!("its resync ended: {error}"));
             }
         });
-        let mut resyncs = lock(&self.resyncs);
+        let mut resyncs = self.resyncs.lock();
         resyncs.retain(|earlier| !earlier.thread.is_finished());
         match thread {
             Ok(thread) => {
@@ -455,7 +457,7 @@ impl Members {
     /// Ends the resyncs and lets nobody come back any more. Bounded: a thread that hangs in the kernel is left behind.
     pub(super) fn stop(&self) {
         self.closing.store(true, Ordering::Release);
-        let resyncs = std::mem::take(&mut *lock(&self.resyncs));
+        let resyncs = std::mem::take(&mut *self.resyncs.lock());
         resyncs.iter().for_each(|r| r.stop.store(true, Ordering::Relaxed));
         let deadline = Instant::now() + Duration::from_secs(DEVICE_TIMEOUT_S);
         for resyncing in resyncs {
@@ -469,8 +471,4 @@ impl Members {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,9 +2,11 @@
 
 use std::io::IoSlice;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use super::assembled::{Assembled, Chosen, OpenOptions};
 use super::error::{Error, ErrorKind, System};
@@ -406,7 +408,7 @@ impl Open {
     fn stop(&mut self) {
         self.members.stop();
         let Some(Ticker { stop, thread }) = self.ticker.take() else { return };
-        *stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *stop.0.lock() = true;
         stop.1.notify_all();
         if thread.join().is_err() {
             log::error!("the commit thread panicked");
@@ -430,11 +432,12 @@ impl Open {
             let mut remembered = (Instant::now(), store.generation());
             let mut before = store.generation();
             loop {
-                let stopped = signal.0.lock().unwrap_or_else(PoisonError::into_inner);
-                let waited = signal.1.wait_timeout_while(stopped, TICK, |stopped| !*stopped);
-                if *waited.unwrap_or_else(PoisonError::into_inner).0 {
+                let mut stopped = signal.0.lock();
+                signal.1.wait_while_for(&mut stopped, |stopped| !*stopped, TICK);
+                if *stopped {
                     return;
                 }
+                drop(stopped);
                 audit.take_back();
                 audit.observe();
                 if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.committable().is_ok() {

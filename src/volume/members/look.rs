@@ -6,10 +6,12 @@
 //! So [`Members::follow`] belongs on another thread than [`Members::look`].
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use super::{Members, lock};
+use parking_lot::Mutex;
+
+use super::Members;
 use crate::audit::Entry;
 use crate::mirror::State;
 use crate::policy::{ApprovedDevice, Reason, ReasonCode, Verdict};
@@ -68,24 +70,24 @@ struct Looks {
 impl Looking {
     /// Begins a look, unless one has not ended yet.
     fn begin(&self) -> bool {
-        let mut looks = lock(&self.0);
+        let mut looks = self.0.lock();
         let is_free = looks.since.is_none();
         looks.since.get_or_insert_with(Instant::now);
         is_free
     }
 
     fn end(&self) {
-        lock(&self.0).since = None;
+        self.0.lock().since = None;
     }
 
     /// For how long the one that has not ended yet has taken.
     fn lasting(&self) -> Option<Duration> {
-        lock(&self.0).since.map(|since| since.elapsed())
+        self.0.lock().since.map(|since| since.elapsed())
     }
 
     /// Whether the trail does not know yet that the device is refused, or is not any more.
     fn is_news(&self, refused: bool) -> bool {
-        std::mem::replace(&mut lock(&self.0).told_refused, refused) != refused
+        std::mem::replace(&mut self.0.lock().told_refused, refused) != refused
     }
 }
 
@@ -156,7 +158,7 @@ impl Members {
     /// those in the set.
     fn examine(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) -> News {
         let (sender, answers) = mpsc::channel();
-        let looking = lock(&self.looking).clone();
+        let looking = self.looking.lock().clone();
         let mut asked = 0;
         for (index, looking) in looking.iter().enumerate() {
             let Some(device) = self.device(index).filter(|_| looking.begin()) else { continue };
