@@ -424,9 +424,8 @@ fn the_top_of_the_repository_is_tidy() {
     assert!(missing.is_empty(), "missing at the top of the repository: {missing:?}");
 }
 
-/// The pages of threats and of semantics claim nothing but by a test that exists: a function, or an application.
-#[test]
-fn the_pages_name_tests_that_exist() {
+/// Names of all test functions.
+fn test_names() -> BTreeSet<String> {
     let mut tests = BTreeSet::new();
     for text in sources("src").into_values().chain(test_sources().into_values()) {
         let code = code(&text);
@@ -435,6 +434,76 @@ fn the_pages_name_tests_that_exist() {
             tests.insert(name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>());
         }
     }
+    tests
+}
+
+/// The number of a promise, one or two digits, at the beginning of `text`, and what follows it.
+fn promise(text: &str) -> Option<(u32, &str)> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    (digits <= 2).then(|| Some((text[..digits].parse().ok()?, &text[digits..])))?
+}
+
+/// The promises that `text` names: P and a number, as a word.
+fn promises_named(text: &str) -> BTreeSet<u32> {
+    let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+    words
+        .filter_map(|word| promise(word.strip_prefix('P')?))
+        .filter(|(_, rest)| rest.is_empty())
+        .map(|(n, _)| n)
+        .collect()
+}
+
+/// The promise after which a test is named.
+fn promise_of_test(name: &str) -> Option<u32> {
+    promise(name.strip_prefix('p')?).filter(|(_, rest)| rest.starts_with('_')).map(|(number, _)| number)
+}
+
+/// The texts that people read: the pages of the manual, the README and what is beside it.
+fn texts() -> BTreeMap<String, String> {
+    let files = ["man", ".github"].into_iter().filter_map(|dir| fs::read_dir(root().join(dir)).ok()).flatten();
+    let paths = files.map(|entry| entry.unwrap().path()).chain([root().join("README.md")]);
+    paths.map(|path| (path.display().to_string(), fs::read_to_string(&path).unwrap())).collect()
+}
+
+/// A promise that is cited somewhere is defined in scelle-threats(7), which says of each that it has a test, or has none yet.
+#[test]
+fn promises_are_defined_and_tested() {
+    let page = fs::read_to_string(root().join("man/scelle-threats.7")).unwrap();
+    let items = page.split("\n.TP\n.B P").skip(1).filter_map(promise);
+    let items = items.map(|(number, text)| (number, text.split("\n.SH ").next().unwrap_or(text)));
+    let defined: BTreeMap<u32, &str> = items.collect();
+    assert!(defined.len() >= 12, "only {} promises are defined", defined.len());
+    let tests: BTreeSet<u32> = test_names().iter().filter_map(|name| promise_of_test(name)).collect();
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src").into_iter().chain(test_sources()).chain(texts()) {
+        let unknown = promises_named(&text).into_iter().filter(|number| !defined.contains_key(number));
+        wrong.extend(unknown.map(|number| format!("{path}: P{number} is not defined in scelle-threats(7)")));
+    }
+    wrong.extend(tests.iter().filter(|n| !defined.contains_key(n)).map(|n| format!("p{n}_: a test of no promise")));
+    for (number, text) in &defined {
+        let says_none = text.split_whitespace().collect::<Vec<_>>().join(" ").contains("no test yet");
+        match (tests.contains(number), says_none) {
+            (false, false) => {
+                wrong.push(format!("P{number}: no test is named p{number}_, and the page does not say so"))
+            }
+            (true, true) => wrong.push(format!("P{number}: the page says \"no test yet\", and there is one")),
+            _ => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn promises_are_recognised() {
+    assert_eq!(promises_named("(P1, P12), promise P7; MP3 P2P P123 P_4 fP5"), [1, 7, 12].into());
+    assert_eq!(promise_of_test("p10_a_disk_is_exchanged"), Some(10));
+    assert_eq!(promise_of_test("p4k_reads").or(promise_of_test("pages_are_whole")), None);
+}
+
+/// The pages of threats and of semantics claim nothing but by a test that exists: a function, or an application.
+#[test]
+fn the_pages_name_tests_that_exist() {
+    let tests = test_names();
     for (page, least) in [("man/scelle-threats.7", 40), ("man/scelle.7", 40)] {
         let text = fs::read_to_string(root().join(page)).unwrap();
         let lines = text.lines().filter_map(|line| line.strip_prefix(".I ").or_else(|| line.strip_prefix(".RI ( ")));
