@@ -9,8 +9,20 @@ use std::path::{Path, PathBuf};
 const FILE_LINES_MAX: usize = 900;
 
 /// What may lie at the top of the repository; the first group has to.
-const TOP_REQUIRED: [&str; 11] =
-    [".ci", ".gitignore", "Cargo.lock", "Cargo.toml", "LICENSE", "README.md", "fuzz", "man", "scripts", "src", "tests"];
+const TOP_REQUIRED: [&str; 12] = [
+    ".ci",
+    ".github",
+    ".gitignore",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE",
+    "README.md",
+    "fuzz",
+    "man",
+    "scripts",
+    "src",
+    "tests",
+];
 const TOP_ALLOWED: [&str; 4] = [".git", ".rustfmt.toml", "benches", "target"];
 
 /// A banned word, where it is allowed, and why it is banned. `tests` are the places of test code.
