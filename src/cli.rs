@@ -25,9 +25,9 @@ use clap::{Args, Parser, Subcommand};
 
 use helper::Helper;
 
-use crate::control::{ExitCode, Failure};
 use crate::daemon::Documents;
 use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
+use crate::problem::{ExitCode, Problem};
 
 /// An encrypted, replicated filesystem that writes only to devices a signed registry approves.
 #[derive(Debug, Parser)]
@@ -97,14 +97,14 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
     };
     match outcome {
         Ok(code) => code as u8,
-        Err(failure) => {
-            eprintln!("scelle: {failure}");
-            failure.code as u8
+        Err(problem) => {
+            eprintln!("scelle: {}", problem.whole());
+            problem.exit() as u8
         }
     }
 }
 
-fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
+fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Problem> {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {

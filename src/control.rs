@@ -1,38 +1,39 @@
-//! The control socket of a mounted volume: the protocol as plain data, its server and its client, and how a
-//! command fails. Knows no volume.
+//! The control socket of a mounted volume: the protocol as plain data, its server and its client. Knows no volume.
 //!
-//! `/run/scelle/UUID.sock` is a Unix stream socket that only root can open. The client sends one JSON object on one
-//! line, the daemon answers with one on one line and closes. Every line is at most
-//! [`CONTROL_MESSAGE_MAX`](crate::limits::CONTROL_MESSAGE_MAX) bytes, every wait is bounded. What may have to wait for a device
-//! (all but `status` and `await-end`) holds no other client up; beyond sixteen such questions at once it is refused.
+//! `/run/scelle/UUID.sock` is a Unix stream socket that only root can open. Who connects is greeted with one line of
+//! JSON, which says the version of the protocol and the process that speaks ([`Greeting`]). The client then sends one
+//! object on one line, the daemon answers with one on one line and closes. Every line is at most
+//! [`CONTROL_MESSAGE_MAX`](crate::limits::CONTROL_MESSAGE_MAX) bytes, every wait is bounded.
 //!
-//! | request | answer |
+//! | line | |
 //! |---|---|
-//! | `{"request":"status"}` | `{"status":{…}}`, the volume's part of `scelle status --json` |
-//! | `{"request":"sync"}` | `{"done":null}` once everything that reached the daemon is durable |
-//! | `{"request":"await-end"}` | `{"waiting":{"pid":N}}` at once; `{"done":null}` when the volume is closed |
-//! | `{"request":"audit","after":N}` | `{"records":["…",…]}`, the audit trail after record N, a part that fits; `[]` at its end |
-//! | `{"request":"seal"}` | `{"sealed":{"seal":"…","signature":"…"}}`, where the audit trail ends, signed |
-//! | `{"request":"resync","replica":"…"}` | `{"resync":{…}}` with what came back and why others did not; `replica` may be left out |
-//! | anything else | `{"error":{"code":"…","text":"…"}}` |
+//! | `{"protocol":2,"program":"0.1.0","volume":"UUID","pid":N}` | the greeting |
+//! | `{"call":"NAME"}`, `{"call":"NAME","with":…}` | a question |
+//! | `{"ok":…}` | its answer |
+//! | `{"problem":{"code":"…","text":"…","advice":"…"}}` | why there is none |
+//!
+//! The calls are rows of one table (`calls.rs`), each with what its answer may have to wait for. One that may wait for a
+//! device is answered on a thread of its own and holds no other client up; beyond sixteen of them at once another is refused.
+//! The call `end` is none of the table: it is answered when the volume is closed.
 
 pub mod ask;
+mod calls;
 mod client;
-mod failure;
 mod line;
 mod place;
 mod protocol;
 mod server;
+mod status;
 
+pub use calls::{Handler, ResyncAnswer, Returned, SealedTrail};
 pub use client::{Client, ClientError, EndWatch, daemons};
-pub use failure::{ExitCode, Failure};
 pub use place::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume};
-pub use protocol::{
-    Answer, AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, NotReturned, Performance, Problem, Reason,
-    RegistryStatus, Replica, Request, Resync, ResyncAnswer, Returned, Scrub, State, StatusReport, Transfers, Verdict,
-    VolumeStatus, WatchStatus,
+pub use protocol::{Answer, Greeting, PROTOCOL, Request};
+pub use server::Server;
+pub use status::{
+    AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, RegistryStatus, Replica, Resync, Scrub,
+    State, StatusReport, Transfers, Verdict, VolumeStatus, WatchStatus,
 };
-pub use server::{Handler, Server};
 
 /// Where the daemons' sockets are.
 pub const RUN_DIR: &str = "/run/scelle";

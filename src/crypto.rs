@@ -21,6 +21,8 @@
 
 use sha2::{Digest, Sha256, Sha384};
 
+use crate::problem::Code;
+
 mod cipher;
 mod kdf;
 mod keys;
@@ -72,6 +74,18 @@ pub enum Error {
     /// The kernel gave no random bytes.
     #[error("the system's random number generator failed: {0}")]
     Random(String),
+}
+
+impl Error {
+    /// Its code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::EmptySecret | Self::SecretTooLong { .. } => Code::PassphraseUnusable,
+            Self::WeakKdf { .. } | Self::ExcessiveKdf { .. } => Code::KeySlotRefused,
+            Self::KdfMemory { .. } | Self::Random(_) => Code::Crypto,
+            Self::WrongKey => Code::WrongKey,
+        }
+    }
 }
 
 /// `N` bytes from the system's random number generator (getrandom(2)).

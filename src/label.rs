@@ -24,6 +24,7 @@
 use crate::crypto::{self, Keys, Secret, VolumeKey, derive_slot_key, random_bytes, unwrap_key};
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::limits::{DEVICE_SIZE_MAX, DEVICE_SIZE_MIN, LABEL_SIZE};
+use crate::problem::Code;
 use crate::units::{BLOCK_SIZE, Uuid};
 
 mod codec;
@@ -121,6 +122,24 @@ pub enum Error {
 }
 
 impl Error {
+    /// Its code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Device(_) => Code::DeviceIo,
+            Self::NotScelle => Code::NotAVolume,
+            Self::DeviceSize { .. } => Code::DeviceSize,
+            Self::Truncated { .. } => Code::DeviceTruncated,
+            Self::UnsupportedVersion { .. } | Self::UnknownIncompatFeature { .. } => Code::FormatNewer,
+            Self::Damaged
+            | Self::Malformed { .. }
+            | Self::Stale { .. }
+            | Self::CopiesDisagree { .. }
+            | Self::ForgedHeader
+            | Self::NoKeySlot => Code::LabelDamaged,
+            Self::Crypto(error) => error.code(),
+        }
+    }
+
     /// When both copies fail, the one with the lower number says more about what happened.
     fn rank(&self) -> u8 {
         match self {

@@ -7,6 +7,8 @@ pub mod units;
 
 pub mod limits;
 
+pub mod problem;
+
 pub mod os;
 
 pub mod space;

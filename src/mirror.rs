@@ -49,7 +49,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::device::{self, AlignedBuf};
 use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
-use crate::policy::{ApprovedDevice, Reason, ReasonCode, WriteError};
+use crate::policy::{ApprovedDevice, WriteError};
+use crate::problem::{Code, Problem};
 use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run};
 
 mod cache;
@@ -587,7 +588,7 @@ impl Mirror {
 
     fn fence_locked(&self, inner: &mut Inner, index: usize, state: State, reason: &str) {
         let Some(lane) = self.shared.lane(index).filter(|_| inner.takes_writes(index)) else { return };
-        lane.device.fence(Reason::new(ReasonCode::Fenced, reason));
+        lane.device.fence(Problem::new(Code::Fenced, reason));
         fence(inner, index, &lane.queue, state, reason);
         self.shared.publish(inner);
         self.shared.notify_all();

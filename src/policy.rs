@@ -9,19 +9,19 @@ mod examine;
 pub mod laboratory;
 pub mod load;
 pub mod operators;
-mod reason;
 mod standing;
 
 pub use approved::{ApprovedDevice, DeviceMeters, Refused, WriteError};
 pub use entry::ApprovedEntry;
 pub use examine::{examine, examine_set};
-pub use reason::{Reason, ReasonCode};
 pub use standing::{EXPIRY_WARNING_DAYS, Expiry, Standing, expiries, standing};
 
 use serde::Serialize;
 
+use crate::problem::{Code, Problem};
+
 /// Reasons in one line; of the first the text alone, because its code stands for all of them where the line is shown.
-pub fn in_a_line(reasons: &[Reason]) -> String {
+pub fn in_a_line(reasons: &[Problem]) -> String {
     let Some((first, others)) = reasons.split_first() else { return String::new() };
     others.iter().fold(first.text.clone(), |line, reason| format!("{line}; {reason}"))
 }
@@ -35,7 +35,7 @@ pub struct RuleOutcome {
     pub passed: bool,
     /// The reason it gives, when it did not hold.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub code: Option<ReasonCode>,
+    pub code: Option<Code>,
     /// What it looked at.
     pub text: String,
 }
@@ -50,19 +50,19 @@ pub struct Verdict {
     /// Id of the entry's site.
     pub site: Option<String>,
     /// Why not: empty exactly when approved.
-    pub reasons: Vec<Reason>,
+    pub reasons: Vec<Problem>,
     /// Every rule that was looked at.
     pub rules: Vec<RuleOutcome>,
 }
 
 impl Verdict {
     /// A refusal for one reason, without having looked at the rules.
-    pub fn refused(reason: Reason) -> Self {
+    pub fn refused(reason: Problem) -> Self {
         Self { approved: false, registry_id: None, site: None, reasons: vec![reason], rules: Vec::new() }
     }
 
     /// Whether this code is among the reasons.
-    pub fn has(&self, code: ReasonCode) -> bool {
+    pub fn has(&self, code: Code) -> bool {
         self.reasons.iter().any(|r| r.code == code)
     }
 }

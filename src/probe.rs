@@ -14,4 +14,4 @@ pub mod mounts;
 pub mod sys;
 mod transport;
 
-pub use identity::{DeviceFacts, FactsError, Node, Problem};
+pub use identity::{DeviceFacts, Doubt, FactsError, Node};

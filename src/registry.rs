@@ -25,6 +25,7 @@ pub use trust::{Officer, TrustAnchors, hex, unhex};
 use sha2::{Digest, Sha256};
 
 use crate::limits;
+use crate::problem::{Code, Problem};
 
 /// The fields of the documents, table by table, as the manual has them.
 pub const TABLES: [(&str, &[Field]); 7] = [
@@ -81,6 +82,24 @@ pub enum Error {
     /// A key file or its password is wrong, or keys cannot be made.
     #[error("key: {0}")]
     Key(String),
+}
+
+impl Error {
+    /// Its code.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::TooLarge { .. } | Self::Syntax { .. } => Code::RegistrySyntax,
+            Self::Invalid { .. } => Code::RegistryInvalid,
+            Self::TooFewSignatures { .. } => Code::RegistrySignatures,
+            Self::Key(_) => Code::RegistryKey,
+        }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
 }
 
 fn listed(problems: &[String]) -> String {

@@ -34,7 +34,7 @@ pub mod witness;
 pub use assembled::{Assembled, OpenOptions};
 pub use check::{CheckReport, Damage};
 pub use create::{CreateOptions, create};
-pub use error::{Error, ErrorKind};
+pub use error::Error;
 pub use members::{Members, News};
 pub use open::{Open, ReplicaStatus, Status};
 pub use place::{Holding, Place, Portion};

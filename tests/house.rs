@@ -216,7 +216,7 @@ fn names_after(code: &str, prefix: &str) -> Vec<String> {
 
 #[test]
 fn modules_are_in_the_designs_order() {
-    let design = "units limits os space crypto registry probe device policy label mirror pages meta fs audit volume fuse \
+    let design = "units limits problem os space crypto registry probe device policy label mirror pages meta fs audit volume fuse \
                   control daemon cli";
     assert_eq!(modules().join(" "), design);
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use scelle::audit::record::{Digest, Record};
 use scelle::audit::{FORMAT, Seal, export_head, verify_export};
-use scelle::control::{Answer, FilePlace, Request, StatusReport, VolumeStatus};
+use scelle::control::{Answer, FilePlace, Greeting, Request, StatusReport, VolumeStatus};
 use scelle::crypto::{Binding, KdfParams, Keys, Kind, Secret, VolumeKey, WrappedKey, sha256};
 use scelle::device::memory::MemoryDevice;
 use scelle::device::{self, BlockDevice, IdentifiedDevice};
@@ -314,6 +314,7 @@ fn walk<'n>(node: &'n Node, depth: usize, nodes: &mut usize, leaves: &mut Vec<&'
 pub fn control(data: &[u8]) {
     same_again::<Request>(data);
     same_again::<Answer>(data);
+    same_again::<Greeting>(data);
     same_again::<StatusReport>(data);
     same_again::<VolumeStatus>(data);
     same_again::<FilePlace>(data);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{AUDIT_REASONS_MAX, AUDIT_TEXT_MAX};
 use crate::mirror::{ErrorCounts, State};
 use crate::os::process::Identity;
-use crate::policy;
+use crate::problem::{Code, Problem};
 use crate::registry::{VerifiedRegistry, hex};
 
 /// Who did it.
@@ -207,7 +207,7 @@ pub enum Event {
     },
 }
 
-/// Why, with a stable code.
+/// Why, as records keep it: a code that was stable when it was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// Stable code.
@@ -218,14 +218,14 @@ pub struct Reason {
 
 impl Reason {
     /// A reason; texts are cut at [`AUDIT_TEXT_MAX`] bytes.
-    pub fn new(code: &str, text: &str) -> Self {
-        Self { code: cut(code), text: cut(text) }
+    pub fn new(code: Code, text: &str) -> Self {
+        Self { code: code.to_string(), text: cut(text) }
     }
 }
 
-impl From<&policy::Reason> for Reason {
-    fn from(reason: &policy::Reason) -> Self {
-        Self::new(&reason.code.to_string(), &reason.text)
+impl From<&Problem> for Reason {
+    fn from(problem: &Problem) -> Self {
+        Self::new(problem.code, &problem.text)
     }
 }
 
@@ -256,7 +256,7 @@ impl Entry {
         let more = self.reasons.len().saturating_sub(AUDIT_REASONS_MAX);
         if more > 0 {
             self.reasons.truncate(AUDIT_REASONS_MAX - 1);
-            self.reasons.push(Reason::new("more", &format!("and {} more", more + 1)));
+            self.reasons.push(Reason::new(Code::MoreReasons, &format!("and {} more", more + 1)));
         }
         self
     }

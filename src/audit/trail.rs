@@ -21,6 +21,7 @@ use crate::mirror::{ErrorCounts, State};
 use crate::os::process::{self, Identity};
 use crate::pages;
 use crate::policy::Verdict;
+use crate::problem::{Code, Problem};
 use crate::registry::{DerivedKey, VerifiedRegistry};
 use crate::units::Uuid;
 
@@ -182,9 +183,9 @@ impl Audit {
     }
 
     /// Somebody asked that a device be brought back, which may not.
-    pub fn resync_refused(device: &Path, code: &str, text: &str) -> Entry {
+    pub fn resync_refused(device: &Path, why: &Problem) -> Entry {
         let object = Object::Device { device: event::cut(&device.to_string_lossy()) };
-        Entry::noticed(object, Event::ResyncRefused).because([Reason::new(code, text)])
+        Entry::noticed(object, Event::ResyncRefused).because([why.into()])
     }
 
     /// A registry came into force while the volume was in use.
@@ -194,9 +195,9 @@ impl Audit {
     }
 
     /// What is on the host in place of the registry does not come into force.
-    pub fn registry_refused(code: &str, text: &str) -> Entry {
+    pub fn registry_refused(why: &Problem) -> Entry {
         let entry = Entry::noticed(Object::Registry { version: None }, Event::RegistryRefused);
-        entry.because([Reason::new(code, text)])
+        entry.because([why.into()])
     }
 
     /// Records what has changed since the last call: states of replicas, errors, whether changes are taken; and how often
@@ -211,7 +212,7 @@ impl Audit {
             match self.fs.store().writable() {
                 Err(error) if !seen.read_only => {
                     seen.read_only = true;
-                    let reason = Reason::new("read-only", &error.to_string());
+                    let reason = Reason::new(Code::ReadOnly, &error.to_string());
                     entries.push(Entry::noticed(Object::Volume, Event::ReadOnly).because([reason]));
                 }
                 Ok(()) if seen.read_only => {
@@ -243,7 +244,7 @@ impl Audit {
             let verdict = mirror.device(index).filter(|_| state == State::Refused).map(|device| device.verdict());
             let reasons = verdict.map(|verdict| verdict.reasons).unwrap_or_default();
             if reasons.is_empty() {
-                entry = entry.because(why.map(|why| Reason::new("replica", &why)));
+                entry = entry.because(why.map(|why| Reason::new(Code::Replica, &why)));
             }
             entries.push(entry.because(reasons.iter().map(Reason::from)));
         }

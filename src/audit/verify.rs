@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::{Chain, Digest, Record};
 use crate::limits::AUDIT_RECORD_BYTES_MAX;
+use crate::problem::Code;
 use crate::registry::{public_key_of, verify_document};
 use crate::units::Uuid;
 
@@ -124,20 +125,20 @@ pub enum Fault {
 
 impl Fault {
     /// Stable code.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Code {
         match self {
-            Self::Io(_) => "audit-unreadable",
-            Self::Key(_) => "audit-key",
-            Self::NotAnExport(_) => "audit-not-an-export",
-            Self::Newer(_) => "audit-format",
-            Self::OtherKey { .. } => "audit-other-key",
-            Self::Signature(_) => "audit-signature",
-            Self::OtherVolume(_) => "audit-other-volume",
-            Self::Missing { .. } => "audit-gap",
-            Self::Order { .. } => "audit-order",
-            Self::Altered { .. } => "audit-altered",
-            Self::CutOff { .. } => "audit-cut-off",
-            Self::Surplus(_) => "audit-surplus",
+            Self::Io(_) => Code::AuditUnreadable,
+            Self::Key(_) => Code::AuditKey,
+            Self::NotAnExport(_) => Code::AuditNotAnExport,
+            Self::Newer(_) => Code::AuditFormat,
+            Self::OtherKey { .. } => Code::AuditOtherKey,
+            Self::Signature(_) => Code::AuditSignature,
+            Self::OtherVolume(_) => Code::AuditOtherVolume,
+            Self::Missing { .. } => Code::AuditGap,
+            Self::Order { .. } => Code::AuditOrder,
+            Self::Altered { .. } => Code::AuditAltered,
+            Self::CutOff { .. } => Code::AuditIncomplete,
+            Self::Surplus(_) => Code::AuditSurplus,
         }
     }
 }

@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use crate::audit::record::Record;
 use crate::audit::{Fault, Seal, Verifier, export_head, verify_export};
-use crate::control::{Client, ClientError, ask};
-use crate::control::{ExitCode, Failure};
+use crate::control::{Client, ClientError, SealedTrail, ask};
 use crate::limits::SIGNATURE_BYTES_MAX;
 use crate::os::read_bounded;
+use crate::problem::{Code, ExitCode, Problem};
 use crate::registry::Date;
 
 /// Arguments of `scelle audit`.
@@ -56,7 +56,7 @@ enum Command {
 }
 
 /// Runs the command.
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let done = match &arguments.command {
         Command::Log { volume, json, since } => log(volume, *json, since.as_deref()),
         Command::Verify { what, key } => verify(what, key.as_deref()),
@@ -73,18 +73,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 /// Why the command ends early.
 enum Stop {
     Closed,
-    Failed(Failure),
+    Failed(Problem),
 }
 
-impl From<Failure> for Stop {
-    fn from(failure: Failure) -> Self {
+impl From<Problem> for Stop {
+    fn from(failure: Problem) -> Self {
         Self::Failed(failure)
     }
 }
 
 impl From<ClientError> for Stop {
     fn from(error: ClientError) -> Self {
-        Self::Failed(Failure::failed("control", error.to_string()))
+        Self::Failed(error.into())
     }
 }
 
@@ -92,21 +92,14 @@ impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             ErrorKind::BrokenPipe => Self::Closed,
-            _ => Self::Failed(Failure::failed("output", format!("the output cannot be written: {error}"))),
+            _ => Self::Failed(Problem::new(Code::Output, format!("the output cannot be written: {error}"))),
         }
     }
 }
 
 /// What is wrong with the trail in `what`.
-fn fault(what: &str, fault: &Fault) -> Failure {
-    let text = format!("the audit trail in {what} is not accepted: {fault}");
-    match fault {
-        Fault::Io(_) => Failure::failed(fault.code(), text),
-        Fault::Key(_) => Failure::usage(fault.code(), text),
-        Fault::Newer(_) => Failure::new(ExitCode::Integrity, fault.code(), text).advise("A newer scelle knows it."),
-        _ => Failure::new(ExitCode::Integrity, fault.code(), text)
-            .advise("Keep it as it is, and compare it with earlier exports and the system's log."),
-    }
+fn fault(what: &str, fault: &Fault) -> Problem {
+    Problem::new(fault.code(), format!("the audit trail in {what} is not accepted: {fault}"))
 }
 
 /// Calls `each` with the bytes of the records after the first `after`, part by part, until it returns false.
@@ -129,7 +122,7 @@ fn records(client: &Client, mut each: impl FnMut(&str) -> Result<bool, Stop>) ->
 fn log(volume: &str, json: bool, since: Option<&str>) -> Result<(), Stop> {
     let since = since
         .map(|text| {
-            Date::parse(text).ok_or_else(|| Failure::usage("date", format!("{text:?} is not a day, YYYY-MM-DD")))
+            Date::parse(text).ok_or_else(|| Problem::new(Code::Date, format!("{text:?} is not a day, YYYY-MM-DD")))
         })
         .transpose()?
         .map_or_else(String::new, |date| date.to_string());
@@ -214,8 +207,7 @@ fn verify(what: &str, key: Option<&str>) -> Result<(), Stop> {
     let key = key.map(read_key).transpose()?;
     let seal = if what == "-" || Path::new(what).is_file() {
         let key = key.ok_or_else(|| {
-            Failure::usage("audit-key-missing", format!("{what} can only be verified with the volume's public key"))
-                .advise("Give --key KEY, as scelle status or an earlier export from a trusted hand says. A key that comes with the file proves nothing.")
+            Problem::new(Code::AuditKeyMissing, format!("{what} can only be verified with the volume's public key"))
         })?;
         let input: Box<dyn BufRead> = match what {
             "-" => Box::new(io::stdin().lock()),
@@ -224,9 +216,9 @@ fn verify(what: &str, key: Option<&str>) -> Result<(), Stop> {
         verify_export(input, &key).map_err(|e| fault(what, &e))?
     } else {
         verify_volume(what, key).map_err(|stop| match stop {
-            Stop::Failed(failure) if failure.reason == "volume-not-mounted" => {
-                let text = format!("there is no file {what:?}, and {}", failure.text);
-                Stop::Failed(Failure { text, ..failure })
+            Stop::Failed(problem) if problem.code == Code::VolumeNotMounted => {
+                let text = format!("there is no file {what:?}, and {}", problem.text);
+                Stop::Failed(Problem { text, ..problem })
             }
             stop => stop,
         })?
@@ -245,17 +237,17 @@ fn verify(what: &str, key: Option<&str>) -> Result<(), Stop> {
 }
 
 /// The public key in a file, or given as it is.
-fn read_key(key: &str) -> Result<String, Failure> {
+fn read_key(key: &str) -> Result<String, Problem> {
     match read_bounded(Path::new(key), SIGNATURE_BYTES_MAX) {
         Ok(Some(bytes)) => String::from_utf8(bytes).map_err(|_| fault(key, &Fault::Key("not text".into()))),
         Ok(None) => Ok(key.to_owned()),
-        Err(error) => Err(Failure::usage("audit-key", format!("{key}: {error}"))),
+        Err(error) => Err(Problem::new(Code::AuditKey, format!("{key}: {error}"))),
     }
 }
 
 fn verify_volume(volume: &str, key: Option<String>) -> Result<Seal, Stop> {
     let (client, status) = ask::daemon(volume)?;
-    let (seal, signature) = client.seal()?;
+    let SealedTrail { seal, signature } = client.seal()?;
     let key = key.unwrap_or(status.audit.key);
     let mut verifier = Verifier::new(&seal, &signature, &key).map_err(|e| fault(volume, &e))?;
     sealed_records(&client, &mut verifier, volume, |_| Ok(()))?;
@@ -283,7 +275,7 @@ fn sealed_records(
 
 fn export(volume: &str, output: Option<&Path>) -> Result<(), Stop> {
     let (client, status) = ask::daemon(volume)?;
-    let (seal, signature) = client.seal()?;
+    let SealedTrail { seal, signature } = client.seal()?;
     let mut verifier = Verifier::new(&seal, &signature, &status.audit.key).map_err(|e| fault(volume, &e))?;
     let mut write = |out: &mut dyn Write| -> Result<(), Stop> {
         out.write_all(export_head(&seal, &signature).as_bytes())?;
@@ -295,7 +287,7 @@ fn export(volume: &str, output: Option<&Path>) -> Result<(), Stop> {
         Some(path) => {
             // A file that is there may be evidence: it is not written over.
             let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-            let file = made.map_err(|error| Failure::usage("output", format!("{}: {error}", path.display())))?;
+            let file = made.map_err(|error| Problem::new(Code::Output, format!("{}: {error}", path.display())))?;
             let written = write(&mut io::BufWriter::new(&file)).and_then(|()| Ok(file.sync_all()?));
             if written.is_err() {
                 // Half an export would only look like a forged one.

@@ -7,9 +7,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{DocumentArguments, Passphrase, secret};
-use crate::control::{ExitCode, Failure};
 use crate::daemon::devices;
 use crate::device::raw::Access;
+use crate::problem::{ExitCode, Problem};
 use crate::volume::{CheckReport, Sealed};
 
 /// Arguments of `scelle check`.
@@ -25,7 +25,7 @@ pub(super) struct Arguments {
 }
 
 /// Verifies the volume; writes nothing.
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let registry = devices::load_registry(&arguments.documents.documents())?;
     let approved = devices::approve(&arguments.devices, &registry, Access::ExclusiveRead)?;
     let sealed = Sealed::read(approved)?;

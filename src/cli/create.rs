@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{DocumentArguments, Passphrase, secret};
-use crate::control::{ExitCode, Failure};
 use crate::daemon::devices;
 use crate::device::raw::Access;
 use crate::limits::VOLUME_LABEL_MAX;
+use crate::problem::{Code, ExitCode, Problem};
 use crate::volume::{self, CreateOptions};
 
 /// Arguments of `scelle create`.
@@ -27,7 +27,7 @@ pub(super) struct Arguments {
 }
 
 /// Makes the volume and prints its UUID.
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     check_label(&arguments.label)?;
     let registry = devices::load_registry(&arguments.documents.documents())?;
     let approved = devices::approve(&arguments.devices, &registry, Access::Exclusive)?;
@@ -47,7 +47,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 }
 
 /// A label is shown in mount tables and chosen on command lines: no control characters, and not what looks like a path.
-fn check_label(label: &str) -> Result<(), Failure> {
+fn check_label(label: &str) -> Result<(), Problem> {
     let wrong = if label.len() > VOLUME_LABEL_MAX {
         format!("is longer than {VOLUME_LABEL_MAX} bytes")
     } else if label.chars().any(char::is_control) {
@@ -57,7 +57,7 @@ fn check_label(label: &str) -> Result<(), Failure> {
     } else {
         return Ok(());
     };
-    Err(Failure::usage("label", format!("the label {label:?} {wrong}")))
+    Err(Problem::new(Code::VolumeLabel, format!("the label {label:?} {wrong}")))
 }
 
 #[cfg(test)]

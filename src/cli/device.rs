@@ -7,17 +7,17 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::DocumentArguments;
-use crate::control::{ExitCode, Failure};
 use crate::daemon::devices::{load_registry, today};
 use crate::device::IdentifiedDevice;
 use crate::device::raw::{Access, RawDevice};
 use crate::limits;
 use crate::os::DevNo;
-use crate::policy::{self, ReasonCode, Verdict};
+use crate::policy::{self, Verdict};
 use crate::probe::chain;
 use crate::probe::host::HostFacts;
 use crate::probe::identity::{DeviceFacts, Node};
 use crate::probe::sys::{Kernel, System};
+use crate::problem::{Code, ExitCode, Problem};
 use crate::registry::{Date, VerifiedRegistry};
 
 /// `scelle device`.
@@ -62,7 +62,7 @@ pub struct Inspect {
 ///
 /// # Errors
 /// What failed, with its exit code.
-pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+pub fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let out = &mut io::stdout().lock();
     match &arguments.command {
         DeviceCommand::List(arguments) => list(arguments, out),
@@ -83,7 +83,7 @@ struct Report<'a> {
 
 #[derive(Serialize)]
 struct Advice {
-    code: ReasonCode,
+    code: Code,
     text: &'static str,
 }
 
@@ -98,7 +98,7 @@ fn advice(verdict: Option<&Verdict>) -> Vec<Advice> {
     advice
 }
 
-fn list(arguments: &List, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+fn list(arguments: &List, out: &mut dyn Write) -> Result<ExitCode, Problem> {
     // Without a registry the list is still of use: for writing one.
     let (registry, absent) = match load_registry(&arguments.documents.documents()) {
         Ok(registry) => (Some(registry), None),
@@ -120,11 +120,11 @@ fn listing(
     registry: Option<&VerifiedRegistry>,
     today: Date,
     json: bool,
-) -> Result<String, Failure> {
+) -> Result<String, Problem> {
     let folder = Path::new("/sys/class/block");
     let host = HostFacts::read(system);
     let mut names =
-        system.list(folder, max).map_err(|e| Failure::failed("sysfs", format!("{}: {e}", folder.display())))?;
+        system.list(folder, max).map_err(|e| Problem::new(Code::Sysfs, format!("{}: {e}", folder.display())))?;
     let complete = names.len() <= max;
     names.truncate(max);
     let mut rows = vec![["DEVICE", "SIZE", "TRANSPORT", "MODEL", "SERIAL", "VERDICT"].map(str::to_owned)];
@@ -170,7 +170,7 @@ fn short(verdict: Option<&Verdict>) -> String {
     if verdict.approved {
         return format!("approved as {}", verdict.registry_id.as_deref().unwrap_or_default());
     }
-    let codes: Vec<ReasonCode> = advice(Some(verdict)).iter().map(|advice| advice.code).collect();
+    let codes: Vec<Code> = advice(Some(verdict)).iter().map(|advice| advice.code).collect();
     match codes[..] {
         [] => "refused".to_owned(),
         [one] => format!("refused: {one}"),
@@ -199,9 +199,9 @@ fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-fn inspect(arguments: &Inspect, out: &mut dyn Write) -> Result<ExitCode, Failure> {
+fn inspect(arguments: &Inspect, out: &mut dyn Write) -> Result<ExitCode, Problem> {
     let device = RawDevice::open(&arguments.device, Access::SharedRead)?;
-    let facts = device.facts().map_err(|e| Failure::failed("device-unreadable", e.to_string()))?;
+    let facts = device.facts().map_err(|e| Problem::new(Code::DeviceUnreadable, e.to_string()))?;
     let host = HostFacts::read(&Kernel);
     let registry = load_registry(&arguments.documents.documents());
     let verdict = match &registry {
@@ -311,17 +311,17 @@ fn human(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{scaled:.1} {}", units[unit]) }
 }
 
-fn json_value(report: &Report<'_>) -> Result<serde_json::Value, Failure> {
-    serde_json::to_value(report).map_err(|e| Failure::failed("json", e.to_string()))
+fn json_value(report: &Report<'_>) -> Result<serde_json::Value, Problem> {
+    serde_json::to_value(report).map_err(|e| Problem::new(Code::Json, e.to_string()))
 }
 
-fn pretty(value: &serde_json::Value) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value).map(|t| t + "\n").map_err(|e| Failure::failed("json", e.to_string()))
+fn pretty(value: &serde_json::Value) -> Result<String, Problem> {
+    serde_json::to_string_pretty(value).map(|t| t + "\n").map_err(|e| Problem::new(Code::Json, e.to_string()))
 }
 
-fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
+fn print(out: &mut dyn Write, text: &str) -> Result<(), Problem> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed("output", e.to_string())),
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Problem::new(Code::Output, e.to_string())),
         _ => Ok(()),
     }
 }

@@ -5,9 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::{mount, options, umount};
-use crate::control::{ExitCode, Failure};
 use crate::daemon::Request;
 use crate::os::process::Unmount;
+use crate::problem::{Code, ExitCode, Problem};
 
 /// Which helper the program was called as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Helper {
     }
 
     /// Does what the arguments say, without the program's name.
-    pub(super) fn run(self, arguments: &[OsString]) -> Result<ExitCode, Failure> {
+    pub(super) fn run(self, arguments: &[OsString]) -> Result<ExitCode, Problem> {
         match self {
             Self::Mount => as_mount(arguments),
             Self::Umount => as_umount(arguments),
@@ -44,18 +44,18 @@ struct Parsed<'a> {
     flags: Vec<u8>,
 }
 
-fn parse<'a>(arguments: &'a [OsString], known: &[u8]) -> Result<Parsed<'a>, Failure> {
+fn parse<'a>(arguments: &'a [OsString], known: &[u8]) -> Result<Parsed<'a>, Problem> {
     let mut parsed = Parsed { places: Vec::new(), lists: Vec::new(), flags: Vec::new() };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         let mut value = || rest.next().map(|value| value.to_string_lossy().into_owned()).ok_or(());
-        let missing = |()| Failure::usage("arguments", format!("{} needs a value", argument.to_string_lossy()));
+        let missing = |()| Problem::new(Code::Arguments, format!("{} needs a value", argument.to_string_lossy()));
         match argument.as_bytes() {
             b"-o" => parsed.lists.push(value().map_err(missing)?),
             b"-N" | b"-t" => drop(value().map_err(missing)?),
             [b'-', flags @ ..] if !flags.is_empty() => {
                 if let Some(&unknown) = flags.iter().find(|flag| !known.contains(flag)) {
-                    return Err(Failure::usage("arguments", format!("option -{} is not known", char::from(unknown))));
+                    return Err(Problem::new(Code::Arguments, format!("option -{} is not known", char::from(unknown))));
                 }
                 parsed.flags.extend_from_slice(flags);
             }
@@ -66,10 +66,10 @@ fn parse<'a>(arguments: &'a [OsString], known: &[u8]) -> Result<Parsed<'a>, Fail
 }
 
 /// `mount.scelle SOURCE MOUNTPOINT [-sfnvrw] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]`.
-fn as_mount(arguments: &[OsString]) -> Result<ExitCode, Failure> {
+fn as_mount(arguments: &[OsString]) -> Result<ExitCode, Problem> {
     let Parsed { places, mut lists, flags } = parse(arguments, b"sfnvrw")?;
     let [source, mountpoint] = places[..] else {
-        return Err(Failure::usage("arguments", "usage: mount.scelle DEV[:DEV…] MOUNTPOINT [-o OPTIONS]"));
+        return Err(Problem::new(Code::Arguments, "usage: mount.scelle DEV[:DEV…] MOUNTPOINT [-o OPTIONS]"));
     };
     lists.extend(flags.contains(&b'r').then(|| "ro".to_string()));
     let options = options::parse(&lists)?;
@@ -80,10 +80,10 @@ fn as_mount(arguments: &[OsString]) -> Result<ExitCode, Failure> {
 }
 
 /// `umount.scelle MOUNTPOINT [-fnlv] [-N NAMESPACE] [-t TYPE]`. `-f` changes nothing: what was written is not thrown away.
-fn as_umount(arguments: &[OsString]) -> Result<ExitCode, Failure> {
+fn as_umount(arguments: &[OsString]) -> Result<ExitCode, Problem> {
     let Parsed { places, flags, .. } = parse(arguments, b"fnlv")?;
     let [mountpoint] = places[..] else {
-        return Err(Failure::usage("arguments", "usage: umount.scelle MOUNTPOINT [-l]"));
+        return Err(Problem::new(Code::Arguments, "usage: umount.scelle MOUNTPOINT [-l]"));
     };
     let how = if flags.contains(&b'l') { Unmount::Lazy } else { Unmount::Plain };
     umount::perform(Path::new(mountpoint), how)
@@ -94,7 +94,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn run(helper: Helper, arguments: &[&str]) -> Result<ExitCode, Failure> {
+    fn run(helper: Helper, arguments: &[&str]) -> Result<ExitCode, Problem> {
         helper.run(&arguments.iter().map(OsString::from).collect::<Vec<_>>())
     }
 
@@ -118,27 +118,27 @@ mod tests {
         assert_eq!(helper(&["/dev/a:/dev/b", "/mnt", "-f", "-o", "rw,nofail"]).unwrap(), ExitCode::Done);
         assert_eq!(helper(&["vol", "/mnt", "-snf", "-t", "scelle", "-N", "1"]).unwrap(), ExitCode::Done);
         for bad in [&["vol"][..], &["a", "b", "c"], &["a", "b", "-o"], &["a", "b", "-x"], &["a", "b", "-fo", "x"]] {
-            assert_eq!(helper(bad).unwrap_err().code, ExitCode::Usage, "{bad:?}");
+            assert_eq!(helper(bad).unwrap_err().exit(), ExitCode::Usage, "{bad:?}");
         }
-        assert_eq!(helper(&["a", "b", "-f", "-o", "force"]).unwrap_err().reason, "mount-option-unknown");
+        assert_eq!(helper(&["a", "b", "-f", "-o", "force"]).unwrap_err().code, Code::MountOptionUnknown);
     }
 
     #[test]
     fn the_helper_understands_what_umount_passes() {
         let helper = |arguments: &[&str]| run(Helper::Umount, arguments);
         for bad in [&[][..], &["a", "b"], &["a", "-r"], &["a", "-t"]] {
-            assert_eq!(helper(bad).unwrap_err().reason, "arguments", "{bad:?}");
+            assert_eq!(helper(bad).unwrap_err().code, Code::Arguments, "{bad:?}");
         }
         let dir = tempfile::tempdir().unwrap();
         let place = dir.path().to_str().unwrap();
         for list in [&[place][..], &[place, "-flnv", "-t", "fuse.scelle"]] {
-            assert_eq!(helper(list).unwrap_err().reason, "umount-not-mounted", "{list:?}");
+            assert_eq!(helper(list).unwrap_err().code, Code::UmountNotMounted, "{list:?}");
         }
     }
 
     #[test]
     fn what_cannot_be_a_mount_point_is_refused_before_any_question() {
         let failure = run(Helper::Mount, &["/dev/null", "/nonexistent/folder"]).unwrap_err();
-        assert_eq!((failure.reason.as_str(), failure.code), ("mountpoint", ExitCode::Usage));
+        assert_eq!((failure.code, failure.exit()), (Code::Mountpoint, ExitCode::Usage));
     }
 }

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{DocumentArguments, Passphrase, logging, options, secret};
-use crate::control::{ExitCode, Failure};
 use crate::daemon::{Request, find, join, refusal, serve};
 use crate::os;
 use crate::os::process::{self, Report, Side};
+use crate::problem::{Code, ExitCode, Problem};
 
 /// Arguments of `scelle mount`.
 #[derive(Debug, Args)]
@@ -31,9 +31,9 @@ pub(super) struct Arguments {
 }
 
 /// `scelle mount`.
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let Some((mountpoint, sources)) = arguments.places.split_last() else {
-        return Err(Failure::usage("arguments", "what to mount, and where"));
+        return Err(Problem::new(Code::Arguments, "what to mount, and where"));
     };
     perform(Request {
         named: join(sources),
@@ -47,7 +47,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 }
 
 /// Asks for the passphrase, splits the daemon off and waits until the folder is usable.
-pub(super) fn perform(mut request: Request) -> Result<ExitCode, Failure> {
+pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
     let options = &request.options;
     request.documents.registry = os::absolute(options.registry.as_ref().unwrap_or(&request.documents.registry));
     request.documents.trust = os::absolute(options.trust.as_ref().unwrap_or(&request.documents.trust));
@@ -63,7 +63,7 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Failure> {
         logging::to_terminal();
         return serve::start(&request, &secret).inspect_err(|why| refusal::report(&request, why))?.serve();
     }
-    let system = |error: std::io::Error| Failure::failed("daemon", format!("cannot start a daemon: {error}"));
+    let system = |error: std::io::Error| Problem::new(Code::Daemon, format!("cannot start a daemon: {error}"));
     match process::fork_daemon().map_err(system)? {
         Side::Command(waiter) => match waiter.wait() {
             Some(Report { code: 0, .. }) => Ok(ExitCode::Done),
@@ -71,8 +71,7 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Failure> {
                 eprintln!("scelle: {message}");
                 Ok(ExitCode::from_byte(code))
             }
-            None => Err(Failure::failed("daemon-died", "the daemon ended before the folder was usable")
-                .advise("See the system's log.")),
+            None => Err(Problem::new(Code::DaemonDied, "the daemon ended before the folder was usable")),
         },
         Side::Daemon(notifier) => {
             logging::to_system();
@@ -82,11 +81,11 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Failure> {
                     notifier.ready().map_err(system)?;
                     mounted.serve()
                 }
-                Err(failure) => {
-                    refusal::report(&request, &failure);
+                Err(problem) => {
+                    refusal::report(&request, &problem);
                     // The command is gone if this fails; there is nobody else to tell.
-                    let _ = notifier.failed(&Report { code: failure.code as u8, message: failure.to_string() });
-                    Ok(failure.code)
+                    let _ = notifier.failed(&Report { code: problem.exit() as u8, message: problem.whole() });
+                    Ok(problem.exit())
                 }
             }
         }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::control::Failure;
 use crate::daemon::MountOptions;
+use crate::problem::{Code, Problem};
 
 /// What an option does with what is already set.
 enum Effect {
@@ -73,7 +73,7 @@ const TABLE: &[(&str, Effect)] = &[
 ///
 /// # Errors
 /// An option that is not in the table, a value where none belongs, or none where one does: exit code 2.
-pub fn parse(lists: &[String]) -> Result<MountOptions, Failure> {
+pub fn parse(lists: &[String]) -> Result<MountOptions, Problem> {
     let mut options = MountOptions::default();
     for item in lists.iter().flat_map(|list| list.split(',')).filter(|item| !item.is_empty()) {
         let (name, value) = item.split_once('=').map_or((item, None), |(name, value)| (name, Some(value)));
@@ -81,8 +81,7 @@ pub fn parse(lists: &[String]) -> Result<MountOptions, Failure> {
             continue;
         }
         let Some((_, effect)) = TABLE.iter().find(|(known, _)| *known == name) else {
-            return Err(Failure::usage("mount-option-unknown", format!("mount option '{name}' is not known"))
-                .advise("See the list of options in scelle(8)."));
+            return Err(Problem::new(Code::MountOptionUnknown, format!("mount option '{name}' is not known")));
         };
         match (effect, value) {
             (Set(set), None) => set(&mut options),
@@ -91,22 +90,22 @@ pub fn parse(lists: &[String]) -> Result<MountOptions, Failure> {
                 Some(bytes) => set(&mut options, bytes),
                 None => {
                     let text = format!("mount option '{name}' takes a size such as 256M or 2G, not '{value}'");
-                    return Err(Failure::usage("mount-option-value", text));
+                    return Err(Problem::new(Code::MountOptionValue, text));
                 }
             },
             (SetTime(set), Some(value)) => match parse_time(value) {
                 Some(time) => set(&mut options, time),
                 None => {
                     let text = format!("mount option '{name}' takes a time such as 30m, 2h or 90s, not '{value}'");
-                    return Err(Failure::usage("mount-option-value", text));
+                    return Err(Problem::new(Code::MountOptionValue, text));
                 }
             },
             (SetValue(_) | SetBytes(_) | SetTime(_) | NeutralValue, None) | (SetValue(_), Some(_)) => {
-                return Err(Failure::usage("mount-option-value", format!("mount option '{name}' needs a value")));
+                return Err(Problem::new(Code::MountOptionValue, format!("mount option '{name}' needs a value")));
             }
             (Neutral, None) | (NeutralValue, Some(_)) => {}
             (Set(_) | Neutral, Some(_)) => {
-                return Err(Failure::usage("mount-option-value", format!("mount option '{name}' takes no value")));
+                return Err(Problem::new(Code::MountOptionValue, format!("mount option '{name}' takes no value")));
             }
         }
     }
@@ -138,7 +137,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn one(list: &str) -> Result<MountOptions, Failure> {
+    fn one(list: &str) -> Result<MountOptions, Problem> {
         parse(&[list.to_string()])
     }
 
@@ -184,7 +183,7 @@ mod tests {
             assert_eq!(parse_time(bad), None, "{bad}");
         }
         assert_eq!(one("idle=10m").unwrap().idle, Some(Duration::from_secs(600)));
-        assert_eq!(one("idle=0s").unwrap_err().reason, "mount-option-value");
+        assert_eq!(one("idle=0s").unwrap_err().code, Code::MountOptionValue);
     }
 
     #[test]
@@ -217,7 +216,7 @@ mod tests {
             ("nofail=yes", "mount-option-value"),
         ] {
             let failure = one(bad).unwrap_err();
-            assert_eq!((failure.reason.as_str(), failure.code as u8), (reason, 2), "{bad}");
+            assert_eq!((failure.code.as_str(), failure.exit() as u8), (reason, 2), "{bad}");
         }
     }
 

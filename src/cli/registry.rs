@@ -11,14 +11,14 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
-use crate::control::{ExitCode, Failure};
-use crate::daemon::devices::{refusal, today};
+use crate::daemon::devices::today;
 use crate::device::IdentifiedDevice;
 use crate::device::raw::{Access, RawDevice};
 use crate::limits;
 use crate::os::read_bounded;
-use crate::policy::{ReasonCode, laboratory, load};
+use crate::policy::{laboratory, load};
 use crate::probe::identity::DeviceFacts;
+use crate::problem::{Code, ExitCode, Problem};
 use crate::registry::{self, Date, Registry, TrustAnchors};
 
 /// `scelle registry`.
@@ -144,7 +144,7 @@ pub struct Succeed {
 ///
 /// # Errors
 /// What failed, with its exit code.
-pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+pub fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let out = &mut io::stdout().lock();
     match &arguments.command {
         RegistryCommand::Keygen(arguments) => keygen(arguments, out),
@@ -157,12 +157,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::Done)
 }
 
-fn keygen(arguments: &Keygen, out: &mut dyn Write) -> Result<(), Failure> {
+fn keygen(arguments: &Keygen, out: &mut dyn Write) -> Result<(), Problem> {
     let password = match arguments.no_password {
         true => None,
         false => Some(arguments.password.obtain(true)?),
     };
-    let keys = registry::keygen(&arguments.name, password.as_ref().map(|p| p.as_str())).map_err(document_failure)?;
+    let keys = registry::keygen(&arguments.name, password.as_ref().map(|p| p.as_str()))?;
     let (secret, public) =
         (arguments.out.join(format!("{}.key", arguments.name)), arguments.out.join(format!("{}.pub", arguments.name)));
     create_new(&secret, keys.secret.as_bytes(), 0o600)?;
@@ -178,12 +178,12 @@ fn keygen(arguments: &Keygen, out: &mut dyn Write) -> Result<(), Failure> {
     print(out, &shown)
 }
 
-fn new(arguments: &New, out: &mut dyn Write) -> Result<(), Failure> {
+fn new(arguments: &New, out: &mut dyn Write) -> Result<(), Problem> {
     let mut devices = Vec::new();
     for path in &arguments.from {
         let facts = RawDevice::open(path, Access::SharedRead)?
             .facts()
-            .map_err(|e| Failure::failed("device-unreadable", e.to_string()))?;
+            .map_err(|e| Problem::new(Code::DeviceUnreadable, e.to_string()))?;
         let id = format!("{}-{}", arguments.site, devices.len() + 1);
         devices.push((id, facts));
     }
@@ -194,24 +194,23 @@ fn new(arguments: &New, out: &mut dyn Write) -> Result<(), Failure> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let until = Date::from_unix(now + u64::from(arguments.days) * 86_400).unwrap_or(today);
     let named: Vec<(&str, DeviceFacts)> = devices.iter().map(|(id, facts)| (id.as_str(), facts.clone())).collect();
-    let document = laboratory::registry_for(&named, today, until).to_toml().map_err(document_failure)?;
+    let document = laboratory::registry_for(&named, today, until).to_toml()?;
     print(out, &document)
 }
 
-fn sign(arguments: &Sign, out: &mut dyn Write) -> Result<(), Failure> {
+fn sign(arguments: &Sign, out: &mut dyn Write) -> Result<(), Problem> {
     let document = read(&arguments.document, limits::REGISTRY_BYTES_MAX)?;
     let (what, warnings) = understood(&document)?;
     let stem = arguments.key.file_stem().map(|s| s.to_string_lossy().into_owned());
     let name = arguments.name.clone().or(stem).unwrap_or_default();
     let key = Zeroizing::new(read(&arguments.key, limits::SIGNATURE_BYTES_MAX)?);
-    let key = std::str::from_utf8(&key).map_err(|e| Failure::usage("registry-key", e.to_string()))?;
-    let password = match registry::is_encrypted(key).map_err(document_failure)? {
+    let key = std::str::from_utf8(&key).map_err(|e| Problem::new(Code::RegistryKey, e.to_string()))?;
+    let password = match registry::is_encrypted(key)? {
         true => Some(arguments.password.obtain(false)?),
         false => None,
     };
     let comment = format!("scelle {what} signed by {name}");
-    let signature =
-        registry::sign(&document, key, password.as_ref().map(|p| p.as_str()), &comment).map_err(document_failure)?;
+    let signature = registry::sign(&document, key, password.as_ref().map(|p| p.as_str()), &comment)?;
     let path = load::signature_path(&arguments.document, &name);
     replace(&path, signature.as_bytes())?;
     let warnings: String = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
@@ -219,7 +218,7 @@ fn sign(arguments: &Sign, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 /// What the document is, in words, and what is to be said of it: an officer signs only what the software understands.
-fn understood(document: &[u8]) -> Result<(String, Vec<String>), Failure> {
+fn understood(document: &[u8]) -> Result<(String, Vec<String>), Problem> {
     let error = match Registry::parse(document) {
         Ok(registry) => {
             let kind = if registry.policy.is_laboratory() { ", a laboratory registry" } else { "" };
@@ -239,12 +238,12 @@ fn understood(document: &[u8]) -> Result<(String, Vec<String>), Failure> {
             Ok((what, Vec::new()))
         }
         // Of the two errors, that of the document it is more like.
-        Err(other) if String::from_utf8_lossy(document).contains("[[officer]]") => Err(document_failure(other)),
-        Err(_) => Err(document_failure(error)),
+        Err(other) if String::from_utf8_lossy(document).contains("[[officer]]") => Err(Problem::from(other)),
+        Err(_) => Err(Problem::from(error)),
     }
 }
 
-fn verify(arguments: &Verify, out: &mut dyn Write) -> Result<(), Failure> {
+fn verify(arguments: &Verify, out: &mut dyn Write) -> Result<(), Problem> {
     let anchors = load::load_trust(&arguments.trust)?;
     let document = read(&arguments.registry, limits::REGISTRY_BYTES_MAX)?;
     let files = load::signature_files(&arguments.registry, &anchors)?;
@@ -260,26 +259,26 @@ fn verify(arguments: &Verify, out: &mut dyn Write) -> Result<(), Failure> {
     }
     print(out, &text)?;
     if today < issued {
-        return Err(refusal(ReasonCode::RegistryNotYetValid, format!("valid from {issued}, today is {today}")));
+        return Err(Problem::new(Code::RegistryNotYetValid, format!("valid from {issued}, today is {today}")));
     }
     if today > until {
-        return Err(refusal(ReasonCode::RegistryExpired, format!("valid until {until}, today is {today}")));
+        return Err(Problem::new(Code::RegistryExpired, format!("valid until {until}, today is {today}")));
     }
     Ok(())
 }
 
-fn show(arguments: &Show, out: &mut dyn Write) -> Result<(), Failure> {
+fn show(arguments: &Show, out: &mut dyn Write) -> Result<(), Problem> {
     let document = read(&arguments.registry, limits::REGISTRY_BYTES_MAX)?;
-    let parsed = Registry::parse(&document).map_err(document_failure)?;
+    let parsed = Registry::parse(&document)?;
     if arguments.json {
-        let json = serde_json::to_string_pretty(&parsed).map_err(|e| Failure::failed("json", e.to_string()))?;
+        let json = serde_json::to_string_pretty(&parsed).map_err(|e| Problem::new(Code::Json, e.to_string()))?;
         return print(out, &(json + "\n"));
     }
     let note = "\nSignatures were not looked at: scelle registry verify does that.\n";
     print(out, &(explain::registry(&parsed, today()?) + note))
 }
 
-fn succeed(arguments: &Succeed, out: &mut dyn Write) -> Result<(), Failure> {
+fn succeed(arguments: &Succeed, out: &mut dyn Write) -> Result<(), Problem> {
     let anchors = load::load_trust(&arguments.trust)?;
     let mut coming = Vec::new();
     for path in &arguments.with {
@@ -288,13 +287,13 @@ fn succeed(arguments: &Succeed, out: &mut dyn Write) -> Result<(), Failure> {
         let text = String::from_utf8_lossy(&file).into_owned();
         let key = text.lines().nth(1).map(|line| line.trim().to_owned());
         let missing =
-            || Failure::usage("registry-key", format!("{} is not a public key file of minisign", path.display()));
+            || Problem::new(Code::RegistryKey, format!("{} is not a public key file of minisign", path.display()));
         coming.push((name, key.ok_or_else(missing)?));
     }
     if arguments.without.is_empty() && coming.is_empty() && arguments.threshold.is_none() {
-        return Err(Failure::usage("arguments", "nobody comes or leaves: give --without, --with or --threshold"));
+        return Err(Problem::new(Code::Arguments, "nobody comes or leaves: give --without, --with or --threshold"));
     }
-    let text = anchors.successor(&arguments.without, &coming, arguments.threshold).map_err(document_failure)?;
+    let text = anchors.successor(&arguments.without, &coming, arguments.threshold)?;
     let path = load::successor_path(&arguments.trust, anchors.version() + 1);
     create_new(&path, text.as_bytes(), 0o644)?;
     let officers: Vec<&str> = anchors.officers().iter().map(|officer| officer.name.as_str()).collect();
@@ -312,15 +311,15 @@ fn succeed(arguments: &Succeed, out: &mut dyn Write) -> Result<(), Failure> {
 
 impl Password {
     /// Reads the password; a new one is asked for twice.
-    fn obtain(&self, new: bool) -> Result<Zeroizing<String>, Failure> {
+    fn obtain(&self, new: bool) -> Result<Zeroizing<String>, Problem> {
         if let Some(path) = &self.password_file {
             let bytes = Zeroizing::new(read(path, limits::SIGNATURE_BYTES_MAX)?);
-            let text = std::str::from_utf8(&bytes).map_err(|e| Failure::usage("password-file", e.to_string()))?;
+            let text = std::str::from_utf8(&bytes).map_err(|e| Problem::new(Code::PasswordFile, e.to_string()))?;
             return Ok(Zeroizing::new(text.strip_suffix('\n').unwrap_or(text).to_owned()));
         }
         if !io::stdin().is_terminal() {
-            return Err(Failure::usage(
-                "password-missing",
+            return Err(Problem::new(
+                Code::PasswordMissing,
                 "the key needs a password and there is no terminal to ask on",
             )
             .advise("Give --password-file FILE (or --no-password to keygen, for a laboratory)."));
@@ -328,53 +327,43 @@ impl Password {
         let ask = |prompt: &str| {
             rpassword::prompt_password(prompt)
                 .map(Zeroizing::new)
-                .map_err(|e| Failure::failed("password-terminal", e.to_string()))
+                .map_err(|e| Problem::new(Code::PasswordTerminal, e.to_string()))
         };
         let first = ask("Password of the key: ")?;
         if new && *first != *ask("The same again: ")? {
-            return Err(Failure::usage("password-differs", "the two passwords differ; nothing was written"));
+            return Err(Problem::new(Code::PasswordDiffers, "the two passwords differ; nothing was written"));
         }
         Ok(first)
     }
 }
 
-fn read(path: &Path, max: usize) -> Result<Vec<u8>, Failure> {
+fn read(path: &Path, max: usize) -> Result<Vec<u8>, Problem> {
     read_bounded(path, max)
         .and_then(|bytes| bytes.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT)))
-        .map_err(|e| Failure::usage("file-unreadable", format!("{}: {e}", path.display())))
+        .map_err(|e| Problem::new(Code::FileUnreadable, format!("{}: {e}", path.display())))
 }
 
 /// Writes a file that must not exist: a key is never overwritten.
-fn create_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Failure> {
-    let failure = |e: io::Error| Failure::failed("file-unwritable", format!("{}: {e}", path.display()));
+fn create_new(path: &Path, content: &[u8], mode: u32) -> Result<(), Problem> {
+    let failure = |e: io::Error| Problem::new(Code::FileUnwritable, format!("{}: {e}", path.display()));
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(failure)?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(failure)
 }
 
 /// Writes a file whole or not at all.
-fn replace(path: &Path, content: &[u8]) -> Result<(), Failure> {
+fn replace(path: &Path, content: &[u8]) -> Result<(), Problem> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);
     let _ = std::fs::remove_file(&temporary);
     create_new(&temporary, content, 0o644)?;
     std::fs::rename(&temporary, path)
-        .map_err(|e| Failure::failed("file-unwritable", format!("{}: {e}", path.display())))
+        .map_err(|e| Problem::new(Code::FileUnwritable, format!("{}: {e}", path.display())))
 }
 
-fn print(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
+fn print(out: &mut dyn Write, text: &str) -> Result<(), Problem> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed("output", e.to_string())),
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Problem::new(Code::Output, e.to_string())),
         _ => Ok(()),
     }
-}
-
-fn document_failure(error: registry::Error) -> Failure {
-    let reason = match &error {
-        registry::Error::TooLarge { .. } | registry::Error::Syntax { .. } => "registry-syntax",
-        registry::Error::Invalid { .. } => "registry-invalid",
-        registry::Error::TooFewSignatures { .. } => "registry-signatures",
-        registry::Error::Key(_) => "registry-key",
-    };
-    Failure::usage(reason, error.to_string())
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::control::{Client, ClientError, VolumeStatus, ask};
-use crate::control::{ExitCode, Failure};
+use crate::control::{Client, VolumeStatus, ask};
 use crate::os;
+use crate::problem::{Code, ExitCode, Problem};
 
 /// How often the daemon is asked how far it is.
 const POLL: Duration = Duration::from_millis(200);
@@ -39,10 +39,10 @@ struct Resync {
 }
 
 /// `scelle replica`.
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let Command::Resync(resync) = &arguments.command;
     let (daemon, volume) = ask::daemon(&resync.volume)?;
-    let answer = daemon.resync(resync.replica.as_deref().map(absolute)).map_err(failure)?;
+    let answer = daemon.resync(resync.replica.as_deref().map(absolute))?;
     for returned in &answer.returned {
         let how = if returned.resyncing { "is being resynced" } else { "is in sync" };
         println!("{} ({}) {how}", returned.registry_id, returned.device);
@@ -50,11 +50,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
     if answer.returned.is_empty() && answer.problems.is_empty() {
         println!("every replica is in use: nothing to resync");
     }
-    let code = ExitCode::from_byte(answer.exit);
-    let failures = answer.problems.into_iter().map(|p| Failure::new(code, p.code, p.text).advise(p.advice));
-    let mut failures = failures.collect::<Vec<_>>().into_iter();
-    let first = failures.next();
-    failures.for_each(|failure| eprintln!("scelle: {failure}"));
+    let mut problems = answer.problems.into_iter();
+    let first = problems.next();
+    problems.for_each(|problem| eprintln!("scelle: {}", problem.whole()));
     if resync.wait {
         let ids: Vec<&str> = answer.returned.iter().map(|returned| returned.registry_id.as_str()).collect();
         wait(&daemon, &volume, &ids)?;
@@ -71,11 +69,11 @@ fn absolute(name: &str) -> String {
 }
 
 /// Waits until no replica of these is being resynced; then all must be in sync.
-fn wait(daemon: &Client, volume: &VolumeStatus, ids: &[&str]) -> Result<(), Failure> {
+fn wait(daemon: &Client, volume: &VolumeStatus, ids: &[&str]) -> Result<(), Problem> {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::default_bar());
     loop {
-        let status = daemon.status().map_err(failure)?;
+        let status = daemon.status()?;
         let ours: Vec<_> = status.replicas.iter().filter(|r| ids.contains(&r.registry_id.as_str())).collect();
         if !ours.iter().any(|replica| replica.state == "resyncing") {
             bar.finish_and_clear();
@@ -88,19 +86,12 @@ fn wait(daemon: &Client, volume: &VolumeStatus, ids: &[&str]) -> Result<(), Fail
                 return Ok(());
             }
             let advice = format!("scelle status {} says why.", volume.uuid);
-            return Err(Failure::new(ExitCode::Degraded, "resync-ended", left.join("; ")).advise(advice));
+            return Err(Problem::new(Code::ResyncEnded, left.join("; ")).advise(advice));
         }
         let progress = ours.iter().filter_map(|replica| replica.resync);
         let (done, total) = progress.fold((0, 0), |(d, t), r| (d + r.done_bytes, t + r.total_bytes));
         bar.set_length(total);
         bar.set_position(done);
         std::thread::sleep(POLL);
-    }
-}
-
-fn failure(error: ClientError) -> Failure {
-    match error {
-        ClientError::Refused(problem) => Failure::failed(&problem.code, problem.text),
-        error => Failure::failed("control", error.to_string()),
     }
 }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::control::Failure;
 use crate::crypto::Secret;
 use crate::limits::SECRET_BYTES_MAX;
+use crate::problem::{Code, Problem};
 
 /// Name of the systemd credential (systemd.exec(5), `LoadCredential=`).
 const CREDENTIAL: &str = "scelle.passphrase";
@@ -26,7 +26,7 @@ pub enum Purpose {
 ///
 /// # Errors
 /// An unreadable, empty or oversized source, no terminal to ask on, or two different answers.
-pub fn obtain(file: Option<&Path>, purpose: Purpose) -> Result<Secret, Failure> {
+pub fn obtain(file: Option<&Path>, purpose: Purpose) -> Result<Secret, Problem> {
     if let Some(path) = file {
         return from_file(path);
     }
@@ -39,9 +39,9 @@ pub fn obtain(file: Option<&Path>, purpose: Purpose) -> Result<Secret, Failure> 
     from_terminal(purpose)
 }
 
-fn from_file(path: &Path) -> Result<Secret, Failure> {
+fn from_file(path: &Path) -> Result<Secret, Problem> {
     let unreadable = |error: io::Error| {
-        Failure::usage("passphrase-file", format!("cannot read the passphrase from {}: {error}", path.display()))
+        Problem::new(Code::PassphraseFile, format!("cannot read the passphrase from {}: {error}", path.display()))
     };
     let mut source: Box<dyn Read> = if path == Path::new("-") {
         Box::new(io::stdin().lock())
@@ -62,18 +62,20 @@ fn from_file(path: &Path) -> Result<Secret, Failure> {
     }
     let secret = bytes[..length].strip_suffix(b"\n").unwrap_or(&bytes[..length]);
     Secret::new(secret.to_vec()).map_err(|error| {
-        Failure::usage("passphrase-unusable", format!("the passphrase in {} is unusable: {error}", path.display()))
+        Problem::new(Code::PassphraseUnusable, format!("the passphrase in {} is unusable: {error}", path.display()))
     })
 }
 
-fn from_terminal(purpose: Purpose) -> Result<Secret, Failure> {
+fn from_terminal(purpose: Purpose) -> Result<Secret, Problem> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::usage("passphrase-missing", "no passphrase was given and there is no terminal to ask on")
-            .advise("Give --passphrase-file FILE, or the systemd credential scelle.passphrase."));
+        return Err(Problem::new(
+            Code::PassphraseMissing,
+            "no passphrase was given and there is no terminal to ask on",
+        ));
     }
     let ask = |prompt: &str| {
         rpassword::prompt_password(prompt).map(Zeroizing::new).map_err(|error| {
-            Failure::failed("passphrase-terminal", format!("cannot read the passphrase from the terminal: {error}"))
+            Problem::new(Code::PassphraseTerminal, format!("cannot read the passphrase from the terminal: {error}"))
         })
     };
     let answer = match purpose {
@@ -81,13 +83,13 @@ fn from_terminal(purpose: Purpose) -> Result<Secret, Failure> {
         Purpose::Create => {
             let first = ask("New passphrase: ")?;
             if *first != *ask("The same again: ")? {
-                return Err(Failure::usage("passphrase-differs", "the two passphrases differ; nothing was written"));
+                return Err(Problem::new(Code::PassphraseDiffers, "the two passphrases differ; nothing was written"));
             }
             first
         }
     };
     Secret::new(answer.as_bytes().to_vec())
-        .map_err(|error| Failure::usage("passphrase-unusable", format!("the passphrase is unusable: {error}")))
+        .map_err(|error| Problem::new(Code::PassphraseUnusable, format!("the passphrase is unusable: {error}")))
 }
 
 #[cfg(test)]
@@ -95,7 +97,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn of(content: &[u8]) -> Result<Secret, Failure> {
+    fn of(content: &[u8]) -> Result<Secret, Problem> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
         from_file(file.path())
@@ -112,9 +114,9 @@ mod tests {
     #[test]
     fn unusable_files_are_refused() {
         for bad in [&b""[..], b"\n", &[b'x'; SECRET_BYTES_MAX + 1], &[b'x'; SECRET_BYTES_MAX + 9]] {
-            assert_eq!(of(bad).unwrap_err().reason, "passphrase-unusable");
+            assert_eq!(of(bad).unwrap_err().code, Code::PassphraseUnusable);
         }
         assert_eq!(of(&[b'x'; SECRET_BYTES_MAX]).unwrap().expose().len(), SECRET_BYTES_MAX);
-        assert_eq!(from_file(Path::new("/nonexistent/f")).unwrap_err().reason, "passphrase-file");
+        assert_eq!(from_file(Path::new("/nonexistent/f")).unwrap_err().code, Code::PassphraseFile);
     }
 }

@@ -10,7 +10,8 @@ use clap::Args;
 use super::performance;
 use super::text::bytes;
 use crate::control::ask::{mounted, not_mounted};
-use crate::control::{self, ExitCode, Failure, Replica, State, StatusReport, VolumeStatus};
+use crate::control::{self, Replica, State, StatusReport, VolumeStatus};
+use crate::problem::{Code, ExitCode, Problem};
 
 /// Arguments of `scelle status`.
 #[derive(Debug, Args)]
@@ -32,7 +33,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 const WATCH_LINES: u32 = 20;
 
 /// Asks the daemons and prints; exit code 6 when something is not as it should be.
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let wanted = arguments.volume.as_deref();
     let (found, silent) = mounted(wanted)?;
     let report = StatusReport { volumes: found.into_iter().map(|(_, volume)| volume).collect() };
@@ -43,7 +44,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
         return watch(wanted, report.volumes);
     }
     if arguments.json {
-        let json = serde_json::to_string(&report).map_err(|error| Failure::failed("json", error.to_string()))?;
+        let json = serde_json::to_string(&report).map_err(|error| Problem::new(Code::Json, error.to_string()))?;
         println!("{json}");
     } else {
         print!("{}", text(&report));
@@ -56,7 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 }
 
 /// Prints what is done from one look to the next, until no volume is left or nobody reads.
-fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Failure> {
+fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Problem> {
     let by_daemon = |volumes: Vec<VolumeStatus>| -> HashMap<u32, VolumeStatus> {
         volumes.into_iter().map(|volume| (volume.pid, volume)).collect()
     };

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use crate::control::{ClientError, ExitCode, Failure, ask};
+use crate::control::{ClientError, ask};
 use crate::os;
 use crate::os::process::{self, Unmount};
+use crate::problem::{Code, ExitCode, Problem};
 
 /// Longest wait for the last commit and the daemon's end.
 const END_WAIT: Duration = Duration::from_secs(300);
@@ -32,12 +33,12 @@ pub(super) struct Arguments {
 }
 
 /// `scelle umount`.
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     perform(&arguments.mountpoint, Unmount::Plain)
 }
 
 /// Unmounts, and waits for the daemon's end unless the mount may still be in use.
-pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Failure> {
+pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Problem> {
     let mountpoint = os::mountpoint_path(mountpoint);
     if how == Unmount::Lazy {
         return match process::unmount(&mountpoint, how) {
@@ -47,7 +48,7 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Failu
     }
     let daemon = ask::daemon_at(&mountpoint);
     let watch = match &daemon {
-        Ok(Some(client)) => Some(client.watch_end().map_err(|error| Failure::failed("control", error.to_string()))?),
+        Ok(Some(client)) => Some(client.watch_end()?),
         Ok(None) | Err(_) => None,
     };
     process::unmount(&mountpoint, how).map_err(|error| unmount_failure(&mountpoint, &error))?;
@@ -56,26 +57,26 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Failu
     match watch.wait(END_WAIT) {
         Ok(()) => {}
         Err(ClientError::Refused(problem)) => {
-            return Err(Failure::new(ExitCode::Failed, problem.code, format!("unmounted, but {}", problem.text)));
+            return Err(Problem { text: format!("unmounted, but {}", problem.text), ..problem });
         }
         Err(ClientError::Io { source, .. }) if source.kind() == ErrorKind::TimedOut => {
             let text =
                 format!("unmounted, but the daemon (process {pid}) has not closed the volume within {END_WAIT:?}");
-            return Err(Failure::failed("umount-timeout", text).advise(
+            return Err(Problem::new(Code::UmountTimeout, text).advise(
                 "It goes on trying; see the system's log. Or another mount namespace, a container's say, still has it \
                  mounted: grep for the mount point in /proc/*/mountinfo.",
             ));
         }
         Err(error) => {
             let text = format!("unmounted, but the daemon (process {pid}) ended without closing the volume: {error}");
-            return Err(Failure::failed("umount-died", text).advise("What was fsynced is safe; see the system's log."));
+            return Err(Problem::new(Code::UmountDied, text));
         }
     }
     let deadline = Instant::now() + EXIT_WAIT;
     while is_alive(pid) {
         if Instant::now() > deadline {
             let text = format!("unmounted, and the volume is closed, but the daemon (process {pid}) has not ended");
-            return Err(Failure::failed("umount-timeout", text).advise(
+            return Err(Problem::new(Code::UmountTimeout, text).advise(
                 "What was written is safe. Most likely a device does not answer, as the system's log says; it and the others are \
                  free when the kernel has given it up.",
             ));
@@ -85,7 +86,7 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Failu
     Ok(ExitCode::Done)
 }
 
-fn unmount_failure(mountpoint: &Path, error: &std::io::Error) -> Failure {
+fn unmount_failure(mountpoint: &Path, error: &std::io::Error) -> Problem {
     let place = mountpoint.display();
     match error.raw_os_error() {
         Some(libc::EBUSY) => {
@@ -95,13 +96,13 @@ fn unmount_failure(mountpoint: &Path, error: &std::io::Error) -> Failure {
             } else {
                 format!("Used by {}.", users.join(", "))
             };
-            Failure::new(ExitCode::Busy, "umount-busy", format!("{place} is in use")).advise(advice)
+            Problem::new(Code::UmountBusy, format!("{place} is in use")).advise(advice)
         }
         Some(libc::EINVAL | libc::ENOENT) => {
-            Failure::usage("umount-not-mounted", format!("{place} is not a mount point"))
+            Problem::new(Code::UmountNotMounted, format!("{place} is not a mount point"))
         }
-        Some(libc::EPERM) => Failure::failed("umount-permission", format!("{place}: only root may unmount")),
-        _ => Failure::failed("umount", format!("{place}: {error}")),
+        Some(libc::EPERM) => Problem::new(Code::UmountPermission, format!("{place}: only root may unmount")),
+        _ => Problem::new(Code::Umount, format!("{place}: {error}")),
     }
 }
 

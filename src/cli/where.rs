@@ -16,11 +16,11 @@ use serde_json::{Value, json};
 
 use super::text::bytes;
 use crate::control::{Copy, FilePlace, PlaceReplica};
-use crate::control::{ExitCode, Failure};
 use crate::daemon::find;
 use crate::fuse::PLACE_XATTR;
 use crate::limits::XATTR_VALUE_MAX;
 use crate::os::DevNo;
+use crate::problem::{Code, ExitCode, Problem};
 
 /// Longest wait for one path: a mount whose daemon hangs would hold us for ever.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ pub(super) struct Arguments {
 }
 
 /// Asks for each path and prints; exit code 6 when a replica lacks something, that of the first failure when there is one.
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     if arguments.answer {
         answer(&arguments.paths);
         return Ok(ExitCode::Done);
@@ -58,11 +58,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
                 entry.extend(value.as_object().cloned().unwrap_or_default());
                 places.push(Value::Object(entry));
             }
-            Err(failure) => {
-                eprintln!("scelle: {failure}");
-                let Failure { reason, text, .. } = &failure;
-                failures.push(json!({ "path": path.to_string_lossy(), "code": reason, "text": text }));
-                first_failure.get_or_insert(failure.code);
+            Err(problem) => {
+                eprintln!("scelle: {}", problem.whole());
+                let Problem { code, text, .. } = &problem;
+                failures.push(json!({ "path": path.to_string_lossy(), "code": code, "text": text }));
+                first_failure.get_or_insert(problem.exit());
             }
         }
     }
@@ -76,11 +76,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Failure> {
 
 /// One answer a path, in their order. Another process asks: a request that a hanging daemon has taken cannot be called back, and
 /// holds whoever made it, even against SIGKILL. When it gets stuck, it is left to itself and the rest is not asked about.
-fn ask_all(paths: &[PathBuf]) -> Vec<Result<Value, Failure>> {
+fn ask_all(paths: &[PathBuf]) -> Vec<Result<Value, Problem>> {
     let answers = match start_asking(paths) {
         Ok(answers) => answers,
         Err(error) => {
-            let failure = Failure::failed("system", format!("no process to ask with: {error}"));
+            let failure = Problem::new(Code::System, format!("no process to ask with: {error}"));
             return paths.iter().map(|_| Err(failure.clone())).collect();
         }
     };
@@ -88,7 +88,7 @@ fn ask_all(paths: &[PathBuf]) -> Vec<Result<Value, Failure>> {
     let mut answer = |path| {
         if let Some(earlier) = given_up {
             let text = format!("{} was not asked about: there was no answer for {}", shown(path), shown(earlier));
-            return Err(Failure::failed("where-timeout", text));
+            return Err(Problem::new(Code::WhereTimeout, text));
         }
         match answers.recv_timeout(ANSWER_WAIT) {
             Ok(line) => from_line(path, &line),
@@ -100,8 +100,7 @@ fn ask_all(paths: &[PathBuf]) -> Vec<Result<Value, Failure>> {
                     }
                     RecvTimeoutError::Disconnected => "the process that asked ended without an answer".into(),
                 };
-                Err(Failure::failed("where-timeout", format!("{}: {text}", shown(path)))
-                    .advise("See scelle status, and the log of the daemon."))
+                Err(Problem::new(Code::WhereTimeout, format!("{}: {text}", shown(path))))
             }
         }
     };
@@ -133,27 +132,23 @@ fn answer(paths: &[PathBuf]) {
     for path in paths {
         match ask(path) {
             Ok(value) => println!("{}", json!({ "place": value })),
-            Err(Failure { code, reason, text, advice }) => {
-                println!("{}", json!({ "code": code as u8, "reason": reason, "text": text, "advice": advice }));
-            }
+            Err(problem) => println!("{}", json!({ "problem": problem })),
         }
     }
 }
 
-fn from_line(path: &Path, line: &str) -> Result<Value, Failure> {
+fn from_line(path: &Path, line: &str) -> Result<Value, Problem> {
     let mut value: Value = serde_json::from_str(line).map_err(|error| unexpected(path, &error))?;
     if let Some(place) = value.get_mut("place") {
         return Ok(place.take());
     }
-    let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
-    let code =
-        value["code"].as_u64().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::Failed, ExitCode::from_byte);
-    Err(Failure::new(code, text("reason"), text("text")).advise(text("advice")))
+    let problem = value.get_mut("problem").map(Value::take).unwrap_or_default();
+    Err(serde_json::from_value(problem).unwrap_or_else(|error| unexpected(path, &error)))
 }
 
 /// The attribute of one path. Other filesystems may store an attribute of that name with any content, so only a mount of
 /// type `fuse.scelle` that root has made is believed.
-fn ask(path: &Path) -> Result<Value, Failure> {
+fn ask(path: &Path) -> Result<Value, Problem> {
     // O_PATH: nothing is opened on the way, neither a pipe nor a device.
     let options = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
     let opened = options.and_then(|file| Ok((file.metadata()?, file)));
@@ -161,7 +156,7 @@ fn ask(path: &Path) -> Result<Value, Failure> {
     let dev = DevNo::from_raw(metadata.dev());
     if !find::mounts().iter().any(|mount| mount.dev == dev && find::is_ours(mount)) {
         let text = format!("{} is not on a mounted scelle volume", shown(path));
-        return Err(Failure::usage("where-not-scelle", text).advise("scelle status shows what is mounted where."));
+        return Err(Problem::new(Code::WhereNotScelle, text));
     }
     let mut value = vec![0; XATTR_VALUE_MAX];
     let same = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -170,39 +165,38 @@ fn ask(path: &Path) -> Result<Value, Failure> {
     serde_json::from_slice(&value).map_err(|error| unexpected(path, &error))
 }
 
-fn parse(path: &Path, value: &Value) -> Result<FilePlace, Failure> {
+fn parse(path: &Path, value: &Value) -> Result<FilePlace, Problem> {
     serde::Deserialize::deserialize(value).map_err(|error| unexpected(path, &error))
 }
 
-fn unexpected(path: &Path, error: &serde_json::Error) -> Failure {
+fn unexpected(path: &Path, error: &serde_json::Error) -> Problem {
     let text = format!("{}: the daemon gave an answer that cannot be read: {error}", shown(path));
-    Failure::failed("where-answer", text).advise("Is the command of the same version as the daemon?")
+    Problem::new(Code::WhereAnswer, text)
 }
 
-fn failure(path: &Path, error: &io::Error) -> Failure {
+fn failure(path: &Path, error: &io::Error) -> Problem {
     let shown = shown(path);
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => {
-            Failure::usage("where-not-found", format!("{shown}: there is no such file or folder"))
+            Problem::new(Code::WhereNotFound, format!("{shown}: there is no such file or folder"))
         }
         Some(libc::EACCES | libc::EPERM) => {
-            Failure::failed("where-permission", format!("{shown}: you may not read it, so not ask about it either"))
+            Problem::new(Code::WherePermission, format!("{shown}: you may not read it, so not ask about it either"))
         }
-        Some(libc::ENODATA | libc::EOPNOTSUPP) => Failure::usage(
-            "where-kind",
+        Some(libc::ENODATA | libc::EOPNOTSUPP) => Problem::new(
+            Code::WhereKind,
             format!("{shown} is neither a file nor a folder: the kernel has attributes only for those"),
         )
         .advise("What such a name says is with the folder that it is in: ask about that."),
-        Some(libc::E2BIG) => Failure::failed(
-            "where-too-long",
+        Some(libc::E2BIG) => Problem::new(
+            Code::WhereTooLong,
             format!("{shown}: what the registry says of the replicas is longer than an attribute may be"),
         )
         .advise("scelle status shows it."),
         Some(libc::ENOTCONN | libc::ECONNABORTED) => {
-            Failure::failed("where-daemon-died", format!("{shown}: the daemon of its volume has died"))
-                .advise("Unmount the folder and mount the volume again.")
+            Problem::new(Code::WhereDaemonDied, format!("{shown}: the daemon of its volume has died"))
         }
-        _ => Failure::failed("where", format!("{shown}: {error}")),
+        _ => Problem::new(Code::Where, format!("{shown}: {error}")),
     }
 }
 
@@ -300,8 +294,8 @@ mod tests {
         std::fs::write(&path, "x").unwrap();
         // Whether it can be set or not: it is not asked.
         let _ = rustix::fs::setxattr(&path, PLACE_XATTR, b"{}", rustix::fs::XattrFlags::empty());
-        assert_eq!(ask(&path).unwrap_err().reason, "where-not-scelle");
-        assert_eq!(ask(&dir.path().join("absent")).unwrap_err().reason, "where-not-found");
+        assert_eq!(ask(&path).unwrap_err().code, Code::WhereNotScelle);
+        assert_eq!(ask(&dir.path().join("absent")).unwrap_err().code, Code::WhereNotFound);
     }
 
     #[test]

@@ -5,16 +5,16 @@ use std::sync::mpsc;
 
 use super::RUN_DIR;
 use super::client::{Client, daemons};
-use super::failure::{ExitCode, Failure};
-use super::protocol::VolumeStatus;
+use super::status::VolumeStatus;
 use crate::os;
+use crate::problem::{Code, Problem};
 
 /// Daemons with their status, and what to say of those that do not answer.
-pub type Heard = (Vec<(Client, VolumeStatus)>, Option<Failure>);
+pub type Heard = (Vec<(Client, VolumeStatus)>, Option<Problem>);
 
 /// Asks all daemons at once for the volumes that are `wanted`. When there can be `only_one`, the others are not waited for.
-pub fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<Heard, Failure> {
-    let system = |error| Failure::failed("control", format!("{}: {error}", RUN_DIR));
+pub fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<Heard, Problem> {
+    let system = |error| Problem::new(Code::Control, format!("{RUN_DIR}: {error}"));
     let (sender, receiver) = mpsc::channel();
     for daemon in daemons(Path::new(RUN_DIR)).map_err(system)? {
         let sender = sender.clone();
@@ -40,35 +40,31 @@ pub fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<H
         }
     }
     found.sort_by(|(_, one), (_, other)| one.uuid.cmp(&other.uuid));
-    let failure = |text| {
-        Failure::new(ExitCode::Degraded, "daemon-silent", text)
-            .advise("A daemon is there and does not answer: is it stopped? See the system's log.")
-    };
+    let failure = |text| Problem::new(Code::DaemonSilent, text);
     Ok((found, (!silent.is_empty()).then(|| failure(silent.join("; ")))))
 }
 
 /// The volumes that are called `wanted`, all that are mounted without it. Several can have one label, but not one mount point.
-pub fn mounted(wanted: Option<&str>) -> Result<Heard, Failure> {
+pub fn mounted(wanted: Option<&str>) -> Result<Heard, Problem> {
     heard(wanted.is_some_and(is_path), |volume| wanted.is_none_or(|name| is_called(volume, name)))
 }
 
 /// The daemon of the one mounted volume that is called `name`, and its status.
-pub fn daemon(name: &str) -> Result<(Client, VolumeStatus), Failure> {
+pub fn daemon(name: &str) -> Result<(Client, VolumeStatus), Problem> {
     let (mut found, silent) = mounted(Some(name))?;
     match (found.pop(), found.is_empty()) {
         (Some(one), true) => Ok(one),
         (Some(_), false) => {
             let text = format!("several mounted volumes are called {name:?}");
-            Err(Failure::usage("volume-ambiguous", text).advise("Name it by its UUID or mount point."))
+            Err(Problem::new(Code::VolumeAmbiguous, text).advise("Name it by its UUID or mount point."))
         }
         (None, _) => Err(silent.unwrap_or_else(|| not_mounted(name))),
     }
 }
 
 /// What is said of a name that no mounted volume has.
-pub fn not_mounted(name: &str) -> Failure {
-    Failure::usage("volume-not-mounted", format!("no mounted volume is called {name:?}"))
-        .advise("scelle status without a name shows all that are mounted.")
+pub fn not_mounted(name: &str) -> Problem {
+    Problem::new(Code::VolumeNotMounted, format!("no mounted volume is called {name:?}"))
 }
 
 fn is_path(name: &str) -> bool {
@@ -82,14 +78,15 @@ fn is_called(volume: &VolumeStatus, name: &str) -> bool {
 }
 
 /// The daemon that serves the mount at `mountpoint`; none is said only when all daemons were heard.
-pub fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Failure> {
+pub fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Problem> {
     let (mut found, silent) = heard(true, |status| Path::new(&status.mountpoint) == mountpoint)?;
     match (found.pop(), silent) {
         (Some((client, _)), _) => Ok(Some(client)),
         (None, None) => Ok(None),
-        (None, Some(Failure { reason, text, advice, .. })) => {
-            let text = format!("whether a daemon still serves {} is not known: {text}", mountpoint.display());
-            Err(Failure::failed(&reason, text).advise(advice))
+        (None, Some(silent)) => {
+            let place = mountpoint.display();
+            let text = format!("whether a daemon still serves {place} is not known: {}", silent.text);
+            Err(Problem { text, ..silent })
         }
     }
 }

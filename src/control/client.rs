@@ -6,8 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
 use super::line;
-use super::protocol::{Answer, Problem, Request, ResyncAnswer, VolumeStatus};
+use super::protocol::{Answer, END, Greeting, PROTOCOL, Request, Waits};
+use crate::problem::{Code, Problem};
 use crate::units::Uuid;
 
 /// Longest wait for what a daemon knows by itself, on a machine that is busy.
@@ -31,11 +35,36 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The daemon said no.
-    #[error("{} ({})", .0.text, .0.code)]
+    #[error("{0}")]
     Refused(Problem),
+    /// The daemon speaks another version of the protocol.
+    #[error("control socket {path}: the daemon is scelle {program} and speaks protocol {protocol}, not {PROTOCOL}")]
+    Version {
+        /// The socket.
+        path: PathBuf,
+        /// Version of the daemon's program.
+        program: String,
+        /// Number of its protocol.
+        protocol: u32,
+    },
     /// The daemon answered something else than what was asked.
-    #[error("control socket {0}: the daemon gave an answer that does not fit the question")]
-    Unexpected(PathBuf),
+    #[error("control socket {path}: the daemon gave an answer that does not fit the question: {detail}")]
+    Unexpected {
+        /// The socket.
+        path: PathBuf,
+        /// What does not fit.
+        detail: String,
+    },
+}
+
+impl From<ClientError> for Problem {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Refused(problem) => problem,
+            ClientError::Version { .. } => Self::new(Code::ControlVersion, error.to_string()),
+            ClientError::Io { .. } | ClientError::Unexpected { .. } => Self::new(Code::Control, error.to_string()),
+        }
+    }
 }
 
 impl ClientError {
@@ -57,98 +86,64 @@ impl Client {
         Self { path: dir.join(format!("{uuid}.sock")) }
     }
 
-    /// Asks for the status.
-    ///
-    /// # Errors
-    /// See [`ClientError`]; `NotFound` and `ConnectionRefused` mean that no daemon runs.
-    pub fn status(&self) -> Result<VolumeStatus, ClientError> {
-        match self.ask(Request::Status)?.0 {
-            Answer::Status(status) => Ok(*status),
-            _ => Err(ClientError::Unexpected(self.path.clone())),
-        }
-    }
-
-    /// Returns once everything that had reached the daemon is durable.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub fn sync(&self) -> Result<(), ClientError> {
-        match self.ask(Request::Sync)?.0 {
-            Answer::Done => Ok(()),
-            _ => Err(ClientError::Unexpected(self.path.clone())),
-        }
-    }
-
-    /// Asks for the records of the audit trail after number `after`: a part, none at its end.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub fn audit(&self, after: u64) -> Result<Vec<String>, ClientError> {
-        match self.ask(Request::Audit { after })?.0 {
-            Answer::Records(records) => Ok(records),
-            _ => Err(ClientError::Unexpected(self.path.clone())),
-        }
-    }
-
-    /// Asks for a seal of the audit trail: the line that is signed, and its signature.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub fn seal(&self) -> Result<(String, String), ClientError> {
-        match self.ask(Request::Seal)?.0 {
-            Answer::Sealed { seal, signature } => Ok((seal, signature)),
-            _ => Err(ClientError::Unexpected(self.path.clone())),
-        }
-    }
-
-    /// Has replicas brought back: the one that is named, by its device node or its identifier in the registry, or all that are
-    /// not in use. Returns before what they lack is copied.
-    ///
-    /// # Errors
-    /// See [`ClientError`]; what became of each replica is in the answer.
-    pub fn resync(&self, replica: Option<String>) -> Result<ResyncAnswer, ClientError> {
-        match self.ask(Request::Resync { replica })?.0 {
-            Answer::Resync(answer) => Ok(answer),
-            _ => Err(ClientError::Unexpected(self.path.clone())),
-        }
-    }
-
     /// Asks to be told of the end; the answer comes through [`EndWatch::wait`].
     ///
     /// # Errors
-    /// See [`ClientError`].
+    /// See [`ClientError`]; never [`ClientError::Version`].
     pub fn watch_end(&self) -> Result<EndWatch, ClientError> {
-        match self.ask(Request::AwaitEnd)? {
-            (Answer::Waiting { pid }, stream) => Ok(EndWatch { path: self.path.clone(), stream, pid }),
-            _ => Err(ClientError::Unexpected(self.path.clone())),
+        let (greeting, mut stream) = self.connect(KNOWN_WAIT)?;
+        let request = Request { call: END.into(), with: Value::Null };
+        line::send(&mut stream, &request, KNOWN_WAIT).map_err(|source| self.failed(source))?;
+        Ok(EndWatch { client: self.clone(), stream, pid: greeting.pid })
+    }
+
+    /// Asks what a row of the table of calls says.
+    pub(super) fn call<T: DeserializeOwned>(&self, name: &str, waits: Waits, with: Value) -> Result<T, ClientError> {
+        let wait = match waits {
+            Waits::ForNothing => KNOWN_WAIT,
+            Waits::ForDevices => ANSWER_WAIT,
+        };
+        self.call_within(wait, name, with)
+    }
+
+    fn call_within<T: DeserializeOwned>(&self, wait: Duration, name: &str, with: Value) -> Result<T, ClientError> {
+        let (Greeting { protocol, program, .. }, mut stream) = self.connect(wait)?;
+        if protocol != PROTOCOL {
+            return Err(ClientError::Version { path: self.path.clone(), program, protocol });
+        }
+        let request = Request { call: name.into(), with };
+        let sent = line::send(&mut stream, &request, wait);
+        let answer =
+            sent.and_then(|()| line::receive(&mut stream, Some(wait))).map_err(|source| self.failed(source))?;
+        self.understood(answer)
+    }
+
+    /// Connects, and hears who answers.
+    fn connect(&self, wait: Duration) -> Result<(Greeting, UnixStream), ClientError> {
+        let connected = line::connect(&self.path, wait).and_then(|mut stream| {
+            let greeting = line::receive(&mut stream, Some(wait))?;
+            Ok((greeting, stream))
+        });
+        connected.map_err(|source| self.failed(source))
+    }
+
+    fn understood<T: DeserializeOwned>(&self, answer: Answer) -> Result<T, ClientError> {
+        match answer {
+            Answer::Problem(problem) => Err(ClientError::Refused(problem)),
+            Answer::Ok(value) => serde_json::from_value(value)
+                .map_err(|error| ClientError::Unexpected { path: self.path.clone(), detail: error.to_string() }),
         }
     }
 
-    fn ask(&self, request: Request) -> Result<(Answer, UnixStream), ClientError> {
-        let wait = match request {
-            Request::Status | Request::AwaitEnd => KNOWN_WAIT,
-            _ => ANSWER_WAIT,
-        };
-        self.ask_within(wait, request)
-    }
-
-    fn ask_within(&self, wait: Duration, request: Request) -> Result<(Answer, UnixStream), ClientError> {
-        let exchange = || {
-            let mut stream = line::connect(&self.path, wait)?;
-            line::send(&mut stream, &request, wait)?;
-            Ok((line::receive(&mut stream, Some(wait))?, stream))
-        };
-        match exchange().map_err(|source| ClientError::Io { path: self.path.clone(), source })? {
-            (Answer::Error(problem), _) => Err(ClientError::Refused(problem)),
-            answer => Ok(answer),
-        }
+    fn failed(&self, source: io::Error) -> ClientError {
+        ClientError::Io { path: self.path.clone(), source }
     }
 }
 
 /// A connection on which the daemon will say that the volume is closed.
 #[derive(Debug)]
 pub struct EndWatch {
-    path: PathBuf,
+    client: Client,
     stream: UnixStream,
     /// Process number of the daemon.
     pub pid: u32,
@@ -161,12 +156,8 @@ impl EndWatch {
     /// [`ClientError::Refused`] when the last commit failed, `TimedOut` when the end did not come, `UnexpectedEof` when
     /// the daemon died on the way.
     pub fn wait(mut self, wait: Duration) -> Result<(), ClientError> {
-        match line::receive(&mut self.stream, Some(wait)) {
-            Ok(Answer::Done) => Ok(()),
-            Ok(Answer::Error(problem)) => Err(ClientError::Refused(problem)),
-            Ok(_) => Err(ClientError::Unexpected(self.path)),
-            Err(source) => Err(ClientError::Io { path: self.path, source }),
-        }
+        let answer = line::receive(&mut self.stream, Some(wait)).map_err(|source| self.client.failed(source))?;
+        self.client.understood(answer)
     }
 }
 
@@ -201,8 +192,9 @@ mod tests {
 
     use parking_lot::Mutex;
 
-    use super::super::protocol::sample;
-    use super::super::server::{ASIDE_MAX, Handler, Server};
+    use super::super::calls::{Handler, ResyncAnswer, SealedTrail};
+    use super::super::server::{OFFLOADED_MAX, Server};
+    use super::super::status::{VolumeStatus, sample};
     use super::*;
     use crate::limits;
 
@@ -211,13 +203,13 @@ mod tests {
     struct Fixed(Mutex<()>);
 
     impl Handler for Fixed {
-        fn status(&self) -> VolumeStatus {
-            sample()
+        fn status(&self) -> Result<VolumeStatus, Problem> {
+            Ok(sample())
         }
 
         fn sync(&self) -> Result<(), Problem> {
             drop(self.0.lock());
-            Err(Problem { code: "read-only".into(), text: "the volume is read-only".into() })
+            Err(Problem::new(Code::ReadOnly, "the volume is read-only"))
         }
 
         /// The longest answer that there can be: records full of what JSON must escape.
@@ -227,15 +219,15 @@ mod tests {
             Ok(if after == 0 { vec![record; count] } else { Vec::new() })
         }
 
-        fn seal(&self) -> Result<(String, String), Problem> {
-            Ok(("seal\n".into(), "signature".into()))
+        fn seal(&self) -> Result<SealedTrail, Problem> {
+            Ok(SealedTrail { seal: "seal\n".into(), signature: "signature".into() })
         }
 
-        fn resync(&self, replica: Option<&str>) -> ResyncAnswer {
-            if replica == Some("slow") {
+        fn resync(&self, replica: Option<String>) -> Result<ResyncAnswer, Problem> {
+            if replica.as_deref() == Some("slow") {
                 std::thread::sleep(Duration::from_millis(500));
             }
-            ResyncAnswer { exit: 3, ..ResyncAnswer::default() }
+            Ok(ResyncAnswer { problems: vec![Problem::new(Code::ReplicaRefused, "")], ..ResyncAnswer::default() })
         }
     }
 
@@ -252,7 +244,7 @@ mod tests {
         let server = start(&dir);
         let client = daemons(&dir).unwrap().pop().unwrap();
         assert_eq!(client.status().unwrap(), sample());
-        assert!(matches!(client.sync().unwrap_err(), ClientError::Refused(problem) if problem.code == "read-only"));
+        assert!(matches!(client.sync().unwrap_err(), ClientError::Refused(problem) if problem.code == Code::ReadOnly));
         let mode = fs::symlink_metadata(dir.join(format!("{UUID}.sock"))).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
         drop(server);
@@ -267,7 +259,7 @@ mod tests {
         let records = client.audit(0).unwrap();
         assert!(records.iter().map(String::len).sum::<usize>() > limits::AUDIT_PAGE_BYTES_MAX);
         assert!(client.audit(records.len() as u64).unwrap().is_empty());
-        assert_eq!(client.seal().unwrap(), ("seal\n".into(), "signature".into()));
+        assert_eq!(client.seal().unwrap().seal, "seal\n");
     }
 
     #[test]
@@ -275,7 +267,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let _server = start(dir.path());
         let client = Client::new(dir.path(), UUID);
-        assert_eq!(client.resync(None).unwrap().exit, 3);
+        assert_eq!(client.resync(None).unwrap().problems[0].code, Code::ReplicaRefused);
         let slow = std::thread::spawn({
             let client = client.clone();
             move || loop {
@@ -294,9 +286,9 @@ mod tests {
                 _ => assert!(begin.elapsed() < Duration::from_secs(5), "never two at once"),
             }
         };
-        assert_eq!(refused.code, "resync-busy");
+        assert_eq!(refused.code, Code::CallBusy);
         assert!(!slow.is_finished(), "the others waited for it");
-        assert_eq!(slow.join().unwrap().exit, 3);
+        assert_eq!(slow.join().unwrap().problems.len(), 1);
     }
 
     #[test]
@@ -310,7 +302,7 @@ mod tests {
             let client = client.clone();
             std::thread::spawn(move || client.sync().unwrap_err().to_string())
         };
-        let syncs: Vec<_> = (0..=ASIDE_MAX).map(ask).collect();
+        let syncs: Vec<_> = (0..=OFFLOADED_MAX).map(ask).collect();
         // The others wait; who is one too many is told so at once.
         while !syncs.iter().any(std::thread::JoinHandle::is_finished) {
             assert_eq!(client.status().unwrap(), sample());
@@ -321,7 +313,7 @@ mod tests {
         drop(held);
         let (busy, answered): (Vec<_>, Vec<_>) =
             syncs.into_iter().map(|sync| sync.join().unwrap()).partition(|answer| answer.contains("control-busy"));
-        assert_eq!((busy.len(), answered.len()), (1, ASIDE_MAX));
+        assert_eq!((busy.len(), answered.len()), (1, OFFLOADED_MAX));
         assert!(answered.iter().all(|answer| answer.contains("read-only")), "{answered:?}");
         ending.join().unwrap();
 
@@ -346,9 +338,8 @@ mod tests {
         let client = Client::new(dir.path(), UUID);
         let (good, bad) = (client.watch_end().unwrap(), client.watch_end().unwrap());
         assert_eq!(good.pid, std::process::id());
-        // Both requests are registered once a later request was answered: the server is serial.
-        client.status().unwrap();
-        server.finish(&Err(Problem { code: "commit".into(), text: "the last commit failed".into() }));
+        // Who was greeted is heard before the end: the server is serial.
+        server.finish(&Err(Problem::new(Code::LastCommit, "the last commit failed")));
         for watch in [good, bad] {
             assert!(matches!(watch.wait(Duration::from_secs(5)), Err(ClientError::Refused(_))));
         }
@@ -371,7 +362,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let stopped = std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap();
         let begin = Instant::now();
-        let error = Client::new(dir.path(), UUID).ask_within(Duration::from_secs(1), Request::Status).unwrap_err();
+        let error = Client::new(dir.path(), UUID)
+            .call_within::<Value>(Duration::from_secs(1), "status", Value::Null)
+            .unwrap_err();
         assert!(error.is_silent() && begin.elapsed() < Duration::from_secs(10), "{error}");
         // Nor when so many have asked it that no more can connect.
         let soon = Duration::from_millis(300);
@@ -391,7 +384,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let _server = start(dir.path());
         let path = dir.path().join(format!("{UUID}.sock"));
-        for bad in [&b"\n"[..], b"{\"request\":\"format\"}\n", b"\xff\xfe\0\n"] {
+        let calls = [&b"{\"call\":\"format\"}\n"[..], b"{\"call\":\"audit\"}\n", b"{\"call\":\"status\",\"with\":7}\n"];
+        for bad in calls.into_iter().chain([&b"\n"[..], b"\xff\xfe\0\n"]) {
             let mut stream = UnixStream::connect(&path).unwrap();
             stream.write_all(bad).unwrap();
             let mut answer = String::new();
@@ -403,5 +397,32 @@ mod tests {
         let _ = stream.write_all(&vec![b'x'; crate::limits::CONTROL_MESSAGE_MAX + 8192]);
         drop(stream);
         assert_eq!(Client::new(dir.path(), UUID).status().unwrap(), sample());
+    }
+    #[test]
+    fn a_daemon_of_another_version_is_told_from_one_that_does_not_understand() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap();
+        let daemon = std::thread::spawn(move || {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream
+                    .write_all(b"{\"protocol\":9,\"program\":\"7.1\",\"volume\":\"\",\"pid\":44,\"more\":1}\n")
+                    .unwrap();
+                let mut request = [0; 15];
+                if stream.read(&mut request).unwrap() > 0 {
+                    assert_eq!(&request, b"{\"call\":\"end\"}\n");
+                    stream.write_all(b"{\"ok\":null}\n").unwrap();
+                }
+            }
+        });
+        let client = Client::new(dir.path(), UUID);
+        let problem = Problem::from(client.status().unwrap_err());
+        assert_eq!(problem.code, Code::ControlVersion);
+        assert!(problem.text.contains("scelle 7.1") && problem.text.contains("protocol 9"), "{problem}");
+        // Its end can be waited for all the same.
+        let watch = client.watch_end().unwrap();
+        assert_eq!(watch.pid, 44);
+        watch.wait(Duration::from_secs(5)).unwrap();
+        daemon.join().unwrap();
     }
 }

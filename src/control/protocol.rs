@@ -1,382 +1,71 @@
-//! What travels over the control socket. The status structures are the stable JSON of `scelle status --json`: keys are
-//! added, never changed.
+//! What travels over the control socket: the greeting, questions and answers, as plain data.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-/// What a client asks.
+use crate::problem::{Code, Problem};
+
+/// Number of this form of the protocol. The greeting and the call [`END`] keep theirs for ever, so that a daemon of any version
+/// can be unmounted; whoever changes another row takes the next number.
+pub const PROTOCOL: u32 = 2;
+
+/// The call that is answered when the volume is closed, by the server itself.
+pub(super) const END: &str = "end";
+
+/// What a daemon says to everybody who connects, before it is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Request {
-    /// The volume's status.
-    Status,
-    /// Make durable what has reached the daemon.
-    Sync,
-    /// Say when the volume is closed.
-    AwaitEnd,
-    /// The records of the audit trail after this number, as many as fit.
-    Audit {
-        /// Number of the last record that is already known.
-        after: u64,
-    },
-    /// A signed statement of where the audit trail ends.
-    Seal,
-    /// Bring replicas back that are not in use.
-    Resync {
-        /// A device node or an identifier of the registry; every replica that is not in use when left out.
-        #[serde(default)]
-        replica: Option<String>,
-    },
+pub struct Greeting {
+    /// Number of its protocol.
+    pub protocol: u32,
+    /// Version of its program.
+    pub program: String,
+    /// The volume that it serves.
+    pub volume: String,
+    /// Its process number.
+    pub pid: u32,
 }
 
-/// What the daemon answers.
+/// A question, as it travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Name of the call.
+    pub call: String,
+    /// What it is about; left out by calls that are about the whole volume.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub with: Value,
+}
+
+/// An answer, as it travels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Answer {
-    /// To [`Request::Status`].
-    Status(Box<VolumeStatus>),
-    /// First answer to [`Request::AwaitEnd`].
-    Waiting {
-        /// Process number of the daemon.
-        pid: u32,
-    },
-    /// To [`Request::Audit`]: the bytes of each record; none when there are no more.
-    Records(Vec<String>),
-    /// To [`Request::Seal`].
-    Sealed {
-        /// The line that is signed, with its line feed.
-        seal: String,
-        /// Content of a minisign signature file.
-        signature: String,
-    },
-    /// To [`Request::Resync`].
-    Resync(ResyncAnswer),
-    /// What was asked for has happened.
-    Done,
-    /// It has not.
-    Error(Problem),
-}
-
-/// Why a request failed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Problem {
-    /// Stable reason code.
-    pub code: String,
-    /// What happened and what to do.
-    pub text: String,
-}
-
-/// Which replicas came back, and why others did not.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ResyncAnswer {
-    /// Those that are in use now.
-    pub returned: Vec<Returned>,
-    /// Why others are not, one for each.
-    pub problems: Vec<NotReturned>,
-    /// Exit code for the command, of the first problem; 0 without any.
-    pub exit: u8,
-}
-
-/// Why a replica is not in use.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NotReturned {
-    /// Stable reason code.
-    pub code: String,
-    /// What happened and why.
-    pub text: String,
-    /// What to do; may be empty.
-    pub advice: String,
-}
-
-/// A replica that is in use.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Returned {
-    /// Its identifier in the registry.
-    pub registry_id: String,
-    /// Its device node.
-    pub device: String,
-    /// Whether it is being resynced; else it is in sync.
-    pub resyncing: bool,
-}
-
-/// The document that `scelle status --json` prints.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StatusReport {
-    /// Every mounted volume, or the one that was asked for.
-    pub volumes: Vec<VolumeStatus>,
-}
-
-/// State of a volume as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum State {
-    /// Every replica is in sync.
-    Healthy,
-    /// The volume goes on with fewer replicas than it has.
-    Degraded,
-    /// Changes are refused.
-    ReadOnly,
-}
-
-/// One mounted volume.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VolumeStatus {
-    /// The volume's UUID.
-    pub uuid: String,
-    /// Its label.
-    pub label: String,
-    /// Where it is mounted.
-    pub mountpoint: String,
-    /// State as a whole.
-    pub state: State,
-    /// Whether the registry is a real one; false for a laboratory registry.
-    pub sovereign: bool,
-    /// Last durable commit.
-    pub generation: u64,
-    /// Room, in bytes of file data and metadata on each replica.
-    pub capacity: Capacity,
-    /// The registry in force.
-    pub registry: RegistryStatus,
-    /// Every replica of the volume.
-    pub replicas: Vec<Replica>,
-    /// Last verification of everything.
-    pub scrub: Scrub,
-    /// Process number of the daemon.
-    #[serde(default)]
-    pub pid: u32,
-    /// What is wrong and what to do, in sentences; empty when healthy.
-    #[serde(default)]
-    pub advice: Vec<Reason>,
-    /// What makes the daemon look at registry and devices again.
-    #[serde(default)]
-    pub watch: WatchStatus,
-    /// Where the audit trail ends.
-    #[serde(default)]
-    pub audit: AuditStatus,
-    /// What was done since the mount, and how long it took.
-    #[serde(default)]
-    pub performance: Performance,
-}
-
-/// What was done since the mount, and how long it took. Only what succeeded; waiting for others is in the durations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Performance {
-    /// Milliseconds since the mount.
-    pub since_ms: u64,
-    /// Reads of files: what the kernel's cache did not have.
-    pub read: Transfers,
-    /// Writes to files, as the kernel hands them over.
-    pub write: Transfers,
-    /// Looks at the metadata: names, attributes, listings, extents.
-    pub lookup: Latency,
-    /// Changes of the metadata.
-    pub change: Latency,
-    /// What applications waited for an `fsync`.
-    pub fsync: Latency,
-    /// Commits.
-    pub commit: Latency,
-    /// Short reads of blocks, from memory or a device.
-    pub cache: CacheStatus,
-}
-
-/// How many of something there were, and how long they took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Latency {
-    /// How many.
-    pub count: u64,
-    /// What half of them did not exceed, in nanoseconds, to about a tenth.
-    pub median_ns: u64,
-    /// What all but one in a hundred did not exceed, in nanoseconds, to about a tenth.
-    pub p99_ns: u64,
-    /// The longest, in nanoseconds.
-    pub longest_ns: u64,
-}
-
-/// As [`Latency`], with the bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Transfers {
-    /// Bytes of all together.
-    pub bytes: u64,
-    /// Number and durations.
-    #[serde(flatten)]
-    pub latency: Latency,
-}
-
-/// How much reading the cache of sealed blocks saves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CacheStatus {
-    /// Short reads that needed no device.
-    pub hits: u64,
-    /// Short reads that did.
-    pub misses: u64,
-}
-
-/// How long a device takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceIo {
-    /// Reads.
-    pub read: Transfers,
-    /// Writes.
-    pub write: Transfers,
-    /// Flushes.
-    pub flush: Latency,
-}
-
-/// The end of the audit trail.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AuditStatus {
-    /// How many records there are.
-    pub records: u64,
-    /// SHA-384 of the last one, in hexadecimal digits.
-    pub head: String,
-    /// The public key that verifies exports, as minisign writes it.
-    pub key: String,
-}
-
-/// What makes the daemon look at registry and devices again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WatchStatus {
-    /// The kernel's messages about devices.
-    pub devices: bool,
-    /// The kernel's messages about the registry's folder.
-    pub files: bool,
-    /// The clock, at least so often, in seconds.
-    pub interval_s: u64,
-}
-
-/// Room on each replica.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Capacity {
-    /// All of it, in bytes.
-    pub total_bytes: u64,
-    /// What is in use, in bytes.
-    pub used_bytes: u64,
-}
-
-/// The registry in force.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RegistryStatus {
-    /// Its version.
-    pub version: u64,
-    /// Last day it is valid, `YYYY-MM-DD`.
-    pub valid_until: String,
-    /// The officers whose signatures were verified.
-    pub signatures: Vec<String>,
-}
-
-/// One replica: the device, who answers for it, and how it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Replica {
-    /// Device node, or empty when the replica is missing.
-    pub device: String,
-    /// Identifier of the device in the registry.
-    pub registry_id: String,
-    /// Identifier of the site.
-    pub site: String,
-    /// Name of the site.
-    pub site_name: String,
-    /// Country of the site, ISO 3166-1 alpha-2.
-    pub country: String,
-    /// Who owns the device.
-    pub owner: String,
-    /// Who administers it.
-    pub administrator: String,
-    /// Whose law can compel owner or administrator.
-    pub jurisdictions: Vec<String>,
-    /// `in-sync`, `resyncing`, `stale`, `missing`, `faulty` or `refused`.
-    pub state: String,
-    /// Last commit the replica holds.
-    pub generation: u64,
-    /// The policy's verdict on the device.
-    pub verdict: Verdict,
-    /// What went wrong since the volume was mounted.
-    pub errors: Errors,
-    /// Progress of a resync, when one is under way.
-    pub resync: Option<Resync>,
-    /// How long the device takes, since it came into use; null without a device.
-    #[serde(default)]
-    pub io: Option<DeviceIo>,
-}
-
-/// The policy's verdict.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// Whether the device may be written to.
-    pub approved: bool,
+    /// What was asked for.
+    Ok(Value),
     /// Why not.
-    pub reasons: Vec<Reason>,
+    Problem(Problem),
 }
 
-/// A stable code and its sentence.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reason {
-    /// Stable reason code.
-    pub code: String,
-    /// What happened, why, and what to do.
-    pub text: String,
+/// What the answer to a call may have to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// For nothing: the daemon knows it.
+    ForNothing,
+    /// For a device, perhaps one that does not answer.
+    ForDevices,
 }
 
-/// Counts of errors since the volume was mounted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Errors {
-    /// Reads the device failed.
-    pub read: u64,
-    /// Writes and flushes the device failed.
-    pub write: u64,
-    /// Blocks that did not authenticate.
-    pub integrity: u64,
-    /// Blocks that were rewritten from another replica.
-    pub repaired: u64,
+/// How many of a call may be under way at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AtOnce {
+    /// As many as there are.
+    Any,
+    /// One: another is refused while it lasts.
+    One,
 }
 
-/// Progress of a resync.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resync {
-    /// Bytes copied so far.
-    pub done_bytes: u64,
-    /// Bytes to copy in all.
-    pub total_bytes: u64,
-}
-
-/// Last verification of everything.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Scrub {
-    /// `never`, `running` or `finished`.
-    pub state: String,
-    /// When the last one finished, RFC 3339 in UTC.
-    pub last_finished: Option<String>,
-    /// Errors it found.
-    pub errors: u64,
-}
-
-impl Default for Scrub {
-    fn default() -> Self {
-        Self { state: "never".into(), last_finished: None, errors: 0 }
-    }
-}
-
-#[cfg(test)]
-pub(super) fn sample() -> VolumeStatus {
-    VolumeStatus {
-        uuid: "a5a5a5a5-a5a5-45a5-a5a5-a5a5a5a5a5a5".into(),
-        label: "greffe".into(),
-        mountpoint: "/srv/greffe".into(),
-        state: State::ReadOnly,
-        sovereign: true,
-        generation: 12,
-        capacity: Capacity { total_bytes: 1 << 30, used_bytes: 4096 },
-        registry: RegistryStatus { version: 7, valid_until: "2027-05-31".into(), signatures: vec!["officer-1".into()] },
-        replicas: vec![Replica { device: "/dev/nvme0n1".into(), state: "in-sync".into(), ..Replica::default() }],
-        scrub: Scrub::default(),
-        pid: 1,
-        advice: Vec::new(),
-        audit: AuditStatus { records: 3, head: "ab".into(), key: "RWQ".into() },
-        watch: WatchStatus { devices: true, files: true, interval_s: 30 },
-        performance: Performance {
-            since_ms: 1000,
-            write: Transfers { bytes: 4096, latency: Latency { count: 1, median_ns: 7, p99_ns: 7, longest_ns: 7 } },
-            ..Performance::default()
-        },
-    }
+/// What is said of a question that is none.
+pub(super) fn not_understood(why: &str) -> Problem {
+    Problem::new(Code::ControlRequest, format!("not a request: {why}"))
 }
 
 #[cfg(test)]
@@ -385,74 +74,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn status_keeps_its_keys() {
-        let json = serde_json::to_value(StatusReport { volumes: vec![sample()] }).unwrap();
-        let volume = &json["volumes"][0];
-        let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        for key in ["uuid", "label", "mountpoint", "state", "sovereign", "generation", "capacity", "registry"] {
-            assert!(keys(volume).iter().any(|k| k == key), "{key}");
-        }
-        assert_eq!(volume["state"], "read-only");
-        assert_eq!(keys(&volume["capacity"]), ["total_bytes", "used_bytes"]);
-        assert_eq!(keys(&volume["registry"]), ["signatures", "valid_until", "version"]);
-        assert_eq!(keys(&volume["audit"]), ["head", "key", "records"]);
-        assert_eq!(keys(&volume["scrub"]), ["errors", "last_finished", "state"]);
-        let performance = &volume["performance"];
-        let expected = ["cache", "change", "commit", "fsync", "lookup", "read", "since_ms", "write"];
-        assert_eq!(keys(performance), expected);
-        assert_eq!(keys(&performance["commit"]), ["count", "longest_ns", "median_ns", "p99_ns"]);
-        assert_eq!(keys(&performance["write"]), ["bytes", "count", "longest_ns", "median_ns", "p99_ns"]);
-        assert_eq!(keys(&performance["cache"]), ["hits", "misses"]);
-        let replica = &volume["replicas"][0];
-        assert_eq!(
-            keys(replica),
-            [
-                "administrator",
-                "country",
-                "device",
-                "errors",
-                "generation",
-                "io",
-                "jurisdictions",
-                "owner",
-                "registry_id",
-                "resync",
-                "site",
-                "site_name",
-                "state",
-                "verdict"
-            ]
-        );
-        assert_eq!(keys(&replica["errors"]), ["integrity", "read", "repaired", "write"]);
-        assert!(replica["resync"].is_null());
-    }
-
-    /// What a daemon says that was started before its program was updated.
-    #[test]
-    fn the_status_of_an_older_daemon_is_understood() {
-        let mut json = serde_json::to_value(sample()).unwrap();
-        let volume = json.as_object_mut().unwrap();
-        for added in ["pid", "advice", "watch", "audit", "performance"] {
-            assert!(volume.remove(added).is_some(), "{added}");
-        }
-        assert!(volume["replicas"][0].as_object_mut().unwrap().remove("io").is_some());
-        let understood: VolumeStatus = serde_json::from_value(json).unwrap();
-        assert_eq!(understood.performance, Performance::default());
-        assert_eq!(understood.replicas, sample().replicas);
-    }
-
-    #[test]
     fn requests_have_the_documented_form() {
-        let text = serde_json::to_string(&Request::AwaitEnd).unwrap();
-        assert_eq!(text, r#"{"request":"await-end"}"#);
-        let text = serde_json::to_string(&Request::Audit { after: 7 }).unwrap();
-        assert_eq!(text, r#"{"request":"audit","after":7}"#);
-        assert_eq!(serde_json::from_str::<Request>(r#"{"request":"status"}"#).unwrap(), Request::Status);
-        let one = Request::Resync { replica: Some("/dev/sda".into()) };
-        assert_eq!(serde_json::from_str::<Request>(r#"{"request":"resync","replica":"/dev/sda"}"#).unwrap(), one);
-        let all = Request::Resync { replica: None };
-        assert_eq!(serde_json::from_str::<Request>(r#"{"request":"resync"}"#).unwrap(), all);
-        for bad in [r#"{"request":"format"}"#, "{}", "[]", "null", ""] {
+        let form = |call: &str, with: Value| serde_json::to_string(&Request { call: call.into(), with }).unwrap();
+        assert_eq!(form("status", Value::Null), r#"{"call":"status"}"#);
+        assert_eq!(form("audit", 7.into()), r#"{"call":"audit","with":7}"#);
+        let answer = serde_json::to_string(&Answer::Ok(Value::Null)).unwrap();
+        assert_eq!(answer, r#"{"ok":null}"#);
+        let answer = serde_json::to_string(&Answer::Problem(not_understood("x"))).unwrap();
+        assert!(answer.starts_with(r#"{"problem":{"code":"control-request","text":"not a request: x","advice":"#));
+        for bad in ["{}", "[]", "null", "", r#"{"call":7}"#] {
             assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
         }
     }

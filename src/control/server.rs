@@ -6,14 +6,18 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use serde_json::Value;
+
+use super::calls::{Call, Handler};
 use super::line;
-use super::protocol::{Answer, Problem, Request, ResyncAnswer, VolumeStatus};
+use super::protocol::{Answer, AtOnce, END, Greeting, PROTOCOL, Request, Waits, not_understood};
+use crate::problem::{Code, Problem};
 
 /// Longest wait for a client to send its request or to take its answer.
 const CLIENT_WAIT: Duration = Duration::from_secs(2);
@@ -22,35 +26,7 @@ const CLIENT_WAIT: Duration = Duration::from_secs(2);
 const AWAITING_MAX: usize = 32;
 
 /// Most questions under way at once that may have to wait for a device.
-pub(super) const ASIDE_MAX: usize = 16;
-
-/// What a daemon can be asked.
-pub trait Handler: Send + Sync + 'static {
-    /// The volume's status now. Must not wait for a device: everybody else waits for it. The others may; each is asked on a
-    /// thread of its own.
-    fn status(&self) -> VolumeStatus;
-
-    /// Makes durable what has reached the daemon.
-    ///
-    /// # Errors
-    /// Why it could not.
-    fn sync(&self) -> Result<(), Problem>;
-
-    /// The records of the audit trail after number `after`, as many as fit into a message.
-    ///
-    /// # Errors
-    /// Why not.
-    fn audit(&self, after: u64) -> Result<Vec<String>, Problem>;
-
-    /// Seals the audit trail: the line that is signed, and its signature.
-    ///
-    /// # Errors
-    /// Why not.
-    fn seal(&self) -> Result<(String, String), Problem>;
-
-    /// Brings back the replica that is named, or all that are not in use. Never called twice at once.
-    fn resync(&self, replica: Option<&str>) -> ResyncAnswer;
-}
+pub(super) const OFFLOADED_MAX: usize = 16;
 
 /// The listening socket and the thread that serves it.
 #[derive(Debug)]
@@ -64,9 +40,10 @@ pub struct Server {
 struct Shared {
     ending: AtomicBool,
     awaiting: Mutex<Vec<UnixStream>>,
-    resyncing: AtomicBool,
+    /// Bit by bit, the calls under way of which there can be one.
+    alone: AtomicU64,
     /// One more of it is held for each question that may have to wait for a device.
-    aside: Arc<()>,
+    offloaded: Arc<()>,
 }
 
 impl Server {
@@ -76,11 +53,17 @@ impl Server {
     /// `AddrInUse` when a daemon answers there already, else what the system says.
     pub fn start(dir: &Path, name: &str, handler: Arc<dyn Handler>) -> io::Result<Self> {
         let path = dir.join(format!("{name}.sock"));
+        let greeting = Greeting {
+            protocol: PROTOCOL,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            volume: name.to_owned(),
+            pid: std::process::id(),
+        };
         let listener = bind_privately(dir, name, &path)?;
         let shared = Arc::new(Shared::default());
         let thread = std::thread::Builder::new().name("control".into()).spawn({
             let shared = Arc::clone(&shared);
-            move || serve(&listener, &shared, &handler)
+            move || serve(&listener, &greeting, &shared, &handler)
         })?;
         Ok(Self { path, shared, thread: Some(thread) })
     }
@@ -89,8 +72,8 @@ impl Server {
     pub fn finish(mut self, outcome: &Result<(), Problem>) {
         self.stop();
         let answer = match outcome {
-            Ok(()) => Answer::Done,
-            Err(problem) => Answer::Error(problem.clone()),
+            Ok(()) => Answer::Ok(Value::Null),
+            Err(problem) => Answer::Problem(problem.clone()),
         };
         let mut awaiting = self.shared.awaiting.lock();
         for mut stream in awaiting.drain(..) {
@@ -110,7 +93,7 @@ impl Server {
         let _ = fs::remove_file(&self.path);
         // Who has asked is told, unless a device does not answer.
         let deadline = Instant::now() + CLIENT_WAIT;
-        while Arc::strong_count(&self.shared.aside) > 1 && Instant::now() < deadline {
+        while Arc::strong_count(&self.shared.offloaded) > 1 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -143,14 +126,14 @@ fn bind_privately(dir: &Path, name: &str, path: &Path) -> io::Result<UnixListene
     bound
 }
 
-fn serve(listener: &UnixListener, shared: &Arc<Shared>, handler: &Arc<dyn Handler>) {
+fn serve(listener: &UnixListener, greeting: &Greeting, shared: &Arc<Shared>, handler: &Arc<dyn Handler>) {
     loop {
         let accepted = listener.accept();
         if shared.ending.load(Ordering::SeqCst) {
             return;
         }
         match accepted {
-            Ok((stream, _)) => serve_one(stream, shared, handler),
+            Ok((stream, _)) => serve_one(stream, greeting, shared, handler),
             // Out of descriptors, for instance: not worth the volume, but not worth a busy loop either.
             Err(error) => {
                 log::warn!("control socket: {error}");
@@ -160,69 +143,75 @@ fn serve(listener: &UnixListener, shared: &Arc<Shared>, handler: &Arc<dyn Handle
     }
 }
 
-fn serve_one(mut stream: UnixStream, shared: &Arc<Shared>, handler: &Arc<dyn Handler>) {
-    let answer = match line::receive::<Request>(&mut stream, Some(CLIENT_WAIT)) {
-        Ok(request @ (Request::Status | Request::AwaitEnd)) => answer(request, &**handler, shared),
-        Ok(request) => match aside(&stream, request, shared, handler) {
-            Ok(()) => return,
-            Err(busy) => problem("control-busy", format!("{busy}: try again")),
+fn serve_one(mut stream: UnixStream, greeting: &Greeting, shared: &Arc<Shared>, handler: &Arc<dyn Handler>) {
+    if line::send(&mut stream, greeting, CLIENT_WAIT).is_err() {
+        return;
+    }
+    let outcome = match line::receive::<Request>(&mut stream, Some(CLIENT_WAIT)) {
+        Ok(Request { call, .. }) if call == END => return shared.await_end(stream),
+        Ok(Request { call, with }) => match Call::ALL.iter().find(|known| known.name() == call) {
+            Some(call) if call.waits() == Waits::ForDevices => match offload(&stream, *call, with, shared, handler) {
+                Ok(()) => return,
+                Err(busy) => Err(busy),
+            },
+            Some(call) => answer(*call, with, &**handler, shared),
+            None => Err(not_understood(&format!("no call is named {call:?}"))),
         },
-        Err(error) if error.kind() == ErrorKind::InvalidData => {
-            problem("control-request", format!("not a request: {error}"))
-        }
+        Err(error) if error.kind() == ErrorKind::InvalidData => Err(not_understood(&error.to_string())),
         Err(_) => return,
     };
-    let sent = line::send(&mut stream, &answer, CLIENT_WAIT);
-    if sent.is_ok() && matches!(answer, Answer::Waiting { .. }) {
-        let mut awaiting = shared.awaiting.lock();
+    reply(&mut stream, outcome);
+}
+
+fn reply(stream: &mut UnixStream, outcome: Result<Value, Problem>) {
+    let answer = outcome.map_or_else(Answer::Problem, Answer::Ok);
+    // A client that has gone away does not want to know.
+    let _ = line::send(stream, &answer, CLIENT_WAIT);
+}
+
+impl Shared {
+    /// Keeps the connection of a client that wants to be told of the end.
+    fn await_end(&self, stream: UnixStream) {
+        let mut awaiting = self.awaiting.lock();
         if awaiting.len() < AWAITING_MAX {
             awaiting.push(stream);
         }
     }
 }
 
-fn problem(code: &str, text: String) -> Answer {
-    Answer::Error(Problem { code: code.into(), text })
-}
-
-fn answer(request: Request, handler: &dyn Handler, shared: &Shared) -> Answer {
-    match request {
-        Request::Status => Answer::Status(Box::new(handler.status())),
-        Request::AwaitEnd => Answer::Waiting { pid: std::process::id() },
-        Request::Sync => handler.sync().map_or_else(Answer::Error, |()| Answer::Done),
-        Request::Audit { after } => handler.audit(after).map_or_else(Answer::Error, Answer::Records),
-        Request::Seal => {
-            handler.seal().map_or_else(Answer::Error, |(seal, signature)| Answer::Sealed { seal, signature })
-        }
-        Request::Resync { .. } if shared.resyncing.swap(true, Ordering::SeqCst) => {
-            problem("resync-busy", "another resync is being begun, or waits for a device: try again".into())
-        }
-        Request::Resync { replica } => {
-            let answer = Answer::Resync(handler.resync(replica.as_deref()));
-            shared.resyncing.store(false, Ordering::SeqCst);
-            answer
-        }
+/// Has the daemon answer, unless the call is under way already and there can be one of it.
+fn answer(call: Call, with: Value, handler: &dyn Handler, shared: &Shared) -> Result<Value, Problem> {
+    if call.at_once() == AtOnce::Any {
+        return call.answer(handler, with);
     }
+    let bit = 1 << call as u8;
+    if shared.alone.fetch_or(bit, Ordering::SeqCst) & bit != 0 {
+        let text = format!("another {} is being begun, or waits for a device", call.name());
+        return Err(Problem::new(Code::CallBusy, text));
+    }
+    let outcome = call.answer(handler, with);
+    shared.alone.fetch_and(!bit, Ordering::SeqCst);
+    outcome
 }
 
 /// Has a thread of its own answer what may have to wait for a device. Says why it does not.
-fn aside(
+fn offload(
     stream: &UnixStream,
-    request: Request,
+    call: Call,
+    with: Value,
     shared: &Arc<Shared>,
     handler: &Arc<dyn Handler>,
-) -> Result<(), &'static str> {
-    if Arc::strong_count(&shared.aside) > ASIDE_MAX {
-        return Err("as many questions as are answered at once wait for a device");
+) -> Result<(), Problem> {
+    let busy = |why: &str| Problem::new(Code::ControlBusy, why);
+    if Arc::strong_count(&shared.offloaded) > OFFLOADED_MAX {
+        return Err(busy("as many questions as are answered at once wait for a device"));
     }
-    let mut stream = stream.try_clone().map_err(|_| "out of file descriptors")?;
-    let (shared, handler, place) = (Arc::clone(shared), Arc::clone(handler), Arc::clone(&shared.aside));
+    let mut stream = stream.try_clone().map_err(|error| busy(&format!("out of file descriptors: {error}")))?;
+    let (shared, handler, place) = (Arc::clone(shared), Arc::clone(handler), Arc::clone(&shared.offloaded));
     let spawned = std::thread::Builder::new().name("question".into()).spawn(move || {
-        let answer = answer(request, &*handler, &shared);
-        // A client that has gone away does not want to know.
-        let _ = line::send(&mut stream, &answer, CLIENT_WAIT);
+        reply(&mut stream, answer(call, with, &*handler, &shared));
         drop(handler);
         drop(place);
     });
-    spawned.map(drop).map_err(|_| "no thread can be started")
+    spawned.map(drop).map_err(|error| busy(&format!("no thread can be started: {error}")))
 }

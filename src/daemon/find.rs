@@ -6,24 +6,24 @@ use std::path::{Path, PathBuf};
 use rustix::fs::statfs;
 use rustix::io::Errno;
 
-use crate::control::{ExitCode, Failure};
 use crate::device::raw::{Access, RawDevice};
 use crate::label;
 use crate::limits::REPLICAS_MAX;
 use crate::os::absolute;
 use crate::probe::mounts::{self, Mount};
 use crate::probe::sys::Kernel;
+use crate::problem::{Code, Problem};
 use crate::units::Uuid;
 
 /// The devices that `names` stand for: a path is a device, one other word is a label or a UUID, also written
 /// `LABEL=…` or `UUID=…`.
-pub fn devices(names: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+pub fn devices(names: &[PathBuf]) -> Result<Vec<PathBuf>, Problem> {
     let [name] = names else { return Ok(names.iter().map(|name| absolute(name)).collect()) };
     let Some(text) = name.to_str() else { return Ok(vec![absolute(name)]) };
     let wanted = match text.split_once('=') {
         Some(("LABEL", label)) => Wanted::Label(label),
         Some(("UUID", uuid)) => Wanted::Uuid(
-            Uuid::parse(uuid).ok_or_else(|| Failure::usage("volume-uuid", format!("{uuid:?} is not a UUID")))?,
+            Uuid::parse(uuid).ok_or_else(|| Problem::new(Code::VolumeUuid, format!("{uuid:?} is not a UUID")))?,
         ),
         _ if text.contains('/') => return Ok(vec![absolute(name)]),
         _ => Uuid::parse(text).map_or(Wanted::Label(text), Wanted::Uuid),
@@ -38,8 +38,8 @@ enum Wanted<'a> {
 
 /// Looks at the label of every block device of the host. Nothing read here is authenticated: it only finds candidates,
 /// which the policy and the key then judge.
-fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Failure> {
-    let listing = |error| Failure::failed("sysfs", format!("/sys/class/block: {error}"));
+fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Problem> {
+    let listing = |error| Problem::new(Code::Sysfs, format!("/sys/class/block: {error}"));
     let mut found: Vec<(PathBuf, Uuid)> = Vec::new();
     for entry in fs::read_dir("/sys/class/block").map_err(listing)? {
         // Some kernel names hold a slash, which sysfs writes as an exclamation mark.
@@ -58,13 +58,12 @@ fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Failure> {
     }
     found.sort();
     let Some((_, volume)) = found.first().cloned() else {
-        return Err(Failure::usage("volume-not-found", format!("no device of this host holds a volume {shown:?}"))
-            .advise("Name the devices instead, or see scelle device list."));
+        return Err(Problem::new(Code::VolumeNotFound, format!("no device of this host holds a volume {shown:?}")));
     };
     if found.iter().any(|(_, other)| *other != volume) || found.len() > REPLICAS_MAX {
         let shown_all: Vec<String> = found.iter().map(|(path, uuid)| format!("{} ({uuid})", path.display())).collect();
         let text = format!("several volumes are called {shown:?}: {}", shown_all.join(", "));
-        return Err(Failure::usage("volume-ambiguous", text).advise("Name the volume by its UUID, or its devices."));
+        return Err(Problem::new(Code::VolumeAmbiguous, text).advise("Name the volume by its UUID, or its devices."));
     }
     Ok(found.into_iter().map(|(path, _)| path).collect())
 }
@@ -104,19 +103,19 @@ pub fn mounts() -> Vec<Mount> {
 }
 
 /// Refuses what nothing can be mounted on, and clears away a mount of ours whose daemon has died.
-pub fn prepare_mountpoint(mountpoint: &Path) -> Result<(), Failure> {
+pub fn prepare_mountpoint(mountpoint: &Path) -> Result<(), Problem> {
     use crate::os::process::{Unmount, unmount};
     if is_dead_mount(mountpoint) {
         unmount(mountpoint, Unmount::Lazy).map_err(|error| {
             let text =
                 format!("{} is a mount whose daemon has died, and cannot be cleared: {error}", mountpoint.display());
-            Failure::new(ExitCode::Busy, "mountpoint-dead", text)
+            Problem::new(Code::MountpointDead, text)
         })?;
     }
     match fs::metadata(mountpoint) {
         Ok(meta) if meta.is_dir() => Ok(()),
-        Ok(_) => Err(Failure::usage("mountpoint", format!("{} is not a folder", mountpoint.display()))),
-        Err(error) => Err(Failure::usage("mountpoint", format!("{}: {error}", mountpoint.display()))),
+        Ok(_) => Err(Problem::new(Code::Mountpoint, format!("{} is not a folder", mountpoint.display()))),
+        Err(error) => Err(Problem::new(Code::Mountpoint, format!("{}: {error}", mountpoint.display()))),
     }
 }
 
@@ -131,14 +130,14 @@ mod tests {
         assert_eq!(devices(&path("/dev/x")).unwrap(), path("/dev/x"));
         assert_eq!(devices(&[path("/dev/x"), path("/dev/y")].concat()).unwrap().len(), 2);
         assert!(devices(&path("./x")).unwrap()[0].is_absolute());
-        assert_eq!(devices(&path("UUID=x")).unwrap_err().reason, "volume-uuid");
+        assert_eq!(devices(&path("UUID=x")).unwrap_err().code, Code::VolumeUuid);
     }
 
     #[test]
     fn only_folders_are_mount_points() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(prepare_mountpoint(file.path()).unwrap_err().reason, "mountpoint");
-        assert_eq!(prepare_mountpoint(Path::new("/nonexistent")).unwrap_err().code as u8, 2);
+        assert_eq!(prepare_mountpoint(file.path()).unwrap_err().code, Code::Mountpoint);
+        assert_eq!(prepare_mountpoint(Path::new("/nonexistent")).unwrap_err().exit(), crate::problem::ExitCode::Usage);
         assert!(prepare_mountpoint(Path::new("/")).is_ok());
     }
 }

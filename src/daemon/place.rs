@@ -80,7 +80,7 @@ fn replica(
         since: if is_known { utc(changed.max(state_since)) } else { None },
         generation: shown.generation,
         approved: shown.verdict.approved,
-        reasons: shown.verdict.reasons.into_iter().map(|reason| reason.code).collect(),
+        reasons: shown.verdict.reasons.into_iter().map(|reason| reason.code.to_string()).collect(),
         site: shown.site,
         site_name: shown.site_name,
         country: shown.country,

@@ -3,17 +3,17 @@
 use super::WITNESS_DIR;
 use super::request::Request;
 use crate::audit::{Actor, Entry, Event, Object, Reason, Reports};
-use crate::control::{ExitCode, Failure};
 use crate::device::raw::{Access, RawDevice};
 use crate::label;
 use crate::limits::REPLICAS_MAX;
 use crate::os::process;
+use crate::problem::{ExitCode, Problem};
 
-/// Leaves a report of `failure` for every volume that the devices say they belong to; the next mount of it that can write
+/// Leaves a report of `problem` for every volume that the devices say they belong to; the next mount of it that can write
 /// takes it into the trail. What the labels say is not authenticated: so are reports.
-pub fn report(request: &Request, failure: &Failure) {
+pub fn report(request: &Request, problem: &Problem) {
     let refused = [ExitCode::Refused, ExitCode::WrongKey, ExitCode::Integrity, ExitCode::Degraded];
-    if !refused.contains(&failure.code) {
+    if !refused.contains(&problem.exit()) {
         return;
     }
     let user = Actor::user(&process::identity());
@@ -27,10 +27,10 @@ pub fn report(request: &Request, failure: &Failure) {
     volumes.dedup();
     for volume in volumes {
         let entry = Entry::done(user.clone(), Object::Volume, Event::MountRefused);
-        let entry = entry.because([Reason::new(&failure.reason, &failure.text)]);
+        let entry = entry.because([Reason::from(problem)]);
         if let Err(error) = Reports::new(WITNESS_DIR.as_ref(), volume).add(&entry) {
             log::error!("the audit trail of volume {volume} will not know of this: {WITNESS_DIR}: {error}");
         }
     }
-    log::warn!("audit: mount refused: {} [{}]", failure.text, failure.reason);
+    log::warn!("audit: mount refused: {problem}");
 }

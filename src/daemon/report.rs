@@ -1,11 +1,13 @@
 //! The status of an open volume as the control socket and `scelle status --json` show it.
 
 use crate::control::{
-    AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, Reason, RegistryStatus, Replica,
-    Resync, Scrub, State, Transfers, Verdict, VolumeStatus, WatchStatus,
+    AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, RegistryStatus, Replica, Resync, Scrub,
+    State, Transfers, Verdict, VolumeStatus, WatchStatus,
 };
+
 use crate::mirror;
 use crate::policy::ApprovedDevice;
+use crate::problem::{Code, Problem};
 use crate::registry::VerifiedRegistry;
 use crate::units::BLOCK_SIZE;
 use crate::units::meter::{Meter, Reading};
@@ -13,19 +15,18 @@ use crate::volume::{Open, ReplicaStatus};
 
 /// What is true of `open` now, under `registry`, mounted at `mountpoint`. `concerns` are what the caller knows beyond
 /// the volume: the registry file no longer verifies, say.
-pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concerns: &[Reason]) -> VolumeStatus {
+pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concerns: &[Problem]) -> VolumeStatus {
     let status = open.status();
-    let trouble = status.trouble().is_some();
-    let state = match (&status.read_only, trouble) {
-        (Some(_), _) => State::ReadOnly,
-        (None, true) => State::Degraded,
-        (None, false) => State::Healthy,
+    let state = match &status.read_only {
+        Some(_) => State::ReadOnly,
+        None if status.is_healthy() => State::Healthy,
+        None => State::Degraded,
     };
     let mut advice = concerns.to_vec();
     advice.extend(status.read_only.iter().map(|why| {
         let until =
             if status.needs_remount { "" } else { ". Changes are accepted again once enough replicas are in sync" };
-        Reason { code: "read-only".into(), text: format!("no change is accepted: {why}{until}") }
+        Problem::new(Code::ReadOnly, format!("no change is accepted: {why}{until}"))
     }));
     advice.extend(status.replicas.iter().filter_map(advise));
     let mirror = open.store().mirror();
@@ -89,25 +90,29 @@ fn transfers(meter: &Meter) -> Transfers {
     Transfers { bytes, latency: Latency { count, median_ns, p99_ns, longest_ns } }
 }
 
-fn advise(replica: &ReplicaStatus) -> Option<Reason> {
+fn advise(replica: &ReplicaStatus) -> Option<Problem> {
     let why = replica.reason.as_deref().unwrap_or("no further reason is known");
     let id = &replica.registry_id;
-    let what = match replica.state {
+    let (code, what) = match replica.state {
         mirror::State::InSync | mirror::State::Resyncing => return None,
-        mirror::State::Stale => {
-            format!("{id} was left behind by earlier commits: {why}. It is not written to until scelle replica resync")
+        mirror::State::Stale => (
+            Code::ReplicaStale,
+            format!("{id} was left behind by earlier commits: {why}. It is not written to until scelle replica resync"),
+        ),
+        mirror::State::Missing => {
+            (Code::ReplicaMissing, format!("{id} is not there. Attach it, then scelle replica resync"))
         }
-        mirror::State::Missing => format!("{id} is not there. Attach it, then scelle replica resync"),
         mirror::State::Faulty => {
-            format!("{id} failed: {why}. Have the device looked at; then scelle replica resync, or replace it")
+            (Code::ReplicaFaulty, format!("{id} failed: {why}. Have the device looked at; then scelle replica resync"))
         }
-        mirror::State::Refused => {
+        mirror::State::Refused => (
+            Code::ReplicaRefused,
             format!(
                 "{id} is refused by the policy: {why}. See scelle device inspect; once approved it comes back by itself"
-            )
-        }
+            ),
+        ),
     };
-    Some(Reason { code: format!("replica-{}", state_name(replica.state)), text: what })
+    Some(Problem::new(code, what))
 }
 
 fn state_name(state: mirror::State) -> &'static str {
@@ -127,7 +132,7 @@ pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, devic
     let text = |of: fn(&crate::registry::Site) -> &String| site.map_or_else(String::new, |site| of(site).clone());
     let verdict = device.map(ApprovedDevice::verdict).map_or_else(Verdict::default, |verdict| Verdict {
         approved: verdict.approved,
-        reasons: verdict.reasons.iter().map(|r| Reason { code: r.code.to_string(), text: r.text.clone() }).collect(),
+        reasons: verdict.reasons.clone(),
     });
     Replica {
         device: status.device.clone(),

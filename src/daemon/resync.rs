@@ -5,28 +5,25 @@ use std::path::{Path, PathBuf};
 use super::watch::Look;
 use super::{devices, find};
 use crate::audit::Audit;
-use crate::control::{ExitCode, Failure, NotReturned, ResyncAnswer, Returned};
+use crate::control::{ResyncAnswer, Returned};
 use crate::device::raw::Access;
 use crate::limits::REPLICAS_MAX;
 use crate::mirror::State;
+use crate::problem::{Code, ExitCode, Problem};
 use crate::units::Uuid;
 use crate::volume::{Members, News};
 
 /// Brings back the replica that `wanted` names, a device node or an identifier of the registry; without it, every one that
 /// is not in sync.
-pub(super) fn resync(look: &Look, volume: Uuid, wanted: Option<&str>) -> ResyncAnswer {
+///
+/// # Errors
+/// When `wanted` names no replica. Why one that is named does not come back is in the answer.
+pub(super) fn resync(look: &Look, volume: Uuid, wanted: Option<&str>) -> Result<ResyncAnswer, Problem> {
     // The registry may have changed a moment ago, and a device may have come back.
     look.look_and_follow();
     let members = look.members();
     let mut answer = ResyncAnswer::default();
-    let targets = match targets(members, wanted) {
-        Ok(targets) => targets,
-        Err(failure) => {
-            answer.refuse(&failure);
-            return answer;
-        }
-    };
-    for (index, node) in targets {
+    for (index, node) in targets(members, wanted)? {
         let outcome = match (index, &node) {
             (Some(index), _) => bring_back(look, volume, index, node.as_deref()).map(|state| (index, state)),
             (None, Some(node)) => take_in(look, node),
@@ -38,25 +35,15 @@ pub(super) fn resync(look: &Look, volume: Uuid, wanted: Option<&str>) -> ResyncA
                 device: members.device(index).map_or_else(String::new, |device| device.name().to_owned()),
                 resyncing: state == State::Resyncing,
             }),
-            Err(failure) => answer.refuse(&failure),
+            Err(problem) => answer.problems.push(problem),
         }
     }
-    answer
-}
-
-impl ResyncAnswer {
-    fn refuse(&mut self, failure: &Failure) {
-        let Failure { reason, text, advice, .. } = failure.clone();
-        self.problems.push(NotReturned { code: reason, text, advice });
-        if self.exit == 0 {
-            self.exit = failure.code as u8;
-        }
-    }
+    Ok(answer)
 }
 
 type Target = (Option<usize>, Option<PathBuf>);
 
-fn targets(members: &Members, wanted: Option<&str>) -> Result<Vec<Target>, Failure> {
+fn targets(members: &Members, wanted: Option<&str>) -> Result<Vec<Target>, Problem> {
     let Some(wanted) = wanted else {
         // Also those that the watch has brought back a moment ago: whoever asks may want to wait for them.
         let under_way = (0..REPLICAS_MAX).filter(|index| members.state(*index) == State::Resyncing);
@@ -64,13 +51,12 @@ fn targets(members: &Members, wanted: Option<&str>) -> Result<Vec<Target>, Failu
     };
     if wanted.contains('/') {
         let node = std::fs::canonicalize(wanted)
-            .map_err(|error| Failure::usage("device-not-found", format!("{wanted}: {error}")))?;
+            .map_err(|error| Problem::new(Code::DeviceNotFound, format!("{wanted}: {error}")))?;
         return Ok(vec![(ours(members, &node), Some(node))]);
     }
     match members.by_registry_id(wanted) {
         Some(index) => Ok(vec![(Some(index), None)]),
-        None => Err(Failure::usage("replica-unknown", format!("no replica of this volume is called {wanted:?}"))
-            .advise("scelle status shows what they are called.")),
+        None => Err(Problem::new(Code::ReplicaUnknown, format!("no replica of this volume is called {wanted:?}"))),
     }
 }
 
@@ -80,7 +66,7 @@ fn ours(members: &Members, node: &Path) -> Option<usize> {
 }
 
 /// Brings one replica back: with the device that is open, if the policy approves it, else with one that shows the replica.
-fn bring_back(look: &Look, volume: Uuid, index: usize, node: Option<&Path>) -> Result<State, Failure> {
+fn bring_back(look: &Look, volume: Uuid, index: usize, node: Option<&Path>) -> Result<State, Problem> {
     let members = look.members();
     if !members.absent().contains(&index) {
         return Ok(members.state(index));
@@ -108,18 +94,18 @@ fn bring_back(look: &Look, volume: Uuid, index: usize, node: Option<&Path>) -> R
         }
         _ => {
             let text = format!("no device of this host shows replica {}", members.registry_id(index));
-            Err(Failure::new(ExitCode::Degraded, "replica-missing", text).advise("Attach it, and ask again."))
+            Err(Problem::new(Code::ReplicaMissing, text).advise("Attach it, and ask again."))
         }
     }
 }
 
-fn take_in(look: &Look, node: &Path) -> Result<(usize, State), Failure> {
+fn take_in(look: &Look, node: &Path) -> Result<(usize, State), Problem> {
     let device = devices::approve_one(node, &look.found().registry, Access::Exclusive);
     let taken = device.and_then(|device| Ok(look.members().take_in(device)?));
-    taken.inspect_err(|failure| {
-        if failure.code == ExitCode::Refused {
+    taken.inspect_err(|problem| {
+        if problem.exit() == ExitCode::Refused {
             let mut news = News::default();
-            news.tell(Audit::resync_refused(node, &failure.reason, &failure.text));
+            news.tell(Audit::resync_refused(node, problem));
             look.members().follow(news);
         }
     })

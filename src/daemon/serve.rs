@@ -11,7 +11,7 @@ use super::request::Request;
 use super::watch::{Look, Watch};
 use super::{WITNESS_DIR, devices, find, place, report, resync};
 use crate::audit::Audit;
-use crate::control::{self, ExitCode, Failure, Handler, NotReturned, Problem, ResyncAnswer, Server, VolumeStatus, ask};
+use crate::control::{self, Handler, ResyncAnswer, SealedTrail, Server, VolumeStatus, ask};
 use crate::crypto::Secret;
 use crate::device::raw::Access;
 use crate::fs;
@@ -19,6 +19,7 @@ use crate::fuse::{Locator, MountConfig, Session, tune_readahead};
 use crate::limits::{CACHE_BYTES_DEFAULT_MAX, CACHE_BYTES_DEFAULT_MIN};
 use crate::os::process::{self, EndSignals, Unmount};
 use crate::policy::ApprovedDevice;
+use crate::problem::{Code, ExitCode, Problem};
 use crate::registry::VerifiedRegistry;
 use crate::units::{Ino, Uuid};
 use crate::volume::{Open, OpenOptions, Sealed};
@@ -46,8 +47,8 @@ pub struct Mounted {
 }
 
 /// Opens the volume and mounts it.
-pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failure> {
-    let system = |what: &str, error: std::io::Error| Failure::failed("system", format!("{what}: {error}"));
+pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
+    let system = |what: &str, error: std::io::Error| Problem::new(Code::System, format!("{what}: {error}"));
     // Before the first thread: threads inherit what is blocked.
     let signals = EndSignals::block().map_err(|error| system("blocking signals", error))?;
     for (what, error) in process::harden() {
@@ -77,7 +78,7 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Failure> {
     let mounted = server.and_then(|server| {
         let locator = Arc::clone(&served) as Arc<dyn Locator>;
         let session = Session::mount(fs, locator, &config).map_err(|error| {
-            Failure::failed("mount", format!("cannot mount at {}: {error}", request.mountpoint.display()))
+            Problem::new(Code::Mount, format!("cannot mount at {}: {error}", request.mountpoint.display()))
         })?;
         Ok((server, session))
     });
@@ -105,12 +106,12 @@ fn default_cache_bytes() -> u64 {
 
 /// Has the devices approved; when they are busy because the daemon of an unmounted volume is still closing it, waits. One
 /// that was killed cannot be asked, and holds its devices until the kernel has taken it apart.
-fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<ApprovedDevice>, Failure> {
+fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<ApprovedDevice>, Problem> {
     let access = if request.options.read_only { Access::ExclusiveRead } else { Access::Exclusive };
     let began = Instant::now();
     loop {
         let approved = devices::approve(&request.sources, registry, access);
-        if !approved.as_ref().is_err_and(|failure| failure.code == ExitCode::Busy) {
+        if !approved.as_ref().is_err_and(|problem| problem.exit() == ExitCode::Busy) {
             return approved;
         }
         let patience = if is_closing(&request.sources) { CLOSING_WAIT } else { KILLED_WAIT };
@@ -146,7 +147,7 @@ fn config(request: &Request, open: &Open) -> MountConfig {
 
 impl Mounted {
     /// Serves until the volume is unmounted, by whomever; then closes it.
-    pub fn serve(self) -> Result<ExitCode, Failure> {
+    pub fn serve(self) -> Result<ExitCode, Problem> {
         let Self { session, served, server, mountpoint, signals, idle } = self;
         if let Some(idle) = idle {
             let mountpoint = mountpoint.clone();
@@ -168,10 +169,10 @@ impl Mounted {
         match (outcome, ended) {
             (Err(problem), _) => {
                 log::error!("{}", problem.text);
-                Err(Failure::failed(&problem.code, problem.text))
+                Err(problem)
             }
             (Ok(()), Err(error)) => {
-                Err(Failure::failed("fuse", format!("the connection to the kernel broke: {error}")))
+                Err(Problem::new(Code::Fuse, format!("the connection to the kernel broke: {error}")))
             }
             (Ok(()), Ok(())) => Ok(ExitCode::Done),
         }
@@ -232,7 +233,7 @@ impl Served {
         drop(self.watch.lock().take());
         let open = self.open.write().take();
         open.map_or(Ok(()), Open::close)
-            .map_err(|error| Problem { code: "last-commit".into(), text: format!("the last commit failed: {error}") })
+            .map_err(|error| Problem::new(Code::LastCommit, format!("the last commit failed: {error}")))
     }
 
     /// The look at registry and devices, until the volume is closed. Its lock is let go of, so that a device that hangs
@@ -249,7 +250,7 @@ impl Served {
 }
 
 fn trail_problem(text: &str) -> Problem {
-    Problem { code: "audit".into(), text: format!("the audit trail: {text}") }
+    Problem::new(Code::Audit, format!("the audit trail: {text}"))
 }
 
 impl Locator for Served {
@@ -265,7 +266,7 @@ impl Locator for Served {
 }
 
 impl Handler for Served {
-    fn status(&self) -> VolumeStatus {
+    fn status(&self) -> Result<VolumeStatus, Problem> {
         let open = self.open.read();
         let found = self.look().map(|look| look.found());
         let mut last = self.last.lock();
@@ -273,13 +274,13 @@ impl Handler for Served {
             *last = report::report(open, &found.registry, &self.mountpoint, &found.concerns);
             last.watch = found.watching;
         }
-        last.clone()
+        Ok(last.clone())
     }
 
     fn sync(&self) -> Result<(), Problem> {
         let open = self.open.read();
         let Some(open) = open.as_ref() else { return Ok(()) };
-        open.fs().sync().map_err(|error| Problem { code: "sync".into(), text: format!("not durable: {error}") })
+        open.fs().sync().map_err(|error| Problem::new(Code::Sync, format!("not durable: {error}")))
     }
 
     fn audit(&self, after: u64) -> Result<Vec<String>, Problem> {
@@ -288,18 +289,13 @@ impl Handler for Served {
         records.into_iter().map(text).collect()
     }
 
-    fn seal(&self) -> Result<(String, String), Problem> {
-        self.trail(Audit::seal)
+    fn seal(&self) -> Result<SealedTrail, Problem> {
+        let (seal, signature) = self.trail(Audit::seal)?;
+        Ok(SealedTrail { seal, signature })
     }
 
-    fn resync(&self, replica: Option<&str>) -> ResyncAnswer {
-        match self.look() {
-            Some(look) => resync::resync(&look, self.uuid, replica),
-            None => ResyncAnswer {
-                problems: vec![NotReturned { code: "closing".into(), text: CLOSED.into(), advice: String::new() }],
-                exit: ExitCode::Failed as u8,
-                ..ResyncAnswer::default()
-            },
-        }
+    fn resync(&self, replica: Option<String>) -> Result<ResyncAnswer, Problem> {
+        let look = self.look().ok_or_else(|| Problem::new(Code::Closing, CLOSED))?;
+        resync::resync(&look, self.uuid, replica.as_deref())
     }
 }

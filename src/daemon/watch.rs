@@ -19,11 +19,13 @@ use parking_lot::{Condvar, Mutex};
 use super::devices;
 use super::request::Documents;
 use crate::audit::Audit;
-use crate::control::{Reason, WatchStatus};
+use crate::control::WatchStatus;
+
 use crate::limits::{DEVICE_TIMEOUT_S, SIGNATURES_MAX};
 use crate::os::events::{Events, Waker};
 use crate::probe::host::HostFacts;
 use crate::probe::sys::Kernel;
+use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry};
 use crate::volume::{Members, News};
 
@@ -59,7 +61,7 @@ pub(super) struct Found {
     /// The registry in force: the last one that verified.
     pub(super) registry: Arc<VerifiedRegistry>,
     /// Why the file is not the registry in force, when it is not.
-    pub(super) concerns: Vec<Reason>,
+    pub(super) concerns: Vec<Problem>,
     /// What tells the watch that it is time to look.
     pub(super) watching: WatchStatus,
 }
@@ -257,10 +259,10 @@ impl Look {
     }
 
     /// The registry that is in force from now on, and what is wrong with the file if it is another.
-    fn registry(&self, known: &Found, news: &mut News) -> (Arc<VerifiedRegistry>, Vec<Reason>) {
-        let (code, text) = match devices::load_registry(&self.documents) {
-            Ok(registry) if registry.version() < known.registry.version() => (
-                "registry-rolled-back".to_owned(),
+    fn registry(&self, known: &Found, news: &mut News) -> (Arc<VerifiedRegistry>, Vec<Problem>) {
+        let concern = match devices::load_registry(&self.documents) {
+            Ok(registry) if registry.version() < known.registry.version() => Problem::new(
+                Code::RegistryRolledBack,
                 format!(
                     "{} is of version {}, version {} is in force",
                     self.documents.registry.display(),
@@ -268,8 +270,8 @@ impl Look {
                     known.registry.version()
                 ),
             ),
-            Ok(registry) if !registry.is_trusted_by(&known.registry.anchors_digest()) => (
-                "registry-other".to_owned(),
+            Ok(registry) if !registry.is_trusted_by(&known.registry.anchors_digest()) => Problem::new(
+                Code::RegistryOther,
                 format!(
                     "{} is no longer what the volume was created with; the registry in force stays",
                     self.documents.trust.display()
@@ -281,12 +283,11 @@ impl Look {
                 }
                 return (Arc::new(registry), Vec::new());
             }
-            Err(failure) => (failure.reason, format!("{}; the registry in force stays", failure.text)),
+            Err(problem) => Problem { text: format!("{}; the registry in force stays", problem.text), ..problem },
         };
-        let concern = Reason { code, text };
         if !known.concerns.contains(&concern) {
-            log::error!("{} [{}]", concern.text, concern.code);
-            news.tell(Audit::registry_refused(&concern.code, &concern.text));
+            log::error!("{concern}");
+            news.tell(Audit::registry_refused(&concern));
         }
         (Arc::clone(&known.registry), vec![concern])
     }

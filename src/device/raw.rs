@@ -20,7 +20,8 @@ use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, che
 use crate::os::aio::{self, Context, Outcome, Pending, TOGETHER_MAX};
 use crate::os::{DevNo, ioctl};
 use crate::probe::sys::{Kernel, System};
-use crate::probe::{DeviceFacts, FactsError, Node, Problem, chain};
+use crate::probe::{DeviceFacts, Doubt, FactsError, Node, chain};
+use crate::problem::{Code, Problem};
 use crate::units::BLOCK_SIZE;
 
 /// Most slices of one vectored write (`UIO_MAXIOV`, linux/uio.h).
@@ -70,6 +71,20 @@ pub enum OpenError {
         /// The system's error.
         source: io::Error,
     },
+}
+
+impl From<OpenError> for Problem {
+    fn from(error: OpenError) -> Self {
+        let code = match &error {
+            OpenError::InUse { .. } => Code::DeviceInUse,
+            OpenError::NotBlockDevice { .. } => Code::DeviceKind,
+            OpenError::ReadOnly { .. } => Code::DeviceReadOnly,
+            OpenError::Geometry { .. } => Code::DeviceGeometry,
+            OpenError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::DeviceNotFound,
+            OpenError::Io { .. } => Code::DeviceOpen,
+        };
+        Self::new(code, error.to_string())
+    }
 }
 
 /// How to open a device.
@@ -199,7 +214,7 @@ impl RawDevice {
             Some("write back") => self.write_back.store(true, Ordering::SeqCst),
             now if self.write_back.load(Ordering::SeqCst) => {
                 let text = format!("queue/write_cache was \"write back\" and is {:?}", now.unwrap_or("nothing"));
-                root.problems.push(Problem::CacheNotFlushed(text));
+                root.problems.push(Doubt::CacheNotFlushed(text));
             }
             _ => {}
         }
@@ -402,7 +417,7 @@ impl IdentifiedDevice for RawDevice {
         let mut differ = |what: &str, sysfs: u64, device: u64| {
             if sysfs != device {
                 let detail = format!("{what} is {sysfs} by sysfs and {device} by the device");
-                root.problems.push(Problem::Unreadable(detail));
+                root.problems.push(Doubt::Unreadable(detail));
             }
         };
         differ("size", root.size_bytes, self.size);

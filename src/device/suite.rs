@@ -14,7 +14,7 @@ use super::raw::{Access, OpenError, RawDevice};
 use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Write};
 use crate::os::DevNo;
 use crate::probe::sys::Kernel;
-use crate::probe::{Problem, chain};
+use crate::probe::{Doubt, chain};
 use crate::registry::Transport;
 
 const SIZE: u64 = 4 << 20;
@@ -244,7 +244,7 @@ fn a_cache_that_is_no_longer_flushed_is_noticed_until_it_is_again() {
     set("write back");
     assert_eq!(problems(), []);
     set("write through");
-    assert!(matches!(problems()[..], [Problem::CacheNotFlushed(_)]));
+    assert!(matches!(problems()[..], [Doubt::CacheNotFlushed(_)]));
     set("write back");
     assert_eq!(problems(), []);
     // One that was never flushed has nothing to flush, as far as the kernel knows.

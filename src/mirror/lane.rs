@@ -12,7 +12,8 @@ use parking_lot::Mutex;
 use super::queue::{Job, Queue};
 use super::{Shared, State, fence};
 use crate::device::Write;
-use crate::policy::{ApprovedDevice, Reason, ReasonCode, WriteError};
+use crate::policy::{ApprovedDevice, WriteError};
+use crate::problem::{Code, Problem};
 
 /// How often the end of a thread is looked for.
 const POLL: Duration = Duration::from_millis(1);
@@ -60,7 +61,7 @@ impl Lane {
 /// What a replica is after a write or a flush that did not succeed, and why.
 pub(super) fn outcome(error: &WriteError) -> (State, String) {
     match error {
-        WriteError::Fenced { reason } if reason.code != ReasonCode::Fenced => (State::Refused, reason.to_string()),
+        WriteError::Fenced { reason } if reason.code != Code::Fenced => (State::Refused, reason.to_string()),
         WriteError::Fenced { .. } | WriteError::Device(_) => (State::Faulty, error.to_string()),
     }
 }
@@ -99,7 +100,7 @@ impl Worker {
         }
         let (state, reason) = outcome(error);
         inner.replicas[self.index].failed += u64::from(matches!(error, WriteError::Device(_)));
-        self.lane.device.fence(Reason::new(ReasonCode::Fenced, reason.as_str()));
+        self.lane.device.fence(Problem::new(Code::Fenced, reason.as_str()));
         fence(&mut inner, self.index, &self.lane.queue, state, &reason);
         self.shared.publish(&inner);
         drop(inner);

@@ -2,7 +2,8 @@
 use super::*;
 use crate::device::memory::MemoryDevice;
 use crate::mirror::State;
-use crate::policy::{Reason, ReasonCode, laboratory};
+use crate::policy::laboratory;
+use crate::problem::{Code, Problem};
 use crate::units::BlockAddr;
 
 const BLOCKS: u64 = 3000;
@@ -175,7 +176,7 @@ fn only_a_commit_that_can_be_fallen_back_from_is_provisional() {
     assert!(small() && small());
     // This one leaves when the commit is written: its root is published again, without it.
     let before = store.generation().0;
-    store.mirror().device(1).unwrap().fence(Reason::new(ReasonCode::Fenced, "revoked"));
+    store.mirror().device(1).unwrap().fence(Problem::new(Code::Fenced, "revoked"));
     assert!(!small(), "published again");
     assert_eq!((store.mirror().in_sync(), store.generation().0), (1, before + 2));
     assert!(small());

@@ -9,11 +9,12 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::entry::ApprovedEntry;
 use super::examine::examine_entry;
-use super::{Reason, ReasonCode, Verdict};
+use super::{Verdict, in_a_line};
 use crate::device::IdentifiedDevice;
 use crate::device::{self, AlignedBuf, Write};
 use crate::probe::host::HostFacts;
 use crate::probe::identity::{DeviceFacts, FactsError};
+use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry};
 use crate::units::meter::Meter;
 
@@ -27,6 +28,17 @@ pub struct Refused {
     pub verdict: Box<Verdict>,
 }
 
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        let Refused { device, verdict } = refused;
+        // Invariant: who is refused is so for a reason; were there none, nothing would have been approved either.
+        let code = verdict.reasons.first().map_or(Code::DeviceNotListed, |reason| reason.code);
+        let why = in_a_line(&verdict.reasons);
+        Self::new(code, format!("{device} is refused, and nothing was written to it: {why}"))
+            .advise(format!("The whole verdict: scelle device inspect {device}"))
+    }
+}
+
 fn shown(verdict: &Verdict) -> String {
     verdict.reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
@@ -38,7 +50,7 @@ pub enum WriteError {
     #[error("fenced: {reason}")]
     Fenced {
         /// Why.
-        reason: Reason,
+        reason: Problem,
     },
     /// The device failed.
     #[error(transparent)]
@@ -99,7 +111,7 @@ struct State {
     facts: Option<DeviceFacts>,
     /// On what host and day it was looked at.
     circumstances: (HostFacts, Date),
-    fence: Option<Reason>,
+    fence: Option<Problem>,
 }
 
 impl ApprovedDevice {
@@ -143,15 +155,15 @@ impl ApprovedDevice {
         let (mut verdict, entry, facts) = judge(&*self.device, registry, host, today);
         if registry.version() < self.registry_version() {
             let text = format!("registry version {} after {}", registry.version(), self.registry_version());
-            verdict.reasons.push(Reason::new(ReasonCode::RegistryRolledBack, text));
+            verdict.reasons.push(Problem::new(Code::RegistryRolledBack, text));
         }
         if registry.is_laboratory() != self.laboratory {
             let text = "a laboratory registry and a sovereign one cannot follow each other";
-            verdict.reasons.push(Reason::new(ReasonCode::RegistryKindChanged, text));
+            verdict.reasons.push(Problem::new(Code::RegistryKindChanged, text));
         }
         if entry.as_ref().is_some_and(|e| e.identity_digest != self.identity_digest) {
             let text = format!("{} is another device than the one that was approved", self.name());
-            verdict.reasons.push(Reason::new(ReasonCode::DeviceSwapped, text));
+            verdict.reasons.push(Problem::new(Code::DeviceSwapped, text));
         }
         verdict.approved = verdict.reasons.is_empty() && entry.is_some();
         let mut state = self.lock();
@@ -192,7 +204,7 @@ impl ApprovedDevice {
     }
 
     /// Closes the gate as a refusing [`recheck`](Self::recheck) does, when the facts cannot even be read in time.
-    pub fn refuse(&self, reason: Reason) {
+    pub fn refuse(&self, reason: Problem) {
         let mut state = self.lock();
         state.verdict = Verdict::refused(reason);
         self.gate.fetch_or(REFUSED, Ordering::SeqCst);
@@ -200,7 +212,7 @@ impl ApprovedDevice {
 
     /// Closes the gate for the volume's own reason, e.g. after an error: from now on every write and flush fails with
     /// it before touching the device. The first reason is kept.
-    pub fn fence(&self, reason: Reason) {
+    pub fn fence(&self, reason: Problem) {
         let mut state = self.lock();
         self.gate.fetch_or(FENCED, Ordering::SeqCst);
         state.fence.get_or_insert(reason);
@@ -214,7 +226,7 @@ impl ApprovedDevice {
     }
 
     /// Why the gate is closed, if it is. The policy's reason comes before the volume's.
-    pub fn fence_reason(&self) -> Option<Reason> {
+    pub fn fence_reason(&self) -> Option<Problem> {
         if self.gate.load(Ordering::SeqCst) == 0 { None } else { Some(self.closed_because()) }
     }
 
@@ -333,10 +345,10 @@ impl ApprovedDevice {
         }
     }
 
-    fn closed_because(&self) -> Reason {
+    fn closed_because(&self) -> Problem {
         let state = self.lock();
         let refused = state.verdict.reasons.first();
-        refused.or(state.fence.as_ref()).cloned().unwrap_or_else(|| Reason::new(ReasonCode::Fenced, "just fenced"))
+        refused.or(state.fence.as_ref()).cloned().unwrap_or_else(|| Problem::new(Code::Fenced, "just fenced"))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -410,10 +422,10 @@ fn judge(
         Ok(facts) => facts,
         Err(error) => {
             let code = match error {
-                FactsError::Changed { .. } => ReasonCode::DeviceChanged,
-                FactsError::Unreadable { .. } => ReasonCode::DeviceUnreadable,
+                FactsError::Changed { .. } => Code::DeviceChanged,
+                FactsError::Unreadable { .. } => Code::DeviceUnreadable,
             };
-            return (Verdict::refused(Reason::new(code, error.to_string())), None, None);
+            return (Verdict::refused(Problem::new(code, error.to_string())), None, None);
         }
     };
     let (verdict, entry) = examine_entry(registry, &facts, host, today);

@@ -1,12 +1,13 @@
 //! The rules.
 
-use super::{Reason, ReasonCode, RuleOutcome, Verdict};
+use super::{RuleOutcome, Verdict};
 use crate::probe::host::{HostFacts, Virtualization};
-use crate::probe::identity::{DeviceFacts, Node, Problem};
+use crate::probe::identity::{DeviceFacts, Doubt, Node};
 use crate::registry::{Date, DeviceEntry, Identity, IdentityField, Registry, Site, Transport, VerifiedRegistry};
 
 use super::entry::ApprovedEntry;
 use super::operators::{self, Recognised};
+use crate::problem::{Code, Problem};
 
 /// Filesystems that keep a file on the block device they are mounted from. Others keep it on several, elsewhere, or in a
 /// program.
@@ -40,7 +41,7 @@ pub(super) fn examine_entry<'r>(
     if leaves.len() != 1 {
         let one_site = entries.len() == leaves.len()
             && entries.first().is_some_and(|(first, _)| entries.iter().all(|(e, _)| e.site == first.site));
-        rules.check(one_site, ReasonCode::ChainLeavesDiffer, || {
+        rules.check(one_site, Code::ChainLeavesDiffer, || {
             let of_one_site = if one_site { ", of one site" } else { "" };
             format!("{} of {} leaves of the backing chain have an entry{of_one_site}", entries.len(), leaves.len())
         });
@@ -58,13 +59,13 @@ pub(super) fn examine_entry<'r>(
 }
 
 /// Examines the devices of a volume together: no device twice, enough of them, at enough sites. Pure.
-pub fn examine_set(registry: &VerifiedRegistry, entries: &[&ApprovedEntry]) -> Vec<Reason> {
+pub fn examine_set(registry: &VerifiedRegistry, entries: &[&ApprovedEntry]) -> Vec<Problem> {
     let mut reasons = Vec::new();
     for (i, entry) in entries.iter().enumerate() {
         if entries[..i].iter().any(|e| e.registry_id == entry.registry_id || e.identity_digest == entry.identity_digest)
         {
             let text = format!("{} would hold two replicas", entry.registry_id);
-            reasons.push(Reason::new(ReasonCode::DeviceUsedTwice, text));
+            reasons.push(Problem::new(Code::DeviceUsedTwice, text));
         }
     }
     let policy = registry.policy();
@@ -73,11 +74,11 @@ pub fn examine_set(registry: &VerifiedRegistry, entries: &[&ApprovedEntry]) -> V
     sites.dedup();
     if sites.len() < policy.min_sites as usize {
         let text = format!("the replicas are at {} site(s), the policy asks for {}", sites.len(), policy.min_sites);
-        reasons.push(Reason::new(ReasonCode::TooFewSites, text));
+        reasons.push(Problem::new(Code::TooFewSites, text));
     }
     if entries.len() < policy.min_replicas as usize {
         let text = format!("{} approved replica(s), the policy asks for {}", entries.len(), policy.min_replicas);
-        reasons.push(Reason::new(ReasonCode::TooFewReplicas, text));
+        reasons.push(Problem::new(Code::TooFewReplicas, text));
     }
     reasons
 }
@@ -86,25 +87,25 @@ pub fn examine_set(registry: &VerifiedRegistry, entries: &[&ApprovedEntry]) -> V
 #[derive(Default)]
 pub(super) struct Rules {
     pub(super) outcomes: Vec<RuleOutcome>,
-    pub(super) reasons: Vec<Reason>,
+    pub(super) reasons: Vec<Problem>,
 }
 
 impl Rules {
     /// Records the rule that gives `code` when it does not hold.
-    pub(super) fn check(&mut self, passed: bool, code: ReasonCode, text: impl FnOnce() -> String) {
+    pub(super) fn check(&mut self, passed: bool, code: Code, text: impl FnOnce() -> String) {
         let text = text();
         if !passed {
-            self.reasons.push(Reason::new(code, text.clone()));
+            self.reasons.push(Problem::new(code, text.clone()));
         }
-        self.outcomes.push(RuleOutcome { rule: code.rule(), passed, code: (!passed).then_some(code), text });
+        self.outcomes.push(RuleOutcome { rule: code.given_by(), passed, code: (!passed).then_some(code), text });
     }
 
     pub(super) fn registry(&mut self, registry: &Registry, today: Date) {
         let (issued, until) = (registry.issued, registry.valid_until);
-        self.check(issued <= today, ReasonCode::RegistryNotYetValid, || {
+        self.check(issued <= today, Code::RegistryNotYetValid, || {
             format!("registry version {} is valid from {issued}, today is {today}", registry.version)
         });
-        self.check(today <= until, ReasonCode::RegistryExpired, || {
+        self.check(today <= until, Code::RegistryExpired, || {
             format!("registry version {} is valid until {until}, today is {today}", registry.version)
         });
     }
@@ -114,9 +115,9 @@ impl Rules {
         let named = [&host.vendor, &host.product].into_iter().flatten().cloned().collect::<Vec<_>>().join(" ");
         let named = if named.is_empty() { "no firmware description".to_owned() } else { named };
         let (passed, code, what) = match host.virtualization {
-            Virtualization::Physical => (true, ReasonCode::HostVirtual, "a machine of its own"),
-            Virtualization::Virtual => (allowed, ReasonCode::HostVirtual, "a virtual machine"),
-            Virtualization::Unknown => (allowed, ReasonCode::HostUnknown, "of unknown kind"),
+            Virtualization::Physical => (true, Code::HostVirtual, "a machine of its own"),
+            Virtualization::Virtual => (allowed, Code::HostVirtual, "a virtual machine"),
+            Virtualization::Unknown => (allowed, Code::HostUnknown, "of unknown kind"),
         };
         self.check(passed, code, || {
             let evidence = if host.evidence.is_empty() { "" } else { ": " };
@@ -124,12 +125,12 @@ impl Rules {
             format!("the host is {what} ({named}){evidence}; the policy has virtual_hosts = {allowed}")
         });
         if let Some(found) = operators::of_host(host) {
-            self.operator("the host", &found, registry, ReasonCode::HostOperatorNotApproved);
+            self.operator("the host", &found, registry, Code::HostOperatorNotApproved);
         }
     }
 
     /// What an operator runs is refused unless the policy lists the operator; a laboratory says whose it is, and may.
-    fn operator(&mut self, what: &str, found: &Recognised, registry: &VerifiedRegistry, code: ReasonCode) {
+    fn operator(&mut self, what: &str, found: &Recognised, registry: &VerifiedRegistry, code: Code) {
         let passed = registry.is_laboratory() || found.is_listed(registry.policy());
         let said = match (passed, registry.is_laboratory()) {
             (true, true) => "a laboratory registry does not mind",
@@ -143,22 +144,22 @@ impl Rules {
     fn chain<'f>(&mut self, registry: &VerifiedRegistry, node: &'f Node, leaves: &mut Vec<&'f Node>) {
         for problem in &node.problems {
             let code = match problem {
-                Problem::Unreadable(_) => ReasonCode::ChainUnreadable,
-                Problem::TooDeep => ReasonCode::ChainTooDeep,
-                Problem::TooManyNodes => ReasonCode::ChainTooLarge,
-                Problem::Cycle => ReasonCode::ChainCycle,
-                Problem::Changed(_) => ReasonCode::DeviceChanged,
-                Problem::Silent(_) => ReasonCode::DeviceSilent,
-                Problem::Disagrees(_) => ReasonCode::DeviceDisagrees,
-                Problem::CacheNotFlushed(_) => ReasonCode::WriteCacheNotFlushed,
-                Problem::ChainDisagrees(_) => ReasonCode::ChainDisagrees,
-                Problem::Unstable(_) => ReasonCode::ChainUnstable,
-                Problem::Hidden(_) => ReasonCode::ChainHidden,
+                Doubt::Unreadable(_) => Code::ChainUnreadable,
+                Doubt::TooDeep => Code::ChainTooDeep,
+                Doubt::TooManyNodes => Code::ChainTooLarge,
+                Doubt::Cycle => Code::ChainCycle,
+                Doubt::Changed(_) => Code::DeviceChanged,
+                Doubt::Silent(_) => Code::DeviceSilent,
+                Doubt::Disagrees(_) => Code::DeviceDisagrees,
+                Doubt::CacheNotFlushed(_) => Code::WriteCacheNotFlushed,
+                Doubt::ChainDisagrees(_) => Code::ChainDisagrees,
+                Doubt::Unstable(_) => Code::ChainUnstable,
+                Doubt::Hidden(_) => Code::ChainHidden,
             };
             self.check(false, code, || format!("{}: {problem}", node.name));
         }
         if let Some(found) = operators::of_device(node) {
-            self.operator(&node.name, &found, registry, ReasonCode::DeviceOperatorNotApproved);
+            self.operator(&node.name, &found, registry, Code::DeviceOperatorNotApproved);
         }
         // Only a registry whose signed policy lists `loop` may approve a loop device, and for it the chain ends there.
         let laboratory_loop = node.transport == Transport::Loop
@@ -167,7 +168,7 @@ impl Rules {
         if let Some(file) = node.loop_file.as_ref().filter(|_| !laboratory_loop) {
             let kind = file.fs_type.as_deref().unwrap_or("a filesystem that the mount table does not show");
             let followed = file.fs_device.major != 0 && FOLLOWED_FILESYSTEMS.contains(&kind);
-            self.check(followed, ReasonCode::FilesystemNotAllowed, || {
+            self.check(followed, Code::FilesystemNotAllowed, || {
                 let end = if followed { "on the device below" } else { "and where its bytes go cannot be followed" };
                 format!("{} is a file on {kind} ({}), {end}", node.name, file.fs_device)
             });
@@ -178,9 +179,9 @@ impl Rules {
         }
         let (passed, code) = match node.transport {
             // A partition reaches its disk and nothing else.
-            Transport::Partition => (true, ReasonCode::ChainNodeNotAllowed),
-            Transport::Loop => (false, ReasonCode::TransportNotAllowed),
-            _ => (false, ReasonCode::ChainNodeNotAllowed),
+            Transport::Partition => (true, Code::ChainNodeNotAllowed),
+            Transport::Loop => (false, Code::TransportNotAllowed),
+            _ => (false, Code::ChainNodeNotAllowed),
         };
         self.check(passed, code, || match passed {
             true => format!("{} is a {} of what is below", node.name, node.transport),
@@ -199,13 +200,13 @@ impl Rules {
         let transport = leaf.transport;
         let listed = registry.policy().transports.contains(&transport);
         let unknown = matches!(transport, Transport::Unknown | Transport::Partition);
-        let code = if unknown { ReasonCode::TransportUnknown } else { ReasonCode::TransportNotAllowed };
+        let code = if unknown { Code::TransportUnknown } else { Code::TransportNotAllowed };
         self.check(listed && !unknown, code, || {
             let is = if listed { "lists it" } else { "does not list it" };
             format!("{} is reached by {}, the policy {is}", leaf.name, leaf.reached_by())
         });
         if let Some(file) = &leaf.loop_file {
-            self.check(file.offset == 0, ReasonCode::LoopOffset, || {
+            self.check(file.offset == 0, Code::LoopOffset, || {
                 format!("{} begins at byte {} of its file", leaf.name, file.offset)
             });
         }
@@ -214,9 +215,7 @@ impl Rules {
             registry.devices().iter().filter(|e| differences(&e.identity, &identity).is_empty()).collect();
         match matching[..] {
             [entry] => {
-                self.check(true, ReasonCode::DeviceNotListed, || {
-                    format!("{} is {} in the registry", leaf.name, entry.id)
-                });
+                self.check(true, Code::DeviceNotListed, || format!("{} is {} in the registry", leaf.name, entry.id));
                 Some(entry)
             }
             [] => {
@@ -225,7 +224,7 @@ impl Rules {
             }
             _ => {
                 let ids: Vec<&str> = matching.iter().map(|e| e.id.as_str()).collect();
-                self.check(false, ReasonCode::DeviceListedTwice, || {
+                self.check(false, Code::DeviceListedTwice, || {
                     format!("{} matches several entries: {}", leaf.name, ids.join(", "))
                 });
                 None
@@ -244,14 +243,14 @@ impl Rules {
         let closest =
             registry.devices().iter().filter(shares_a_name).min_by_key(|e| differences(&e.identity, identity).len());
         let Some(entry) = closest else {
-            self.check(false, ReasonCode::DeviceNotListed, || {
+            self.check(false, Code::DeviceNotListed, || {
                 format!("no entry of the registry has the identity of {}: {}", leaf.name, shown(identity))
             });
             return;
         };
         for difference in differences(&entry.identity, identity) {
             let (code, name) = match difference {
-                None => (ReasonCode::TransportMismatch, "transport"),
+                None => (Code::TransportMismatch, "transport"),
                 Some(field) => (mismatch_code(field), field.as_str()),
             };
             let value = |of: &Identity| match difference {
@@ -309,14 +308,14 @@ fn shown(identity: &Identity) -> String {
     text
 }
 
-fn mismatch_code(field: IdentityField) -> ReasonCode {
+fn mismatch_code(field: IdentityField) -> Code {
     match field {
-        IdentityField::Wwid => ReasonCode::WwidMismatch,
-        IdentityField::Serial => ReasonCode::SerialMismatch,
-        IdentityField::Model => ReasonCode::ModelMismatch,
-        IdentityField::Size => ReasonCode::SizeMismatch,
-        IdentityField::FsDevice => ReasonCode::FsDeviceMismatch,
-        IdentityField::Inode => ReasonCode::InodeMismatch,
-        IdentityField::Name => ReasonCode::NameMismatch,
+        IdentityField::Wwid => Code::WwidMismatch,
+        IdentityField::Serial => Code::SerialMismatch,
+        IdentityField::Model => Code::ModelMismatch,
+        IdentityField::Size => Code::SizeMismatch,
+        IdentityField::FsDevice => Code::FsDeviceMismatch,
+        IdentityField::Inode => Code::InodeMismatch,
+        IdentityField::Name => Code::NameMismatch,
     }
 }

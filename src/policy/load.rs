@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::limits;
 use crate::os::read_bounded;
+use crate::problem::{Code, Problem};
 use crate::registry::{self, SignatureFile, TrustAnchors, VerifiedRegistry};
 
 /// Where the registry is unless told otherwise.
@@ -32,6 +33,16 @@ pub enum LoadError {
         /// Why.
         source: registry::Error,
     },
+}
+
+impl From<LoadError> for Problem {
+    fn from(error: LoadError) -> Self {
+        let code = match &error {
+            LoadError::Io { .. } => Code::RegistryUnreadable,
+            LoadError::Registry { source, .. } => source.code(),
+        };
+        Self::new(code, format!("the registry is not accepted: {error}"))
+    }
 }
 
 /// The file of an officer's signature: `registry.toml.NAME.minisig` beside `registry.toml`.

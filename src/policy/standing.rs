@@ -1,8 +1,9 @@
 //! What the registry alone says of an entry, without looking at any device: its site, the predicates, and until when they
 //! hold.
 
+use super::RuleOutcome;
 use super::examine::Rules;
-use super::{Reason, ReasonCode, RuleOutcome};
+use crate::problem::{Code, Problem};
 use crate::registry::{Certification, Date, DeviceEntry, Policy, Registry, Site, Status, same_but_for_case};
 
 /// How long before its last day something is said to expire soon.
@@ -12,7 +13,7 @@ pub const EXPIRY_WARNING_DAYS: i64 = 30;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Why no device can be approved by it: empty when one can.
-    pub reasons: Vec<Reason>,
+    pub reasons: Vec<Problem>,
     /// Every rule that was looked at.
     pub rules: Vec<RuleOutcome>,
     /// The last day on which it holds if nothing is renewed, and what ends then.
@@ -72,20 +73,20 @@ fn of_site<'a>(policy: &'a Policy, site: &'a Site) -> impl Iterator<Item = Expir
 impl Rules {
     /// Examines an entry and its site.
     pub(super) fn entry<'r>(&mut self, registry: &'r Registry, entry: &DeviceEntry, today: Date) -> Option<&'r Site> {
-        self.check(entry.status == Status::Approved, ReasonCode::DeviceRevoked, || {
+        self.check(entry.status == Status::Approved, Code::DeviceRevoked, || {
             format!("the registry has {} as {}", entry.id, entry.status)
         });
         let site = registry.site(&entry.site);
-        self.check(site.is_some(), ReasonCode::SiteUnknown, || match site {
+        self.check(site.is_some(), Code::SiteUnknown, || match site {
             Some(site) => format!("{} is at {} ({})", entry.id, site.name, site.id),
             None => format!("{} is at {}, which the registry does not describe", entry.id, entry.site),
         });
         let site = site?;
-        self.check(site.inspected <= today, ReasonCode::InspectionInFuture, || {
+        self.check(site.inspected <= today, Code::InspectionInFuture, || {
             format!("site {} was inspected on {}, today is {today}", site.id, site.inspected)
         });
         let until = site.inspection_valid_until;
-        self.check(today <= until, ReasonCode::InspectionExpired, || {
+        self.check(today <= until, Code::InspectionExpired, || {
             format!("the inspection of site {} counts until {until}, today is {today}", site.id)
         });
         self.predicates(&registry.policy, site, today);
@@ -96,19 +97,23 @@ impl Rules {
     /// Owner, administrator, country, jurisdictions: independent of each other.
     fn predicates(&mut self, policy: &Policy, site: &Site, today: Date) {
         let named = [
-            (&site.owner, &policy.owners, ReasonCode::OwnerNotApproved),
-            (&site.administrator, &policy.administrators, ReasonCode::AdministratorNotApproved),
-            (&site.country, &policy.countries, ReasonCode::CountryNotApproved),
+            (&site.owner, &policy.owners, Code::OwnerNotApproved),
+            (&site.administrator, &policy.administrators, Code::AdministratorNotApproved),
+            (&site.country, &policy.countries, Code::CountryNotApproved),
         ];
         for (value, allowed, code) in named {
             let passed = allowed.contains(value);
             self.check(passed, code, || {
-                let mut text =
-                    format!("{} of site {} is {value}, the policy has {}", code.rule(), site.id, allowed.join(", "));
+                let mut text = format!(
+                    "{} of site {} is {value}, the policy has {}",
+                    code.given_by(),
+                    site.id,
+                    allowed.join(", ")
+                );
                 if let Some(near) = allowed.iter().find(|a| !passed && same_but_for_case(a, value)) {
                     text.push_str(&format!(" (not the same text as {near}: upper and lower case count)"));
                 }
-                if !passed && code != ReasonCode::CountryNotApproved {
+                if !passed && code != Code::CountryNotApproved {
                     text.push_str(&not_enough(policy, site, today));
                 }
                 text
@@ -117,7 +122,7 @@ impl Rules {
         let foreign: Vec<&str> =
             site.jurisdictions.iter().filter(|j| !policy.jurisdictions.contains(j)).map(String::as_str).collect();
         let lawful = foreign.is_empty() && !site.jurisdictions.is_empty();
-        self.check(lawful, ReasonCode::JurisdictionNotApproved, || {
+        self.check(lawful, Code::JurisdictionNotApproved, || {
             let (theirs, ours) = (site.jurisdictions.join(", "), policy.jurisdictions.join(", "));
             let mut text =
                 format!("the operator of site {} can be compelled by {theirs}, the policy has {ours}", site.id);
@@ -134,14 +139,14 @@ impl Rules {
         for name in &policy.certifications {
             match site.certifications.iter().find(|c| c.name == *name) {
                 Some(Certification { reference, valid_until, .. }) => {
-                    self.check(today <= *valid_until, ReasonCode::CertificationExpired, || {
+                    self.check(today <= *valid_until, Code::CertificationExpired, || {
                         format!(
                             "site {} is certified {name} ({reference}) until {valid_until}, today is {today}",
                             site.id
                         )
                     });
                 }
-                None => self.check(false, ReasonCode::CertificationMissing, || {
+                None => self.check(false, Code::CertificationMissing, || {
                     format!("the policy requires the certification {name}, site {} does not hold it", site.id)
                 }),
             }

@@ -16,6 +16,7 @@ use crate::device::memory::MemoryDevice;
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::probe::host::{HostFacts, Virtualization};
 use crate::probe::identity::{DeviceFacts, FactsError, Node};
+use crate::problem::{Code, Problem};
 use crate::registry::{Date, Registry, Status, Transport, VerifiedRegistry};
 
 const SIZE: u64 = 1 << 20;
@@ -53,20 +54,20 @@ fn registry_with(facts: &DeviceFacts, change: impl FnOnce(&mut Registry)) -> Ver
     laboratory::sign(&document).unwrap().verify().unwrap()
 }
 
-fn codes(verdict: &Verdict) -> Vec<ReasonCode> {
+fn codes(verdict: &Verdict) -> Vec<Code> {
     let mut codes: Vec<_> = verdict.reasons.iter().map(|r| r.code).collect();
     codes.dedup();
     codes
 }
 
 #[track_caller]
-fn refused(change: impl FnOnce(&mut Registry), code: ReasonCode) {
+fn refused(change: impl FnOnce(&mut Registry), code: Code) {
     let verdict = examine(&registry_with(&nvme(), change), &nvme(), &physical(), today());
     assert_eq!((verdict.approved, codes(&verdict)), (false, vec![code]), "{:?}", verdict.reasons);
 }
 
 #[track_caller]
-fn device_refused(change: impl FnOnce(&mut Node), expected: &[ReasonCode]) {
+fn device_refused(change: impl FnOnce(&mut Node), expected: &[Code]) {
     let mut facts = nvme();
     change(&mut facts.root);
     let verdict = examine(&registry_with(&nvme(), |_| ()), &facts, &physical(), today());
@@ -83,7 +84,7 @@ fn a_listed_device_is_approved_with_every_rule_shown() {
 
 #[test]
 fn every_predicate_refuses_alone() {
-    use ReasonCode::*;
+    use Code::*;
     refused(|r| r.valid_until = day("2026-11-20"), RegistryExpired);
     refused(|r| r.issued = day("2026-11-22"), RegistryNotYetValid);
     refused(|r| r.devices.clear(), DeviceNotListed);
@@ -114,7 +115,7 @@ fn validity_includes_its_first_and_last_day() {
 
 #[test]
 fn every_field_of_the_identity_must_match() {
-    use ReasonCode::*;
+    use Code::*;
     device_refused(|n| n.wwid = Some("eui.0".into()), &[WwidMismatch]);
     device_refused(|n| n.serial = Some("S4EWNX0R512346".into()), &[SerialMismatch]);
     device_refused(|n| n.serial = None, &[SerialMismatch]);
@@ -128,27 +129,25 @@ fn every_field_of_the_identity_must_match() {
 
 #[test]
 fn what_could_not_be_read_refuses() {
-    use crate::probe::identity::Problem;
-    use ReasonCode::*;
-    device_refused(|n| n.problems.push(Problem::Unreadable("x".into())), &[ChainUnreadable]);
-    device_refused(|n| n.problems.push(Problem::Cycle), &[ChainCycle]);
-    device_refused(|n| n.problems.push(Problem::TooDeep), &[ChainTooDeep]);
-    device_refused(|n| n.problems.push(Problem::TooManyNodes), &[ChainTooLarge]);
-    device_refused(|n| n.problems.push(Problem::Changed("x".into())), &[DeviceChanged]);
-    device_refused(|n| n.problems.push(Problem::Silent("x".into())), &[DeviceSilent]);
-    device_refused(|n| n.problems.push(Problem::Disagrees("x".into())), &[DeviceDisagrees]);
-    device_refused(|n| n.problems.push(Problem::CacheNotFlushed("x".into())), &[WriteCacheNotFlushed]);
-    device_refused(|n| n.problems.push(Problem::ChainDisagrees("x".into())), &[ChainDisagrees]);
-    device_refused(|n| n.problems.push(Problem::Unstable("x".into())), &[ChainUnstable]);
-    device_refused(|n| n.problems.push(Problem::Hidden("x".into())), &[ChainHidden]);
+    use crate::probe::identity::Doubt;
+    use Code::*;
+    device_refused(|n| n.problems.push(Doubt::Unreadable("x".into())), &[ChainUnreadable]);
+    device_refused(|n| n.problems.push(Doubt::Cycle), &[ChainCycle]);
+    device_refused(|n| n.problems.push(Doubt::TooDeep), &[ChainTooDeep]);
+    device_refused(|n| n.problems.push(Doubt::TooManyNodes), &[ChainTooLarge]);
+    device_refused(|n| n.problems.push(Doubt::Changed("x".into())), &[DeviceChanged]);
+    device_refused(|n| n.problems.push(Doubt::Silent("x".into())), &[DeviceSilent]);
+    device_refused(|n| n.problems.push(Doubt::Disagrees("x".into())), &[DeviceDisagrees]);
+    device_refused(|n| n.problems.push(Doubt::CacheNotFlushed("x".into())), &[WriteCacheNotFlushed]);
+    device_refused(|n| n.problems.push(Doubt::ChainDisagrees("x".into())), &[ChainDisagrees]);
+    device_refused(|n| n.problems.push(Doubt::Unstable("x".into())), &[ChainUnstable]);
+    device_refused(|n| n.problems.push(Doubt::Hidden("x".into())), &[ChainHidden]);
 }
 
 #[test]
 fn hosts_that_are_virtual_or_silent_are_refused_unless_allowed() {
     let (strict, lax) = (registry_with(&nvme(), |_| ()), registry_with(&nvme(), |r| r.policy.virtual_hosts = true));
-    for (kind, code) in
-        [(Virtualization::Virtual, ReasonCode::HostVirtual), (Virtualization::Unknown, ReasonCode::HostUnknown)]
-    {
+    for (kind, code) in [(Virtualization::Virtual, Code::HostVirtual), (Virtualization::Unknown, Code::HostUnknown)] {
         assert_eq!(codes(&examine(&strict, &nvme(), &host(kind), today())), [code]);
         assert!(examine(&lax, &nvme(), &host(kind), today()).approved);
     }
@@ -163,15 +162,12 @@ fn every_node_and_leaf_of_a_chain_counts() {
         examine(&registry, &DeviceFacts { root }, &physical(), today())
     };
     assert!(above(Transport::Partition, vec![nvme().root]).approved);
-    assert_eq!(
-        codes(&above(Transport::Partition, vec![])),
-        [ReasonCode::TransportUnknown, ReasonCode::DeviceNotListed]
-    );
-    assert_eq!(codes(&above(Transport::Dm, vec![nvme().root])), [ReasonCode::ChainNodeNotAllowed]);
+    assert_eq!(codes(&above(Transport::Partition, vec![])), [Code::TransportUnknown, Code::DeviceNotListed]);
+    assert_eq!(codes(&above(Transport::Dm, vec![nvme().root])), [Code::ChainNodeNotAllowed]);
     let stranger = Node::bare("nbd0", Transport::Nbd);
     let mixed = above(Transport::Md, vec![nvme().root, stranger]);
-    assert!(!mixed.approved && mixed.has(ReasonCode::ChainNodeNotAllowed));
-    assert!(mixed.has(ReasonCode::TransportNotAllowed) && mixed.has(ReasonCode::ChainLeavesDiffer));
+    assert!(!mixed.approved && mixed.has(Code::ChainNodeNotAllowed));
+    assert!(mixed.has(Code::TransportNotAllowed) && mixed.has(Code::ChainLeavesDiffer));
 }
 
 fn loop_facts() -> DeviceFacts {
@@ -199,22 +195,24 @@ fn a_loop_device_is_approved_by_a_laboratory_registry_only() {
         change(&mut facts.root);
         codes(&examine(&registry, &facts, &physical(), today()))
     };
-    assert_eq!(changed(&|n| n.loop_file.as_mut().unwrap().inode = 78), [ReasonCode::DeviceNotListed]);
-    assert_eq!(changed(&|n| n.loop_file.as_mut().unwrap().fs_device.minor = 1), [ReasonCode::FsDeviceMismatch]);
-    assert_eq!(changed(&|n| n.loop_file.as_mut().unwrap().offset = 512), [ReasonCode::LoopOffset]);
-    assert_eq!(changed(&|n| n.size_bytes += 512), [ReasonCode::SizeMismatch]);
+    assert_eq!(changed(&|n| n.loop_file.as_mut().unwrap().inode = 78), [Code::DeviceNotListed]);
+    assert_eq!(changed(&|n| n.loop_file.as_mut().unwrap().fs_device.minor = 1), [Code::FsDeviceMismatch]);
+    assert_eq!(changed(&|n| n.loop_file.as_mut().unwrap().offset = 512), [Code::LoopOffset]);
+    assert_eq!(changed(&|n| n.size_bytes += 512), [Code::SizeMismatch]);
     // Bound to a block device, or not bound: no file to recognise it by.
-    assert!(changed(&|n| n.loop_file = None).contains(&ReasonCode::TransportNotAllowed));
+    assert!(changed(&|n| n.loop_file = None).contains(&Code::TransportNotAllowed));
     let sovereign = registry_with(&nvme(), |_| ());
     let verdict = examine(&sovereign, &loop_facts(), &physical(), today());
-    assert!(!verdict.approved && verdict.has(ReasonCode::TransportNotAllowed));
+    assert!(!verdict.approved && verdict.has(Code::TransportNotAllowed));
 }
 
 #[test]
 fn reason_codes_are_stable() {
-    assert_eq!(ReasonCode::DeviceNotListed.to_string(), "device-not-listed");
-    let reason = Reason::new(ReasonCode::RegistryExpired, "old");
-    assert_eq!(serde_json::to_string(&reason).unwrap(), r#"{"code":"registry-expired","text":"old"}"#);
+    assert_eq!(Code::DeviceNotListed.to_string(), "device-not-listed");
+    let reason = Problem::new(Code::RegistryExpired, "old");
+    let advice = Code::RegistryExpired.remedy();
+    let expected = format!(r#"{{"code":"registry-expired","text":"old","advice":"{advice}"}}"#);
+    assert_eq!(serde_json::to_string(&reason).unwrap(), expected);
 }
 
 fn memory_registry(devices: &[(&str, &dyn IdentifiedDevice)], version: u64) -> VerifiedRegistry {
@@ -235,7 +233,7 @@ fn a_refused_device_is_not_touched() {
     let faulty = Arc::new(FaultyDevice::new(b));
     let registry = memory_registry(&[("a", &*a)], 1);
     let error = ApprovedDevice::approve(faulty.clone(), &registry, &physical(), today()).unwrap_err();
-    assert_eq!(codes(&error.verdict), [ReasonCode::DeviceNotListed]);
+    assert_eq!(codes(&error.verdict), [Code::DeviceNotListed]);
     assert!(error.to_string().contains("[device-not-listed]"), "{error}");
     assert_eq!(faulty.counts(), Default::default());
 }
@@ -253,15 +251,15 @@ fn the_gate_closes_before_the_next_write() {
 
     // Expired; rolled back; unplugged: each closes the gate, and the next approval opens it.
     let older = memory_registry(&[("a", &*faulty)], 1);
-    let refusals: [(&dyn Fn() -> Verdict, ReasonCode); 3] = [
-        (&|| device.recheck(&registry, &physical(), day("2027-01-01")), ReasonCode::RegistryExpired),
-        (&|| device.recheck(&older, &physical(), today()), ReasonCode::RegistryRolledBack),
+    let refusals: [(&dyn Fn() -> Verdict, Code); 3] = [
+        (&|| device.recheck(&registry, &physical(), day("2027-01-01")), Code::RegistryExpired),
+        (&|| device.recheck(&older, &physical(), today()), Code::RegistryRolledBack),
         (
             &|| {
                 faulty.unplug();
                 device.recheck(&registry, &physical(), today())
             },
-            ReasonCode::DeviceUnreadable,
+            Code::DeviceUnreadable,
         ),
     ];
     for (refuse, code) in refusals {
@@ -278,7 +276,7 @@ fn the_gate_closes_before_the_next_write() {
     device.read_at(0, &mut AlignedBuf::zeroed(4096)).unwrap();
 
     // The volume's own fence stays over an approving recheck.
-    device.fence(Reason::new(ReasonCode::Fenced, "it failed"));
+    device.fence(Problem::new(Code::Fenced, "it failed"));
     assert!(device.recheck(&registry, &physical(), today()).approved);
     assert!(matches!(write(&device), Err(WriteError::Fenced { reason }) if reason.text == "it failed"));
     device.lift_fence();
@@ -332,7 +330,7 @@ fn another_approved_device_in_its_place_is_refused() {
         let pair = &mut *swapped.0.lock();
         std::mem::swap(&mut pair.0, &mut pair.1);
     }
-    assert_eq!(codes(&device.recheck(&registry, &physical(), today())), [ReasonCode::DeviceSwapped]);
+    assert_eq!(codes(&device.recheck(&registry, &physical(), today())), [Code::DeviceSwapped]);
     assert!(write(&device).is_err());
 }
 
@@ -352,7 +350,7 @@ fn after_the_fence_no_write_lands() {
             });
         }
         for _ in 0..200 {
-            device.fence(Reason::new(ReasonCode::Fenced, "test"));
+            device.fence(Problem::new(Code::Fenced, "test"));
             while device.writes_in_flight() > 0 {
                 std::thread::yield_now();
             }
@@ -382,13 +380,13 @@ fn a_volume_needs_distinct_devices_at_enough_sites() {
         };
         (approve(&a), approve(&b), registry)
     };
-    let found = |registry: &VerifiedRegistry, set: &[&ApprovedEntry]| -> Vec<ReasonCode> {
+    let found = |registry: &VerifiedRegistry, set: &[&ApprovedEntry]| -> Vec<Code> {
         examine_set(registry, set).into_iter().map(|r| r.code).collect()
     };
     let (x, y, registry) = entries(&document);
-    assert_eq!(found(&registry, &[&x, &y]), [ReasonCode::TooFewSites]);
-    assert_eq!(found(&registry, &[&x]), [ReasonCode::TooFewSites, ReasonCode::TooFewReplicas]);
-    assert_eq!(found(&registry, &[&x, &x]), [ReasonCode::DeviceUsedTwice, ReasonCode::TooFewSites]);
+    assert_eq!(found(&registry, &[&x, &y]), [Code::TooFewSites]);
+    assert_eq!(found(&registry, &[&x]), [Code::TooFewSites, Code::TooFewReplicas]);
+    assert_eq!(found(&registry, &[&x, &x]), [Code::DeviceUsedTwice, Code::TooFewSites]);
     document.devices[1].site = "second".into();
     let (x, y, registry) = entries(&document);
     assert_eq!(found(&registry, &[&x, &y]), []);

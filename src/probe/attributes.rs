@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::identity::Problem;
+use super::identity::Doubt;
 use super::live;
 use super::sys::System;
 use crate::limits;
@@ -13,7 +13,7 @@ pub(super) struct Reader<'a> {
     system: &'a dyn System,
     dir: &'a Path,
     /// What could not be read.
-    pub(super) problems: Vec<Problem>,
+    pub(super) problems: Vec<Doubt>,
 }
 
 impl<'a> Reader<'a> {
@@ -106,11 +106,11 @@ impl<'a> Reader<'a> {
     }
 
     fn unusable(&mut self, name: &str, what: &str) {
-        self.problems.push(Problem::Unreadable(format!("{}/{name} {what}", self.dir.display())));
+        self.problems.push(Doubt::Unreadable(format!("{}/{name} {what}", self.dir.display())));
     }
 }
 
 /// The problem of a path that cannot be read.
-pub(super) fn unreadable(path: &Path, error: &io::Error) -> Problem {
-    Problem::Unreadable(format!("{}: {error}", path.display()))
+pub(super) fn unreadable(path: &Path, error: &io::Error) -> Doubt {
+    Doubt::Unreadable(format!("{}: {error}", path.display()))
 }

@@ -21,7 +21,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use super::attributes::{Reader, unreadable};
-use super::identity::{LoopFile, Node, Problem};
+use super::identity::{Doubt, LoopFile, Node};
 use super::sys::{System, Target};
 use super::{live, mounts, transport};
 use crate::limits;
@@ -55,11 +55,11 @@ impl Walk<'_> {
     fn node(&mut self, dev: DevNo) -> Node {
         self.nodes += 1;
         let blocked = if self.path.contains(&dev) {
-            Some(Problem::Cycle)
+            Some(Doubt::Cycle)
         } else if self.path.len() >= limits::CHAIN_DEPTH_MAX {
-            Some(Problem::TooDeep)
+            Some(Doubt::TooDeep)
         } else if self.nodes > limits::CHAIN_NODES_MAX {
-            Some(Problem::TooManyNodes)
+            Some(Doubt::TooManyNodes)
         } else {
             None
         };
@@ -86,7 +86,7 @@ impl Walk<'_> {
         }
         let mut reader = Reader::new(self.system, dir);
         if reader.text("dev").and_then(|t| DevNo::parse(&t)) != Some(dev) {
-            reader.problems.push(Problem::Unreadable(format!("{} is not the directory of {dev}", dir.display())));
+            reader.problems.push(Doubt::Unreadable(format!("{} is not the directory of {dev}", dir.display())));
         }
         let partition = reader.text("partition").is_some();
         // A partition has none of its own.
@@ -117,7 +117,7 @@ impl Walk<'_> {
             && after != Some(before)
         {
             let after = after.map_or("none".to_owned(), |n| n.to_string());
-            reader.problems.push(Problem::Changed(format!("disk sequence number {before} became {after}")));
+            reader.problems.push(Doubt::Changed(format!("disk sequence number {before} became {after}")));
         }
         node.problems.append(&mut reader.problems);
     }
@@ -138,7 +138,7 @@ impl Walk<'_> {
         let mut reader = Reader::new(self.system, dir);
         match reader.text("dev").and_then(|t| DevNo::parse(&t)) {
             Some(dev) => self.add_child(node, dev),
-            None => node.problems.push(Problem::Unreadable(format!("{}/dev", dir.display()))),
+            None => node.problems.push(Doubt::Unreadable(format!("{}/dev", dir.display()))),
         }
         node.problems.append(&mut reader.problems);
     }
@@ -148,8 +148,8 @@ impl Walk<'_> {
         if self.nodes <= limits::CHAIN_NODES_MAX {
             let child = self.node(dev);
             node.children.push(child);
-        } else if node.problems.last() != Some(&Problem::TooManyNodes) {
-            node.problems.push(Problem::TooManyNodes);
+        } else if node.problems.last() != Some(&Doubt::TooManyNodes) {
+            node.problems.push(Doubt::TooManyNodes);
         }
     }
 
@@ -161,7 +161,7 @@ impl Walk<'_> {
             Transport::Dm => self.examine_dm(node, dev),
             Transport::Md => examine_md(node, &mut reader, slaves),
             Transport::Bcache => details(node, &mut reader, &["bcache/state", "bcache/cache_mode"]),
-            Transport::Drbd => node.problems.push(Problem::Hidden("its peer is another host's device".into())),
+            Transport::Drbd => node.problems.push(Doubt::Hidden("its peer is another host's device".into())),
             _ => {}
         }
         node.problems.append(&mut reader.problems);
@@ -171,30 +171,29 @@ impl Walk<'_> {
         let table = match self.system.dm_table(dev) {
             Ok(table) => table,
             Err(e) => {
-                node.problems.push(Problem::Unreadable(format!("table of the device mapper: {e}")));
+                node.problems.push(Doubt::Unreadable(format!("table of the device mapper: {e}")));
                 return;
             }
         };
         node.details.push(format!("targets {}", table.targets.join(" ")));
         for target in table.targets.iter().filter(|t| !DM_TARGETS.contains(&t.as_str())) {
-            node.problems
-                .push(Problem::Hidden(format!("a target of its table is {target:?}, which maps to no device")));
+            node.problems.push(Doubt::Hidden(format!("a target of its table is {target:?}, which maps to no device")));
         }
         if table.suspended {
-            node.problems.push(Problem::Unstable("it is suspended".into()));
+            node.problems.push(Doubt::Unstable("it is suspended".into()));
         }
         if !table.active || table.inactive {
             let which = if table.active { "a second table waits to be used" } else { "no table is in use" };
-            node.problems.push(Problem::Unstable(which.into()));
+            node.problems.push(Doubt::Unstable(which.into()));
         }
         let shown: Vec<DevNo> = node.children.iter().filter_map(|child| child.dev).collect();
         for below in shown.iter().filter(|below| !table.devices.contains(below)) {
             let text = format!("sysfs shows {below}, which its table does not use");
-            node.problems.push(Problem::ChainDisagrees(text));
+            node.problems.push(Doubt::ChainDisagrees(text));
         }
         for &below in table.devices.iter().filter(|below| !shown.contains(below)) {
             let text = format!("its table uses {below}, which sysfs does not show");
-            node.problems.push(Problem::ChainDisagrees(text));
+            node.problems.push(Doubt::ChainDisagrees(text));
             self.add_child(node, below);
         }
     }
@@ -281,7 +280,7 @@ impl Walk<'_> {
         for (who, answer) in answers {
             match answer {
                 Ok(answer) => problems.append(&mut live::compare(node, &answer, &who)),
-                Err(e) => problems.push(Problem::Silent(format!("{by}: {who}: {e}"))),
+                Err(e) => problems.push(Doubt::Silent(format!("{by}: {who}: {e}"))),
             }
         }
         node.confirmed_by = problems.is_empty().then_some(by);
@@ -314,7 +313,7 @@ impl Walk<'_> {
         let status = match self.system.loop_status(&Target { name: &node.name, dev, open }) {
             Ok(status) => status,
             Err(e) => {
-                node.problems.push(Problem::Unreadable(format!("status of the loop device: {e}")));
+                node.problems.push(Doubt::Unreadable(format!("status of the loop device: {e}")));
                 return;
             }
         };
@@ -326,7 +325,7 @@ impl Walk<'_> {
         let fs_type = match mounts::read(self.system) {
             Ok(mounts) => mounts::filesystem_type(&mounts, status.fs_device, hint.as_deref().map(Path::new)),
             Err(e) => {
-                node.problems.push(Problem::Unreadable(format!("/proc/self/mountinfo: {e}")));
+                node.problems.push(Doubt::Unreadable(format!("/proc/self/mountinfo: {e}")));
                 None
             }
         };
@@ -377,10 +376,10 @@ fn examine_md(node: &mut Node, reader: &mut Reader<'_>, slaves: &[String]) {
     let only_in = |these: &[String], those: &[String]| these.iter().find(|name| !those.contains(name)).cloned();
     for member in [only_in(&members, slaves), only_in(slaves, &members)].into_iter().flatten() {
         let text = format!("its driver and sysfs do not both show {member}");
-        node.problems.push(Problem::ChainDisagrees(text));
+        node.problems.push(Doubt::ChainDisagrees(text));
     }
     if reader.text("md/bitmap/location").as_deref() == Some("file") {
-        node.problems.push(Problem::Hidden("its bitmap is a file".into()));
+        node.problems.push(Doubt::Hidden("its bitmap is a file".into()));
     }
 }
 

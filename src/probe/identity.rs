@@ -38,7 +38,7 @@ pub struct Controller {
 /// What could not be learnt about a node, or does not fit. Each is a reason to refuse it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", content = "detail", rename_all = "kebab-case")]
-pub enum Problem {
+pub enum Doubt {
     /// An attribute or ioctl failed, or gave what makes no sense.
     Unreadable(String),
     /// The chain goes deeper than is followed.
@@ -63,7 +63,7 @@ pub enum Problem {
     CacheNotFlushed(String),
 }
 
-impl std::fmt::Display for Problem {
+impl std::fmt::Display for Doubt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unreadable(what) => write!(f, "cannot be read: {what}"),
@@ -131,7 +131,7 @@ pub struct Node {
     /// The file, for a loop device.
     pub loop_file: Option<LoopFile>,
     /// What could not be learnt or does not fit.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<Doubt>,
     /// The devices below.
     pub children: Vec<Node>,
 }

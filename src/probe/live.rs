@@ -25,7 +25,7 @@
 //! Sources: NVM Express base specification 2.0, 5.17; SPC-4, 6.6 and 7.8; SBC-3, 6.5.5; ACS-3, 7.12.7;
 //! drivers/nvme/host/sysfs.c and drivers/scsi/scsi_lib.c for how the kernel writes a `wwid`.
 
-use super::identity::{Node, Problem};
+use super::identity::{Doubt, Node};
 use crate::os::ioctl::{NvmeAnswers, ScsiAnswers};
 use crate::registry::hex;
 
@@ -200,12 +200,12 @@ fn ata(answer: &mut Answer, identify: &[u8]) -> Result<(), String> {
 }
 
 /// In what the answers of `who`, in words, differ from what sysfs shows of the node.
-pub fn compare(node: &Node, answer: &Answer, who: &str) -> Vec<Problem> {
-    let mut problems: Vec<Problem> = answer.contradictions.iter().cloned().map(Problem::Disagrees).collect();
+pub fn compare(node: &Node, answer: &Answer, who: &str) -> Vec<Doubt> {
+    let mut problems: Vec<Doubt> = answer.contradictions.iter().cloned().map(Doubt::Disagrees).collect();
     let mut differ = |what: &str, sysfs: Option<&str>, device: &str| {
         if sysfs.unwrap_or_default() != device {
             let sysfs = sysfs.unwrap_or("nothing");
-            problems.push(Problem::Disagrees(format!("{what} is {sysfs} by sysfs and {device:?} by {who}")));
+            problems.push(Doubt::Disagrees(format!("{what} is {sysfs} by sysfs and {device:?} by {who}")));
         }
     };
     if let Some(vendor) = &answer.vendor {
@@ -219,12 +219,12 @@ pub fn compare(node: &Node, answer: &Answer, who: &str) -> Vec<Problem> {
     if !node.wwid.as_ref().is_some_and(|wwid| answer.wwids.contains(wwid)) {
         let sysfs = node.wwid.as_deref().unwrap_or("nothing");
         let device = answer.wwids.join(" ");
-        problems.push(Problem::Disagrees(format!("identifier is {sysfs} by sysfs and one of {device:?} by {who}")));
+        problems.push(Doubt::Disagrees(format!("identifier is {sysfs} by sysfs and one of {device:?} by {who}")));
     }
     if answer.volatile_cache == Some(true) && node.write_cache.as_deref() != Some("write back") {
         let mode = node.write_cache.as_deref().unwrap_or("nothing");
         let text = format!("by {who} its cache is on, and queue/write_cache says {mode:?}");
-        problems.push(Problem::CacheNotFlushed(text));
+        problems.push(Doubt::CacheNotFlushed(text));
     }
     problems
 }

@@ -10,7 +10,8 @@ use crate::device::BlockDevice;
 use crate::label::{self, Header, Root};
 use crate::mirror;
 use crate::pages::provisional::Proof;
-use crate::policy::{ApprovedDevice, Reason, ReasonCode};
+use crate::policy::ApprovedDevice;
+use crate::problem::{Code, Problem};
 use crate::registry::VerifiedRegistry;
 use crate::units::Uuid;
 
@@ -93,23 +94,23 @@ impl Assembled {
     /// The registry must be of the volume's kind, verified with the pinned anchors or with those that their officers have
     /// put in their place, and not older than what the volume has seen.
     pub(super) fn check_registry(&self, registry: &VerifiedRegistry, root: &Root) -> Result<(), Error> {
-        let refuse = |code, text: String| Err(Error::Registry(vec![Reason::new(code, text)]));
+        let refuse = |code, text: String| Err(Error::Registry(vec![Problem::new(code, text)]));
         if !registry.is_trusted_by(&root.trust_in_force(self.header.trust_digest)) {
             let text = "the trust anchors are neither those pinned in the volume nor have the officers pinned there put \
                         them in their place: another officer's key, another threshold, or an older trust.toml";
-            return refuse(ReasonCode::RegistryOther, text.to_owned());
+            return refuse(Code::RegistryOther, text.to_owned());
         }
         if registry.is_laboratory() == self.header.sovereign {
             let text = match self.header.sovereign {
                 true => "the volume is sovereign: it cannot be mounted with a laboratory registry",
                 false => "the volume was made with a laboratory registry: it cannot be mounted with another kind",
             };
-            return refuse(ReasonCode::RegistryKindChanged, text.to_owned());
+            return refuse(Code::RegistryKindChanged, text.to_owned());
         }
         if registry.version() < root.registry_version {
             let text =
                 format!("registry version {}, the volume has seen {}", registry.version(), root.registry_version);
-            return refuse(ReasonCode::RegistryRolledBack, text);
+            return refuse(Code::RegistryRolledBack, text);
         }
         Ok(())
     }

@@ -1,30 +1,10 @@
 //! Why a volume could not be created, opened, checked or changed.
 
 use crate::limits::REPLICAS_MAX;
-use crate::policy::{Reason, Refused, in_a_line};
+use crate::policy::{Refused, in_a_line};
+use crate::problem::{Code, Problem};
 use crate::units::{Generation, Uuid};
 use crate::{audit, crypto, fs, label, pages};
-
-/// What kind of failure, for exit codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorKind {
-    /// The caller asked for something that makes no sense.
-    Usage,
-    /// The policy, the registry or the trust anchors forbid it.
-    Refused,
-    /// No key slot opens with this secret.
-    WrongKey,
-    /// What was read is not what was written.
-    Integrity,
-    /// Somebody else uses it.
-    Busy,
-    /// Not a volume that this program can open.
-    NotAVolume,
-    /// Replicas are missing and `degraded` was not asked for.
-    Degraded,
-    /// A device or the system failed.
-    Io,
-}
 
 /// Why a volume could not be created, opened or checked.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +18,7 @@ pub enum Error {
         source: label::Error,
     },
     /// A device that something else is stored on.
-    #[error(
-        "{device} already holds {content}; nothing was written. If it is no longer needed, erase its signature first (wipefs --all {device})"
-    )]
+    #[error("{device} already holds {content}; nothing was written")]
     NotEmpty {
         /// The device.
         device: String,
@@ -54,7 +32,7 @@ pub enum Error {
         found: usize,
     },
     /// Two names of the same device.
-    #[error("{first} and {second} are the same replica: give each device once")]
+    #[error("{first} and {second} are the same replica")]
     SameDevice {
         /// One name.
         first: String,
@@ -62,9 +40,7 @@ pub enum Error {
         second: String,
     },
     /// Devices of different volumes.
-    #[error(
-        "{first} belongs to volume {first_volume}, {second} to volume {second_volume}: give the devices of one volume"
-    )]
+    #[error("{first} belongs to volume {first_volume}, {second} to volume {second_volume}")]
     MixedVolumes {
         /// One device.
         first: String,
@@ -88,9 +64,9 @@ pub enum Error {
     Device(#[from] Refused),
     /// The registry does not fit the volume, or the policy refuses its devices together: every reason.
     #[error("{}", in_a_line(.0))]
-    Registry(Vec<Reason>),
+    Registry(Vec<Problem>),
     /// Replicas of the newest root are absent.
-    #[error("volume {volume} is incomplete: {absent}. Attach what is missing, or accept fewer copies with -o degraded")]
+    #[error("volume {volume} is incomplete: {absent}")]
     Incomplete {
         /// The volume.
         volume: Uuid,
@@ -98,14 +74,14 @@ pub enum Error {
         absent: String,
     },
     /// Replicas that each went on without the other.
-    #[error("two diverged histories: {0}. Decide which one is right and mount only its devices")]
+    #[error("two diverged histories: {0}")]
     Diverged(String),
     /// No root opens on any device.
     #[error("volume {0} has no root that verifies on any of the devices given: its label areas are damaged")]
     NoRoot(Uuid),
     /// Older than what this host has seen.
     #[error(
-        "volume {volume} is at generation {found}, this host has seen generation {seen}: every device shows an older state. If you restored it on purpose, accept that with -o accept-rollback"
+        "volume {volume} is at generation {found}, this host has seen generation {seen}: every device shows an older state"
     )]
     RolledBack {
         /// The volume.
@@ -117,7 +93,7 @@ pub enum Error {
     },
     /// Devices fail to read blocks of the last commit, and no other has them.
     #[error(
-        "volume {volume}: whether its last commit, {generation}, is whole cannot be told: block {block} is on no device that can read it ({error}). Look at the devices and what connects them, and mount again. If it cannot be read any more, go on from the commit before with -o accept-rollback: that one is whole, what was written in the second after it is lost"
+        "volume {volume}: whether its last commit, {generation}, is whole cannot be told: block {block} is on no device that can read it ({error})"
     )]
     Unproven {
         /// The volume.
@@ -130,19 +106,17 @@ pub enum Error {
         error: String,
     },
     /// Features this program only knows how to read.
-    #[error("volume {0} uses features that this program can only read: mount it read-only (-o ro)")]
+    #[error("volume {0} uses features that this program can only read")]
     ReadOnlyFeatures(Uuid),
     /// A replica that is not taken back into the volume in use.
     #[error("{replica} is not taken back: {why}")]
     Rejoin {
         /// The replica or the device.
         replica: String,
-        /// Stable reason code.
-        code: &'static str,
+        /// Why, as a code.
+        code: Code,
         /// Why, and what to do.
         why: String,
-        /// What kind of failure.
-        kind: ErrorKind,
     },
     /// The key hierarchy.
     #[error(transparent)]
@@ -167,43 +141,47 @@ pub enum Error {
 }
 
 impl Error {
-    /// What kind of failure it is.
-    pub fn kind(&self) -> ErrorKind {
+    /// Its code.
+    pub fn code(&self) -> Code {
         match self {
-            Self::Label { source, .. } => label_kind(source),
-            Self::NotEmpty { .. } => ErrorKind::Busy,
-            Self::DeviceCount { .. } | Self::SameDevice { .. } | Self::MixedVolumes { .. } => ErrorKind::Usage,
-            Self::Device(_) | Self::Registry(_) | Self::RolledBack { .. } | Self::Diverged(_) => ErrorKind::Refused,
-            Self::NotEnrolled { .. } | Self::ReadOnlyFeatures(_) => ErrorKind::NotAVolume,
-            Self::Incomplete { .. } => ErrorKind::Degraded,
-            Self::Rejoin { kind, .. } => *kind,
-            Self::NoRoot(_) => ErrorKind::Integrity,
-            Self::Crypto(crypto::Error::WrongKey) => ErrorKind::WrongKey,
-            Self::Crypto(_) | Self::System { .. } | Self::Unproven { .. } => ErrorKind::Io,
-            Self::Store(error) if error.is_integrity() => ErrorKind::Integrity,
-            Self::Store(_) => ErrorKind::Io,
-            Self::Fs(error) | Self::Audit(audit::Error::Fs(error)) if error.is_integrity() => ErrorKind::Integrity,
-            Self::Fs(_) | Self::Audit(_) => ErrorKind::Io,
+            Self::Label { source, .. } => source.code(),
+            Self::NotEmpty { .. } => Code::DeviceNotEmpty,
+            Self::DeviceCount { .. } => Code::DeviceCount,
+            Self::SameDevice { .. } => Code::DeviceTwice,
+            Self::MixedVolumes { .. } => Code::DeviceOfAnotherVolume,
+            Self::NotEnrolled { .. } => Code::DeviceNotEnrolled,
+            Self::Device(refused) => code_of(&refused.verdict.reasons, Code::DeviceNotListed),
+            Self::Registry(reasons) => code_of(reasons, Code::RegistryOther),
+            Self::Incomplete { .. } => Code::VolumeIncomplete,
+            Self::Diverged(_) => Code::VolumeDiverged,
+            Self::Rejoin { code, .. } => *code,
+            Self::NoRoot(_) => Code::VolumeNoRoot,
+            Self::RolledBack { .. } => Code::VolumeRolledBack,
+            Self::Unproven { .. } => Code::VolumeUnproven,
+            Self::ReadOnlyFeatures(_) => Code::FormatReadOnly,
+            Self::Crypto(error) => error.code(),
+            Self::Store(error) if error.is_integrity() => Code::StoreDamaged,
+            Self::Store(_) => Code::Store,
+            Self::Fs(error) | Self::Audit(audit::Error::Fs(error)) if error.is_integrity() => Code::FilesystemDamaged,
+            Self::Fs(_) | Self::Audit(audit::Error::Fs(_)) => Code::Filesystem,
+            Self::Audit(audit::Error::Key(_)) | Self::System { .. } => Code::System,
         }
     }
 }
 
-fn label_kind(error: &label::Error) -> ErrorKind {
-    match error {
-        label::Error::Device(_) => ErrorKind::Io,
-        label::Error::Crypto(crypto::Error::WrongKey) => ErrorKind::WrongKey,
-        label::Error::Damaged
-        | label::Error::Malformed { .. }
-        | label::Error::ForgedHeader
-        | label::Error::Stale { .. }
-        | label::Error::CopiesDisagree { .. }
-        | label::Error::NoKeySlot
-        | label::Error::Truncated { .. } => ErrorKind::Integrity,
-        label::Error::Crypto(_) => ErrorKind::Refused,
-        label::Error::NotScelle
-        | label::Error::DeviceSize { .. }
-        | label::Error::UnsupportedVersion { .. }
-        | label::Error::UnknownIncompatFeature { .. } => ErrorKind::NotAVolume,
+/// The first reason stands for all of them.
+fn code_of(reasons: &[Problem], otherwise: Code) -> Code {
+    reasons.first().map_or(otherwise, |reason| reason.code)
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Device(refused) => refused.into(),
+            Error::NotEmpty { ref device, .. } => Self::new(error.code(), error.to_string())
+                .advise(format!("If it is no longer needed, erase its signature first: wipefs --all {device}")),
+            error => Self::new(error.code(), error.to_string()),
+        }
     }
 }
 

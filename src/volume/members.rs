@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::assembled::Replica;
-use super::error::{Error, ErrorKind, System};
+use super::error::{Error, System};
 use super::labels::{areas, mend_label};
 use super::recovery;
 use crate::audit::Audit;
@@ -30,6 +30,7 @@ use crate::limits::DEVICE_TIMEOUT_S;
 use crate::mirror::{RejoinError, State, Stay};
 use crate::pages::Store;
 use crate::policy::ApprovedDevice;
+use crate::problem::Code;
 use crate::registry::VerifiedRegistry;
 use crate::units::Generation;
 
@@ -186,23 +187,11 @@ impl Members {
     pub fn rejoin(&self, index: usize) -> Result<State, Error> {
         let _one_at_a_time = self.rejoining.lock();
         self.check_open(&self.name(index))?;
-        let missing = || {
-            self.refusal(
-                index,
-                "replica-missing",
-                "its device is not there: attach it, and name it",
-                ErrorKind::Degraded,
-            )
-        };
+        let missing = || self.refusal(index, Code::ReplicaMissing, "its device is not there");
         let device = self.device(index).ok_or_else(missing)?;
         let replica = self.identify(&device)?;
         if usize::from(replica.header.replica_index) != index {
-            return Err(self.refusal(
-                index,
-                "device-not-enrolled",
-                "its device shows another replica",
-                ErrorKind::Refused,
-            ));
+            return Err(self.refusal(index, Code::DeviceNotEnrolled, "its device shows another replica"));
         }
         self.enter(index, &replica, None)
     }
@@ -219,7 +208,7 @@ impl Members {
         let replica = self.identify(&device)?;
         let index = usize::from(replica.header.replica_index);
         if !self.absent().contains(&index) {
-            return Err(self.refusal(index, "replica-in-use", "it is in use already", ErrorKind::Busy));
+            return Err(self.refusal(index, Code::ReplicaInUse, "it is in use already"));
         }
         let before = self.store.device_bytes(index);
         self.store.set_device_bytes(index, replica.header.device_bytes);
@@ -236,22 +225,21 @@ impl Members {
 
     /// Whether the volume is in a state in which replicas can come back.
     fn check_open(&self, replica: &str) -> Result<(), Error> {
-        let refuse =
-            |code, why: String| Err(Error::Rejoin { replica: replica.to_owned(), code, why, kind: ErrorKind::Io });
+        let refuse = |code, why: String| Err(Error::Rejoin { replica: replica.to_owned(), code, why });
         if self.read_only {
-            return refuse("mounted-read-only", "the volume is mounted read-only".to_owned());
+            return refuse(Code::MountedReadOnly, "the volume is mounted read-only".to_owned());
         }
         if self.closing.load(Ordering::Acquire) {
-            return refuse("closing", "the volume is being closed".to_owned());
+            return refuse(Code::Closing, "the volume is being closed".to_owned());
         }
         match self.store.poisoned() {
-            Some(why) => refuse("needs-remount", format!("the volume must be unmounted and mounted again: {why}")),
+            Some(why) => refuse(Code::NeedsRemount, format!("the volume must be unmounted and mounted again: {why}")),
             None => Ok(()),
         }
     }
 
-    fn refusal(&self, index: usize, code: &'static str, why: &str, kind: ErrorKind) -> Error {
-        Error::Rejoin { replica: self.name(index), code, why: why.to_owned(), kind }
+    fn refusal(&self, index: usize, code: Code, why: &str) -> Error {
+        Error::Rejoin { replica: self.name(index), code, why: why.to_owned() }
     }
 
     /// Reads and authenticates the label of a device, which must be one of our replicas.
@@ -374,26 +362,19 @@ impl Members {
         let refused = registry.as_ref().and_then(|registry| device.confirm(registry).err());
         let reasons = refused.map_or_else(|| device.verdict().reasons, |refused| refused.verdict.reasons);
         match reasons.first() {
-            Some(reason) => Err(self.refusal(index, "replica-refused", &reason.to_string(), ErrorKind::Refused)),
+            Some(reason) => Err(self.refusal(index, Code::ReplicaRefused, &reason.to_string())),
             None => Ok(registry),
         }
     }
 
     fn not_rejoined(&self, index: usize, error: RejoinError) -> Error {
-        let (code, kind, advice) = match error {
-            RejoinError::InUse => ("replica-in-use", ErrorKind::Busy, "nothing is to be done"),
-            RejoinError::NoDevice => ("replica-missing", ErrorKind::Degraded, "attach it, and name it"),
-            RejoinError::StillWriting => {
-                ("replica-busy", ErrorKind::Busy, "try again, or detach and attach the device, and name it")
-            }
-            RejoinError::NoSource => (
-                "replica-no-source",
-                ErrorKind::Degraded,
-                "bring a replica back first that has it; if there is none, it was never durable: unmount and mount again, \
-                 what was fsynced is safe",
-            ),
+        let code = match error {
+            RejoinError::InUse => Code::ReplicaInUse,
+            RejoinError::NoDevice => Code::ReplicaMissing,
+            RejoinError::StillWriting => Code::ReplicaBusy,
+            RejoinError::NoSource => Code::ReplicaNoSource,
         };
-        self.refusal(index, code, &format!("{error}; {advice}"), kind)
+        self.refusal(index, code, &error.to_string())
     }
 
     /// The newest root of a replica must be one that ours comes after, or ours.
@@ -409,12 +390,7 @@ impl Members {
                 "{} was changed elsewhere while this mount went on without it",
                 self.name(index)
             ))),
-            _ => Err(self.refusal(
-                index,
-                "replica-not-current",
-                "it does not show the last state of this mount: an older copy was put in its place, or it was changed elsewhere",
-                ErrorKind::Refused,
-            )),
+            _ => Err(self.refusal(index, Code::ReplicaNotCurrent, "it does not show the last state of this mount: an older copy was put in its place, or it was changed elsewhere")),
         }
     }
 

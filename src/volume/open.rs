@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::assembled::{Assembled, Chosen, OpenOptions};
-use super::error::{Error, ErrorKind, System};
+use super::error::{Error, System};
 use super::labels::mend_label;
 use super::members::resync::Resync;
 use super::members::{Found, Members};
@@ -20,6 +20,7 @@ use crate::label::Root;
 use crate::limits::COMMIT_INTERVAL_MS;
 use crate::mirror::{ErrorCounts, Mirror, State, Stay, device_offset};
 use crate::pages::{self, Store, StoreOptions, Usage, provisional::Lacking};
+use crate::problem::Code;
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
@@ -361,8 +362,8 @@ impl Open {
             registry: registry.into(),
             replicas: choice.states.iter().enumerate().map(replica).collect(),
         };
-        let too_few = opening.too_few.as_ref().map(|why| Reason::new("policy", why));
-        let cut_off = opening.cut_off.as_ref().map(|why| Reason::new("commit-cut-off", why));
+        let too_few = opening.too_few.as_ref().map(|why| Reason::new(Code::Policy, why));
+        let cut_off = opening.cut_off.as_ref().map(|why| Reason::new(Code::CommitIncomplete, why));
         let reasons = too_few.into_iter().chain(cut_off);
         let mut entries = vec![Entry::done(audit.user(), Object::Volume, mounted).because(reasons)];
         if let Some(seen) = opening.rolled_back {
@@ -470,9 +471,9 @@ impl Drop for Open {
 }
 
 impl Status {
-    /// What kind of trouble it is in, for exit codes; nothing when healthy.
-    pub fn trouble(&self) -> Option<ErrorKind> {
+    /// Whether every replica is in sync and changes are accepted.
+    pub fn is_healthy(&self) -> bool {
         let whole = self.replicas.iter().all(|replica| replica.state == State::InSync);
-        (!whole || self.read_only.is_some()).then_some(ErrorKind::Degraded)
+        whole && self.read_only.is_none()
     }
 }

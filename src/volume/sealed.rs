@@ -73,7 +73,8 @@ impl Sealed {
     /// Finds the volume key with `secret` and authenticates every label.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongKey`] after the full cost of every key slot; [`ErrorKind::Integrity`] for a label that the
+    /// [`Code::WrongKey`](crate::problem::Code::WrongKey) after the full cost of every key slot;
+    /// [`Code::LabelDamaged`](crate::problem::Code::LabelDamaged) for a label that the
     /// key does not authenticate.
     pub fn unlock(self, secret: &Secret) -> Result<Assembled, Error> {
         let mut members = self.members.into_iter();
@@ -93,7 +94,7 @@ impl Sealed {
     /// a volume again without paying for the slot again.
     ///
     /// # Errors
-    /// [`ErrorKind::Integrity`] for a label that the key does not authenticate.
+    /// [`Code::LabelDamaged`](crate::problem::Code::LabelDamaged) for a label that the key does not authenticate.
     pub fn unlock_again(self, key: &VolumeKey) -> Result<Assembled, Error> {
         Self::authenticate(key.keys(self.uuid), Vec::new(), self.members.into_iter())
     }

@@ -7,6 +7,7 @@ use scelle::audit::{Actor, Entry, Event, Object, Reason, Reports, Verifier};
 use scelle::fs::{Caller, Fs};
 use scelle::limits::{AUDIT_PAGE_BYTES_MAX, AUDIT_RECORD_BYTES_MAX};
 use scelle::mirror::State;
+use scelle::problem::{Code, Problem};
 use scelle::units::{Ino, Uuid};
 use scelle::volume::{Open, OpenOptions};
 
@@ -143,7 +144,7 @@ fn p9_a_replica_that_leaves_and_comes_back_is_told_with_its_reasons() {
         let last = trail(open).pop().unwrap();
         assert_eq!((last.event.as_str(), last.object["registry_id"].as_str()), ("replica-state", Some("memory-2")));
         assert_eq!((last.details["from"].as_str(), last.details["to"].as_str()), (Some("in-sync"), Some("refused")));
-        assert_eq!(last.reasons, [Reason::new("replica", "revoked by the officers")]);
+        assert_eq!(last.reasons, [Reason::new(Code::Replica, "revoked by the officers")]);
         // Looking again tells nothing new.
         open.audit().observe();
         assert_eq!(trail(open).pop().unwrap(), last);
@@ -183,7 +184,7 @@ fn p9_what_the_volume_could_not_take_is_told_at_the_next_mount() {
     for _ in 0..2 {
         let refused = Entry::done(actor.clone(), Object::Volume, Event::MountRefused);
         Reports::new(host.path(), volume)
-            .add(&refused.because([Reason::new("wrong-key", "wrong passphrase")]))
+            .add(&refused.because([Reason::new(Code::WrongKey, "wrong passphrase")]))
             .unwrap();
     }
     // The policy leaves too few replicas: no change is accepted, which the volume cannot say of itself.
@@ -270,7 +271,7 @@ fn p9_a_long_trail_is_read_part_by_part() {
         for n in 0..1500u64 {
             let event = Event::RollbackAccepted { seen: n, found: n };
             let entry = Entry::done(open.audit().user(), Object::Volume, event);
-            open.audit().record(entry.because([Reason::new("test", &text)]));
+            open.audit().record(entry.because([Reason::new(Code::Fenced, &text)]));
         }
         let part = open.audit().page(0).unwrap();
         let length: usize = part.iter().map(Vec::len).sum();
@@ -287,8 +288,10 @@ fn p9_what_is_noticed_again_and_again_is_counted() {
     let options = OpenOptions::default();
     mounted(&mut bench, &options, |open| {
         (0..1000).for_each(|n| {
-            open.audit()
-                .record(scelle::audit::Audit::registry_refused("registry-signatures", &format!("the {n}th time")))
+            open.audit().record(scelle::audit::Audit::registry_refused(&Problem::new(
+                Code::RegistrySignatures,
+                format!("the {n}th time"),
+            )))
         });
         assert_eq!(events(open).iter().filter(|event| *event == "registry-refused").count(), 1);
     });
@@ -306,17 +309,18 @@ fn p9_what_is_noticed_again_and_again_is_counted() {
 fn p9_what_comes_and_goes_is_recorded_each_time() {
     let mut bench = Bench::new(1);
     let options = OpenOptions::default();
-    let of = |n: usize| ["registry-signatures", "registry-version"][n % 2];
+    let code = |n: usize| [Code::RegistrySignatures, Code::RegistryRolledBack][n % 2];
+    let of = |n: usize| Problem::new(code(n), "");
     let codes = |open: &Open| -> Vec<String> {
         let told = trail(open).into_iter().filter(|r| r.event == "registry-refused" && r.repeated.is_none());
         told.map(|record| record.reasons[0].code.clone()).collect()
     };
     mounted(&mut bench, &options, |open| {
-        (0..5).for_each(|n| open.audit().record(scelle::audit::Audit::registry_refused(of(n), "")));
-        assert_eq!(codes(open), (0..5).map(of).collect::<Vec<_>>());
+        (0..5).for_each(|n| open.audit().record(scelle::audit::Audit::registry_refused(&of(n))));
+        assert_eq!(codes(open), (0..5).map(|n| code(n).to_string()).collect::<Vec<_>>());
         // All day long, though, it would fill the volume.
-        (5..1000).for_each(|n| open.audit().record(scelle::audit::Audit::registry_refused(of(n), "")));
-        assert_eq!(codes(open), (0..16).map(of).collect::<Vec<_>>());
+        (5..1000).for_each(|n| open.audit().record(scelle::audit::Audit::registry_refused(&of(n))));
+        assert_eq!(codes(open), (0..16).map(|n| code(n).to_string()).collect::<Vec<_>>());
     });
     mounted(&mut bench, &options, |open| {
         let told = trail(open);

@@ -5,7 +5,7 @@ use super::device::{Disk, Log};
 use super::rng::{self, Rng};
 use super::workload::{self, Tree};
 use scelle::limits::LABEL_SIZE;
-use scelle::volume::ErrorKind;
+use scelle::problem::ExitCode;
 
 const BLOCK: u64 = 4096;
 
@@ -83,7 +83,7 @@ fn p4_damage_on_all_replicas_is_an_error_and_never_wrong_bytes() {
                 harmless += 1;
             }
             Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::Integrity, "block {block}: {error}");
+                assert_eq!(error.code().exit(), ExitCode::Integrity, "block {block}: {error}");
                 // A label has a second copy.
                 assert!(block >= label_blocks, "block {block}: {error}");
                 errors += 1;

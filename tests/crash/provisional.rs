@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use scelle::fs::{Caller, Fs};
 use scelle::limits::LABEL_SIZE;
 use scelle::mirror::State;
+use scelle::problem::ExitCode;
 use scelle::units::Ino;
-use scelle::volume::ErrorKind;
 
 use super::device::{Disk, Disks, Event, Log};
 use super::rng::{self, Rng};
@@ -103,7 +103,7 @@ impl Commit {
         let (assembled, _devices) = self.bench.assemble(disks, &Log::default()).unwrap();
         let open = self.bench.open(assembled, false).unwrap();
         let mount = audit::trail(&open).into_iter().rfind(|record| record.event == "mounted").unwrap();
-        mount.reasons.into_iter().find(|reason| reason.code == "commit-cut-off").map(|reason| reason.text)
+        mount.reasons.into_iter().find(|reason| reason.code == "commit-incomplete").map(|reason| reason.text)
     }
 
     /// What offline verification finds wrong.
@@ -324,7 +324,7 @@ fn p6_a_replica_that_came_back_is_never_alone_with_half_a_commit() {
                     opened += 1;
                 }
                 Err(error) => {
-                    assert_eq!(error.kind(), ErrorKind::Degraded, "{error}");
+                    assert_eq!(error.code().exit(), ExitCode::Degraded, "{error}");
                     refused += 1;
                 }
             }

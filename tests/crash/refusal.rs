@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use scelle::device::{BlockDevice, IdentifiedDevice};
 use scelle::mirror::State;
-use scelle::policy::{ApprovedDevice, ReasonCode};
+use scelle::policy::ApprovedDevice;
 use scelle::registry::Date;
 use scelle::units::Ino;
 use scelle::volume::{self, Open, OpenOptions, Sealed};
@@ -20,6 +20,7 @@ use super::court::{
 };
 use super::lab;
 use super::rng::{self, Rng};
+use scelle::problem::{Code, ExitCode};
 
 #[test]
 fn p1_no_write_passes_a_gate_that_closed_whatever_the_moment() {
@@ -71,8 +72,7 @@ fn p2_a_refused_flush_is_a_refusal_and_no_fault() {
     // Only the gate knows, as when the verdict turns while a commit is under way.
     let gate = open.members().device(1).unwrap();
     assert!(
-        gate.recheck(&court.registry, &court.host, court.today).has(ReasonCode::DeviceSwapped)
-            || !gate.verdict().approved
+        gate.recheck(&court.registry, &court.host, court.today).has(Code::DeviceSwapped) || !gate.verdict().approved
     );
     open.fs().sync().unwrap();
     let replica = &open.status().replicas[1];
@@ -481,10 +481,10 @@ fn p6_a_device_that_was_away_is_taken_in_and_another_is_not() {
     put(open.fs(), b"without", &content(2, 2 << 20)).unwrap();
     open.fs().sync().unwrap();
     let refused = open.members().take_in(stranger.approved(0)).unwrap_err();
-    assert_eq!(refused.kind(), volume::ErrorKind::Usage, "{refused}");
+    assert_eq!(refused.code().exit(), ExitCode::Usage, "{refused}");
     assert_eq!(open.members().take_in(court.approved(1)).unwrap(), (1, State::Resyncing));
     wait_in_sync(&open);
-    assert_eq!(open.members().take_in(court.approved(1)).unwrap_err().kind(), volume::ErrorKind::Busy);
+    assert_eq!(open.members().take_in(court.approved(1)).unwrap_err().code().exit(), ExitCode::Busy);
     put(open.fs(), b"with", &content(3, 50_000)).unwrap();
     // Unplugged, and there again as another device node: another object with the same content.
     court.refuse(&open, &[1], Face::Gone);

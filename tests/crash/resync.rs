@@ -8,7 +8,7 @@ use super::rng::{self, Rng};
 use super::workload::{self, Tree};
 use super::{Bench, crash_everywhere, run_workload};
 use scelle::mirror::State;
-use scelle::volume::ErrorKind;
+use scelle::problem::ExitCode;
 
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -88,6 +88,6 @@ fn p6_half_a_resync_alone_is_refused() {
     let (assembled, _) = bench.assemble(&[None, Some(early)], &Log::default()).unwrap();
     match bench.open(assembled, true) {
         Ok(open) => assert_eq!(open.status().replicas[1].state, State::InSync, "already in sync by then"),
-        Err(error) => assert_eq!(error.kind(), ErrorKind::Degraded, "{error}"),
+        Err(error) => assert_eq!(error.code().exit(), ExitCode::Degraded, "{error}"),
     }
 }

@@ -17,9 +17,10 @@ use scelle::mirror::State;
 use scelle::policy::ApprovedDevice;
 use scelle::probe::host::HostFacts;
 use scelle::probe::identity::{DeviceFacts, FactsError, Node};
+use scelle::problem::ExitCode;
 use scelle::registry::{self, Date, Registry, SignatureFile, Status, Transport, TrustAnchors, VerifiedRegistry};
 use scelle::units::Ino;
-use scelle::volume::{self, CreateOptions, ErrorKind, Open, OpenOptions, Sealed};
+use scelle::volume::{self, CreateOptions, Open, OpenOptions, Sealed};
 
 use super::device::Disk;
 use super::lab;
@@ -366,32 +367,34 @@ impl Room<'_> {
         }
     }
 
-    fn approve(&self, registry: &VerifiedRegistry, bay: &Arc<Bay>) -> Result<ApprovedDevice, ErrorKind> {
+    fn approve(&self, registry: &VerifiedRegistry, bay: &Arc<Bay>) -> Result<ApprovedDevice, ExitCode> {
         let device = bay.open();
-        ApprovedDevice::approve(device, registry, &self.court.host, self.court.today).map_err(|_| ErrorKind::Refused)
+        ApprovedDevice::approve(device, registry, &self.court.host, self.court.today).map_err(|_| ExitCode::Refused)
     }
 
-    fn approve_all(&self, registry: &VerifiedRegistry) -> Result<Vec<ApprovedDevice>, ErrorKind> {
+    fn approve_all(&self, registry: &VerifiedRegistry) -> Result<Vec<ApprovedDevice>, ExitCode> {
         self.bays.iter().map(|bay| self.approve(registry, bay)).collect()
     }
 
     /// As `scelle mount` does it.
-    fn open(&self, present: &[usize]) -> Result<Open, ErrorKind> {
+    fn open(&self, present: &[usize]) -> Result<Open, ExitCode> {
         let registry = self.registry();
         let devices: Result<Vec<_>, _> = present.iter().map(|i| self.approve(&registry, &self.bays[*i])).collect();
         let options = OpenOptions { degraded: present.len() < 2, ..OpenOptions::default() };
-        let kind = |error: volume::Error| error.kind();
+        let kind = |error: volume::Error| error.code().exit();
         let assembled = Sealed::read(devices?).map_err(kind)?.unlock_again(&self.court.key).map_err(kind)?;
         let registry = self.registry();
         assembled.open(&registry, &options).map_err(kind)
     }
 
     /// As `scelle create` does it.
-    fn create(&self) -> Result<(), ErrorKind> {
+    fn create(&self) -> Result<(), ExitCode> {
         let registry = self.registry();
         let devices = self.approve_all(&registry)?;
         let registry = self.registry();
-        volume::create(devices, &registry, &self.court.secret, &options()).map(|_| ()).map_err(|error| error.kind())
+        volume::create(devices, &registry, &self.court.secret, &options())
+            .map(|_| ())
+            .map_err(|error| error.code().exit())
     }
 
     /// As the daemon's watch does it, which begins with a look. What it refuses is shut off from then on.
@@ -503,8 +506,8 @@ fn p1_a_swap_at_any_step_of_a_mount_is_a_refusal_or_the_right_device() {
                     if from < moments.first_write {
                         assert!(room.images() == before, "{swap:?} {from}: something was written before the refusal");
                         // One that is gone when its roots are read is a replica that is missing.
-                        let gone = [ErrorKind::Io, ErrorKind::Degraded].contains(&kind) && swap == Swap::Unplugged;
-                        assert!(kind == ErrorKind::Refused || gone, "{swap:?} {from}: {kind:?}");
+                        let gone = [ExitCode::Failed, ExitCode::Degraded].contains(&kind) && swap == Swap::Unplugged;
+                        assert!(kind == ExitCode::Refused || gone, "{swap:?} {from}: {kind:?}");
                     }
                 }
                 Ok(open) => {
@@ -608,7 +611,7 @@ fn settle(room: &Room<'_>, open: &Open) -> bool {
 /// A replica comes back, by `bring_back`, into a volume that has gone on without it; the swap meets it on the way.
 fn swap_on_the_way_back(
     leave: impl Fn(&Room<'_>) -> Open,
-    bring_back: impl Fn(&Room<'_>, &Open) -> Result<(), volume::ErrorKind>,
+    bring_back: impl Fn(&Room<'_>, &Open) -> Result<(), ExitCode>,
 ) {
     let court = Court::new();
     let (mut kept_out, mut came_back) = (0, 0);
@@ -667,7 +670,7 @@ fn p1_a_swap_at_any_step_of_taking_in_a_device_is_a_refusal_or_the_right_device(
     swap_on_the_way_back(leave, |room, open| {
         let registry = room.registry();
         let device = room.approve(&registry, room.bay())?;
-        open.members().take_in(device).map(|_| ()).map_err(|error| error.kind())
+        open.members().take_in(device).map(|_| ()).map_err(|error| error.code().exit())
     });
 }
 

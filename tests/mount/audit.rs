@@ -104,7 +104,7 @@ fn tampered(lab: &Lab, file: &Path, key: &str) {
     let seal = whole.replacen("\"records\":8", "\"records\":7", 1);
     for (content, code) in [
         (edited, "audit-altered"),
-        (cut, "audit-cut-off"),
+        (cut, "audit-incomplete"),
         (gap, "audit-gap"),
         (swapped, "audit-order"),
         (seal, "audit-signature"),

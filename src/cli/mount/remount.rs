@@ -3,37 +3,34 @@
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::mount::{MountFlags, mount_remount};
 
-use crate::control::{ExitCode, Failure};
 use crate::control::{State, ask};
 use crate::daemon::{MountOptions, Request, find};
+use crate::problem::{Code, ExitCode, Problem};
 
 /// Changes the flags of the mount: `ro`, `suid`, `dev`, `noexec`, `sync`. What is written before `ro` is durable when this
 /// returns. Other options are those of the mount itself, which mount(8) repeats: nothing of them is changed.
-pub(super) fn run(request: &Request) -> Result<ExitCode, Failure> {
+pub(super) fn run(request: &Request) -> Result<ExitCode, Problem> {
     let (mountpoint, place) = (&request.mountpoint, request.mountpoint.display());
     let mounts = find::mounts();
     if !mounts.iter().rfind(|mount| mount.mountpoint == *mountpoint).is_some_and(find::is_ours) {
-        return Err(Failure::usage("remount-not-mounted", format!("no scelle volume is mounted at {place}")));
+        return Err(Problem::new(Code::RemountNotMounted, format!("no scelle volume is mounted at {place}")));
     }
-    let control = |error: crate::control::ClientError| Failure::failed("control", error.to_string());
     let daemon = ask::daemon_at(mountpoint)?
-        .ok_or_else(|| Failure::failed("control", format!("the daemon of {place} does not answer")))?;
-    if !request.options.read_only && daemon.status().map_err(control)?.state == State::ReadOnly {
+        .ok_or_else(|| Problem::new(Code::Control, format!("the daemon of {place} does not answer")))?;
+    if !request.options.read_only && daemon.status()?.state == State::ReadOnly {
         let text = format!("{place} cannot be made writable: the volume accepts no change");
-        return Err(Failure::failed("remount-read-only", text)
-            .advise("scelle status says why. A volume that was mounted with ro is to be unmounted first."));
+        return Err(Problem::new(Code::RemountReadOnly, text));
     }
-    let failed = |error: rustix::io::Errno| Failure::failed("remount", format!("{place}: {error}"));
+    let failed = |error: rustix::io::Errno| Problem::new(Code::Remount, format!("{place}: {error}"));
     let now = statvfs(mountpoint).map_err(failed)?.f_flag;
     mount_remount(mountpoint, flags(&request.options, now), c"").map_err(|error| match error {
         rustix::io::Errno::BUSY => {
             let text = format!("{place} is in use: a file is open for writing");
-            Failure::new(ExitCode::Busy, "remount-busy", text)
-                .advise("Close it; scelle umount says who uses the folder.")
+            Problem::new(Code::RemountBusy, text).advise("Close it; scelle umount says who uses the folder.")
         }
         error => failed(error),
     })?;
-    daemon.sync().map_err(control)?;
+    daemon.sync()?;
     Ok(ExitCode::Done)
 }
 

@@ -2,10 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::control::Failure;
-use crate::daemon::devices::refusal;
-use crate::policy::ReasonCode;
 use crate::probe::identity::{DeviceFacts, Node};
+use crate::problem::{Code, Problem};
 use crate::registry::{Date, DeviceEntry, Field, IdentityField, Policy, Registry, Site, Transport};
 
 /// The node that an entry names: a partition is known by its disk.
@@ -22,7 +20,7 @@ fn leaf(facts: &DeviceFacts) -> &Node {
 ///
 /// # Errors
 /// Exit code 3 for a device that no registry can name: there would be nothing to recognise it by.
-pub(super) fn draft(site: &str, devices: &[(String, DeviceFacts)], today: Date) -> Result<String, Failure> {
+pub(super) fn draft(site: &str, devices: &[(String, DeviceFacts)], today: Date) -> Result<String, Problem> {
     let mut transports: Vec<String> = devices.iter().map(|(_, facts)| quoted(leaf(facts).transport.as_str())).collect();
     transports.sort();
     transports.dedup();
@@ -66,25 +64,25 @@ fn table(text: &mut String, fields: &[Field], known: &[(&str, String)]) {
 }
 
 /// The identity that a device shows, whole.
-fn identity(node: &Node) -> Result<String, Failure> {
-    let refuse = |code: ReasonCode, why: String| {
-        Err(refusal(code, format!("{} cannot be entered in a registry: {why}", node.name)))
+fn identity(node: &Node) -> Result<String, Problem> {
+    let refuse = |code: Code, why: String| {
+        Err(Problem::new(code, format!("{} cannot be entered in a registry: {why}", node.name)))
     };
     let transport = node.transport;
     let Some(fields) = transport.identity_fields() else {
         return refuse(
-            ReasonCode::TransportNotAllowed,
+            Code::TransportNotAllowed,
             format!("there is no identity by which a device on {transport} could be approved"),
         );
     };
     if let Some(problem) = node.problems.first() {
-        return refuse(ReasonCode::ChainUnreadable, problem.to_string());
+        return refuse(Code::ChainUnreadable, problem.to_string());
     }
     let identity = node.identity();
     let mut shown = vec![format!("transport = {}", quoted(transport.as_str()))];
     for &field in fields {
         let Some(value) = identity.field(field) else {
-            return refuse(ReasonCode::DeviceUnreadable, format!("it does not show its {}", field.as_str()));
+            return refuse(Code::DeviceUnreadable, format!("it does not show its {}", field.as_str()));
         };
         let value = match field {
             IdentityField::Size | IdentityField::Inode => value,
@@ -103,7 +101,7 @@ fn quoted(text: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::control::ExitCode;
+    use crate::problem::ExitCode;
 
     fn disk() -> DeviceFacts {
         let mut root = Node::bare("sda", Transport::Sata);
@@ -152,7 +150,7 @@ mod tests {
         let mut silent = disk();
         silent.root.serial = None;
         for facts in [nbd, silent] {
-            assert_eq!(draft("x", &[("x-1".into(), facts)], today).unwrap_err().code, ExitCode::Refused);
+            assert_eq!(draft("x", &[("x-1".into(), facts)], today).unwrap_err().exit(), ExitCode::Refused);
         }
     }
 }

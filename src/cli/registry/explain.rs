@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use crate::policy::{EXPIRY_WARNING_DAYS, ReasonCode, expiries, standing};
+use crate::policy::{EXPIRY_WARNING_DAYS, expiries, standing};
+use crate::problem::Code;
 use crate::registry::{Certification, Date, DeviceEntry, IdentityField, Registry, Signature, Site, TrustAnchors, hex};
 
 /// What the whole of it proves.
@@ -121,7 +122,7 @@ pub(super) fn warnings(registry: &Registry, today: Date) -> Vec<String> {
     for device in &registry.devices {
         // What is over has been said, and a revoked device is meant to be refused.
         let said = |code| {
-            use ReasonCode::{DeviceRevoked, InspectionExpired, RegistryExpired, RegistryNotYetValid};
+            use Code::{DeviceRevoked, InspectionExpired, RegistryExpired, RegistryNotYetValid};
             matches!(code, DeviceRevoked | InspectionExpired | RegistryExpired | RegistryNotYetValid)
         };
         let reasons = standing(registry, device, today).reasons;

@@ -1,11 +1,13 @@
-//! The tables of scelle-registry(5) are those of the code. `SCELLE_WRITE_MANUAL=1 cargo test manual` writes them anew.
+//! The tables of scelle-registry(5) and scelle-codes(7) are those of the code. `SCELLE_WRITE_MANUAL=1 cargo test manual` writes
+//! them anew.
 
 use std::path::Path;
 
-use crate::policy::ReasonCode;
+use crate::problem::Code;
 use crate::registry::{self, Field, IdentityField, Transport};
 
 const MANUAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/man/scelle-registry.5");
+const CODES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/man/scelle-codes.7");
 
 /// As troff has it; a minus sign is one that can be copied.
 fn troff(text: &str) -> String {
@@ -38,12 +40,40 @@ fn transports() -> String {
     out
 }
 
-fn reasons() -> String {
-    let rows = ReasonCode::ALL.iter().map(|code| {
-        let (meaning, remedy) = (troff(code.meaning()), troff(code.remedy()));
-        format!(".TP\n.B {}\n{meaning}\n.br\n{remedy}\n", troff(code.as_str()))
-    });
-    rows.collect()
+fn row(code: &Code, about: &str) -> String {
+    let (meaning, remedy) = (troff(code.meaning()), troff(code.remedy()));
+    format!(".TP\n.B {}{about}\n{meaning}\n.br\n{remedy}\n", troff(code.as_str()))
+}
+
+/// The codes that are no reasons of a verdict, by the part of the program that gives them.
+fn other_codes() -> String {
+    let mut out = String::new();
+    let mut part = "";
+    for code in Code::OTHERS {
+        if code.given_by() != part {
+            part = code.given_by();
+            out.push_str(&format!(".SS {}\n", troff(part)));
+        }
+        out.push_str(&row(code, &format!(" \\fR({})\\fP", code.exit() as u8)));
+    }
+    out
+}
+
+/// Holds the tables of a page, each between marks, against the code's; writes them anew when that is wished.
+fn compare(page: &str, blocks: &[(String, String)]) {
+    let manual = std::fs::read_to_string(page).unwrap();
+    let mut expected = manual.clone();
+    for (name, block) in blocks {
+        let (begin, end) = (format!(".\\\" begin {name}\n"), ".\\\" end\n");
+        let (before, rest) = expected.split_once(&begin).unwrap_or_else(|| panic!("{begin} is not in the manual"));
+        let (_, after) = rest.split_once(end).unwrap();
+        expected = format!("{before}{begin}{block}{end}{after}");
+    }
+    if std::env::var_os("SCELLE_WRITE_MANUAL").is_some() {
+        std::fs::write(Path::new(page), &expected).unwrap();
+    }
+    let differs = manual.lines().zip(expected.lines()).find(|(a, b)| a != b);
+    assert!(manual == expected, "{page} is not what the code says: {differs:?}");
 }
 
 #[test]
@@ -51,20 +81,9 @@ fn the_tables_of_the_manual_are_those_of_the_code() {
     let mut blocks: Vec<(String, String)> =
         registry::TABLES.iter().map(|(title, rows)| (format!("fields {title}"), fields(rows))).collect();
     blocks.push(("transports".into(), transports()));
-    blocks.push(("reasons".into(), reasons()));
-    let manual = std::fs::read_to_string(MANUAL).unwrap();
-    let mut expected = manual.clone();
-    for (name, block) in &blocks {
-        let (begin, end) = (format!(".\\\" begin {name}\n"), ".\\\" end\n");
-        let (before, rest) = expected.split_once(&begin).unwrap_or_else(|| panic!("{begin} is not in the manual"));
-        let (_, after) = rest.split_once(end).unwrap();
-        expected = format!("{before}{begin}{block}{end}{after}");
-    }
-    if std::env::var_os("SCELLE_WRITE_MANUAL").is_some() {
-        std::fs::write(Path::new(MANUAL), &expected).unwrap();
-    }
-    let differs = manual.lines().zip(expected.lines()).find(|(a, b)| a != b);
-    assert!(manual == expected, "scelle-registry(5) is not what the code says: {differs:?}");
+    blocks.push(("reasons".into(), Code::VERDICTS.iter().map(|code| row(code, "")).collect()));
+    compare(MANUAL, &blocks);
+    compare(CODES, &[("codes".into(), other_codes())]);
 }
 
 #[test]
@@ -79,9 +98,9 @@ fn the_example_of_the_manual_is_a_registry() {
 /// What the rows of the registry say of refusals, the policy has.
 #[test]
 fn every_refusal_that_a_field_names_exists() {
-    let known: Vec<&str> = ReasonCode::ALL.iter().map(|code| code.as_str()).collect();
+    let known: Vec<&str> = Code::VERDICTS.iter().map(|code| code.as_str()).collect();
     // The code of a message before there is a verdict.
-    let other = ["registry-signatures"];
+    let other = [Code::RegistrySignatures.as_str()];
     for (title, rows) in registry::TABLES {
         for code in rows.iter().flat_map(|row| row.reasons) {
             assert!(known.contains(code) || other.contains(code), "{title}: {code}");
@@ -90,17 +109,7 @@ fn every_refusal_that_a_field_names_exists() {
 }
 
 #[test]
-fn codes_and_identity_fields_have_one_name_each() {
-    let mut codes: Vec<&str> = ReasonCode::ALL.iter().map(|code| code.as_str()).collect();
-    codes.sort_unstable();
-    assert!(codes.windows(2).all(|pair| pair[0] != pair[1]));
-    let legal = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
-    assert!(codes.iter().all(|code| legal(code)));
-    for code in ReasonCode::ALL {
-        assert!(legal(code.rule()) && code.meaning().ends_with('.') && code.remedy().ends_with('.'), "{code}");
-        // serde's name and ours are the same.
-        assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
-    }
+fn transports_have_one_name_each() {
     for transport in Transport::ALL {
         assert_eq!(serde_json::to_value(transport).unwrap(), transport.as_str());
         assert_eq!(

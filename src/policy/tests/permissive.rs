@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::problem::Code;
 use crate::registry::{self, Certification};
 
 /// Signs a text whatever it says, if it is a registry at all.
@@ -80,14 +81,14 @@ fn a_line_that_is_added_or_written_twice_approves_nothing() {
 #[test]
 fn a_certification_is_a_predicate_of_its_own() {
     let required = |r: &mut Registry| r.policy.certifications = vec!["SecNumCloud 3.2".into()];
-    refused(required, ReasonCode::CertificationMissing);
+    refused(required, Code::CertificationMissing);
     let until = |last: &'static str| {
         move |r: &mut Registry| {
             required(r);
             r.sites[0].certifications = vec![secnumcloud(last)];
         }
     };
-    refused(until("2026-11-20"), ReasonCode::CertificationExpired);
+    refused(until("2026-11-20"), Code::CertificationExpired);
     assert!(examine(&registry_with(&nvme(), until("2026-11-21")), &nvme(), &physical(), today()).approved);
     // Its name is compared as it is written.
     refused(
@@ -96,7 +97,7 @@ fn a_certification_is_a_predicate_of_its_own() {
             r.sites[0].certifications = vec![secnumcloud("2027-12-16")];
             r.sites[0].certifications[0].name = "SECNUMCLOUD 3.2".into();
         },
-        ReasonCode::CertificationMissing,
+        Code::CertificationMissing,
     );
 }
 
@@ -108,7 +109,7 @@ fn in_france_and_certified_does_not_make_up_for_another_owner() {
         site.jurisdictions = vec!["FR".into(), "US".into()];
     });
     let verdict = examine(&registry, &nvme(), &physical(), today());
-    assert_eq!(codes(&verdict), [ReasonCode::OwnerNotApproved, ReasonCode::JurisdictionNotApproved]);
+    assert_eq!(codes(&verdict), [Code::OwnerNotApproved, Code::JurisdictionNotApproved]);
     let [owner, law] = &verdict.reasons[..] else { panic!("{:?}", verdict.reasons) };
     assert!(
         owner.text.ends_with("that it is in FR and that it is certified SecNumCloud 3.2 does not suffice"),
@@ -122,7 +123,7 @@ fn owners_are_compared_letter_by_letter() {
     let with_owner = |owner: &str| registry_with(&nvme(), |r| r.sites[0].owner = owner.into());
     for owner in ["laboratory", "LABORATORY", "Laboratory.", "Labor atory", "Laboratorÿ"] {
         let verdict = examine(&with_owner(owner), &nvme(), &physical(), today());
-        assert_eq!(codes(&verdict), [ReasonCode::OwnerNotApproved], "{owner}");
+        assert_eq!(codes(&verdict), [Code::OwnerNotApproved], "{owner}");
         let hint = verdict.reasons[0].text.contains("upper and lower case count");
         assert_eq!(hint, owner.eq_ignore_ascii_case("Laboratory"), "{owner}");
     }
@@ -148,7 +149,7 @@ fn the_standing_of_an_entry_ends_with_the_first_thing_it_rests_on() {
     assert_eq!(required.until.last_day, day("2026-11-30"));
     assert!(required.until.what.contains("SecNumCloud 3.2 (ANSSI 2025-17) of site laboratory"));
     let revoked = standing_with(&|r| r.devices[0].status = Status::Revoked);
-    assert_eq!(revoked.reasons[0].code, ReasonCode::DeviceRevoked);
+    assert_eq!(revoked.reasons[0].code, Code::DeviceRevoked);
     let registry = registry_with(&nvme(), certified);
     let ends: Vec<String> = expiries(registry.document()).iter().map(|e| e.last_day.to_string()).collect();
     assert_eq!(ends, ["2026-11-30", "2026-12-31", "2026-12-31"]);

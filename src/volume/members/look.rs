@@ -14,8 +14,9 @@ use parking_lot::Mutex;
 use super::Members;
 use crate::audit::Entry;
 use crate::mirror::State;
-use crate::policy::{ApprovedDevice, Reason, ReasonCode, Verdict};
+use crate::policy::{ApprovedDevice, Verdict};
 use crate::probe::host::HostFacts;
+use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry};
 
 /// So long a look waits for the facts of devices. Who has not answered by then is asked on, and looked for at the next look.
@@ -204,8 +205,8 @@ impl Members {
         news
     }
 
-    fn unread(&self, index: usize, why: &str) -> Reason {
-        Reason::new(ReasonCode::DeviceUnreadable, format!("the facts of {} could not be read: {why}", self.name(index)))
+    fn unread(&self, index: usize, why: &str) -> Problem {
+        Problem::new(Code::DeviceUnreadable, format!("the facts of {} could not be read: {why}", self.name(index)))
     }
 
     /// Fences a replica whose device is refused, unless another device has taken its place meanwhile.

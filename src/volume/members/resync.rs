@@ -26,11 +26,12 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::super::error::{Error, ErrorKind};
+use super::super::error::Error;
 use crate::audit::Audit;
 use crate::fs::Fs;
 use crate::mirror::{State, Stay};
 use crate::pages::{Store, Walk};
+use crate::problem::ExitCode;
 use crate::units::BLOCK_SIZE;
 
 /// Extents that are copied under one reader.
@@ -41,7 +42,7 @@ pub(in crate::volume) fn is_lost(store: &Store, error: &Error) -> bool {
     let mirror = store.mirror();
     let is_here = |index: usize| mirror.device(index).is_some_and(|device| device.verdict().approved);
     let mut holders = (0..mirror.len()).filter(|index| mirror.holds_last_root(*index));
-    mirror.in_sync() == 0 && error.kind() == ErrorKind::Integrity && holders.all(is_here)
+    mirror.in_sync() == 0 && error.code().exit() == ExitCode::Integrity && holders.all(is_here)
 }
 
 /// A replica to bring back, and how far that is.

@@ -1,0 +1,154 @@
+//! What a daemon can be asked: a call is one row here, and nothing anywhere else but the daemon's answer to it.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::client::{Client, ClientError};
+use super::protocol::{AtOnce, Waits, not_understood};
+use super::status::VolumeStatus;
+use crate::problem::{Code, Problem};
+
+/// Makes, from a row each: the call, the daemon's side of it ([`Handler`]), the client's, and what leads from one to the other.
+macro_rules! calls {
+    ($(
+        $(#[$doc:meta])*
+        $variant:ident $method:ident($($question:ident: $kind:ty)?) -> $answer:ty, waits $waits:ident, at once $at_once:ident;
+    )*) => {
+        /// The calls, in the order of their rows.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(super) enum Call {$(
+            $(#[$doc])*
+            $variant,
+        )*}
+
+        impl Call {
+            /// Every call.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// Its name on the socket.
+            pub const fn name(self) -> &'static str {
+                match self {$(Self::$variant => stringify!($method),)*}
+            }
+
+            /// What its answer may have to wait for.
+            pub const fn waits(self) -> Waits {
+                match self {$(Self::$variant => Waits::$waits,)*}
+            }
+
+            /// How many of it may be under way at once.
+            pub const fn at_once(self) -> AtOnce {
+                match self {$(Self::$variant => AtOnce::$at_once,)*}
+            }
+
+            /// Has the daemon answer it.
+            ///
+            /// # Errors
+            /// The daemon's, and [`Code::ControlRequest`] when the question is none of this call.
+            pub fn answer(self, handler: &dyn Handler, with: Value) -> Result<Value, Problem> {
+                match self {$(
+                    Self::$variant => {
+                        calls!(@question with $($question: $kind)?);
+                        encoded(&handler.$method($($question)?)?)
+                    }
+                )*}
+            }
+        }
+
+        /// What a daemon can be asked. What waits for nothing must not wait for a device: everybody else waits for it. The others
+        /// are each asked on a thread of their own.
+        pub trait Handler: Send + Sync + 'static {
+            $(
+                $(#[$doc])*
+                ///
+                /// # Errors
+                /// Why not.
+                fn $method(&self, $($question: $kind)?) -> Result<$answer, Problem>;
+            )*
+        }
+
+        impl Client {
+            $(
+                $(#[$doc])*
+                ///
+                /// # Errors
+                /// See [`ClientError`]; `NotFound` and `ConnectionRefused` mean that no daemon runs.
+                pub fn $method(&self, $($question: $kind)?) -> Result<$answer, ClientError> {
+                    self.call(stringify!($method), Waits::$waits, calls!(@value $($question)?))
+                }
+            )*
+        }
+    };
+    (@question $with:ident) => {
+        if !$with.is_null() {
+            return Err(not_understood("this call is about the whole volume"));
+        }
+    };
+    (@question $with:ident $question:ident: $kind:ty) => {
+        let $question: $kind = serde_json::from_value($with).map_err(|error| not_understood(&error.to_string()))?;
+    };
+    (@value) => { Value::Null };
+    (@value $question:ident) => { serde_json::to_value($question).unwrap_or_default() };
+}
+
+calls! {
+    /// The volume's status now.
+    Status status() -> VolumeStatus, waits ForNothing, at once Any;
+
+    /// Makes durable what has reached the daemon.
+    Sync sync() -> (), waits ForDevices, at once Any;
+
+    /// The records of the audit trail after number `after`, as many as fit into a message; none at its end.
+    Audit audit(after: u64) -> Vec<String>, waits ForDevices, at once Any;
+
+    /// Where the audit trail ends, signed.
+    Seal seal() -> SealedTrail, waits ForDevices, at once Any;
+
+    /// Brings back the replica that is named, by its device node or its identifier in the registry, or all that are not in use.
+    /// Ends before what they lack is copied.
+    Resync resync(replica: Option<String>) -> ResyncAnswer, waits ForDevices, at once One;
+}
+
+fn encoded<T: Serialize>(answer: &T) -> Result<Value, Problem> {
+    serde_json::to_value(answer).map_err(|error| Problem::new(Code::Json, error.to_string()))
+}
+
+/// Where the audit trail ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedTrail {
+    /// The line that is signed, with its line feed.
+    pub seal: String,
+    /// Content of a minisign signature file.
+    pub signature: String,
+}
+
+/// Which replicas came back, and why others did not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncAnswer {
+    /// Those that are in use now.
+    pub returned: Vec<Returned>,
+    /// Why others are not, one for each.
+    pub problems: Vec<Problem>,
+}
+
+/// A replica that is in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returned {
+    /// Its identifier in the registry.
+    pub registry_id: String,
+    /// Its device node.
+    pub device: String,
+    /// Whether it is being resynced; else it is in sync.
+    pub resyncing: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::protocol::END;
+    use super::*;
+
+    #[test]
+    fn each_call_has_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<&str> = Call::ALL.iter().map(|call| call.name()).collect();
+        assert!(names.len() == Call::ALL.len() && !names.contains(END));
+    }
+}
