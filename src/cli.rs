@@ -13,6 +13,7 @@ mod registry;
 mod replica;
 mod secret;
 mod status;
+mod task;
 mod text;
 mod umount;
 mod r#where;
@@ -57,6 +58,8 @@ enum Command {
     Device(device::Arguments),
     /// Bring replicas of a mounted volume back
     Replica(replica::Arguments),
+    /// Show and stop the long work on a mounted volume
+    Task(task::Arguments),
     /// Make, sign and verify registries
     Registry(registry::Arguments),
     /// Show, export and verify what happened to a volume
@@ -128,6 +131,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Problem> {
         Command::Check(arguments) => check::run(&arguments),
         Command::Device(arguments) => device::run(&arguments),
         Command::Replica(arguments) => replica::run(&arguments),
+        Command::Task(arguments) => task::run(&arguments),
         Command::Registry(arguments) => registry::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),
     }

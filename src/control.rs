@@ -32,7 +32,7 @@ pub use protocol::{Answer, Greeting, PROTOCOL, Request};
 pub use server::Server;
 pub use status::{
     AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, RegistryStatus, Replica, Resync, Scrub,
-    State, StatusReport, Transfers, Verdict, VolumeStatus, WatchStatus,
+    State, StatusReport, TaskReport, TaskState, Transfers, Verdict, VolumeStatus, WatchStatus,
 };
 
 /// Where the daemons' sockets are.

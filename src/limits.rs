@@ -126,6 +126,9 @@ pub const AUDIT_RECORD_BYTES_MAX: usize = 32 << 10;
 /// Records of the audit trail that are read at once, in bytes; the last may go beyond.
 pub const AUDIT_PAGE_BYTES_MAX: usize = 256 << 10;
 
+/// Most tasks of a volume that are remembered after they have ended.
+pub const TASKS_KEPT_MAX: usize = 64;
+
 /// Longest text in a record of the audit trail (a reason, a label), in bytes; longer ones are cut.
 pub const AUDIT_TEXT_MAX: usize = 512;
 

@@ -29,6 +29,7 @@ mod open;
 mod place;
 pub mod recovery;
 mod sealed;
+mod task;
 pub mod witness;
 
 pub use assembled::{Assembled, OpenOptions};
@@ -39,3 +40,4 @@ pub use members::{Members, News};
 pub use open::{Open, ReplicaStatus, Status};
 pub use place::{Holding, Place, Portion};
 pub use sealed::Sealed;
+pub use task::{Outcome, TaskKind, TaskStatus, Tasks};

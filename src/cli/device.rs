@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::DocumentArguments;
+use super::text::{pretty, print};
 use crate::daemon::devices::{load_registry, today};
 use crate::device::IdentifiedDevice;
 use crate::device::raw::{Access, RawDevice};
@@ -313,17 +314,6 @@ fn human(bytes: u64) -> String {
 
 fn json_value(report: &Report<'_>) -> Result<serde_json::Value, Problem> {
     serde_json::to_value(report).map_err(|e| Problem::new(Code::Json, e.to_string()))
-}
-
-fn pretty(value: &serde_json::Value) -> Result<String, Problem> {
-    serde_json::to_string_pretty(value).map(|t| t + "\n").map_err(|e| Problem::new(Code::Json, e.to_string()))
-}
-
-fn print(out: &mut dyn Write, text: &str) -> Result<(), Problem> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Problem::new(Code::Output, e.to_string())),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

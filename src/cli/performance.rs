@@ -119,6 +119,7 @@ mod tests {
             watch: control::WatchStatus::default(),
             audit: control::AuditStatus::default(),
             performance,
+            tasks: Vec::new(),
         }
     }
 

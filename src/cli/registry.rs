@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
+use super::text::{pretty, print};
 use crate::daemon::devices::today;
 use crate::device::IdentifiedDevice;
 use crate::device::raw::{Access, RawDevice};
@@ -271,8 +272,7 @@ fn show(arguments: &Show, out: &mut dyn Write) -> Result<(), Problem> {
     let document = read(&arguments.registry, limits::REGISTRY_BYTES_MAX)?;
     let parsed = Registry::parse(&document)?;
     if arguments.json {
-        let json = serde_json::to_string_pretty(&parsed).map_err(|e| Problem::new(Code::Json, e.to_string()))?;
-        return print(out, &(json + "\n"));
+        return print(out, &pretty(&parsed)?);
     }
     let note = "\nSignatures were not looked at: scelle registry verify does that.\n";
     print(out, &(explain::registry(&parsed, today()?) + note))
@@ -359,11 +359,4 @@ fn replace(path: &Path, content: &[u8]) -> Result<(), Problem> {
     create_new(&temporary, content, 0o644)?;
     std::fs::rename(&temporary, path)
         .map_err(|e| Problem::new(Code::FileUnwritable, format!("{}: {e}", path.display())))
-}
-
-fn print(out: &mut dyn Write, text: &str) -> Result<(), Problem> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Problem::new(Code::Output, e.to_string())),
-        _ => Ok(()),
-    }
 }

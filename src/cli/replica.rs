@@ -1,18 +1,13 @@
 //! `scelle replica`.
 
-use std::io::IsTerminal;
 use std::path::Path;
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::control::{Client, VolumeStatus, ask};
+use super::task;
+use crate::control::ask;
 use crate::os;
-use crate::problem::{Code, ExitCode, Problem};
-
-/// How often the daemon is asked how far it is.
-const POLL: Duration = Duration::from_millis(200);
+use crate::problem::{ExitCode, Problem};
 
 /// Arguments of `scelle replica`.
 #[derive(Debug, Args)]
@@ -41,10 +36,11 @@ struct Resync {
 /// `scelle replica`.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let Command::Resync(resync) = &arguments.command;
-    let (daemon, volume) = ask::daemon(&resync.volume)?;
+    let (daemon, _) = ask::daemon(&resync.volume)?;
     let answer = daemon.resync(resync.replica.as_deref().map(absolute))?;
     for returned in &answer.returned {
-        let how = if returned.resyncing { "is being resynced" } else { "is in sync" };
+        let how =
+            returned.task.map_or_else(|| "is in sync".to_owned(), |task| format!("is being resynced, task {task}"));
         println!("{} ({}) {how}", returned.registry_id, returned.device);
     }
     if answer.returned.is_empty() && answer.problems.is_empty() {
@@ -54,8 +50,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let first = problems.next();
     problems.for_each(|problem| eprintln!("scelle: {}", problem.whole()));
     if resync.wait {
-        let ids: Vec<&str> = answer.returned.iter().map(|returned| returned.registry_id.as_str()).collect();
-        wait(&daemon, &volume, &ids)?;
+        let tasks: Vec<u64> = answer.returned.iter().filter_map(|returned| returned.task).collect();
+        task::wait(&daemon, &tasks)?;
     }
     first.map_or(Ok(ExitCode::Done), Err)
 }
@@ -66,32 +62,4 @@ fn absolute(name: &str) -> String {
         return name.to_owned();
     }
     os::mountpoint_path(Path::new(name)).to_string_lossy().into_owned()
-}
-
-/// Waits until no replica of these is being resynced; then all must be in sync.
-fn wait(daemon: &Client, volume: &VolumeStatus, ids: &[&str]) -> Result<(), Problem> {
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::default_bar());
-    loop {
-        let status = daemon.status()?;
-        let ours: Vec<_> = status.replicas.iter().filter(|r| ids.contains(&r.registry_id.as_str())).collect();
-        if !ours.iter().any(|replica| replica.state == "resyncing") {
-            bar.finish_and_clear();
-            let left: Vec<String> = ours
-                .iter()
-                .filter(|replica| replica.state != "in-sync")
-                .map(|replica| format!("{} is {}", replica.registry_id, replica.state))
-                .collect();
-            if left.is_empty() {
-                return Ok(());
-            }
-            let advice = format!("scelle status {} says why.", volume.uuid);
-            return Err(Problem::new(Code::ResyncEnded, left.join("; ")).advise(advice));
-        }
-        let progress = ours.iter().filter_map(|replica| replica.resync);
-        let (done, total) = progress.fold((0, 0), |(d, t), r| (d + r.done_bytes, t + r.total_bytes));
-        bar.set_length(total);
-        bar.set_position(done);
-        std::thread::sleep(POLL);
-    }
 }

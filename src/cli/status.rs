@@ -8,9 +8,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::performance;
+use super::task;
 use super::text::bytes;
 use crate::control::ask::{mounted, not_mounted};
-use crate::control::{self, Replica, State, StatusReport, VolumeStatus};
+use crate::control::{self, Replica, State, StatusReport, TaskState, VolumeStatus};
 use crate::problem::{Code, ExitCode, Problem};
 
 /// Arguments of `scelle status`.
@@ -121,6 +122,9 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
     }
     for replica in &volume.replicas {
         write_replica(out, replica)?;
+    }
+    for running in volume.tasks.iter().filter(|task| task.state == TaskState::Running) {
+        writeln!(out, "  {}", task::line(running))?;
     }
     performance::write(out, &volume.performance)?;
     let audit = &volume.audit;

@@ -1,4 +1,24 @@
-//! Numbers for people.
+//! What several commands print: numbers for people, JSON, text that nobody may read to the end.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::problem::{Code, Problem};
+
+/// Writes `text` out. A closed pipe is no failure: whoever reads has read enough.
+pub(super) fn print(out: &mut dyn Write, text: &str) -> Result<(), Problem> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Problem::new(Code::Output, error.to_string())),
+        _ => Ok(()),
+    }
+}
+
+/// JSON over several lines.
+pub(super) fn pretty<T: Serialize>(value: &T) -> Result<String, Problem> {
+    let json = serde_json::to_string_pretty(value).map_err(|error| Problem::new(Code::Json, error.to_string()))?;
+    Ok(json + "\n")
+}
 
 /// A number of bytes for people, in binary units.
 pub(super) fn bytes(count: u64) -> String {

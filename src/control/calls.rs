@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::client::{Client, ClientError};
 use super::protocol::{AtOnce, Waits, not_understood};
-use super::status::VolumeStatus;
+use super::status::{TaskReport, VolumeStatus};
 use crate::problem::{Code, Problem};
 
 /// Makes, from a row each: the call, the daemon's side of it ([`Handler`]), the client's, and what leads from one to the other.
@@ -106,6 +106,12 @@ calls! {
     /// Brings back the replica that is named, by its device node or its identifier in the registry, or all that are not in use.
     /// Ends before what they lack is copied.
     Resync resync(replica: Option<String>) -> ResyncAnswer, waits ForDevices, at once One;
+
+    /// Every task under way, and the last that have ended; the oldest first.
+    Tasks tasks() -> Vec<TaskReport>, waits ForNothing, at once Any;
+
+    /// Has the task of this number stop. It may go on for a moment after the answer.
+    Cancel cancel(task: u64) -> (), waits ForNothing, at once Any;
 }
 
 fn encoded<T: Serialize>(answer: &T) -> Result<Value, Problem> {
@@ -137,8 +143,8 @@ pub struct Returned {
     pub registry_id: String,
     /// Its device node.
     pub device: String,
-    /// Whether it is being resynced; else it is in sync.
-    pub resyncing: bool,
+    /// The task that resyncs it; nothing when it lacks nothing.
+    pub task: Option<u64>,
 }
 
 #[cfg(test)]

@@ -194,7 +194,7 @@ mod tests {
 
     use super::super::calls::{Handler, ResyncAnswer, SealedTrail};
     use super::super::server::{OFFLOADED_MAX, Server};
-    use super::super::status::{VolumeStatus, sample};
+    use super::super::status::{TaskReport, VolumeStatus, sample};
     use super::*;
     use crate::limits;
 
@@ -229,6 +229,14 @@ mod tests {
             }
             Ok(ResyncAnswer { problems: vec![Problem::new(Code::ReplicaRefused, "")], ..ResyncAnswer::default() })
         }
+
+        fn tasks(&self) -> Result<Vec<TaskReport>, Problem> {
+            Ok(sample().tasks)
+        }
+
+        fn cancel(&self, task: u64) -> Result<(), Problem> {
+            if task == 1 { Ok(()) } else { Err(Problem::new(Code::TaskUnknown, "")) }
+        }
     }
 
     const UUID: Uuid = Uuid::from_random([7; 16]);
@@ -244,6 +252,9 @@ mod tests {
         let server = start(&dir);
         let client = daemons(&dir).unwrap().pop().unwrap();
         assert_eq!(client.status().unwrap(), sample());
+        assert_eq!(client.tasks().unwrap(), sample().tasks);
+        client.cancel(1).unwrap();
+        assert_eq!(Problem::from(client.cancel(2).unwrap_err()).code, Code::TaskUnknown);
         assert!(matches!(client.sync().unwrap_err(), ClientError::Refused(problem) if problem.code == Code::ReadOnly));
         let mode = fs::symlink_metadata(dir.join(format!("{UUID}.sock"))).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);

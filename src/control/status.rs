@@ -61,6 +61,58 @@ pub struct VolumeStatus {
     /// What was done since the mount, and how long it took.
     #[serde(default)]
     pub performance: Performance,
+    /// Long work: under way, and ended lately.
+    #[serde(default)]
+    pub tasks: Vec<TaskReport>,
+}
+
+/// Long work on a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskReport {
+    /// Its number, unique while the volume is mounted.
+    pub id: u64,
+    /// What it does: `resync`.
+    pub kind: String,
+    /// To what: of a resync, the replica's identifier in the registry.
+    pub subject: String,
+    /// How it is.
+    pub state: TaskState,
+    /// Bytes done.
+    pub done_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// When it began, RFC 3339 in UTC.
+    pub began: Option<String>,
+    /// When it ended.
+    pub ended: Option<String>,
+    /// Why it failed.
+    pub problem: Option<Problem>,
+}
+
+/// How a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskState {
+    /// Under way.
+    Running,
+    /// All of it is done.
+    Done,
+    /// Somebody had it stop.
+    Cancelled,
+    /// It could not go on.
+    Failed,
+}
+
+impl TaskState {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// What was done since the mount, and how long it took. Only what succeeded; waiting for others is in the durations.
@@ -273,6 +325,17 @@ pub(super) fn sample() -> VolumeStatus {
             write: Transfers { bytes: 4096, latency: Latency { count: 1, median_ns: 7, p99_ns: 7, longest_ns: 7 } },
             ..Performance::default()
         },
+        tasks: vec![TaskReport {
+            id: 1,
+            kind: "resync".into(),
+            subject: "paris-nvme-01".into(),
+            state: TaskState::Running,
+            done_bytes: 1,
+            total_bytes: 4,
+            began: Some("2026-11-21T00:00:00Z".into()),
+            ended: None,
+            problem: None,
+        }],
     }
 }
 
@@ -294,6 +357,10 @@ mod tests {
         assert_eq!(keys(&volume["registry"]), ["signatures", "valid_until", "version"]);
         assert_eq!(keys(&volume["audit"]), ["head", "key", "records"]);
         assert_eq!(keys(&volume["scrub"]), ["errors", "last_finished", "state"]);
+        let task = &volume["tasks"][0];
+        let expected = "began done_bytes ended id kind problem state subject total_bytes";
+        assert_eq!(keys(task).join(" "), expected);
+        assert_eq!(task["state"], TaskState::Running.as_str());
         let performance = &volume["performance"];
         let expected = ["cache", "change", "commit", "fsync", "lookup", "read", "since_ms", "write"];
         assert_eq!(keys(performance), expected);
@@ -329,7 +396,7 @@ mod tests {
     fn the_status_of_an_older_daemon_is_understood() {
         let mut json = serde_json::to_value(sample()).unwrap();
         let volume = json.as_object_mut().unwrap();
-        for added in ["pid", "advice", "watch", "audit", "performance"] {
+        for added in ["pid", "advice", "watch", "audit", "performance", "tasks"] {
             assert!(volume.remove(added).is_some(), "{added}");
         }
         assert!(volume["replicas"][0].as_object_mut().unwrap().remove("io").is_some());

@@ -1,17 +1,19 @@
 //! The status of an open volume as the control socket and `scelle status --json` show it.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use crate::control::{
     AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, RegistryStatus, Replica, Resync, Scrub,
-    State, Transfers, Verdict, VolumeStatus, WatchStatus,
+    State, TaskReport, TaskState, Transfers, Verdict, VolumeStatus, WatchStatus,
 };
 
 use crate::mirror;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
-use crate::registry::VerifiedRegistry;
+use crate::registry::{VerifiedRegistry, utc_second};
 use crate::units::BLOCK_SIZE;
 use crate::units::meter::{Meter, Reading};
-use crate::volume::{Open, ReplicaStatus};
+use crate::volume::{Open, Outcome, ReplicaStatus, TaskKind, TaskStatus, Tasks};
 
 /// What is true of `open` now, under `registry`, mounted at `mountpoint`. `concerns` are what the caller knows beyond
 /// the volume: the registry file no longer verifies, say.
@@ -58,7 +60,32 @@ pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concer
         audit: AuditStatus { records: audit.records, head: audit.digest.to_string(), key: audit.public_key },
         watch: WatchStatus::default(),
         performance: performance(open),
+        tasks: tasks(open.members().tasks()),
     }
+}
+
+/// The tasks, as the status shows them.
+pub fn tasks(tasks: &Tasks) -> Vec<TaskReport> {
+    tasks.list().into_iter().map(task).collect()
+}
+
+fn task(status: TaskStatus) -> TaskReport {
+    let TaskStatus { id, kind: TaskKind::Resync { replica }, progress, began, ended } = status;
+    let (ended, outcome) = ended.unzip();
+    let (state, problem) = match outcome {
+        None => (TaskState::Running, None),
+        Some(Outcome::Done) => (TaskState::Done, None),
+        Some(Outcome::Cancelled) => (TaskState::Cancelled, None),
+        Some(Outcome::Failed(problem)) => (TaskState::Failed, Some(problem)),
+    };
+    let (done_bytes, total_bytes) = progress;
+    let (began, ended) = (utc(began), ended.and_then(utc));
+    TaskReport { id, kind: "resync".into(), subject: replica, state, done_bytes, total_bytes, began, ended, problem }
+}
+
+/// A time as RFC 3339 has it, in UTC; `None` before 1970 and after 9999.
+fn utc(time: SystemTime) -> Option<String> {
+    Some(utc_second(time.duration_since(UNIX_EPOCH).ok()?.as_secs())? + "Z")
 }
 
 fn performance(open: &Open) -> Performance {

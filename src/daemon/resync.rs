@@ -33,7 +33,7 @@ pub(super) fn resync(look: &Look, volume: Uuid, wanted: Option<&str>) -> Result<
             Ok((index, state)) => answer.returned.push(Returned {
                 registry_id: members.registry_id(index).to_owned(),
                 device: members.device(index).map_or_else(String::new, |device| device.name().to_owned()),
-                resyncing: state == State::Resyncing,
+                task: if state == State::Resyncing { members.task(index) } else { None },
             }),
             Err(problem) => answer.problems.push(problem),
         }

@@ -11,7 +11,7 @@ use super::request::Request;
 use super::watch::{Look, Watch};
 use super::{WITNESS_DIR, devices, find, place, report, resync};
 use crate::audit::Audit;
-use crate::control::{self, Handler, ResyncAnswer, SealedTrail, Server, VolumeStatus, ask};
+use crate::control::{self, Handler, ResyncAnswer, SealedTrail, Server, TaskReport, VolumeStatus, ask};
 use crate::crypto::Secret;
 use crate::device::raw::Access;
 use crate::fs;
@@ -297,5 +297,16 @@ impl Handler for Served {
     fn resync(&self, replica: Option<String>) -> Result<ResyncAnswer, Problem> {
         let look = self.look().ok_or_else(|| Problem::new(Code::Closing, CLOSED))?;
         resync::resync(&look, self.uuid, replica.as_deref())
+    }
+
+    fn tasks(&self) -> Result<Vec<TaskReport>, Problem> {
+        let open = self.open.read();
+        Ok(open.as_ref().map_or_else(Vec::new, |open| report::tasks(open.members().tasks())))
+    }
+
+    fn cancel(&self, task: u64) -> Result<(), Problem> {
+        let open = self.open.read();
+        let open = open.as_ref().ok_or_else(|| Problem::new(Code::Closing, CLOSED))?;
+        open.members().tasks().cancel(task)
     }
 }

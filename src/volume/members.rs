@@ -22,6 +22,7 @@ use super::assembled::Replica;
 use super::error::{Error, System};
 use super::labels::{areas, mend_label};
 use super::recovery;
+use super::task::{Outcome, Task, TaskKind, Tasks, Work};
 use crate::audit::Audit;
 use crate::crypto::Keys;
 use crate::fs::Fs;
@@ -30,7 +31,7 @@ use crate::limits::DEVICE_TIMEOUT_S;
 use crate::mirror::{RejoinError, State, Stay};
 use crate::pages::Store;
 use crate::policy::ApprovedDevice;
-use crate::problem::Code;
+use crate::problem::{Code, Problem};
 use crate::registry::VerifiedRegistry;
 use crate::units::Generation;
 
@@ -61,6 +62,7 @@ pub struct Members {
     audit: Arc<Audit>,
     found: Mutex<Found>,
     resyncs: Mutex<Vec<Resyncing>>,
+    tasks: Tasks,
     /// The looks at the facts of each device.
     looking: Mutex<Vec<Arc<Looking>>>,
     /// One replica comes back at a time.
@@ -80,8 +82,14 @@ pub(super) struct Found {
 
 struct Resyncing {
     resync: Arc<Resync>,
-    stop: Arc<AtomicBool>,
+    task: Arc<Task>,
     thread: JoinHandle<()>,
+}
+
+impl Work for Resync {
+    fn progress(&self) -> (u64, u64) {
+        Resync::progress(self)
+    }
 }
 
 impl Members {
@@ -104,6 +112,7 @@ impl Members {
             audit,
             found: Mutex::new(found),
             resyncs: Mutex::default(),
+            tasks: Tasks::default(),
             looking: Mutex::new(looking),
             rejoining: Mutex::default(),
             cut_off: Arc::default(),
@@ -139,6 +148,18 @@ impl Members {
         let resyncs = self.resyncs.lock();
         let resyncing = resyncs.iter().rev().find(|r| r.resync.index == index && !r.thread.is_finished())?;
         (self.store.mirror().state(index).0 == State::Resyncing).then(|| resyncing.resync.progress())
+    }
+
+    /// The long work on the replicas: what is under way, and what has ended.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// The task by which a replica is being resynced.
+    pub fn task(&self, index: usize) -> Option<u64> {
+        let resyncs = self.resyncs.lock();
+        let resyncing = resyncs.iter().rev().find(|r| r.resync.index == index && !r.thread.is_finished())?;
+        Some(resyncing.task.id())
     }
 
     /// The replica that the registry calls `id`.
@@ -395,36 +416,27 @@ impl Members {
     }
 
     pub(super) fn start_resync(&self, resync: Resync) -> Result<(), Error> {
-        let (resync, stop) = (Arc::new(resync), Arc::new(AtomicBool::new(false)));
+        let resync = Arc::new(resync);
         log::warn!("{} is being resynced", self.name(resync.index));
-        let (fs, store, job, signal) = (self.fs.clone(), self.store.clone(), resync.clone(), stop.clone());
+        let kind = TaskKind::Resync { replica: self.registry_id(resync.index).to_owned() };
+        let task = self.tasks.begin(kind, resync.clone());
+        let (fs, store, job, theirs) = (self.fs.clone(), self.store.clone(), resync.clone(), task.clone());
         let (audit, cut_off) = (self.audit.clone(), self.cut_off.clone());
         cut_off.fetch_and(!(1 << resync.index), Ordering::AcqRel);
         let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
-            if let Err(error) = job.run(&fs, &store, &audit, &signal) {
-                log::error!("resync of replica {} ended: {error}", job.index);
-                if !job.is_current(&store) {
-                    return;
-                }
-                if is_lost(&store, &error) {
-                    store.poison(format!(
-                        "what was written in the moment before all replicas were refused is on none of them ({error}). What \
-                         was fsynced is safe; unmount and mount again"
-                    ));
-                }
-                cut_off.fetch_or(u64::from(store.mirror().in_sync() == 0) << job.index, Ordering::AcqRel);
-                job.give_up(&store, &format!("its resync ended: {error}"));
-            }
+            let outcome = job.run(&fs, &store, &audit, theirs.stop());
+            theirs.end(ended(&job, &store, &theirs, &cut_off, outcome));
         });
         let mut resyncs = self.resyncs.lock();
         resyncs.retain(|earlier| !earlier.thread.is_finished());
         match thread {
             Ok(thread) => {
-                resyncs.push(Resyncing { resync, stop, thread });
+                resyncs.push(Resyncing { resync, task, thread });
                 Ok(())
             }
             Err(source) => {
                 resync.give_up(&self.store, "its resync could not be started");
+                task.end(Outcome::Failed(Problem::new(Code::System, format!("starting a resync: {source}"))));
                 Err(System::error("starting a resync", source))
             }
         }
@@ -434,7 +446,7 @@ impl Members {
     pub(super) fn stop(&self) {
         self.closing.store(true, Ordering::Release);
         let resyncs = std::mem::take(&mut *self.resyncs.lock());
-        resyncs.iter().for_each(|r| r.stop.store(true, Ordering::Relaxed));
+        resyncs.iter().for_each(|r| r.task.stop().store(true, Ordering::Relaxed));
         let deadline = Instant::now() + Duration::from_secs(DEVICE_TIMEOUT_S);
         for resyncing in resyncs {
             while !resyncing.thread.is_finished() && Instant::now() < deadline {
@@ -445,6 +457,34 @@ impl Members {
             } else if resyncing.thread.join().is_err() {
                 log::error!("a resync panicked");
             }
+        }
+    }
+}
+
+/// What comes of the end of a resync: for the replica, the volume, and the task.
+fn ended(job: &Resync, store: &Store, task: &Task, cut_off: &AtomicU64, outcome: Result<bool, Error>) -> Outcome {
+    let interrupted = |why: &str| Outcome::Failed(Problem::new(Code::ResyncEnded, why));
+    match outcome {
+        Ok(true) => Outcome::Done,
+        Ok(false) if task.is_cancelled() && job.is_current(store) => {
+            job.give_up(store, "its resync was cancelled");
+            Outcome::Cancelled
+        }
+        Ok(false) if task.stop().load(Ordering::Relaxed) => interrupted("the volume was closed before all was copied"),
+        Ok(false) => interrupted("the replica left the set before all was copied"),
+        Err(error) => {
+            log::error!("resync of replica {} ended: {error}", job.index);
+            if job.is_current(store) {
+                if is_lost(store, &error) {
+                    store.poison(format!(
+                        "what was written in the moment before all replicas were refused is on none of them ({error}). What \
+                         was fsynced is safe; unmount and mount again"
+                    ));
+                }
+                cut_off.fetch_or(u64::from(store.mirror().in_sync() == 0) << job.index, Ordering::AcqRel);
+                job.give_up(store, &format!("its resync ended: {error}"));
+            }
+            Outcome::Failed(error.into())
         }
     }
 }
