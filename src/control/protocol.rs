@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::problem::{Code, Problem};
 
-/// Number of this form of the protocol. The greeting and the call [`END`] keep theirs for ever, so that a daemon of any version
+/// Number of this form of the protocol. The greeting and the call `end` keep theirs for ever, so that a daemon of any version
 /// can be unmounted; whoever changes another row takes the next number.
 pub const PROTOCOL: u32 = 2;
 

@@ -1,7 +1,7 @@
 //! The questions that are put to an open device by ioctl(2): sizes, who it is, what its driver has below it.
 //!
-//! Every question only reads. Answers are bytes or plain numbers; [`probe::live`](crate::probe::live) and [`dm`](parse_dm_targets) make
-//! sense of them, and believe none of their lengths. A device gets [`TIMEOUT_MS`] for each command; when it does not
+//! Every question only reads. Answers are bytes or plain numbers; [`probe::live`](crate::probe::live) and `parse_dm_targets` make
+//! sense of them, and believe none of their lengths. A device gets `TIMEOUT_MS` for each command; when it does not
 //! answer, the kernel's error handling may take longer than that before the call returns.
 
 use std::fs::File;

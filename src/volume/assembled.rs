@@ -86,7 +86,7 @@ impl Assembled {
         &self.header.label
     }
 
-    /// The volume key, for [`Sealed::unlock_again`].
+    /// The volume key, for [`Sealed::unlock_again`](super::Sealed::unlock_again).
     pub fn volume_key(&self) -> &VolumeKey {
         self.keys.volume_key()
     }

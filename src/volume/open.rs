@@ -91,7 +91,7 @@ impl Assembled {
     /// the thread that commits.
     ///
     /// # Errors
-    /// See [`Error::kind`]. On a refusal nothing has been written but what a replica lacked of the last commit.
+    /// See [`Error::code`]. On a refusal nothing has been written but what a replica lacked of the last commit.
     pub fn open(self, registry: &VerifiedRegistry, options: &OpenOptions) -> Result<Open, Error> {
         let volume = self.header.volume;
         if !options.read_only && !self.header.writable() {
