@@ -58,6 +58,7 @@ pub mod choice;
 mod error;
 mod lane;
 mod queue;
+pub mod quorum;
 mod rejoin;
 #[cfg(test)]
 mod tests;
@@ -423,6 +424,11 @@ impl Mirror {
     /// What state each replica is in and why, in words.
     pub fn reasons(&self) -> String {
         self.shared.lock().reasons()
+    }
+
+    /// That no replica is in sync, and what state each is in instead.
+    pub fn nothing_in_sync(&self) -> String {
+        format!("no replica is in sync: {}", self.reasons())
     }
 
     /// Queues a sealed run for every replica that takes writes. Returns when it is queued; waits first while too

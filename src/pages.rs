@@ -23,7 +23,7 @@
 //!
 //! # Two ways of refusing changes
 //!
-//! | | poisoned | lacking |
+//! | | poisoned | lacking ([`Quorum`]) |
 //! |---|---|---|
 //! | because | a commit failed midway, the metadata failed, or it was asked for | the policy asks for more replicas in sync |
 //! | users' changes | refused | refused |
@@ -45,9 +45,8 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::crypto::{self, Binding, Keys, random_bytes};
 use crate::label::{Lineage, MountId, Root};
+use crate::mirror::quorum::{Quorum, Stamp};
 use crate::mirror::{self, Mirror};
-use crate::policy::{ApprovedEntry, examine_set};
-use crate::registry::VerifiedRegistry;
 use crate::space::{Allocator, Bitmap, Contradiction, Goal};
 use crate::units::{BLOCK_SIZE, Generation, Run, Tag, Uuid, WriteId};
 
@@ -168,25 +167,9 @@ pub struct Store {
     commit: Mutex<CommitState>,
     /// The last generation whose map readers see.
     generation: AtomicU64,
-    /// The newest registry that was in force.
-    registry_version: AtomicU64,
-    /// Digest of the trust anchors in force.
-    trust: Mutex<[u8; 32]>,
     readers: Readers,
     poisoned: OnceLock<String>,
-    quorum: Mutex<Quorum>,
-    /// The replicas in sync that were found to be enough; 0: to be judged anew.
-    enough: AtomicU64,
-}
-
-/// What the policy asks of the replicas together, and whether they fulfil it.
-#[derive(Default)]
-struct Quorum {
-    registry: Option<Arc<VerifiedRegistry>>,
-    /// Why changes are refused at present.
-    lacking: Option<String>,
-    /// Why changes are refused until the policy has looked again, although nothing lacks yet.
-    suspended: Option<String>,
+    quorum: Quorum,
 }
 
 /// Runs that the batch being filled put in use or gave up.
@@ -259,6 +242,8 @@ impl Store {
         let db = Tree::from_ref(TreeKind::Database, &root.db);
         let first_counter = u64::from_le_bytes(random_bytes()?) >> 1;
         let mount = MountId { epoch, nonce: u64::from_le_bytes(random_bytes()?) };
+        let stamp = Stamp { registry_version: root.registry_version, trust: root.trust };
+        let quorum = Quorum::new(mirror.clone(), stamp);
         let staging = Staging { current: HashMap::new(), committing: Arc::default(), db_pages: db.pages() };
         Ok(Arc::new(Self {
             mirror,
@@ -276,13 +261,10 @@ impl Store {
             staging: Mutex::new(staging),
             db: RwLock::new(db),
             generation: AtomicU64::new(root.generation.0),
-            registry_version: AtomicU64::new(root.registry_version),
-            trust: Mutex::new(root.trust),
             commit: Mutex::new(CommitState { root, persisted, space_tree, releasing: VecDeque::new() }),
             readers: Readers::default(),
             poisoned: OnceLock::new(),
-            quorum: Mutex::default(),
-            enough: AtomicU64::new(0),
+            quorum,
         }))
     }
 
@@ -323,30 +305,9 @@ impl Store {
         Usage { total_blocks: map.total(), free_blocks: map.free(), reserved_blocks: self.reserve }
     }
 
-    /// This registry is in force: its policy says how many replicas at how many sites must be in sync for changes, the next
-    /// root records its version, and no older one is accepted after that. Says whether the version is news.
-    pub fn saw_registry(&self, registry: &Arc<VerifiedRegistry>) -> bool {
-        let mut quorum = self.quorum.lock();
-        (quorum.registry, quorum.suspended) = (Some(registry.clone()), None);
-        self.enough.store(0, Ordering::Release);
-        let version = registry.version();
-        self.registry_version.fetch_max(version, Ordering::AcqRel) < version
-    }
-
-    /// The registry in force; none while the volume is being made.
-    pub fn registry(&self) -> Option<Arc<VerifiedRegistry>> {
-        self.quorum.lock().registry.clone()
-    }
-
-    /// The newest registry that was in force.
-    pub fn registry_version(&self) -> u64 {
-        self.registry_version.load(Ordering::Acquire)
-    }
-
-    /// The trust anchors of this digest are in force: the next root records it, and only these or their successors are
-    /// accepted after that. Says whether that is news. The caller has seen that those in force before trust them.
-    pub fn saw_trust(&self, digest: [u8; 32]) -> bool {
-        std::mem::replace(&mut *self.trust.lock(), digest) != digest
+    /// What the policy asks of the replicas together, and what the next root records of the documents in force.
+    pub fn quorum(&self) -> &Quorum {
+        &self.quorum
     }
 
     /// Whether users' changes are possible: the store is not poisoned, and the policy lets the replicas that are in sync at
@@ -356,11 +317,7 @@ impl Store {
     /// [`Error::ReadOnly`] with the reason when not.
     pub fn writable(&self) -> Result<()> {
         self.unpoisoned()?;
-        let in_sync = self.mirror.in_sync();
-        if in_sync != 0 && self.enough.load(Ordering::Acquire) == in_sync {
-            return Ok(());
-        }
-        self.judge(in_sync).map_or(Ok(()), |lacking| Err(Error::ReadOnly(lacking)))
+        self.quorum.allows().map_err(Error::ReadOnly)
     }
 
     /// Whether the volume's own changes are possible, which do not wait for the policy's number of replicas: what was
@@ -370,56 +327,11 @@ impl Store {
     /// [`Error::ReadOnly`] with the reason when not.
     pub fn committable(&self) -> Result<()> {
         self.unpoisoned()?;
-        if self.mirror.in_sync() == 0 { Err(Error::ReadOnly(self.nothing_in_sync())) } else { Ok(()) }
+        if self.mirror.in_sync() == 0 { Err(Error::ReadOnly(self.mirror.nothing_in_sync())) } else { Ok(()) }
     }
 
     fn unpoisoned(&self) -> Result<()> {
         self.poisoned.get().map_or(Ok(()), |reason| Err(Error::ReadOnly(reason.clone())))
-    }
-
-    fn nothing_in_sync(&self) -> String {
-        format!("no replica is in sync: {}", self.mirror.reasons())
-    }
-
-    /// Refuses users' changes until the policy has looked again ([`Store::saw_registry`]).
-    pub fn suspend(&self, reason: String) {
-        self.quorum.lock().suspended = Some(reason);
-        self.enough.store(0, Ordering::Release);
-    }
-
-    /// Why the policy would not let these replicas take writes together; nothing when it would.
-    pub fn lacks(&self, replicas: u64) -> Option<String> {
-        self.examine_together(self.registry().as_deref(), replicas)
-    }
-
-    fn examine_together(&self, registry: Option<&VerifiedRegistry>, replicas: u64) -> Option<String> {
-        if replicas == 0 {
-            return Some(self.nothing_in_sync());
-        }
-        let registry = registry?;
-        let members = (0..self.mirror.len()).filter(|index| replicas >> index & 1 == 1);
-        let entries: Vec<Arc<ApprovedEntry>> =
-            members.filter_map(|index| Some(self.mirror.device(index)?.registry_entry())).collect();
-        let entries: Vec<&ApprovedEntry> = entries.iter().map(AsRef::as_ref).collect();
-        let reasons: Vec<String> = examine_set(registry, &entries).iter().map(ToString::to_string).collect();
-        (!reasons.is_empty()).then(|| reasons.join("; "))
-    }
-
-    /// Why the policy does not let the replicas `in_sync` take writes together; nothing when it does.
-    fn judge(&self, in_sync: u64) -> Option<String> {
-        let mut quorum = self.quorum.lock();
-        let lacking = self.examine_together(quorum.registry.as_deref(), in_sync).or_else(|| quorum.suspended.clone());
-        if lacking.is_none() {
-            self.enough.store(in_sync, Ordering::Release);
-        }
-        if quorum.lacking.is_some() != lacking.is_some() && self.poisoned.get().is_none() {
-            match &lacking {
-                Some(reason) => log::error!("changes are refused until enough replicas are in sync: {reason}"),
-                None => log::warn!("enough replicas are in sync again: changes are accepted"),
-            }
-        }
-        quorum.lacking.clone_from(&lacking);
-        lacking
     }
 
     /// Why the volume takes no change until it is mounted again; nothing when what refuses changes can be mended.

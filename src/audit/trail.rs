@@ -499,7 +499,7 @@ impl Audit {
             records,
             head: digest,
             generation: store.generation().0,
-            registry_version: store.registry_version(),
+            registry_version: store.quorum().registry_version(),
             key: public_key,
             program: env!("CARGO_PKG_VERSION").to_owned(),
         };

@@ -10,6 +10,7 @@ use crate::crypto::Binding;
 use crate::device::AlignedBuf;
 use crate::label::{Provisional, Root};
 use crate::limits::REQUEST_BYTES_MAX;
+use crate::mirror::quorum::Stamp;
 use crate::space::{Bitmap, Goal};
 use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, WriteId};
 
@@ -178,8 +179,7 @@ impl Store {
         let root_is_true = state.root.provisional.is_none()
             && state.root.in_sync == self.mirror.in_sync()
             && state.root.mount == self.mount
-            && state.root.registry_version == self.registry_version.load(Ordering::Acquire)
-            && state.root.trust == *self.trust.lock();
+            && Stamp { registry_version: state.root.registry_version, trust: state.root.trust } == self.quorum.stamp();
         if nothing && root_is_true {
             if !abandoned.is_empty() {
                 self.mirror.flush()?;
@@ -308,8 +308,9 @@ impl Store {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let in_sync = self.mirror.in_sync();
         if in_sync == 0 {
-            return Err(Error::ReadOnly(self.nothing_in_sync()));
+            return Err(Error::ReadOnly(self.mirror.nothing_in_sync()));
         }
+        let Stamp { registry_version, trust } = self.quorum.stamp();
         let root = Root {
             generation,
             mount: self.mount,
@@ -318,9 +319,9 @@ impl Store {
             committed_unix_ns: since_epoch.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)),
             free_blocks: state.persisted.free(),
             db: self.db.read().to_ref(),
-            registry_version: self.registry_version.load(Ordering::Acquire),
+            registry_version,
             space: state.space_tree.to_ref(),
-            trust: *self.trust.lock(),
+            trust,
             provisional,
         };
         let sealed = Arc::new(root.sealed(&self.keys, self.volume).map_err(|e| Error::Io(e.to_string()))?);

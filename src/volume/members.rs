@@ -309,7 +309,7 @@ impl Members {
             let confirmed = Instant::now();
             // In a commit that is under way, what the replica is to show first could be overtaken.
             let joined = self.fs.between_commits(|| {
-                let in_force = self.store.registry();
+                let in_force = self.store.quorum().registry();
                 let is_same = registry.as_ref().zip(in_force.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
                 // A commit can take long, and a look in between does not see a device that is not in the set yet.
                 if is_same && confirmed.elapsed() < CONFIRMED_FOR {
@@ -379,7 +379,7 @@ impl Members {
     /// was asked.
     fn confirm(&self, index: usize, device: &ApprovedDevice) -> Result<Option<Arc<VerifiedRegistry>>, Error> {
         // Invariant: a volume in use has seen a registry.
-        let registry = self.store.registry();
+        let registry = self.store.quorum().registry();
         let refused = registry.as_ref().and_then(|registry| device.confirm(registry).err());
         let reasons = refused.map_or_else(|| device.verdict().reasons, |refused| refused.verdict.reasons);
         match reasons.first() {

@@ -152,8 +152,8 @@ impl Assembled {
                 epoch,
             },
         )?;
-        let newer = store.saw_registry(&Arc::new(registry.clone()));
-        let succeeded = store.saw_trust(registry.anchors_digest());
+        let newer = store.quorum().saw_registry(&Arc::new(registry.clone()));
+        let succeeded = store.quorum().saw_trust(registry.anchors_digest());
         let too_few = store.writable().err().map(|error| error.to_string());
         if read_only {
             store.poison_quietly("mounted read-only".to_owned());

@@ -99,8 +99,9 @@ impl Members {
     pub fn look(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) -> News {
         let before = self.store.mirror().in_sync();
         let mut news = self.examine(registry, host, today);
-        let succeeded = self.store.saw_trust(registry.anchors_digest());
-        news.commit = self.store.saw_registry(registry) || succeeded || self.store.mirror().in_sync() != before;
+        let quorum = self.store.quorum();
+        let succeeded = quorum.saw_trust(registry.anchors_digest());
+        news.commit = quorum.saw_registry(registry) || succeeded || self.store.mirror().in_sync() != before;
         // Said now, not with the next request.
         let _ = self.store.writable();
         news
@@ -144,12 +145,12 @@ impl Members {
         let lasts = |index: &usize| self.device(*index).is_some_and(|d| d.is_approved_on(registry, host, tomorrow));
         let in_sync = self.store.mirror().in_sync();
         let lasting = (0..self.store.mirror().len()).filter(lasts).fold(0, |mask, index| mask | 1 << index) & in_sync;
-        if lasting == in_sync || self.read_only || self.store.lacks(in_sync).is_some() {
+        if lasting == in_sync || self.read_only || self.store.quorum().lacks(in_sync).is_some() {
             return news;
         }
-        if let Some(lacking) = self.store.lacks(lasting) {
+        if let Some(lacking) = self.store.quorum().lacks(lasting) {
             log::error!("on {tomorrow} the policy will leave too few replicas: changes are refused from now on");
-            self.store.suspend(format!("devices are approved until the end of the day only: {lacking}"));
+            self.store.quorum().suspend(format!("devices are approved until the end of the day only: {lacking}"));
             news.commit = true;
         }
         news

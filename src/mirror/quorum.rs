@@ -1,0 +1,147 @@
+//! The quorum: what the policy in force asks of the replicas together, whether those in sync fulfil it, and what the next root
+//! records of the registry and of the trust anchors.
+//!
+//! A replica is judged by itself at its gate ([`ApprovedDevice`](crate::policy::ApprovedDevice)). How many replicas at how many
+//! sites must be in sync for users' changes is asked of all of them together, here. The answer holds for one set of replicas
+//! under one registry: it is kept, and [`Quorum::allows`] asks again only when either is another.
+//!
+//! The lock of a quorum comes before those of the replica set. No I/O happens under it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::Mirror;
+use crate::policy::{ApprovedEntry, examine_set};
+use crate::registry::VerifiedRegistry;
+
+/// What a root records of the documents in force when it was published: no older registry and no other officers are accepted
+/// after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Version of the newest registry that was in force.
+    pub registry_version: u64,
+    /// Digest of the trust anchors in force.
+    pub trust: [u8; 32],
+}
+
+/// What the policy in force asks of the replicas of a set together.
+pub struct Quorum {
+    mirror: Arc<Mirror>,
+    judgement: Mutex<Judgement>,
+    /// The replicas in sync that were found to be enough; 0: to be judged anew.
+    enough: AtomicU64,
+    /// The newest registry that was in force.
+    registry_version: AtomicU64,
+    /// Digest of the trust anchors in force.
+    trust: Mutex<[u8; 32]>,
+}
+
+#[derive(Default)]
+struct Judgement {
+    registry: Option<Arc<VerifiedRegistry>>,
+    /// Why changes are refused at present.
+    lacking: Option<String>,
+    /// Why changes are refused until the policy has looked again, although nothing lacks yet.
+    suspended: Option<String>,
+}
+
+impl Quorum {
+    /// The quorum of a set whose last root was stamped with `stamp`. No registry is in force yet, so that one replica is enough.
+    pub fn new(mirror: Arc<Mirror>, stamp: Stamp) -> Self {
+        Self {
+            mirror,
+            judgement: Mutex::default(),
+            enough: AtomicU64::new(0),
+            registry_version: AtomicU64::new(stamp.registry_version),
+            trust: Mutex::new(stamp.trust),
+        }
+    }
+
+    /// This registry is in force: its policy says how many replicas at how many sites must be in sync for changes, the next
+    /// root records its version, and no older one is accepted after that. Says whether the version is news.
+    pub fn saw_registry(&self, registry: &Arc<VerifiedRegistry>) -> bool {
+        let mut judgement = self.judgement.lock();
+        (judgement.registry, judgement.suspended) = (Some(registry.clone()), None);
+        self.enough.store(0, Ordering::Release);
+        let version = registry.version();
+        self.registry_version.fetch_max(version, Ordering::AcqRel) < version
+    }
+
+    /// The trust anchors of this digest are in force: the next root records it, and only these or their successors are
+    /// accepted after that. Says whether that is news. The caller has seen that those in force before trust them.
+    pub fn saw_trust(&self, digest: [u8; 32]) -> bool {
+        std::mem::replace(&mut *self.trust.lock(), digest) != digest
+    }
+
+    /// The registry in force; none while the volume is being made.
+    pub fn registry(&self) -> Option<Arc<VerifiedRegistry>> {
+        self.judgement.lock().registry.clone()
+    }
+
+    /// The newest registry that was in force.
+    pub fn registry_version(&self) -> u64 {
+        self.registry_version.load(Ordering::Acquire)
+    }
+
+    /// What the next root records.
+    pub fn stamp(&self) -> Stamp {
+        Stamp { registry_version: self.registry_version(), trust: *self.trust.lock() }
+    }
+
+    /// Refuses users' changes until the policy has looked again ([`Quorum::saw_registry`]).
+    pub fn suspend(&self, reason: String) {
+        self.judgement.lock().suspended = Some(reason);
+        self.enough.store(0, Ordering::Release);
+    }
+
+    /// Whether the policy lets the replicas that are in sync at this moment take writes together. When it does not, that ends by
+    /// itself once enough of them are in sync again.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn allows(&self) -> std::result::Result<(), String> {
+        let in_sync = self.mirror.in_sync();
+        if in_sync != 0 && self.enough.load(Ordering::Acquire) == in_sync {
+            return Ok(());
+        }
+        self.judge(in_sync).map_or(Ok(()), Err)
+    }
+
+    /// Why the policy would not let these replicas take writes together; nothing when it would.
+    pub fn lacks(&self, replicas: u64) -> Option<String> {
+        self.examine_together(self.registry().as_deref(), replicas)
+    }
+
+    fn examine_together(&self, registry: Option<&VerifiedRegistry>, replicas: u64) -> Option<String> {
+        if replicas == 0 {
+            return Some(self.mirror.nothing_in_sync());
+        }
+        let registry = registry?;
+        let members = (0..self.mirror.len()).filter(|index| replicas >> index & 1 == 1);
+        let entries: Vec<Arc<ApprovedEntry>> =
+            members.filter_map(|index| Some(self.mirror.device(index)?.registry_entry())).collect();
+        let entries: Vec<&ApprovedEntry> = entries.iter().map(AsRef::as_ref).collect();
+        let reasons: Vec<String> = examine_set(registry, &entries).iter().map(ToString::to_string).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
+    /// Why the policy does not let the replicas `in_sync` take writes together; nothing when it does.
+    fn judge(&self, in_sync: u64) -> Option<String> {
+        let mut judgement = self.judgement.lock();
+        let lacking =
+            self.examine_together(judgement.registry.as_deref(), in_sync).or_else(|| judgement.suspended.clone());
+        if lacking.is_none() {
+            self.enough.store(in_sync, Ordering::Release);
+        }
+        if judgement.lacking.is_some() != lacking.is_some() {
+            match &lacking {
+                Some(reason) => log::error!("changes are refused until enough replicas are in sync: {reason}"),
+                None => log::warn!("enough replicas are in sync again: changes are accepted"),
+            }
+        }
+        judgement.lacking.clone_from(&lacking);
+        lacking
+    }
+}
