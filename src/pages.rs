@@ -34,8 +34,9 @@
 //!
 //! # Lock order
 //!
-//! metadata (in `fs`) → commit → staging → tree → space → readers; quorum → the replica set. No I/O happens under staging,
-//! space, readers or quorum.
+//! metadata (in `fs`) → commit → staging → tree → space → readers; the published root; [`Quorum`] → the replica set. No I/O
+//! happens under staging, space, readers, the published root or the quorum. A [`view`] takes only the locks of the readers and of
+//! the published root, one after the other.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,18 +58,20 @@ mod readers;
 #[cfg(test)]
 mod tests;
 pub mod tree;
+mod unit;
 mod vfs;
-mod walk;
+pub mod view;
 
 pub use commit::StagedBatch;
 pub use data::{Extent, Part};
 pub use readers::ReadGuard;
+pub use unit::{Finding, Unit};
 pub use vfs::{describe, is_integrity};
-pub use walk::{Finding, Walk};
 
 use provisional::Written;
 use readers::Readers;
 use tree::{Tree, TreeKind};
+use view::{Nodes, Units, View};
 
 /// Most and least blocks kept back for metadata, so that a full volume can still commit and delete.
 const RESERVE_BLOCKS_MAX: u64 = 16_384;
@@ -165,7 +168,10 @@ pub struct Store {
     staging: Mutex<Staging>,
     db: RwLock<Tree>,
     commit: Mutex<CommitState>,
-    /// The last generation whose map readers see.
+    /// The newest durable root. Written by commits alone, and read without waiting for one.
+    published: Mutex<Root>,
+    /// Its generation: stored after the root, so that whoever reads the generation first and the root second finds a root that is
+    /// not older.
     generation: AtomicU64,
     readers: Readers,
     poisoned: OnceLock<String>,
@@ -193,7 +199,6 @@ struct Staging {
 
 /// What only a commit touches.
 struct CommitState {
-    root: Root,
     persisted: Bitmap,
     space_tree: Tree,
     /// Freed by a commit, waiting for its readers to end.
@@ -261,7 +266,8 @@ impl Store {
             staging: Mutex::new(staging),
             db: RwLock::new(db),
             generation: AtomicU64::new(root.generation.0),
-            commit: Mutex::new(CommitState { root, persisted, space_tree, releasing: VecDeque::new() }),
+            published: Mutex::new(root),
+            commit: Mutex::new(CommitState { persisted, space_tree, releasing: VecDeque::new() }),
             readers: Readers::default(),
             poisoned: OnceLock::new(),
             quorum,
@@ -353,14 +359,24 @@ impl Store {
         let _ = self.poisoned.set(reason);
     }
 
-    /// The newest durable root.
+    /// The newest durable root. Never waits for a commit.
     pub fn root(&self) -> Root {
-        self.commit.lock().root
+        *self.published.lock()
     }
 
     /// Whether the newest durable root was written together with its commit's blocks ([`provisional`]).
     pub fn is_provisional(&self) -> bool {
-        self.commit.lock().root.provisional.is_some()
+        self.published.lock().provisional.is_some()
+    }
+
+    /// The trees at the newest durable root, read-only.
+    pub fn view(&self) -> View<'_> {
+        View::pin(self, Nodes::default())
+    }
+
+    /// A traversal of every node and page of both trees.
+    pub fn units(&self) -> Units<'_> {
+        Units::new(self)
     }
 
     /// Whether space is so short that the batch, of `operations` so far, must be committed before the next one.

@@ -30,6 +30,7 @@ mod place;
 pub mod recovery;
 mod sealed;
 mod task;
+mod traverse;
 pub mod witness;
 
 pub use assembled::{Assembled, OpenOptions};
@@ -41,3 +42,4 @@ pub use open::{Open, ReplicaStatus, Status};
 pub use place::{Holding, Place, Portion};
 pub use sealed::Sealed;
 pub use task::{Outcome, TaskKind, TaskStatus, Tasks};
+pub use traverse::{Item, Progress, Traversal};

@@ -87,9 +87,12 @@ fn remount(lab: Lab) -> Lab {
 fn nothing_is_lost(lab: &Lab) {
     lab.checkpoint().unwrap();
     let mut used = Bitmap::new(lab.blocks);
-    for unit in lab.store.metadata_units().unwrap() {
+    let mut units = lab.store.units();
+    let mut visit = |unit: &pages::Unit| {
         used.set(Run::new(unit.at.addr, 1)).unwrap();
-    }
+        Ok::<bool, pages::Error>(true)
+    };
+    while units.chunk(&mut visit).unwrap() {}
     let mut last: Option<Scanned> = None;
     loop {
         let found = lab.scan(last.as_ref(), 10).unwrap();

@@ -176,10 +176,11 @@ impl Store {
     fn commit_in(&self, state: &mut CommitState, batch: StagedBatch) -> Result<Generation> {
         let Batch { published, freed, abandoned, mut written } = batch.runs;
         let nothing = batch.pages.is_empty() && published.is_empty() && freed.is_empty();
-        let root_is_true = state.root.provisional.is_none()
-            && state.root.in_sync == self.mirror.in_sync()
-            && state.root.mount == self.mount
-            && Stamp { registry_version: state.root.registry_version, trust: state.root.trust } == self.quorum.stamp();
+        let last = self.root();
+        let root_is_true = last.provisional.is_none()
+            && last.in_sync == self.mirror.in_sync()
+            && last.mount == self.mount
+            && Stamp { registry_version: last.registry_version, trust: last.trust } == self.quorum.stamp();
         if nothing && root_is_true {
             if !abandoned.is_empty() {
                 self.mirror.flush()?;
@@ -187,7 +188,7 @@ impl Store {
             self.release(state, self.generation().0, abandoned)?;
             return Ok(self.generation());
         }
-        let mut generation = state.root.generation.next();
+        let mut generation = last.generation.next();
         let CommitState { persisted, space_tree, .. } = &mut *state;
         let mut plan = Plan {
             store: self,
@@ -216,8 +217,8 @@ impl Store {
         self.seal_tree(&mut layout, &mut state.space_tree, &space_plan, generation, &content)?;
         // The first root of a mount makes its epoch durable, before anything that can be lost is sealed in it; and one that
         // names other replicas than the root before it is not fallen back from.
-        let can_be_provisional = state.root.mount == self.mount
-            && state.root.in_sync == self.mirror.in_sync()
+        let can_be_provisional = last.mount == self.mount
+            && last.in_sync == self.mirror.in_sync()
             && (1..=provisional::BLOCKS_MAX).contains(&taken.len())
             && given_up.iter().map(|run| run.blocks).sum::<u64>() <= provisional::BLOCKS_MAX as u64;
         // What was given up again in the same batch is no part of the commit.
@@ -232,7 +233,7 @@ impl Store {
         // A replica that failed in the middle of this must not be named by the root that is answered for: whoever mounts
         // it alone later would go on from an older state, and nothing would show that two histories exist. A provisional root
         // is flushed with all that it refers to: the one that takes its place is none.
-        while self.publish_root(state, generation, provisional.take())? & state.root.in_sync != state.root.in_sync {
+        while !self.publish_root(state, generation, provisional.take())? {
             generation = generation.next();
         }
         given_up.extend(abandoned);
@@ -298,13 +299,13 @@ impl Store {
         Ok(Entry { addr: at.addr, birth, id, tag })
     }
 
-    /// Makes the root durable in both label areas of every replica: the commit point. Returns who has it.
+    /// Makes the root durable in both label areas of every replica: the commit point. Returns whether all that it names have it.
     fn publish_root(
         &self,
         state: &mut CommitState,
         generation: Generation,
         provisional: Option<Provisional>,
-    ) -> Result<u64> {
+    ) -> Result<bool> {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let in_sync = self.mirror.in_sync();
         if in_sync == 0 {
@@ -333,11 +334,12 @@ impl Store {
         };
         self.db.write().stored();
         state.space_tree.stored();
-        state.root = root;
         self.mirror.set_durable(root.in_sync, generation);
+        // The root first: a reader that begins in this generation finds it, or a later one (`View::pin`).
+        *self.published.lock() = root;
         self.generation.store(generation.0, Ordering::Release);
         self.staging.lock().committing = Arc::default();
-        Ok(holders)
+        Ok(holders & root.in_sync == root.in_sync)
     }
 
     /// Makes runs available that generation `generation` gave up, and earlier ones, as far as no reader is left
@@ -347,7 +349,8 @@ impl Store {
         if !runs.is_empty() {
             state.releasing.push_back((generation, runs));
         }
-        let settled = if state.root.provisional.is_some() { state.root.generation.0 } else { u64::MAX };
+        let last = self.root();
+        let settled = if last.provisional.is_some() { last.generation.0 } else { u64::MAX };
         let is_free = |(since, _): &(u64, Vec<Run>)| *since < settled && self.readers.none_before(*since);
         while state.releasing.front().is_some_and(is_free) {
             let Some((_, runs)) = state.releasing.pop_front() else { break };

@@ -29,7 +29,7 @@
 //! ext4 does the same with its journal's commit block, which has a checksum over what it commits (ext4(5), `journal_async_commit`).
 
 use super::tree::{self, Entry, FANOUT, NodeId, TreeKind};
-use super::{Page, Walk, data_binding};
+use super::{Page, Unit, data_binding};
 use crate::crypto::Keys;
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::label::{PROVISIONAL_BLOCKS_MAX, Provisional, Root, TreeRef, WrittenBlock};
@@ -115,7 +115,7 @@ impl Proof {
             search.tree(TreeKind::Database, &root.db);
             for WrittenBlock { addr, counter, tag } in provisional.blocks() {
                 let id = WriteId { epoch: root.epoch(), counter: *counter };
-                search.unit(&Walk { at: data_binding(volume, Run::new(*addr, 1), 0), id, tag: *tag });
+                search.unit(&Unit { at: data_binding(volume, Run::new(*addr, 1), 0), id, tag: *tag });
             }
         }
         search.proof
@@ -146,7 +146,7 @@ impl Search<'_> {
 
     fn node(&mut self, kind: TreeKind, id: NodeId, entry: &Entry) {
         let at = kind.node(self.volume, entry.addr, id);
-        let Some(plain) = self.unit(&Walk { at, id: entry.id, tag: entry.tag }) else { return };
+        let Some(plain) = self.unit(&Unit { at, id: entry.id, tag: entry.tag }) else { return };
         for (i, entry) in (0..).zip(tree::decode(&plain).iter()) {
             let Some(entry) = entry.filter(|entry| entry.birth == self.root.generation) else { continue };
             let child = id.1 * FANOUT + i;
@@ -154,13 +154,13 @@ impl Search<'_> {
                 self.node(kind, (id.0 - 1, child), &entry);
             } else {
                 let at = kind.page(self.volume, entry.addr, child);
-                self.unit(&Walk { at, id: entry.id, tag: entry.tag });
+                self.unit(&Unit { at, id: entry.id, tag: entry.tag });
             }
         }
     }
 
     /// Looks for one unit on every replica. Returns what it holds.
-    fn unit(&mut self, unit: &Walk) -> Option<Box<Page>> {
+    fn unit(&mut self, unit: &Unit) -> Option<Box<Page>> {
         let (mut good, mut lacking, mut failed) = (None, 0, None);
         for (index, device) in self.replicas {
             let mut sealed = AlignedBuf::scratch(BLOCK_SIZE);

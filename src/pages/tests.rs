@@ -6,18 +6,25 @@ use crate::policy::laboratory;
 use crate::problem::{Code, Problem};
 use crate::units::BlockAddr;
 
+mod view;
+
 const BLOCKS: u64 = 3000;
 
 struct Lab {
     devices: Vec<Arc<MemoryDevice>>,
     key: crate::crypto::VolumeKey,
+    blocks: u64,
 }
 
 impl Lab {
     fn new(replicas: usize) -> Self {
-        let size = BLOCKS * BLOCK_SIZE as u64 + 2 * crate::limits::LABEL_SIZE;
+        Self::of(replicas, BLOCKS)
+    }
+
+    fn of(replicas: usize, blocks: u64) -> Self {
+        let size = blocks * BLOCK_SIZE as u64 + 2 * crate::limits::LABEL_SIZE;
         let devices = (0..replicas).map(|i| Arc::new(MemoryDevice::new(&format!("m{i}"), size))).collect();
-        Self { devices, key: crate::crypto::VolumeKey::generate().unwrap() }
+        Self { devices, key: crate::crypto::VolumeKey::generate().unwrap(), blocks }
     }
 
     fn open(&self, root: Root, epoch: u32) -> Arc<Store> {
@@ -27,7 +34,7 @@ impl Lab {
         let options = StoreOptions {
             keys: self.key.keys(volume),
             volume,
-            total_blocks: BLOCKS,
+            total_blocks: self.blocks,
             device_bytes: self.devices.iter().map(|d| crate::device::BlockDevice::size_bytes(&**d)).collect(),
             root,
             epoch,
@@ -75,10 +82,21 @@ fn sum(sql: &rusqlite::Connection) -> (i64, i64) {
         .unwrap()
 }
 
+/// Every node and page of both trees.
+fn metadata_units(store: &Store) -> Vec<Unit> {
+    let (mut units, mut found) = (store.units(), Vec::new());
+    let mut visit = |unit: &Unit| {
+        found.push(*unit);
+        Ok::<bool, Error>(true)
+    };
+    while units.chunk(&mut visit).unwrap() {}
+    found
+}
+
 /// Every unit of the trees and the given data verifies on every replica, and the space map is exactly their union.
 fn verify(store: &Store, data: &[Extent]) {
     let mut used = Bitmap::new(BLOCKS);
-    let mut units = store.metadata_units().unwrap();
+    let mut units = metadata_units(store);
     for extent in data {
         units.extend(
             (0..).zip(&extent.tags).map(|(i, tag)| store.data_unit(extent.addr.add(i), extent.id.add(i), *tag)),

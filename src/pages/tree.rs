@@ -33,7 +33,7 @@ const NOWHERE: u64 = (1 << 48) - 1;
 pub(super) const NODES_MAX: usize = if cfg!(test) { 4 } else { 12 << 10 };
 
 /// Highest tree: more than 2^48 pages.
-const HEIGHT_MAX: u8 = 8;
+pub(super) const HEIGHT_MAX: u8 = 8;
 
 /// Which of the volume's two trees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +103,14 @@ impl NodeReader<'_> {
     /// When no replica gives it as it was written.
     pub fn page(&self, tree: TreeKind, no: u64, entry: &Entry, out: &mut Page) -> Result<()> {
         self.unit(&tree.page(self.volume, entry.addr, no), entry, out)
+    }
+
+    /// Reads the node `id` that `entry` leads to.
+    ///
+    /// # Errors
+    /// When no replica gives it as it was written.
+    pub fn node(&self, tree: TreeKind, id: NodeId, entry: &Entry, out: &mut Page) -> Result<()> {
+        self.unit(&tree.node(self.volume, entry.addr, id), entry, out)
     }
 
     fn unit(&self, at: &Binding, entry: &Entry, out: &mut Page) -> Result<()> {
@@ -181,7 +189,7 @@ impl Tree {
             None => empty_node(),
             Some(entry) => {
                 let mut bytes = [0; BLOCK_SIZE];
-                reader.unit(&self.kind.node(reader.volume, entry.addr, id), &entry, &mut bytes)?;
+                reader.node(self.kind, id, &entry, &mut bytes)?;
                 decode(&bytes)
             }
         };
@@ -298,44 +306,6 @@ impl Tree {
             out[24..40].copy_from_slice(&entry.tag);
         }
         Ok(bytes)
-    }
-
-    /// Every node and page of the tree, parents first: `visit(node or page number, entry)`.
-    ///
-    /// # Errors
-    /// When a node cannot be read.
-    pub fn walk(&mut self, reader: &NodeReader<'_>, visit: &mut dyn FnMut(Option<NodeId>, u64, &Entry)) -> Result<()> {
-        if self.height == 0 {
-            return Ok(());
-        }
-        self.walk_node((self.height - 1, 0), reader, visit)
-    }
-
-    fn walk_node(
-        &mut self,
-        id: NodeId,
-        reader: &NodeReader<'_>,
-        visit: &mut dyn FnMut(Option<NodeId>, u64, &Entry),
-    ) -> Result<()> {
-        let Some(entry) = self.node_entry(id) else { return Ok(()) };
-        visit(Some(id), id.1, &entry);
-        let kept = self.nodes.contains_key(&id);
-        self.load(id, reader)?;
-        let Some(entries) = self.nodes.get(&id).map(|node| **node) else { return Ok(()) };
-        for (i, entry) in entries.iter().enumerate() {
-            let Some(entry) = entry else { continue };
-            let child = id.1 * FANOUT + i as u64;
-            if id.0 == 0 {
-                visit(None, child, entry);
-            } else {
-                self.walk_node((id.0 - 1, child), reader, visit)?;
-            }
-        }
-        if !kept {
-            // Who walks all of it does not come back to this one.
-            self.nodes.remove(&id);
-        }
-        Ok(())
     }
 }
 

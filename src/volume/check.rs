@@ -3,10 +3,12 @@
 
 use super::assembled::{Assembled, Chosen};
 use super::error::Error;
+use super::traverse::{Item, Progress, Traversal};
 use crate::audit;
 use crate::fs::Fs;
 use crate::mirror::State;
-use crate::pages::{Finding, Store, StoreOptions, Walk};
+use crate::pages::provisional::Proof;
+use crate::pages::{Finding, Store, StoreOptions, Unit};
 use crate::space::Bitmap;
 use crate::units::{BlockAddr, Generation, Run};
 
@@ -35,9 +37,6 @@ pub struct CheckReport {
     /// Replicas that could not be checked, and why.
     pub skipped: Vec<String>,
 }
-
-/// Extents that are read from the tables at once.
-const EXTENTS_AT_ONCE: usize = 1024;
 
 /// Most rows of a report.
 pub const DAMAGES_MAX: usize = 1000;
@@ -81,54 +80,29 @@ impl Assembled {
             report.skipped.push(format!("{} is {state:?}: not checked", self.name(index)));
         }
         let total = (store.usage().total_blocks - store.persisted().free()) * in_sync.len() as u64;
-        let mut used = Bitmap::new(self.header.data_blocks);
-        let mut examine = |report: &mut CheckReport, unit: &Walk| {
-            let run = Run::new(unit.at.addr, 1);
-            if let Err(error) = used.set(run) {
-                report.add("", format!("two things are stored in one place: {error}"), false);
-            }
-            let found: Vec<Finding> = in_sync.iter().map(|replica| store.examine(unit, *replica)).collect();
-            let recoverable = found.contains(&Finding::Good);
-            for (replica, finding) in in_sync.iter().zip(found) {
-                let what = match finding {
-                    Finding::Good => continue,
-                    // The power failed before it was there: the next mount gives it.
-                    Finding::Damaged if proof.lacks(*replica, unit.at.addr) => continue,
-                    Finding::Damaged => "does not verify".to_owned(),
-                    Finding::Unreadable(error) => error,
-                };
-                let what = format!("block {} ({:?}): {what}", unit.at.addr.0, unit.at.kind);
-                report.add(&self.name(*replica), what, recoverable);
-            }
-            report.blocks += in_sync.len() as u64;
-            if report.blocks.is_multiple_of(1024) {
-                progress(report.blocks, total);
-            }
-        };
-        for unit in store.metadata_units()? {
-            examine(&mut report, &unit);
-        }
-        let fs = Fs::open(store.clone())?;
+        let used = Bitmap::new(self.header.data_blocks);
+        let mut examination =
+            Examination { assembled: &self, store: &store, proof: &proof, in_sync: &in_sync, used, report };
         let mut reserved: Vec<Run> = Vec::new();
-        let mut after = None;
-        loop {
-            let found = fs.scan(after.as_ref(), EXTENTS_AT_ONCE)?;
-            for scanned in &found {
-                let extent = &scanned.extent;
-                match &extent.tags {
-                    None => reserved.push(extent.run()),
-                    Some(tags) => {
-                        for (i, tag) in (0..).zip(tags) {
-                            examine(&mut report, &store.data_unit(extent.addr.add(i), extent.id.add(i), *tag));
-                        }
+        let mut visit = |item: Item| {
+            match item {
+                Item::Unit(unit) => {
+                    examination.unit(&unit);
+                    let blocks = examination.report.blocks;
+                    if blocks.is_multiple_of(1024) {
+                        progress(blocks, total);
                     }
                 }
+                Item::Reserved(run) => reserved.push(run),
             }
-            after = found.into_iter().next_back();
-            if after.is_none() {
-                break;
-            }
-        }
+            Ok(())
+        };
+        let visited = Progress::default();
+        let traversal = Traversal::new(&store, &visited, &|| true);
+        traversal.metadata(&mut visit)?;
+        let fs = Fs::open(store.clone())?;
+        traversal.data(&fs, &mut visit)?;
+        let Examination { mut used, mut report, .. } = examination;
         for run in reserved {
             if let Err(error) = used.set(run) {
                 report.add("", format!("reserved space is stored in one place with something else: {error}"), false);
@@ -147,6 +121,39 @@ impl Assembled {
                 report.add(replica.device.name(), format!("label copy {area:?} is damaged or outdated"), true);
             }
         }
+    }
+}
+
+/// What the replicas hold, unit by unit.
+struct Examination<'a> {
+    assembled: &'a Assembled,
+    store: &'a Store,
+    proof: &'a Proof,
+    in_sync: &'a [usize],
+    /// The blocks that units were found in.
+    used: Bitmap,
+    report: CheckReport,
+}
+
+impl Examination<'_> {
+    fn unit(&mut self, unit: &Unit) {
+        if let Err(error) = self.used.set(Run::new(unit.at.addr, 1)) {
+            self.report.add("", format!("two things are stored in one place: {error}"), false);
+        }
+        let found: Vec<Finding> = self.in_sync.iter().map(|replica| self.store.examine(unit, *replica)).collect();
+        let recoverable = found.contains(&Finding::Good);
+        for (replica, finding) in self.in_sync.iter().zip(found) {
+            let what = match finding {
+                Finding::Good => continue,
+                // The power failed before it was there: the next mount gives it.
+                Finding::Damaged if self.proof.lacks(*replica, unit.at.addr) => continue,
+                Finding::Damaged => "does not verify".to_owned(),
+                Finding::Unreadable(error) => error,
+            };
+            let what = format!("block {} ({:?}): {what}", unit.at.addr.0, unit.at.kind);
+            self.report.add(&self.assembled.name(*replica), what, recoverable);
+        }
+        self.report.blocks += self.in_sync.len() as u64;
     }
 }
 

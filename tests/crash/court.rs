@@ -17,7 +17,7 @@ use scelle::probe::host::HostFacts;
 use scelle::probe::identity::{DeviceFacts, FactsError};
 use scelle::registry::{Date, VerifiedRegistry};
 use scelle::units::Ino;
-use scelle::volume::{self, CreateOptions, Open, OpenOptions, Sealed};
+use scelle::volume::{self, CreateOptions, Item, Open, OpenOptions, Progress, Sealed, Traversal};
 
 use super::lab;
 use super::rng::Rng;
@@ -52,6 +52,8 @@ pub struct Turncoat {
     pub late: AtomicU64,
     /// A write takes so long, in microseconds.
     pub slow_us: u64,
+    /// A read takes so long, in microseconds.
+    pub slow_read_us: AtomicU64,
     /// Writes and flushes do not end while it is set.
     pub held: AtomicBool,
     /// Writes and flushes fail while it is set, and what was not flushed before is lost.
@@ -69,6 +71,7 @@ impl Turncoat {
             writes: AtomicU64::new(0),
             late: AtomicU64::new(0),
             slow_us,
+            slow_read_us: AtomicU64::new(0),
             held: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             unflushed: Mutex::default(),
@@ -142,6 +145,10 @@ impl BlockDevice for Turncoat {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let slow_us = self.slow_read_us.load(Ordering::SeqCst);
+        if slow_us > 0 {
+            std::thread::sleep(Duration::from_micros(slow_us));
+        }
         self.memory.read_at(offset, buf)
     }
 
@@ -277,20 +284,20 @@ pub fn wait_in_sync(open: &Open) {
 
 /// Every replica by itself has every unit that the metadata names at this moment, without help from another.
 pub fn assert_whole(open: &Open) {
-    let _reader = open.store().reader();
-    let mut units = open.store().metadata_units().unwrap();
-    for scanned in open.fs().scan(None, usize::MAX >> 1).unwrap() {
-        let extent = &scanned.extent;
-        for (i, tag) in (0..).zip(extent.tags.iter().flatten()) {
-            units.push(open.store().data_unit(extent.addr.add(i), extent.id.add(i), *tag));
+    let (store, progress) = (open.store(), Progress::default());
+    let mut units = 0;
+    let mut visit = |item: Item| {
+        if let Item::Unit(unit) = item {
+            units += 1;
+            for index in 0..store.mirror().len() {
+                assert_eq!(store.examine(&unit, index), Finding::Good, "{unit:?} on replica {index}");
+            }
         }
-    }
-    assert!(!units.is_empty());
-    for index in 0..open.status().replicas.len() {
-        for unit in &units {
-            assert_eq!(open.store().examine(unit, index), Finding::Good, "{unit:?} on replica {index}");
-        }
-    }
+        Ok(())
+    };
+    let traversal = Traversal::new(store, &progress, &|| true);
+    assert!(traversal.metadata(&mut visit).unwrap() && traversal.data(open.fs(), &mut visit).unwrap());
+    assert!(units > 0);
 }
 
 /// Content that can be told from its seed alone.

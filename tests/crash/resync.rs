@@ -1,14 +1,17 @@
 //! Promise P6: a replica that was left behind is recognised and resynced, while the volume is in use, and whatever
 //! interrupts it.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::court::{CALLER, Court, states, wait_in_sync};
 use super::device::{Disk, Log};
 use super::rng::{self, Rng};
 use super::workload::{self, Tree};
 use super::{Bench, crash_everywhere, run_workload};
 use scelle::mirror::State;
 use scelle::problem::ExitCode;
+use scelle::units::{BLOCK_SIZE, Ino};
 
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -90,4 +93,40 @@ fn p6_half_a_resync_alone_is_refused() {
         Ok(open) => assert_eq!(open.status().replicas[1].state, State::InSync, "already in sync by then"),
         Err(error) => assert_eq!(error.code().exit(), ExitCode::Degraded, "{error}"),
     }
+}
+
+/// What a resync copies is held for moments only: blocks that commits free meanwhile are used again while the metadata is still
+/// being copied.
+#[test]
+fn p5_deletes_on_a_nearly_full_volume_go_on_beside_a_resync() {
+    let court = Court::new(2, 1, 0);
+    let open = court.open_with(&[0], true).unwrap();
+    let (fs, store) = (open.fs(), open.store());
+    let name = |n: u64| format!("a-deed-of-the-court-{n}").into_bytes();
+    for n in 0..8000 {
+        fs.forget(fs.mknod(&CALLER, Ino::ROOT, &name(n), 0o600, 0).unwrap().ino, 1);
+    }
+    fs.sync().unwrap();
+    fs.checkpoint().unwrap();
+    let filler = fs.mknod(&CALLER, Ino::ROOT, b"filler", 0o600, 0).unwrap().ino;
+    let usage = store.usage();
+    let room = usage.free_blocks - usage.reserved_blocks - 8;
+    fs.fallocate(filler, 0, room * BLOCK_SIZE as u64, 0).unwrap();
+    fs.forget(filler, 1);
+    fs.sync().unwrap();
+    court.devices[0].slow_read_us.store(5000, Ordering::SeqCst);
+    assert_eq!(open.members().take_in(court.approved(1)).unwrap(), (1, State::Resyncing));
+    let (mut deleted, begin) = (0, store.generation());
+    while states(&open)[1] == State::Resyncing {
+        let done = fs.unlink(Ino::ROOT, &name(deleted)).and_then(|()| fs.sync());
+        done.unwrap_or_else(|error| panic!("after {deleted}: {error}; {:?}", store.usage()));
+        deleted += 1;
+    }
+    court.devices[0].slow_read_us.store(0, Ordering::SeqCst);
+    println!("{deleted} deleted in {} commits", store.generation().0 - begin.0);
+    // More commits than the volume has room for under one reader.
+    assert!(deleted > 150 && store.poisoned().is_none(), "{deleted} deleted, {:?}", store.poisoned());
+    wait_in_sync(&open);
+    open.close().unwrap();
+    court.check();
 }

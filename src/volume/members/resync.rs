@@ -1,13 +1,34 @@
 //! Bringing a replica that was left behind back in sync, while the volume is in use.
 //!
-//! From the moment at which it takes part, the replica gets every write, as the others do: what is missing is what the metadata
-//! of that moment refers to, and what writes that were under way had sealed before: they are waited for
-//! ([`Fs::wait_for_writers`](crate::fs::Fs::wait_for_writers)). That is read from the replicas in sync, verified, and written to it, but for what it has:
-//! units of mounts before the last one in which the replica was in sync, and, when it was in sync in this mount, what lies
-//! where nothing was written since ([`Mirror::is_missed`](crate::mirror::Mirror::is_missed)). Blocks that are freed meanwhile are not
-//! used again before the copying of their part is done (a reader is held), so nothing new is overwritten with something
-//! old. When all is copied and flushed the replica is in sync, and the next root says so. If the power fails
-//! before, it is stale again and the next mount begins anew.
+//! From the moment at which it takes part, the replica gets every write, as the others do. What it lacks is what was written
+//! before: what the last root and the tables refer to, and what writes that were under way had sealed (they are waited for:
+//! [`Fs::wait_for_writers`](crate::fs::Fs::wait_for_writers)). A [traversal](Traversal) visits that. Each unit is read from the
+//! replicas in sync, verified, and written to the replica, but for what it has: units of mounts before the last one in which the
+//! replica was in sync, and, when it was in sync in this mount, what lies where nothing was written since
+//! ([`Mirror::is_missed`](crate::mirror::Mirror::is_missed)). When all is copied and flushed the replica is in sync, and the next
+//! root says so. If the power fails before, it is stale again and the next mount begins anew.
+//!
+//! # Why nothing is missed
+//!
+//! The traversal goes in chunks, each at the newest root of its moment. Let a unit be referred to by the first root that names
+//! the replica. If the unit was written after the replica took part, the replica was given it then. If it was written before, it
+//! has been in use ever since, because a block that was freed is never referred to again as the same unit. So for a page or a node:
+//!
+//! * The replica takes part between commits. The unit was therefore written by the last root of that moment or by an earlier one, and
+//!   it is in the first root of the traversal, which is that one or a later one.
+//! * The traversal visits every place of its first root once, with the unit that is there then
+//!   ([`pages::view`](crate::pages::view)). This unit has not moved, so it is the one that is visited.
+//!
+//! And for a block of data: its row has been in the tables since the writers were waited for, in one place of one file, so the
+//! traversal of data comes to it.
+//!
+//! # Why nothing new is overwritten with something old
+//!
+//! A copy is queued for the replica while a reader is held. The block is used again only when that reader has ended, so what is
+//! written to it later is queued behind the copy; a replica's queue keeps the order of writes to one place.
+//!
+//! A reader is held for one chunk, a tenth of a second or so. Under one that lasted as long as the copying of all metadata, a
+//! nearly full volume had no room left for a commit.
 //!
 //! # When all replicas were refused while something was on its way
 //!
@@ -24,18 +45,16 @@
 //! never tried again: what a failed flush has left behind is not known, and its root may be on one device and not on another, so that going
 //! on from the root before it could make two histories that a later mount takes for divergence.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::error::Error;
+use super::super::traverse::{Item, Progress, Traversal};
 use crate::audit::Audit;
 use crate::fs::Fs;
 use crate::mirror::{State, Stay};
-use crate::pages::{Store, Walk};
+use crate::pages::{Store, Unit};
 use crate::problem::ExitCode;
 use crate::units::BLOCK_SIZE;
-
-/// Extents that are copied under one reader.
-const EXTENTS_AT_ONCE: usize = 256;
 
 /// Whether what was written last is lost: no replica that held the last root is away any more, and there is none in sync.
 pub(in crate::volume) fn is_lost(store: &Store, error: &Error) -> bool {
@@ -53,20 +72,18 @@ pub(in crate::volume) struct Resync {
     stay: Stay,
     /// It has every unit of the epochs before this one.
     pub since_epoch: u32,
-    done_blocks: AtomicU64,
-    total_blocks: AtomicU64,
+    progress: Progress,
 }
 
 impl Resync {
     pub fn new(index: usize, stay: Stay, since_epoch: u32) -> Self {
-        Self { index, stay, since_epoch, done_blocks: AtomicU64::new(0), total_blocks: AtomicU64::new(0) }
+        Self { index, stay, since_epoch, progress: Progress::default() }
     }
 
     /// Bytes looked at and, where needed, copied; and bytes in all.
     pub fn progress(&self) -> (u64, u64) {
-        let bytes = |blocks: &AtomicU64| blocks.load(Ordering::Relaxed) * BLOCK_SIZE as u64;
-        let total = bytes(&self.total_blocks);
-        (bytes(&self.done_blocks).min(total), total)
+        let (done, total) = self.progress.blocks();
+        (done * BLOCK_SIZE as u64, total * BLOCK_SIZE as u64)
     }
 
     /// Copies until all is there or `stop` is set. Returns whether the replica is in sync, durably.
@@ -74,37 +91,16 @@ impl Resync {
     /// # Errors
     /// When no replica can give a unit, or the commit fails. A replica that fails is fenced, which is no error.
     pub fn run(&self, fs: &Fs, store: &Store, audit: &Audit, stop: &AtomicBool) -> Result<bool, Error> {
-        let used = store.usage().total_blocks - store.persisted().free();
-        self.total_blocks.store(used, Ordering::Relaxed);
         let go_on = || !stop.load(Ordering::Relaxed) && self.is_current(store);
         // Blocks that were sealed before the replica took part may be in no row yet.
         fs.wait_for_writers();
-        {
-            let _reader = store.reader();
-            for unit in store.metadata_units()? {
-                if !go_on() {
-                    return Ok(false);
-                }
-                self.copy(store, &unit)?;
-            }
-        }
-        let mut after = None;
-        loop {
-            let _reader = store.reader();
-            let found = fs.scan(after.as_ref(), EXTENTS_AT_ONCE)?;
-            for scanned in &found {
-                let extent = &scanned.extent;
-                for (i, tag) in (0..).zip(extent.tags.iter().flatten()) {
-                    if !go_on() {
-                        return Ok(false);
-                    }
-                    self.copy(store, &store.data_unit(extent.addr.add(i), extent.id.add(i), *tag))?;
-                }
-            }
-            after = found.into_iter().next_back();
-            if after.is_none() {
-                break;
-            }
+        let traversal = Traversal::new(store, &self.progress, &go_on);
+        let mut copy = |item: Item| match item {
+            Item::Unit(unit) => self.copy(store, &unit),
+            Item::Reserved(_) => Ok(()),
+        };
+        if !(traversal.metadata(&mut copy)? && traversal.data(fs, &mut copy)?) {
+            return Ok(false);
         }
         // What was copied is on stable storage before any root can name the replica.
         let is_flushed = store.mirror().flush_resynced() >> self.index & 1 == 1;
@@ -133,11 +129,10 @@ impl Resync {
         store.mirror().give_up(self.index, self.stay, reason);
     }
 
-    fn copy(&self, store: &Store, unit: &Walk) -> Result<(), Error> {
+    fn copy(&self, store: &Store, unit: &Unit) -> Result<(), Error> {
         if unit.id.epoch >= self.since_epoch && store.mirror().is_missed(self.index, unit.at.addr) {
             store.copy_unit(unit, self.index, self.stay)?;
         }
-        self.done_blocks.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 }

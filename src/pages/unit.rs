@@ -1,8 +1,7 @@
-//! Every sealed unit of a volume, for `check`, scrub and resync.
+//! Sealed units: the blocks that a volume consists of, each with what proves it.
 
 use std::sync::Arc;
 
-use super::tree::{Entry, NodeId, TreeKind};
 use super::{Page, Result, Store, data_binding};
 use crate::crypto::{Binding, Keys, Kind};
 use crate::device::AlignedBuf;
@@ -12,7 +11,7 @@ use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId};
 
 /// One sealed unit: where it is and what proves it.
 #[derive(Clone, Copy, Debug)]
-pub struct Walk {
+pub struct Unit {
     /// What it is bound to.
     pub at: Binding,
     /// Its write identity.
@@ -21,7 +20,7 @@ pub struct Walk {
     pub tag: Tag,
 }
 
-impl Walk {
+impl Unit {
     /// Opens `sealed` into `plain`. Returns whether it is the unit.
     pub(super) fn open(&self, keys: &Keys, sealed: &[u8], plain: &mut Page) -> bool {
         let opened = match self.at.kind {
@@ -44,30 +43,9 @@ pub enum Finding {
 }
 
 impl Store {
-    /// Every node and page of both trees, as of the last commit. Nothing must be changing meanwhile.
-    ///
-    /// # Errors
-    /// When a node cannot be read from any replica.
-    pub fn metadata_units(&self) -> Result<Vec<Walk>> {
-        let mut units = Vec::new();
-        let reader = self.node_reader();
-        let mut state = self.commit.lock();
-        let mut collect = |kind: TreeKind, node: Option<NodeId>, no: u64, entry: &Entry| {
-            let at = match node {
-                Some(id) => kind.node(self.volume, entry.addr, id),
-                None => kind.page(self.volume, entry.addr, no),
-            };
-            units.push(Walk { at, id: entry.id, tag: entry.tag });
-        };
-        state.space_tree.walk(&reader, &mut |node, no, entry| collect(TreeKind::Space, node, no, entry))?;
-        let mut db = self.db.write();
-        db.walk(&reader, &mut |node, no, entry| collect(TreeKind::Database, node, no, entry))?;
-        Ok(units)
-    }
-
     /// The unit of one block of file data.
-    pub fn data_unit(&self, addr: BlockAddr, id: WriteId, tag: Tag) -> Walk {
-        Walk { at: data_binding(self.volume, Run::new(addr, 1), 0), id, tag }
+    pub fn data_unit(&self, addr: BlockAddr, id: WriteId, tag: Tag) -> Unit {
+        Unit { at: data_binding(self.volume, Run::new(addr, 1), 0), id, tag }
     }
 
     /// The allocated blocks as of the last commit.
@@ -76,7 +54,7 @@ impl Store {
     }
 
     /// Reads a unit from one replica and verifies it.
-    pub fn examine(&self, unit: &Walk, replica: usize) -> Finding {
+    pub fn examine(&self, unit: &Unit, replica: usize) -> Finding {
         match self.mirror.read_from(replica, Run::new(unit.at.addr, 1)) {
             Err(error) => Finding::Unreadable(error.to_string()),
             Ok(sealed) if self.opens(unit, &sealed) => Finding::Good,
@@ -88,7 +66,7 @@ impl Store {
     ///
     /// # Errors
     /// When no in-sync replica has it. A write that fails fences `replica` instead.
-    pub fn copy_unit(&self, unit: &Walk, replica: usize, stay: Stay) -> Result<()> {
+    pub fn copy_unit(&self, unit: &Unit, replica: usize, stay: Stay) -> Result<()> {
         let mut good = AlignedBuf::scratch(BLOCK_SIZE);
         self.mirror.read(Run::new(unit.at.addr, 1), &mut |_, sealed| {
             let opens = self.opens(unit, sealed);
@@ -101,7 +79,7 @@ impl Store {
         Ok(())
     }
 
-    fn opens(&self, unit: &Walk, sealed: &[u8]) -> bool {
+    fn opens(&self, unit: &Unit, sealed: &[u8]) -> bool {
         unit.open(&self.keys, sealed, &mut [0; BLOCK_SIZE])
     }
 }

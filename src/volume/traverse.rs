@@ -1,0 +1,134 @@
+//! A traversal: one streaming walk over every sealed unit of a volume, for whoever verifies or copies all of it.
+//!
+//! First come the nodes and pages of both trees, by views of the page store ([`pages::view`](crate::pages::view)), then the
+//! data of all files, by the tables ([`Fs::scan`]). Both go in chunks. A chunk holds a reader, so that what it visits is not
+//! overwritten meanwhile; commits and operations go on. They wait only while the rows of a few extents are read
+//! from the tables. Between two chunks nothing is held.
+//!
+//! # What is visited
+//!
+//! On a volume that nobody changes: every unit, once. On a volume in use, the pages and nodes that the page store says, and of the
+//! data every block that a file has when the traversal of data begins and still has when its chunk is reached. A block that is written
+//! while the traversal goes on may be visited or not. A block's file and place in the file decide when it is visited; no
+//! operation moves a block from one to another.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use super::error::Error;
+use crate::fs::Fs;
+use crate::meta::ExtentRow;
+use crate::pages::view::CHUNK_TIME;
+use crate::pages::{Store, Unit};
+use crate::units::Run;
+
+/// Extents whose rows are read at once, under the lock of the tables.
+const EXTENTS_AT_ONCE: usize = 64;
+
+/// What a traversal comes to.
+#[derive(Clone, Copy, Debug)]
+pub enum Item {
+    /// A sealed unit.
+    Unit(Unit),
+    /// Space that a file has reserved and never written.
+    Reserved(Run),
+}
+
+/// How far a traversal is, in blocks: may be looked at by another thread.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Progress {
+    /// Blocks that were visited, and blocks in all; those that were in use when the traversal began.
+    pub fn blocks(&self) -> (u64, u64) {
+        let total = self.total.load(Ordering::Relaxed);
+        (self.done.load(Ordering::Relaxed).min(total), total)
+    }
+}
+
+/// A walk over all sealed units of a volume.
+pub struct Traversal<'a> {
+    store: &'a Store,
+    progress: &'a Progress,
+    go_on: &'a dyn Fn() -> bool,
+}
+
+impl<'a> Traversal<'a> {
+    /// A traversal that ends early when `go_on` says no; it is asked before each item.
+    pub fn new(store: &'a Store, progress: &'a Progress, go_on: &'a dyn Fn() -> bool) -> Self {
+        let in_use = store.usage().total_blocks.saturating_sub(store.root().free_blocks);
+        progress.done.store(0, Ordering::Relaxed);
+        progress.total.store(in_use, Ordering::Relaxed);
+        Self { store, progress, go_on }
+    }
+
+    /// Visits every node and page of both trees. Returns whether that came to its end.
+    ///
+    /// # Errors
+    /// When a node cannot be read from any replica, or what `visit` returns.
+    pub fn metadata(&self, visit: &mut dyn FnMut(Item) -> Result<(), Error>) -> Result<bool, Error> {
+        let mut units = self.store.units();
+        let mut goes_on = true;
+        while goes_on {
+            let is_more = units.chunk(&mut |unit| {
+                goes_on = self.visit(Item::Unit(*unit), 1, visit)?;
+                Ok::<bool, Error>(goes_on)
+            })?;
+            if !is_more {
+                break;
+            }
+        }
+        Ok(goes_on)
+    }
+
+    /// Visits every block of data of all files, and the space that they have reserved. Returns whether that came to its end.
+    ///
+    /// # Errors
+    /// Of the metadata, or what `visit` returns.
+    pub fn data(&self, fs: &Fs, visit: &mut dyn FnMut(Item) -> Result<(), Error>) -> Result<bool, Error> {
+        let mut after = None;
+        loop {
+            let begin = Instant::now();
+            // From before the rows are read: what they refer to then is not used again while it lives.
+            let _reader = self.store.reader();
+            let found = fs.scan(after.as_ref(), EXTENTS_AT_ONCE)?;
+            if found.is_empty() {
+                return Ok(true);
+            }
+            for scanned in found {
+                if !self.extent(&scanned.extent, visit)? {
+                    return Ok(false);
+                }
+                after = Some(scanned);
+                if begin.elapsed() >= CHUNK_TIME {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn extent(&self, extent: &ExtentRow, visit: &mut dyn FnMut(Item) -> Result<(), Error>) -> Result<bool, Error> {
+        let Some(tags) = &extent.tags else {
+            return self.visit(Item::Reserved(extent.run()), extent.blocks, visit);
+        };
+        for (i, tag) in (0..).zip(tags) {
+            let unit = self.store.data_unit(extent.addr.add(i), extent.id.add(i), *tag);
+            if !self.visit(Item::Unit(unit), 1, visit)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn visit(&self, item: Item, blocks: u64, visit: &mut dyn FnMut(Item) -> Result<(), Error>) -> Result<bool, Error> {
+        if !(self.go_on)() {
+            return Ok(false);
+        }
+        visit(item)?;
+        self.progress.done.fetch_add(blocks, Ordering::Relaxed);
+        Ok(true)
+    }
+}
