@@ -1,7 +1,7 @@
 //! Block devices: what the kernel calls a device, with aligned transfers.
 //!
 //! [`BlockDevice`] is the small trait that everything above writes through; [`memory`] keeps a device in memory
-//! (tests), [`raw`] is a real one opened exclusively with direct I/O, [`faulty`] wraps another and fails on purpose.
+//! (tests), [`raw`] is a real one opened exclusively with direct I/O, [`faulty`] wraps another and misbehaves when told to.
 //! One suite runs against each. An [`IdentifiedDevice`] also says what it is and what is below it
 //! ([`probe`](crate::probe)).
 

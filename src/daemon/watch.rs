@@ -312,19 +312,20 @@ mod tests {
     use crate::device::faulty::{Effect, Fault, FaultyDevice, Operation};
     use crate::device::memory::MemoryDevice;
     use crate::mirror::State;
-    use crate::policy::{ApprovedDevice, laboratory};
-    use crate::registry::{self, Registry, Status};
+    use crate::policy::ApprovedDevice;
+    use crate::policy::laboratory::{self, Officers};
+    use crate::registry::{Registry, Status};
     use crate::volume::{self, CreateOptions, OpenOptions, Sealed};
 
     /// A volume on three devices in memory, and its documents in a folder.
-    struct Court {
+    struct Watched {
         dir: tempfile::TempDir,
-        key: String,
+        officers: Officers,
         registry: Mutex<Registry>,
         devices: Vec<Arc<FaultyDevice>>,
     }
 
-    impl Court {
+    impl Watched {
         fn new() -> Self {
             let device = |i| Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::new(&format!("m{i}"), 17 << 20))));
             let devices: Vec<_> = (0..3).map(device).collect();
@@ -333,12 +334,10 @@ mod tests {
             let facts: Vec<_> = ["a", "b", "c"].into_iter().zip(devices.iter().map(|d| d.facts().unwrap())).collect();
             let registry = Mutex::new(laboratory::registry_for(&facts, today, until));
             let dir = tempfile::tempdir().unwrap();
-            let keys = registry::keygen("officer", None).unwrap();
-            let officer = format!("[[officer]]\nname = \"officer\"\npublic_key = \"{}\"\n", keys.public_key);
-            std::fs::write(dir.path().join("trust.toml"), format!("threshold = 1\n\n{officer}")).unwrap();
-            let court = Self { dir, key: keys.secret.to_string(), registry, devices };
-            court.issue(|_| {});
-            court
+            let watched = Self { dir, officers: Officers::new(&["officer"]).unwrap(), registry, devices };
+            std::fs::write(watched.documents().trust, watched.officers.trust()).unwrap();
+            watched.issue(|_| {});
+            watched
         }
 
         fn documents(&self) -> Documents {
@@ -351,10 +350,11 @@ mod tests {
             let mut registry = self.registry.lock();
             change(&mut registry);
             registry.version += 1;
-            let text = registry.to_toml().unwrap();
-            let signature = registry::sign(text.as_bytes(), &self.key, None, "registry").unwrap();
-            std::fs::write(self.dir.path().join("registry.toml.officer.minisig"), signature).unwrap();
-            std::fs::write(self.documents().registry, text).unwrap();
+            let signed = self.officers.sign(&registry).unwrap();
+            for (officer, signature) in signed.signatures {
+                std::fs::write(self.dir.path().join(format!("registry.toml.{officer}.minisig")), signature).unwrap();
+            }
+            std::fs::write(self.documents().registry, signed.registry).unwrap();
         }
 
         fn open(&self) -> (volume::Open, VerifiedRegistry) {
@@ -381,23 +381,23 @@ mod tests {
 
     /// While one device does not answer, another is revoked: that is noticed as fast as ever.
     fn revoked_while_another_hangs(operation: Operation) {
-        let court = Court::new();
-        let (open, registry) = court.open();
+        let watched = Watched::new();
+        let (open, registry) = watched.open();
         let members = Arc::clone(open.members());
-        let watch = Watch::start(court.documents(), registry, Arc::clone(&members)).unwrap();
+        let watch = Watch::start(watched.documents(), registry, Arc::clone(&members)).unwrap();
         let version = |watch: &Watch| watch.look().found().registry.version();
         within(SETTLING_MAX * 5, "the first look", || watch.look.errands.news.lock().is_none());
-        court.devices[0].inject(Fault::always(operation, Effect::Hang));
+        watched.devices[0].inject(Fault::always(operation, Effect::Hang));
         // A new registry is recorded in a root: this commit waits for the device.
-        court.issue(|_| {});
+        watched.issue(|_| {});
         within(SETTLING_MAX * 5, "the new registry", || version(&watch) == 3);
-        court.issue(|registry| registry.devices[1].status = Status::Revoked);
+        watched.issue(|registry| registry.devices[1].status = Status::Revoked);
         within(SETTLING_MAX * 5, "the fence", || members.state(1) == State::Refused);
         assert!(members.device(1).unwrap().fence_reason().is_some());
         assert_ne!(members.state(0), State::Faulty, "the device was given up before: nothing was waited for");
-        court.issue(|registry| registry.devices[1].status = Status::Approved);
+        watched.issue(|registry| registry.devices[1].status = Status::Approved);
         within(SETTLING_MAX * 5, "the approval", || members.device(1).unwrap().verdict().approved);
-        court.devices[0].heal();
+        watched.devices[0].heal();
         let all = || (0..3).all(|index| members.state(index) == State::InSync);
         within(Duration::from_secs(60), "all of them", all);
         drop(watch);

@@ -1,4 +1,8 @@
-//! A device that fails on purpose, around another one.
+//! The double of a device, around another one, for tests: everything that can go wrong with a device goes wrong here.
+//!
+//! Operations fail as [`Fault`]s say, or take their time. The device shows another [`Face`], another one answers in its
+//! place, or it is unplugged. One with a cache of its own loses what was not flushed. An [`Observer`] is told what comes
+//! and what has changed; from a log of the changes a crash test makes the disks that a power failure can leave.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -7,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, check_range};
+use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, check_range};
 use crate::probe::{DeviceFacts, FactsError};
 
 /// The operations that a fault can hit.
@@ -15,9 +19,9 @@ use crate::probe::{DeviceFacts, FactsError};
 pub enum Operation {
     /// [`BlockDevice::read_at`].
     Read,
-    /// [`BlockDevice::write_at`].
+    /// [`BlockDevice::write_at`], and each write of [`BlockDevice::write_together`].
     Write,
-    /// [`BlockDevice::flush`].
+    /// [`BlockDevice::flush`], and what makes the writes of [`BlockDevice::write_together`] durable.
     Flush,
     /// [`IdentifiedDevice::facts`].
     Facts,
@@ -32,6 +36,8 @@ pub enum Effect {
     Torn(usize),
     /// A write or flush claims success and does nothing.
     Lost,
+    /// A write or flush fails with `EIO`, and what was not flushed before is lost too.
+    Forgotten,
     /// A read succeeds with every byte of the hit range exclusive-ored with this value.
     Corrupt(u8),
     /// It is not answered before [`FaultyDevice::heal`], and then as if nothing had been. A read may be given up before.
@@ -60,9 +66,68 @@ impl Fault {
     }
 }
 
-/// A device whose operations fail as told. Without faults it is the device inside.
+/// What a device says when it is asked who it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Face {
+    /// The truth.
+    #[default]
+    Itself,
+    /// Another device is in its place.
+    Swapped,
+    /// The kernel sees another disk than the one that was opened.
+    Changed,
+    /// The device is not there any more.
+    Gone,
+}
+
+/// A change of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// A write has arrived; it may be lost until it is flushed.
+    Write {
+        /// Where it begins.
+        offset: u64,
+        /// What it wrote.
+        bytes: &'a [u8],
+    },
+    /// Everything that has arrived is durable.
+    Flush,
+    /// The last writes are durable; what arrived before them need not be.
+    Durable {
+        /// How many.
+        writes: usize,
+    },
+}
+
+/// Who answers an operation.
+pub enum Answer {
+    /// The device, as everything else says.
+    Itself,
+    /// Another one.
+    Other(Arc<dyn IdentifiedDevice>),
+    /// Nobody: it fails with `ENODEV`.
+    Nobody,
+}
+
+/// Whoever watches a device.
+pub trait Observer: Send + Sync {
+    /// An operation is about to reach the device, or whom the observer puts in its place.
+    fn before(&self, operation: Operation) -> Answer {
+        let _ = operation;
+        Answer::Itself
+    }
+
+    /// The device has changed, and nothing else happens to it during this call.
+    fn after(&self, change: &Change<'_>) {
+        let _ = change;
+    }
+}
+
+/// A device that does what it is told to do. It is the device inside until then.
 pub struct FaultyDevice {
     inner: Arc<dyn IdentifiedDevice>,
+    observer: Option<Arc<dyn Observer>>,
+    delay: Duration,
     state: Mutex<State>,
     healed: Condvar,
 }
@@ -72,10 +137,18 @@ struct State {
     /// How often it was healed.
     healings: u64,
     faults: Vec<Fault>,
+    face: Face,
+    /// Who answers in place of the device inside.
+    other: Option<Arc<dyn IdentifiedDevice>>,
     unplugged: bool,
     counts: Counts,
     /// A read was given up and not answered since.
     silent: bool,
+    /// From now on no write or flush may be under way.
+    shut: bool,
+    late: u64,
+    /// Of a device with a cache, what was there before each write since the last flush.
+    unflushed: Option<Vec<(u64, Vec<u8>)>>,
 }
 
 /// How many operations reached the device, hit by a fault or not.
@@ -89,10 +162,38 @@ pub struct Counts {
     pub flushes: u64,
 }
 
+/// What a fault does to an operation, and to which part of its range.
+type Hit = (Effect, Range<u64>);
+
+/// An operation that happens now: nothing else happens to the device as long as its state is held.
+struct Begun<'a> {
+    state: MutexGuard<'a, State>,
+    hit: Option<Hit>,
+    inner: Arc<dyn IdentifiedDevice>,
+}
+
 impl FaultyDevice {
     /// Wraps a device.
     pub fn new(inner: Arc<dyn IdentifiedDevice>) -> Self {
-        Self { inner, state: Mutex::default(), healed: Condvar::new() }
+        Self { inner, observer: None, delay: Duration::ZERO, state: Mutex::default(), healed: Condvar::new() }
+    }
+
+    /// The same device, watched.
+    pub fn observed_by(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// The same device, whose every write and flush takes so long.
+    pub fn slow(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// The same device, with a cache that can be lost: it remembers what every write since the last flush replaced.
+    pub fn with_cache(self) -> Self {
+        self.lock().unflushed = Some(Vec::new());
+        self
     }
 
     /// Adds a fault; of several that hit, the first one added counts.
@@ -100,11 +201,22 @@ impl FaultyDevice {
         self.lock().faults.push(fault);
     }
 
-    /// Removes every fault and plugs the device in again.
+    /// Adds a fault that hits every write and flush.
+    pub fn inject_in_changes(&self, effect: Effect) {
+        let faults = [Operation::Write, Operation::Flush].map(|operation| Fault::always(operation, effect));
+        faults.into_iter().for_each(|fault| self.inject(fault));
+    }
+
+    /// Lets writes and flushes hang until [`heal`](Self::heal).
+    pub fn hold(&self) {
+        self.inject_in_changes(Effect::Hang);
+    }
+
+    /// Makes it the device inside again: no fault, its own face, plugged in.
     pub fn heal(&self) {
         let mut state = self.lock();
         state.faults.clear();
-        state.unplugged = false;
+        (state.face, state.other, state.unplugged) = (Face::Itself, None, false);
         state.healings += 1;
         state.silent = false;
         self.healed.notify_all();
@@ -113,6 +225,46 @@ impl FaultyDevice {
     /// Makes every operation, also reading the facts, fail with `ENODEV`.
     pub fn unplug(&self) {
         self.lock().unplugged = true;
+    }
+
+    /// Shows this face from now on; reads and writes go on.
+    pub fn show(&self, face: Face) {
+        self.lock().face = face;
+    }
+
+    /// Lets another device of the same size answer from now on, also to those who hold this one open.
+    pub fn replace(&self, other: Arc<dyn IdentifiedDevice>) {
+        let mut state = self.lock();
+        (state.other, state.unplugged) = (Some(other), false);
+    }
+
+    /// From now on, until [`reopen`](Self::reopen), no write or flush may be under way: those that are all the same are
+    /// [`late`](Self::late).
+    pub fn shut(&self) {
+        self.lock().shut = true;
+    }
+
+    /// Writes and flushes are welcome again.
+    pub fn reopen(&self) {
+        self.lock().shut = false;
+    }
+
+    /// How often a write or flush was seen while the device was shut.
+    pub fn late(&self) -> u64 {
+        self.lock().late
+    }
+
+    /// Loses the last `writes` of those that were not flushed.
+    ///
+    /// # Errors
+    /// When the device inside fails.
+    pub fn lose(&self, writes: usize) -> Result<()> {
+        self.forget(&mut self.lock(), writes)
+    }
+
+    /// How many writes were not flushed, of a device with a cache.
+    pub fn unflushed(&self) -> usize {
+        self.lock().unflushed.as_ref().map_or(0, Vec::len)
     }
 
     /// What reached the device so far.
@@ -124,55 +276,135 @@ impl FaultyDevice {
         self.state.lock()
     }
 
-    /// Counts the operation and says what happens to it, once it happens; a hang, when `limit` is over before.
-    fn strike(&self, operation: Operation, range: Range<u64>, limit: Option<Duration>) -> Option<(Effect, Range<u64>)> {
+    fn answering(&self, state: &State) -> Arc<dyn IdentifiedDevice> {
+        state.other.as_ref().unwrap_or(&self.inner).clone()
+    }
+
+    /// Counts the operation, waits as long as it takes, and says what happens to it: a hang, when `limit` is over before.
+    fn begin(&self, operation: Operation, range: Range<u64>, limit: Option<Duration>) -> Begun<'_> {
         let begin = Instant::now();
+        let answer = self.observer.as_ref().map_or(Answer::Itself, |observer| observer.before(operation));
         let mut state = self.lock();
-        let struck = Self::hit(&mut state, operation, range);
-        if !matches!(struck, Some((Effect::Hang, _))) {
-            return struck;
+        state.count(operation);
+        if !self.delay.is_zero() && operation.is_change() {
+            MutexGuard::unlocked(&mut state, || std::thread::sleep(self.delay));
         }
+        let mut hit = match answer {
+            Answer::Nobody => Some((Effect::Error(libc::ENODEV), range)),
+            _ => state.hit(operation, range),
+        };
         let before = state.healings;
-        while state.healings == before {
+        while matches!(hit, Some((Effect::Hang, _))) {
             let left = limit.map_or(Duration::MAX, |limit| limit.saturating_sub(begin.elapsed()));
-            if left.is_zero() {
+            if state.healings != before {
+                hit = None;
+            } else if left.is_zero() {
                 state.silent = true;
-                return struck;
+                break;
+            } else {
+                self.healed.wait_for(&mut state, left);
             }
-            self.healed.wait_for(&mut state, left);
         }
-        None
+        // Also one that began before and is still at it.
+        state.notice(operation);
+        let inner = match answer {
+            Answer::Other(other) => other,
+            _ => self.answering(&state),
+        };
+        Begun { state, hit, inner }
     }
 
     fn read_struck(&self, offset: u64, buf: &mut [u8], limit: Option<Duration>) -> Result<()> {
         check_range(self, "read", offset, buf.len())?;
-        match self.strike(Operation::Read, offset..offset + buf.len() as u64, limit) {
+        let Begun { state, hit, inner } = self.begin(Operation::Read, offset..offset + buf.len() as u64, limit);
+        drop(state);
+        match hit {
             Some((Effect::Error(errno), _)) => Err(failed("read", offset, buf.len(), errno)),
             Some((Effect::Hang, _)) => {
                 Err(Error::Unanswered { offset, bytes: buf.len(), limit: limit.unwrap_or_default() })
             }
             Some((Effect::Corrupt(mask), hit)) => {
-                self.inner.read_at(offset, buf)?;
+                inner.read_at(offset, buf)?;
                 for byte in &mut buf[(hit.start - offset) as usize..(hit.end - offset) as usize] {
                     *byte ^= mask;
                 }
                 Ok(())
             }
-            _ => self.inner.read_at(offset, buf),
+            _ => inner.read_at(offset, buf),
         }
     }
 
-    fn hit(state: &mut State, operation: Operation, range: Range<u64>) -> Option<(Effect, Range<u64>)> {
+    /// A write arrives.
+    fn arrive(&self, mut begun: Begun<'_>, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
+        let (state, inner) = (&mut *begun.state, &begun.inner);
+        if let Some(unflushed) = &mut state.unflushed {
+            let mut before = vec![0; bufs.iter().map(|buf| buf.len()).sum()];
+            inner.read_at(offset, &mut before)?;
+            unflushed.push((offset, before));
+        }
+        inner.write_at(offset, bufs)?;
+        if let Some(observer) = &self.observer {
+            observer.after(&Change::Write { offset, bytes: &joined(bufs) });
+        }
+        Ok(())
+    }
+
+    /// Flushes; of a device with a cache, the last `writes`, or everything.
+    fn settle(&self, writes: Option<usize>) -> Result<()> {
+        let Begun { mut state, hit, inner } = self.begin(Operation::Flush, 0..0, None);
+        match hit {
+            Some((Effect::Error(errno), _)) => return Err(failed("flush", 0, 0, errno)),
+            Some((Effect::Lost, _)) => return Ok(()),
+            Some((Effect::Forgotten, _)) => {
+                self.forget(&mut state, usize::MAX)?;
+                return Err(failed("flush", 0, 0, libc::EIO));
+            }
+            _ => inner.flush()?,
+        }
+        if let Some(unflushed) = &mut state.unflushed {
+            unflushed.truncate(writes.map_or(0, |writes| unflushed.len().saturating_sub(writes)));
+        }
+        if let Some(observer) = &self.observer {
+            observer.after(&writes.map_or(Change::Flush, |writes| Change::Durable { writes }));
+        }
+        Ok(())
+    }
+
+    fn forget(&self, state: &mut State, writes: usize) -> Result<()> {
+        let inner = self.answering(state);
+        let Some(unflushed) = &mut state.unflushed else { return Ok(()) };
+        let first = unflushed.len().saturating_sub(writes);
+        let mut lost = unflushed.drain(first..).rev();
+        lost.try_for_each(|(offset, before)| inner.write_at(offset, &[IoSlice::new(&before)]))
+    }
+}
+
+impl Operation {
+    fn is_change(self) -> bool {
+        matches!(self, Self::Write | Self::Flush)
+    }
+}
+
+impl State {
+    fn count(&mut self, operation: Operation) {
         match operation {
-            Operation::Read => state.counts.reads += 1,
-            Operation::Write => state.counts.writes += 1,
-            Operation::Flush => state.counts.flushes += 1,
+            Operation::Read => self.counts.reads += 1,
+            Operation::Write => self.counts.writes += 1,
+            Operation::Flush => self.counts.flushes += 1,
             Operation::Facts => {}
         }
-        if state.unplugged {
+        self.notice(operation);
+    }
+
+    fn notice(&mut self, operation: Operation) {
+        self.late += u64::from(self.shut && operation.is_change());
+    }
+
+    fn hit(&mut self, operation: Operation, range: Range<u64>) -> Option<Hit> {
+        if self.unplugged {
             return Some((Effect::Error(libc::ENODEV), range));
         }
-        for fault in &mut state.faults {
+        for fault in &mut self.faults {
             let touches = fault.range.start < range.end && range.start < fault.range.end;
             let transfers = matches!(operation, Operation::Read | Operation::Write);
             if fault.operation != operation || transfers && !touches {
@@ -192,6 +424,10 @@ impl FaultyDevice {
 
 fn failed(action: &'static str, offset: u64, bytes: usize, errno: i32) -> Error {
     Error::Io { action, offset, bytes, source: io::Error::from_raw_os_error(errno) }
+}
+
+fn joined(bufs: &[IoSlice<'_>]) -> Vec<u8> {
+    bufs.iter().flat_map(|buf| buf.iter().copied()).collect()
 }
 
 impl BlockDevice for FaultyDevice {
@@ -223,37 +459,54 @@ impl BlockDevice for FaultyDevice {
     fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
         let total: usize = bufs.iter().map(|b| b.len()).sum();
         check_range(self, "write", offset, total)?;
-        match self.strike(Operation::Write, offset..offset + total as u64, None) {
+        let mut begun = self.begin(Operation::Write, offset..offset + total as u64, None);
+        match begun.hit {
             Some((Effect::Error(errno), _)) => Err(failed("write", offset, total, errno)),
             Some((Effect::Lost, _)) => Ok(()),
             Some((Effect::Torn(kept), _)) => {
                 let block = self.logical_block_size() as usize;
                 let kept = kept.min(total) / block * block;
-                let bytes: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).take(kept).collect();
-                self.inner.write_at(offset, &[IoSlice::new(&bytes)])?;
+                self.arrive(begun, offset, &[IoSlice::new(&joined(bufs)[..kept])])?;
                 Err(failed("write", offset, total, libc::EIO))
             }
-            Some((Effect::Corrupt(_) | Effect::Hang, _)) | None => self.inner.write_at(offset, bufs),
+            Some((Effect::Forgotten, _)) => {
+                self.forget(&mut begun.state, usize::MAX)?;
+                Err(failed("write", offset, total, libc::EIO))
+            }
+            Some((Effect::Corrupt(_) | Effect::Hang, _)) | None => self.arrive(begun, offset, bufs),
         }
     }
 
     fn flush(&self) -> Result<()> {
-        match self.strike(Operation::Flush, 0..0, None) {
-            Some((Effect::Error(errno), _)) => Err(failed("flush", 0, 0, errno)),
-            Some((Effect::Lost, _)) => Ok(()),
-            _ => self.inner.flush(),
-        }
+        self.settle(None)
+    }
+
+    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
+        writes.iter().try_for_each(|write| self.write_at(write.offset, &write.bufs))?;
+        if durable { self.settle(Some(writes.len())) } else { Ok(()) }
     }
 }
 
 impl IdentifiedDevice for FaultyDevice {
     fn facts(&self) -> std::result::Result<DeviceFacts, FactsError> {
-        match self.strike(Operation::Facts, 0..0, None) {
-            Some((Effect::Error(errno), _)) => {
-                let detail = io::Error::from_raw_os_error(errno).to_string();
-                Err(FactsError::Unreadable { device: self.name().to_owned(), detail })
+        let Begun { state, hit, inner } = self.begin(Operation::Facts, 0..0, None);
+        let face = state.face;
+        drop(state);
+        let device = self.name().to_owned();
+        let gone = |errno| FactsError::Unreadable {
+            device: device.clone(),
+            detail: io::Error::from_raw_os_error(errno).to_string(),
+        };
+        match (hit, face) {
+            (Some((Effect::Error(errno), _)), _) => Err(gone(errno)),
+            (_, Face::Itself) => inner.facts(),
+            (_, Face::Swapped) => {
+                let mut facts = inner.facts()?;
+                facts.root.name = "somebody-else".into();
+                Ok(facts)
             }
-            _ => self.inner.facts(),
+            (_, Face::Changed) => Err(FactsError::Changed { device, detail: "disk sequence number 7 became 8".into() }),
+            (_, Face::Gone) => Err(gone(libc::ENODEV)),
         }
     }
 }

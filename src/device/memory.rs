@@ -1,6 +1,7 @@
 //! A device in memory, for tests: what was written is what is read.
 
 use std::io::IoSlice;
+use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -8,31 +9,107 @@ use super::{BlockDevice, IdentifiedDevice, Result, check_range};
 use crate::probe::{DeviceFacts, FactsError, Node};
 use crate::registry::Transport;
 
+/// Bytes that a disk keeps together.
+const BLOCK: usize = 4096;
+
+/// What a device holds: a block that was never written is zero. A clone shares its blocks until one of them is written.
+/// Two are equal when the same blocks were written and hold the same.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Disk {
+    size: u64,
+    blocks: Vec<Option<Arc<[u8; BLOCK]>>>,
+}
+
+impl Disk {
+    /// A disk of `size` bytes that was never written.
+    pub fn new(size: u64) -> Self {
+        Self { size, blocks: vec![None; (size as usize).div_ceil(BLOCK)] }
+    }
+
+    /// A disk that was written from its beginning to its end.
+    pub fn of(image: &[u8]) -> Self {
+        let mut disk = Self::new(image.len() as u64);
+        disk.write(0, image);
+        disk
+    }
+
+    /// Size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.size
+    }
+
+    /// The numbers of the blocks that were written.
+    pub fn blocks(&self) -> Vec<u64> {
+        (0..).zip(&self.blocks).filter(|(_, block)| block.is_some()).map(|(number, _)| number).collect()
+    }
+
+    /// Fills `buf` from `offset`.
+    pub fn read(&self, offset: u64, mut buf: &mut [u8]) {
+        let (mut block, mut within) = place(offset);
+        while !buf.is_empty() {
+            let (part, rest) = buf.split_at_mut(buf.len().min(BLOCK - within));
+            match &self.blocks[block] {
+                Some(bytes) => part.copy_from_slice(&bytes[within..within + part.len()]),
+                None => part.fill(0),
+            }
+            (buf, block, within) = (rest, block + 1, 0);
+        }
+    }
+
+    /// Writes `bytes` at `offset`.
+    pub fn write(&mut self, offset: u64, mut bytes: &[u8]) {
+        let (mut block, mut within) = place(offset);
+        while !bytes.is_empty() {
+            let (part, rest) = bytes.split_at(bytes.len().min(BLOCK - within));
+            let kept = self.blocks[block].get_or_insert_with(|| Arc::new([0; BLOCK]));
+            Arc::make_mut(kept)[within..within + part.len()].copy_from_slice(part);
+            (bytes, block, within) = (rest, block + 1, 0);
+        }
+    }
+}
+
+/// The block of an offset, and where it is in there.
+fn place(offset: u64) -> (usize, usize) {
+    (offset as usize / BLOCK, offset as usize % BLOCK)
+}
+
 /// A block device kept in memory.
 pub struct MemoryDevice {
     name: String,
     size: u64,
-    bytes: Mutex<Vec<u8>>,
+    disk: Mutex<Disk>,
 }
 
 impl MemoryDevice {
-    /// A device of `size` bytes (a multiple of 4096), all zero.
+    /// A device of `size` bytes (a multiple of 512), all zero.
     pub fn new(name: &str, size: u64) -> Self {
-        Self::from_image(name, vec![0; size as usize])
+        Self::from_disk(name, Disk::new(size))
     }
 
-    /// A device that holds `image`, whose length is a multiple of 4096.
+    /// A device that holds `image`, whose length is a multiple of 512.
     pub fn from_image(name: &str, image: Vec<u8>) -> Self {
-        Self { name: name.to_owned(), size: image.len() as u64, bytes: Mutex::new(image) }
+        Self::from_disk(name, Disk::of(&image))
+    }
+
+    /// A device that holds `disk`.
+    pub fn from_disk(name: &str, disk: Disk) -> Self {
+        Self { name: name.to_owned(), size: disk.size_bytes(), disk: Mutex::new(disk) }
     }
 
     /// A copy of everything on the device.
     pub fn image(&self) -> Vec<u8> {
+        let mut image = vec![0; self.size as usize];
+        self.lock().read(0, &mut image);
+        image
+    }
+
+    /// What the device holds at this moment.
+    pub fn disk(&self) -> Disk {
         self.lock().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.bytes.lock()
+    fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock()
     }
 }
 
@@ -51,18 +128,18 @@ impl BlockDevice for MemoryDevice {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         check_range(self, "read", offset, buf.len())?;
-        buf.copy_from_slice(&self.lock()[offset as usize..][..buf.len()]);
+        self.lock().read(offset, buf);
         Ok(())
     }
 
     fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
         let total = bufs.iter().map(|b| b.len()).sum();
         check_range(self, "write", offset, total)?;
-        let mut bytes = self.lock();
-        let mut at = offset as usize;
+        let mut disk = self.lock();
+        let mut at = offset;
         for buf in bufs {
-            bytes[at..at + buf.len()].copy_from_slice(buf);
-            at += buf.len();
+            disk.write(at, buf);
+            at += buf.len() as u64;
         }
         Ok(())
     }

@@ -5,10 +5,10 @@ use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::faulty::{Effect, Fault, FaultyDevice, Operation};
+use super::faulty::{Answer, Change, Effect, Face, Fault, FaultyDevice, Observer, Operation};
 use super::memory::MemoryDevice;
 use super::raw::{Access, OpenError, RawDevice};
 use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Write};
@@ -419,4 +419,74 @@ fn faults_do_what_they_say() {
     assert!(device.read_at(0, &mut back).is_err() && device.flush().is_err() && device.facts().is_err());
     device.heal();
     assert!(device.read_at(0, &mut back).is_ok() && device.facts().is_ok());
+}
+
+#[test]
+fn a_device_with_a_cache_loses_what_was_not_flushed() {
+    let memory = Arc::new(MemoryDevice::new("memory", SIZE));
+    let device = FaultyDevice::new(memory.clone()).with_cache();
+    let write = |at: usize, byte: u8| device.write_at(at as u64, &[IoSlice::new(&[byte; 4096])]);
+    let holds = |at: usize| memory.image()[at];
+    write(0, 1).unwrap();
+    device.flush().unwrap();
+    for (at, byte) in [(0, 2), (4096, 3), (0, 4)] {
+        write(at, byte).unwrap();
+    }
+    device.lose(2).unwrap();
+    assert_eq!((holds(0), holds(4096), device.unflushed()), (2, 0, 1));
+    // What is written durably makes nothing else durable.
+    let data = [5; 4096];
+    device.write_together(&[Write { offset: 8192, bufs: vec![IoSlice::new(&data)] }], true).unwrap();
+    device.inject(Fault::always(Operation::Flush, Effect::Forgotten));
+    assert!(device.flush().is_err());
+    assert_eq!((holds(0), holds(8192), device.unflushed()), (1, 5, 0));
+    device.heal();
+    assert!(device.flush().is_ok());
+}
+
+#[test]
+fn a_device_shows_what_it_is_told_to_and_is_watched() {
+    struct Watch(Mutex<Vec<String>>);
+    impl Observer for Watch {
+        fn before(&self, operation: Operation) -> Answer {
+            self.0.lock().unwrap().push(format!("{operation:?}"));
+            match operation {
+                Operation::Read => Answer::Other(Arc::new(MemoryDevice::from_image("other", vec![9; SIZE as usize]))),
+                Operation::Facts => Answer::Nobody,
+                Operation::Write | Operation::Flush => Answer::Itself,
+            }
+        }
+        fn after(&self, change: &Change<'_>) {
+            self.0.lock().unwrap().push(match change {
+                Change::Write { offset, bytes } => format!("{} at {offset}", bytes.len()),
+                _ => format!("{change:?}"),
+            });
+        }
+    }
+    let watch = Arc::new(Watch(Mutex::default()));
+    let named = |name| Arc::new(MemoryDevice::new(name, SIZE));
+    let device = FaultyDevice::new(named("memory")).observed_by(watch.clone());
+    let data = [5; 4096];
+    device.write_together(&[Write { offset: 8192, bufs: vec![IoSlice::new(&data)] }], true).unwrap();
+    let mut back = [0; 512];
+    device.read_at(8192, &mut back).unwrap();
+    assert!(back == [9; 512] && device.facts().is_err());
+    let told = ["Write", "4096 at 8192", "Flush", "Durable { writes: 1 }", "Read", "Facts"];
+    assert_eq!(*watch.0.lock().unwrap(), told);
+    let device = FaultyDevice::new(named("memory"));
+    device.show(Face::Swapped);
+    assert_eq!(device.facts().unwrap().root.name, "somebody-else");
+    for face in [Face::Changed, Face::Gone] {
+        device.show(face);
+        assert!(device.facts().is_err() && device.read_at(0, &mut [0; 512]).is_ok());
+    }
+    device.heal();
+    device.replace(named("other"));
+    assert_eq!((device.name(), device.facts().unwrap().root.name.as_str()), ("memory", "other"));
+    device.heal();
+    assert_eq!(device.facts().unwrap().root.name, "memory");
+    assert_eq!(device.late(), 0);
+    device.shut();
+    assert!(device.flush().is_ok() && device.late() > 0);
+    device.reopen();
 }

@@ -75,18 +75,47 @@ pub fn registry_for(devices: &[(&str, DeviceFacts)], issued: Date, valid_until: 
 /// # Errors
 /// When the registry breaks its own rules (e.g. a device whose transport has no identity), or no keys can be made.
 pub fn sign(document: &Registry) -> Result<Documents, registry::Error> {
-    let registry = document.to_toml()?;
-    let mut trust = String::from("threshold = 2\n");
-    let mut signatures = Vec::new();
-    for officer in ["officer-a", "officer-b"] {
-        let keys = registry::keygen(officer, None)?;
-        trust.push_str(&format!("\n[[officer]]\nname = \"{officer}\"\npublic_key = \"{}\"\n", keys.public_key));
-        signatures.push((
-            officer.to_owned(),
-            registry::sign(registry.as_bytes(), &keys.secret, None, "laboratory registry")?,
-        ));
+    Officers::new(&["officer-a", "officer-b"])?.sign(document)
+}
+
+/// Officers with freshly made keys, all of whom must sign.
+pub struct Officers {
+    keys: Vec<(String, registry::KeyFiles)>,
+    trust: String,
+}
+
+impl Officers {
+    /// Makes a key for each of them.
+    ///
+    /// # Errors
+    /// When no keys can be made.
+    pub fn new(names: &[&str]) -> Result<Self, registry::Error> {
+        let made = names.iter().map(|name| Ok(((*name).to_owned(), registry::keygen(name, None)?)));
+        let keys = made.collect::<Result<Vec<_>, registry::Error>>()?;
+        let mut trust = format!("threshold = {}\n", keys.len());
+        for (name, key) in &keys {
+            trust.push_str(&format!("\n[[officer]]\nname = \"{name}\"\npublic_key = \"{}\"\n", key.public_key));
+        }
+        Ok(Self { keys, trust })
     }
-    Ok(Documents { registry, trust, signatures })
+
+    /// The content of `trust.toml`.
+    pub fn trust(&self) -> &str {
+        &self.trust
+    }
+
+    /// Signs a registry, which may be another version of one that they have signed.
+    ///
+    /// # Errors
+    /// When the registry breaks its own rules (e.g. a device whose transport has no identity).
+    pub fn sign(&self, document: &Registry) -> Result<Documents, registry::Error> {
+        let registry = document.to_toml()?;
+        let sign =
+            |key: &registry::KeyFiles| registry::sign(registry.as_bytes(), &key.secret, None, "laboratory registry");
+        let signed = self.keys.iter().map(|(name, key)| Ok((name.clone(), sign(key)?)));
+        let signatures = signed.collect::<Result<Vec<_>, registry::Error>>()?;
+        Ok(Documents { registry, trust: self.trust.clone(), signatures })
+    }
 }
 
 impl Documents {

@@ -7,15 +7,13 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
-
 use super::*;
+use crate::device::AlignedBuf;
 use crate::device::IdentifiedDevice;
 use crate::device::faulty::FaultyDevice;
 use crate::device::memory::MemoryDevice;
-use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::probe::host::{HostFacts, Virtualization};
-use crate::probe::identity::{DeviceFacts, FactsError, Node};
+use crate::probe::identity::{DeviceFacts, Node};
 use crate::problem::{Code, Problem};
 use crate::registry::{Date, Registry, Status, Transport, VerifiedRegistry};
 
@@ -283,53 +281,14 @@ fn the_gate_closes_before_the_next_write() {
     write(&device).unwrap();
 }
 
-/// A device that becomes another one.
-struct Swapped(Mutex<(Arc<MemoryDevice>, Arc<MemoryDevice>)>);
-
-impl Swapped {
-    fn current(&self) -> Arc<MemoryDevice> {
-        self.0.lock().0.clone()
-    }
-}
-
-impl BlockDevice for Swapped {
-    fn size_bytes(&self) -> u64 {
-        SIZE
-    }
-    fn logical_block_size(&self) -> u32 {
-        512
-    }
-    fn name(&self) -> &str {
-        "swapped"
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
-        self.current().read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {
-        self.current().write_at(offset, bufs)
-    }
-    fn flush(&self) -> device::Result<()> {
-        self.current().flush()
-    }
-}
-
-impl IdentifiedDevice for Swapped {
-    fn facts(&self) -> Result<DeviceFacts, FactsError> {
-        self.current().facts()
-    }
-}
-
 #[test]
 fn another_approved_device_in_its_place_is_refused() {
     let (a, b) = (Arc::new(MemoryDevice::new("a", SIZE)), Arc::new(MemoryDevice::new("b", SIZE)));
     let registry = memory_registry(&[("a", &*a), ("b", &*b)], 1);
-    let swapped = Arc::new(Swapped(Mutex::new((a, b))));
+    let swapped = Arc::new(FaultyDevice::new(a));
     let device = ApprovedDevice::approve(swapped.clone(), &registry, &physical(), today()).unwrap();
     write(&device).unwrap();
-    {
-        let pair = &mut *swapped.0.lock();
-        std::mem::swap(&mut pair.0, &mut pair.1);
-    }
+    swapped.replace(b);
     assert_eq!(codes(&device.recheck(&registry, &physical(), today())), [Code::DeviceSwapped]);
     assert!(write(&device).is_err());
 }
