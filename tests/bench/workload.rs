@@ -1,6 +1,7 @@
 //! The requests that `scripts/bench` measures, with the standard library alone: the script compiles this with rustc.
 //!
-//! Each command prints one number: bytes, requests or files a second. Writes end with an fsync that is in the time.
+//! Each command prints one number: bytes, requests or files a second. Writes end with an fsync that is in the time. The
+//! last two prepare the files of a tree, and make the table of what was measured.
 
 use std::env;
 use std::error::Error;
@@ -18,7 +19,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 const USAGE: &str = "usage: workload write FILE MIB CHUNK_KIB WRITERS | read FILE CHUNK_KIB
   random-read FILE THREADS SECONDS | random-write FILE SECONDS end|each
   create|stat|read-all|unlink FOLDER COUNT | fill FOLDER FROM TO | probe FOLDER FILES COUNT
-  latency FOLDER SECONDS GOAL_MS";
+  latency FOLDER SECONDS GOAL_MS | choose FILES BYTES | table SAMPLES CONTENDER...";
 
 const BLOCK: usize = 4096;
 
@@ -43,6 +44,8 @@ fn main() -> Result<()> {
         ["fill", folder, from, to] => fill(Path::new(folder), from.parse()?, to.parse()?),
         ["probe", folder, files, count] => probe(Path::new(folder), files.parse()?, count.parse()?),
         ["latency", folder, s, goal] => latency(Path::new(folder), Duration::from_secs(s.parse()?), goal.parse()?),
+        ["choose", files, bytes] => choose(files.parse()?, bytes.parse()?),
+        ["table", samples, ref contenders @ ..] if !contenders.is_empty() => table(samples, contenders),
         _ => Err(USAGE.into()),
     }
 }
@@ -326,4 +329,91 @@ fn write_on(path: &Path, ended: &AtomicBool, ready: &Barrier) -> Result<(u64, u6
         fsyncs += 1;
     }
     Ok((bytes, fsyncs))
+}
+
+/// Of the files that standard input lists with their sizes, prints every so-maniest, without the first slash of its path:
+/// `files` at most, of `bytes` all together. So folders are many, and files of all kinds.
+fn choose(files: usize, bytes: u64) -> Result<()> {
+    let mut list = Vec::new();
+    std::io::stdin().read_to_end(&mut list)?;
+    let lines: Vec<&[u8]> = list.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    let step = (lines.len() as f64 / files as f64).max(1.0);
+    let (mut at, mut sum) = (1.0, 0);
+    let mut out = std::io::stdout().lock();
+    while at <= lines.len() as f64 {
+        let line = lines[at as usize - 1];
+        let space = line.iter().position(|byte| *byte == b' ').ok_or("a line without a size")?;
+        sum += std::str::from_utf8(&line[..space])?.parse::<u64>()?;
+        if sum > bytes {
+            break;
+        }
+        out.write_all(&line[(space + 2).min(line.len())..])?;
+        out.write_all(b"\n")?;
+        at += step;
+    }
+    Ok(())
+}
+
+/// The rows of the table, with their units: seconds of a whole command, or something a second.
+const ROWS: [(&str, &str); 21] = [
+    ("seq_write_128k", "MB/s"),
+    ("seq_write_8j", "MB/s"),
+    ("seq_write", "MB/s"),
+    ("seq_read_cold", "MB/s"),
+    ("seq_read_warm", "MB/s"),
+    ("rand_read_4k", "/s"),
+    ("rand_read_4k_4j", "/s"),
+    ("rand_write_4k", "/s"),
+    ("rand_write_4k_fsync", "/s"),
+    ("untar", "s"),
+    ("ls_lR_cold", "s"),
+    ("find_cold", "s"),
+    ("md5_cold", "s"),
+    ("git_commit", "s"),
+    ("git_status_cold", "s"),
+    ("rm_tree", "s"),
+    ("create_10k", "/s"),
+    ("stat_10k_cold", "/s"),
+    ("read_10k_cold", "/s"),
+    ("unlink_10k", "/s"),
+    ("sqlite_tx", "/s"),
+];
+
+/// The medians of each row, and how many times faster the first contender is than each of the others. A sample is a row, a
+/// contender and a number.
+fn table(samples: &str, contenders: &[&str]) -> Result<()> {
+    let text = fs::read_to_string(samples)?;
+    let median = |row: &str, contender: &str| -> Option<f64> {
+        let words = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let of = words.filter(|words| words[..2] == [row, contender]);
+        let mut values: Vec<f64> = of.filter_map(|words| words.get(2)?.parse().ok()).collect();
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        let upper = *values.get(middle)?;
+        Some(if values.len() % 2 == 1 { upper } else { (values[middle - 1] + upper) / 2.0 })
+    };
+    let heads: String = contenders.iter().map(|name| format!(" {name:>12}")).collect();
+    let others: String = contenders[1..].iter().map(|name| format!("  x {name:<12}")).collect();
+    println!("{:<20} {:<5}{heads}{others}", "row", "");
+    for (row, unit) in ROWS {
+        let medians: Vec<Option<f64>> = contenders.iter().map(|contender| median(row, contender)).collect();
+        if medians.iter().all(Option::is_none) {
+            continue;
+        }
+        let shown = |median: &Option<f64>| match median {
+            None => "-".into(),
+            Some(value) if *value < 100.0 => format!("{value:.2}"),
+            Some(value) => format!("{value:.0}"),
+        };
+        let faster = |other: &Option<f64>| match (medians[0], *other) {
+            (Some(ours), Some(theirs)) if ours > 0.0 && theirs > 0.0 => {
+                format!("{:.2}", if unit == "s" { theirs / ours } else { ours / theirs })
+            }
+            _ => "-".into(),
+        };
+        let values: String = medians.iter().map(|median| format!(" {:>12}", shown(median))).collect();
+        let ratios: String = medians[1..].iter().map(|other| format!("  {:<14}", faster(other))).collect();
+        println!("{}", format!("{row:<20} {unit:<5}{values}{ratios}").trim_end());
+    }
+    Ok(())
 }
