@@ -4,8 +4,8 @@
 //! whose name contains "seal"; two runs one after the other are compared by criterion.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../tests/common/lab.rs"]
-mod lab;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -20,7 +20,6 @@ use scelle::limits::LABEL_SIZE;
 use scelle::meta::{ExtentRow, Meta};
 use scelle::mirror::{Mirror, State};
 use scelle::pages::{Part, Store, StoreOptions};
-use scelle::policy::ApprovedDevice;
 use scelle::space::{Allocator, Bitmap, Goal};
 use scelle::units::meter::Meter;
 use scelle::units::{BLOCK_SIZE, BlockAddr, Ino, Run, Uuid, WriteId};
@@ -40,11 +39,9 @@ fn store() -> Arc<Store> {
     let bytes = BLOCKS * BLOCK_SIZE as u64 + 2 * LABEL_SIZE;
     let devices: Vec<Arc<dyn IdentifiedDevice>> =
         ["m0", "m1"].into_iter().map(|name| Arc::new(MemoryDevice::new(name, bytes)) as _).collect();
-    let (registry, host, today) = lab::registry_of(&devices);
-    let approve = |device: &Arc<dyn IdentifiedDevice>| {
-        let approved = ApprovedDevice::approve(device.clone(), &registry, &host, today).unwrap();
-        (Some(Arc::new(approved)), State::InSync)
-    };
+    let documents = support::documents::Documents::of(&devices);
+    let approve =
+        |device: &Arc<dyn IdentifiedDevice>| (Some(Arc::new(documents.approve(device.clone()))), State::InSync);
     let mirror = Mirror::new(devices.iter().map(approve).collect()).unwrap();
     mirror.cache_reads(16 << 20);
     let options = StoreOptions {

@@ -3,32 +3,30 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::{self, IoSlice};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use scelle::audit::record::{Digest, Record};
 use scelle::audit::{FORMAT, Seal, export_head, verify_export};
 use scelle::control::{Answer, FilePlace, Greeting, Request, StatusReport, VolumeStatus};
-use scelle::crypto::{Binding, KdfParams, Keys, Kind, Secret, VolumeKey, WrappedKey, sha256};
-use scelle::device::memory::MemoryDevice;
-use scelle::device::{self, BlockDevice, IdentifiedDevice};
+use scelle::crypto::{Binding, KdfParams, Keys, Kind, VolumeKey, WrappedKey, sha256};
+use scelle::device::{self, BlockDevice};
 use scelle::fs::{Fs, acl::Acl};
 use scelle::label::{self, Fields, HEADER_BYTES, Header, KeySlot, ROOT_BYTES, RawHeader, ReplicaRow};
 use scelle::limits;
 use scelle::os::DevNo;
-use scelle::policy::{ApprovedDevice, examine, laboratory};
+use scelle::policy::{examine, laboratory};
 use scelle::probe::chain;
 use scelle::probe::host::HostFacts;
 use scelle::probe::identity::{DeviceFacts, Node};
 use scelle::registry::{self, Date, DerivedKey, Registry, SignatureFile, Transport, TrustAnchors, VerifiedRegistry};
 use scelle::units::{BlockAddr, Ino, Uuid, WriteId};
-use scelle::volume::{self, CreateOptions, OpenOptions, Sealed, recovery};
+use scelle::volume::{self, recovery};
 
-#[path = "../../tests/common/kernel.rs"]
-mod kernel;
-#[path = "../../tests/common/lab.rs"]
-mod lab;
+#[path = "../../tests/support/mod.rs"]
+pub mod support;
 
-use kernel::Fixture;
+use support::court::{Court, Plan};
+use support::kernel::Fixture;
 
 const VOLUME: Uuid = Uuid([0x44; 16]);
 const DEVICE_BYTES: u64 = 64 << 20;
@@ -387,16 +385,8 @@ pub fn acl(data: &[u8]) {
 /// A filesystem in memory.
 fn filesystem() -> &'static Fs {
     static OPEN: OnceLock<volume::Open> = OnceLock::new();
-    let open = OPEN.get_or_init(|| {
-        let device: Arc<dyn IdentifiedDevice> = Arc::new(MemoryDevice::new("memory", limits::DEVICE_SIZE_MIN));
-        let (registry, host, today) = lab::registry_of(std::slice::from_ref(&device));
-        let approved = || vec![ApprovedDevice::approve(device.clone(), &registry, &host, today).unwrap()];
-        let secret = Secret::new(b"secret".to_vec()).unwrap();
-        let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
-        volume::create(approved(), &registry, &secret, &options).unwrap();
-        let assembled = Sealed::read(approved()).unwrap().unlock(&secret).unwrap();
-        assembled.open(&registry, &OpenOptions::default()).unwrap()
-    });
+    let open =
+        OPEN.get_or_init(|| Court::of(Plan { replicas: 1, size: limits::DEVICE_SIZE_MIN, ..Plan::default() }).open());
     open.fs()
 }
 

@@ -40,6 +40,8 @@ pub enum Effect {
     Forgotten,
     /// A read succeeds with every byte of the hit range exclusive-ored with this value.
     Corrupt(u8),
+    /// It takes so much longer.
+    Slow(Duration),
     /// It is not answered before [`FaultyDevice::heal`], and then as if nothing had been. A read may be given up before.
     Hang,
 }
@@ -293,6 +295,10 @@ impl FaultyDevice {
             Answer::Nobody => Some((Effect::Error(libc::ENODEV), range)),
             _ => state.hit(operation, range),
         };
+        if let Some((Effect::Slow(delay), _)) = hit {
+            MutexGuard::unlocked(&mut state, || std::thread::sleep(delay));
+            hit = None;
+        }
         let before = state.healings;
         while matches!(hit, Some((Effect::Hang, _))) {
             let left = limit.map_or(Duration::MAX, |limit| limit.saturating_sub(begin.elapsed()));
@@ -473,7 +479,7 @@ impl BlockDevice for FaultyDevice {
                 self.forget(&mut begun.state, usize::MAX)?;
                 Err(failed("write", offset, total, libc::EIO))
             }
-            Some((Effect::Corrupt(_) | Effect::Hang, _)) | None => self.arrive(begun, offset, bufs),
+            Some((Effect::Corrupt(_) | Effect::Slow(_) | Effect::Hang, _)) | None => self.arrive(begun, offset, bufs),
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use scelle::audit::record::{Digest, Record};
 use scelle::audit::{Actor, Entry, Event, Object, Reason, Reports, Verifier};
-use scelle::fs::{Caller, Fs};
+use scelle::fs::Fs;
 use scelle::limits::{AUDIT_PAGE_BYTES_MAX, AUDIT_RECORD_BYTES_MAX};
 use scelle::mirror::State;
 use scelle::problem::{Code, Problem};
@@ -12,10 +12,9 @@ use scelle::units::{Ino, Uuid};
 use scelle::volume::{Open, OpenOptions};
 
 use super::Bench;
-use super::device::{Disk, Disks, Log};
-use super::rng::{self, Rng};
-
-const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+use super::support::court::CALLER;
+use super::support::images::{Disks, Log};
+use super::support::rng::Rng;
 
 /// The whole trail, each link of it verified, up to a seal.
 pub fn trail(open: &Open) -> Vec<Record> {
@@ -38,18 +37,14 @@ fn events(open: &Open) -> Vec<String> {
     trail(open).into_iter().map(|record| record.event).collect()
 }
 
-fn disks(bench: &Bench) -> Vec<Option<Disk>> {
-    bench.disks.iter().cloned().map(Some).collect()
-}
-
 /// Opens the volume, lets `f` use it, closes it, and keeps what is then on the disks.
 fn mounted<T>(bench: &mut Bench, options: &OpenOptions, f: impl FnOnce(&Open) -> T) -> T {
-    let (assembled, devices) = bench.assemble(&disks(bench), &Log::default()).unwrap();
-    let open = assembled.open(&bench.registry, options).unwrap();
+    let copy = bench.court.on(&bench.all(), &Log::default());
+    let open = copy.open_with(options).unwrap();
     let result = f(&open);
     // What a poisoned volume cannot write is in the host's reports.
     let _ = open.close();
-    bench.disks = devices.iter().map(|device| device.disk()).collect();
+    bench.disks = copy.disks();
     result
 }
 
@@ -75,13 +70,10 @@ fn files(fs: &Fs) -> usize {
 /// less.
 #[test]
 fn p9_a_record_and_its_operation_survive_a_crash_together() {
-    let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::seeded();
     let bench = Bench::new(2);
     let log = Log::default();
-    let (assembled, _devices) = bench.assemble(&disks(&bench), &log).unwrap();
-    let open = bench.open(assembled, false).unwrap();
+    let (open, _devices) = bench.start(&log);
     for n in 0..30u64 {
         let made = open.fs().mknod(&CALLER, Ino::ROOT, format!("file{n}").as_bytes(), 0o644, 0).unwrap();
         open.fs().forget(made.ino, 1);
@@ -97,7 +89,7 @@ fn p9_a_record_and_its_operation_survive_a_crash_together() {
     let mut seen = Vec::new();
     for event in &events {
         disks.apply(event);
-        let crashed: Vec<Option<Disk>> = disks.crash(&mut rng).0.into_iter().map(Some).collect();
+        let crashed: Vec<_> = disks.crash(&mut rng).0.into_iter().map(Some).collect();
         let (assembled, _devices) = bench.assemble(&crashed, &Log::default()).unwrap();
         let open = bench.open(assembled, false).unwrap();
         let (files, marks) = (files(open.fs()), marks(&open));
@@ -123,9 +115,9 @@ fn p9_the_life_of_a_volume_is_in_its_trail() {
     assert_eq!(first[1].details["replicas"][1]["registry_id"], "memory-2");
     assert_eq!(first[1].actor["pid"], std::process::id());
     // A crash: no end.
-    let (assembled, devices) = bench.assemble(&disks(&bench), &Log::default()).unwrap();
-    drop(bench.open(assembled, false).unwrap());
-    bench.disks = devices.iter().map(|device| device.disk()).collect();
+    let (open, devices) = bench.start(&Log::default());
+    drop(open);
+    bench.keep(&devices);
     let third = mounted(&mut bench, &options, trail);
     let events: Vec<&str> = third.iter().map(|r| r.event.as_str()).collect();
     assert_eq!(events, ["volume-created", "mounted", "unmounted", "mounted", "mounted"]);
@@ -250,10 +242,8 @@ fn p9_a_rollback_that_was_accepted_is_told() {
 #[test]
 fn p9_a_check_verifies_the_chain() {
     let mut bench = Bench::new(1);
-    let findings = |bench: &Bench| {
-        let report = bench.assemble(&disks(bench), &Log::default()).unwrap().0.check(&mut |_, _| {}).unwrap();
-        report.damages.into_iter().map(|damage| damage.what).collect::<Vec<_>>()
-    };
+    let findings =
+        |bench: &Bench| bench.check(&bench.all()).damages.into_iter().map(|damage| damage.what).collect::<Vec<_>>();
     mounted(&mut bench, &OpenOptions::default(), |_| ());
     assert_eq!(findings(&bench), Vec::<String>::new());
     // Somebody with the key, who adds a record that is none.

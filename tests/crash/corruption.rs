@@ -1,9 +1,10 @@
 //! Promise P4: whatever byte is changed, nothing wrong is ever read, and what another replica still has is mended.
 
 use super::Bench;
-use super::device::{Disk, Log};
-use super::rng::{self, Rng};
+use super::support::images::Log;
+use super::support::rng::Rng;
 use super::workload::{self, Tree};
+use scelle::device::memory::Disk;
 use scelle::limits::LABEL_SIZE;
 use scelle::problem::ExitCode;
 
@@ -12,47 +13,41 @@ const BLOCK: u64 = 4096;
 /// A volume with a tree on two replicas, after a clean end.
 fn prepared(rng: &mut Rng) -> (Bench, Tree) {
     let mut bench = Bench::new(2);
-    let log = Log::default();
-    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
-    let (assembled, devices) = bench.assemble(&all, &log).unwrap();
-    let open = bench.open(assembled, false).unwrap();
+    let (open, devices) = bench.start(&Log::default());
     for _ in 0..60 {
         workload::step(open.fs(), rng);
     }
     let tree = workload::look(open.fs()).unwrap();
     open.close().unwrap();
-    bench.disks = devices.iter().map(|d| d.disk()).collect();
+    bench.keep(&devices);
     (bench, tree)
 }
 
 /// Changes one random byte of `block`.
 fn flip(disk: &mut Disk, block: u64, rng: &mut Rng) {
     let mut bytes = [0; BLOCK as usize];
-    disk.read_block(block, &mut bytes);
+    disk.read(block * BLOCK, &mut bytes);
     bytes[rng.below(BLOCK) as usize] ^= 1 << rng.below(8);
     disk.write(block * BLOCK, &bytes);
 }
 
 #[test]
 fn p4_damage_on_one_replica_is_never_seen_and_is_mended_or_reported() {
-    let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::seeded();
     let (bench, tree) = prepared(&mut rng);
     let mut mended = 0;
     for block in bench.disks[0].blocks() {
         let mut disks = bench.disks.clone();
         flip(&mut disks[0], block, &mut rng);
         let present: Vec<Option<Disk>> = disks.into_iter().map(Some).collect();
-        let log = Log::default();
-        let (assembled, devices) = bench.assemble(&present, &log).unwrap();
+        let (assembled, devices) = bench.assemble(&present, &Log::default()).unwrap();
         let open = bench.open(assembled, false).unwrap();
         assert_eq!(workload::look(open.fs()).unwrap(), tree, "block {block}");
         mended += open.status().replicas[0].errors.repaired;
         open.close().unwrap();
         // Whatever is left now is reported, and only on the replica that was damaged.
         let left: Vec<Option<Disk>> = devices.iter().map(|d| Some(d.disk())).collect();
-        let report = bench.assemble(&left, &log).unwrap().0.check(&mut |_, _| {}).unwrap();
+        let report = bench.check(&left);
         assert!(report.damages.iter().all(|d| d.recoverable), "block {block}: {:?}", report.damages);
     }
     assert!(mended > 0);
@@ -60,9 +55,7 @@ fn p4_damage_on_one_replica_is_never_seen_and_is_mended_or_reported() {
 
 #[test]
 fn p4_damage_on_all_replicas_is_an_error_and_never_wrong_bytes() {
-    let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::seeded();
     let (bench, tree) = prepared(&mut rng);
     let (mut errors, mut harmless) = (0, 0);
     let label_blocks = LABEL_SIZE / BLOCK;

@@ -1,68 +1,19 @@
 //! Promises P2, P4, P5 while devices fail under a volume in use.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use scelle::crypto::{KdfParams, Secret};
-use scelle::device::faulty::{Effect, Fault, FaultyDevice, Operation};
-use scelle::device::memory::MemoryDevice;
-use scelle::device::{BlockDevice, IdentifiedDevice};
-use scelle::fs::{Caller, Fs};
+use scelle::device::BlockDevice;
+use scelle::device::faulty::{Effect, Fault, Operation};
+use scelle::fs::Fs;
 use scelle::limits::LABEL_SIZE;
 use scelle::mirror::State;
-use scelle::policy::ApprovedDevice;
-use scelle::probe::host::HostFacts;
 use scelle::problem::ExitCode;
-use scelle::registry::{Date, VerifiedRegistry};
 use scelle::units::Ino;
-use scelle::volume::{self, CreateOptions, Open, OpenOptions, Portion, Sealed};
+use scelle::volume::{OpenOptions, Portion};
 
-use super::lab;
-use super::rng::{self, Rng};
+use super::support::court::{CALLER, Court};
+use super::support::rng::{self, Rng};
 use super::workload;
-
-const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
-
-/// A volume on devices that fail when they are told to.
-struct Failing {
-    memory: Vec<Arc<MemoryDevice>>,
-    devices: Vec<Arc<FaultyDevice>>,
-    /// The same keys every time: the trust anchors are pinned.
-    registry: VerifiedRegistry,
-    host: HostFacts,
-    today: Date,
-}
-
-impl Failing {
-    fn new(replicas: usize) -> Self {
-        let memory: Vec<_> = (0..replicas).map(|i| Arc::new(MemoryDevice::new(&format!("m{i}"), 24 << 20))).collect();
-        let devices: Vec<_> = memory.iter().map(|m| Arc::new(FaultyDevice::new(m.clone()))).collect();
-        let named: Vec<Arc<dyn IdentifiedDevice>> = devices.iter().map(|d| d.clone() as _).collect();
-        let (registry, host, today) = lab::registry_of(&named);
-        let failing = Self { memory, devices, registry, host, today };
-        let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
-        volume::create(failing.approved(), &failing.registry, &secret(), &options).unwrap();
-        failing
-    }
-
-    fn approved(&self) -> Vec<ApprovedDevice> {
-        let approve =
-            |d: &Arc<FaultyDevice>| ApprovedDevice::approve(d.clone(), &self.registry, &self.host, self.today).unwrap();
-        self.devices.iter().map(approve).collect()
-    }
-
-    fn open(&self, options: &OpenOptions) -> Result<Open, volume::Error> {
-        Sealed::read(self.approved())?.unlock(&secret())?.open(&self.registry, options)
-    }
-
-    fn check(&self) -> volume::CheckReport {
-        Sealed::read(self.approved()).unwrap().unlock(&secret()).unwrap().check(&mut |_, _| {}).unwrap()
-    }
-}
-
-fn secret() -> Secret {
-    Secret::new(b"correct horse".to_vec()).unwrap()
-}
 
 fn write_file(fs: &Fs, name: &[u8], len: usize) -> Ino {
     let ino = fs.mknod(&CALLER, Ino::ROOT, name, 0o600, 0).unwrap().ino;
@@ -79,11 +30,11 @@ fn read_file(fs: &Fs, ino: Ino, len: usize) -> Result<(), scelle::fs::Error> {
 
 #[test]
 fn p2_when_the_last_replica_fails_a_write_reads_go_on() {
-    let failing = Failing::new(1);
-    let open = failing.open(&OpenOptions::default()).unwrap();
+    let court = Court::new(1);
+    let open = court.open();
     let ino = write_file(open.fs(), b"a", 100_000);
     open.fs().sync().unwrap();
-    failing.devices[0].inject(Fault::always(Operation::Write, Effect::Error(libc::EIO)));
+    court.devices[0].inject(Fault::always(Operation::Write, Effect::Error(libc::EIO)));
     let late = open.fs().write(ino, 0, &[1; 4096]).and_then(|_| open.fs().sync());
     // What was accepted is lost, and that is no "read-only"; what is new is refused.
     assert_eq!(late.unwrap_err().errno(), libc::EIO);
@@ -93,8 +44,8 @@ fn p2_when_the_last_replica_fails_a_write_reads_go_on() {
     assert!(open.fs().lookup(Ino::ROOT, b"a").is_ok());
     drop(open);
     // What was synced is there.
-    failing.devices[0].heal();
-    let open = failing.open(&OpenOptions::default()).unwrap();
+    court.devices[0].heal();
+    let open = court.open();
     read_file(open.fs(), ino, 100_000).unwrap();
 }
 
@@ -106,34 +57,34 @@ fn p5_a_replica_that_fails_a_flush_or_a_root_is_left_out_of_the_root() {
         Fault { range: ring, ..Fault::always(Operation::Write, Effect::Error(libc::EIO)) },
         Fault { range: LABEL_SIZE..u64::MAX, ..Fault::always(Operation::Write, Effect::Error(libc::ENOSPC)) },
     ] {
-        let failing = Failing::new(2);
-        let open = failing.open(&OpenOptions::default()).unwrap();
-        failing.devices[0].inject(fault);
+        let court = Court::new(2);
+        let open = court.open();
+        court.devices[0].inject(fault);
         let ino = write_file(open.fs(), b"a", 50_000);
         open.fs().sync().unwrap();
         read_file(open.fs(), ino, 50_000).unwrap();
         assert_eq!(open.status().replicas[0].state, State::Faulty);
         // A power failure now: nothing else is ever written.
-        let images: Vec<Vec<u8>> = failing.memory.iter().map(|m| m.image()).collect();
+        let images: Vec<Vec<u8>> = court.images();
         drop(open);
-        for (memory, image) in failing.memory.iter().zip(&images) {
+        for (memory, image) in court.memory.iter().zip(&images) {
             memory.write_at(0, &[std::io::IoSlice::new(image)]).unwrap();
         }
-        failing.devices[0].heal();
+        court.devices[0].heal();
         // Read-only, because a mount that writes has brought it back before anybody looks.
-        let open = failing.open(&OpenOptions { read_only: true, ..OpenOptions::default() }).unwrap();
+        let open = court.open_with(&OpenOptions { read_only: true, ..OpenOptions::default() }).unwrap();
         let status = open.status();
         assert_eq!(status.replicas[0].state, State::Stale, "replica 0 must not count as current");
         assert_ne!(status.replicas[0].generation, status.generation);
         drop(open);
-        let open = failing.open(&OpenOptions::default()).unwrap();
+        let open = court.open();
         read_file(open.fs(), ino, 50_000).unwrap();
     }
 }
 
 /// A volume in the middle of a mount, after a small commit, and what that wrote.
 struct Running {
-    failing: Failing,
+    court: Court,
     before: Vec<u8>,
     after: Vec<u8>,
     written: Vec<usize>,
@@ -142,20 +93,20 @@ struct Running {
 
 impl Running {
     fn new(replicas: usize) -> Self {
-        let failing = Failing::new(replicas);
-        let open = failing.open(&OpenOptions::default()).unwrap();
+        let court = Court::new(replicas);
+        let open = court.open();
         open.fs().checkpoint().unwrap();
         open.fs().checkpoint().unwrap();
-        let before = failing.memory[0].image();
+        let before = court.memory[0].image();
         let ino = write_file(open.fs(), b"acked", 30_000);
         open.fs().sync().unwrap();
         assert!(open.store().is_provisional());
-        let after = failing.memory[0].image();
+        let after = court.memory[0].image();
         drop(open);
         let area = LABEL_SIZE as usize / 4096..(after.len() - LABEL_SIZE as usize) / 4096;
         let written: Vec<usize> = area.filter(|b| before[b * 4096..][..4096] != after[b * 4096..][..4096]).collect();
         assert!(written.len() > 8 + 3, "{written:?}");
-        Self { failing, before, after, written, ino }
+        Self { court, before, after, written, ino }
     }
 
     /// The first device holds what the commit left there, but for this block.
@@ -164,22 +115,22 @@ impl Running {
         if let Some(block) = without {
             image[block * 4096..][..4096].copy_from_slice(&self.before[block * 4096..][..4096]);
         }
-        self.failing.memory[0].write_at(0, &[std::io::IoSlice::new(&image)]).unwrap();
+        self.court.memory[0].write_at(0, &[std::io::IoSlice::new(&image)]).unwrap();
     }
 
     fn fails_to_read(&self, block: usize, times: u64) {
         let range = block as u64 * 4096..(block as u64 + 1) * 4096;
         let fault = Fault { range, times, ..Fault::always(Operation::Read, Effect::Error(libc::EIO)) };
-        self.failing.devices[0].inject(fault);
+        self.court.devices[0].inject(fault);
     }
 
     /// Whether the commit is there, in a volume without a damage.
     fn is_there(&self, options: &OpenOptions) -> bool {
-        let open = self.failing.open(options).unwrap();
+        let open = self.court.open_with(options).unwrap();
         let is_there = open.fs().lookup(Ino::ROOT, b"acked").is_ok();
         assert!(!is_there || read_file(open.fs(), self.ino, 30_000).is_ok());
         open.close().unwrap();
-        let report = self.failing.check();
+        let report = self.court.report();
         assert_eq!(report.count, 0, "{:?}", report.damages);
         is_there
     }
@@ -195,21 +146,21 @@ fn p5_a_commit_that_cannot_be_read_after_a_crash_is_neither_kept_nor_given_up() 
         running.lay(None);
         running.fails_to_read(*block, u64::MAX);
         for read_only in [false, true] {
-            let refusal = running.failing.open(&OpenOptions { read_only, ..OpenOptions::default() }).err().unwrap();
+            let refusal = running.court.open_with(&OpenOptions { read_only, ..OpenOptions::default() }).err().unwrap();
             assert_eq!(refusal.code().exit(), ExitCode::Failed, "block {block}: {refusal}");
             assert!(refusal.to_string().contains("-o accept-rollback"), "block {block}: {refusal}");
         }
-        assert!(running.failing.memory[0].image() == running.after, "block {block}: something was written");
+        assert!(running.court.memory[0].image() == running.after, "block {block}: something was written");
         // Somebody plugged the cable in.
-        running.failing.devices[0].heal();
+        running.court.devices[0].heal();
         assert!(running.is_there(&OpenOptions::default()), "block {block}");
         // Or the sector is lost: then the commit before is whole, once somebody has accepted that.
         running.lay(None);
         running.fails_to_read(*block, u64::MAX);
-        let open = running.failing.open(&accepting).unwrap();
+        let open = running.court.open_with(&accepting).unwrap();
         assert!(open.fs().lookup(Ino::ROOT, b"acked").is_err(), "block {block}");
         drop(open);
-        running.failing.devices[0].heal();
+        running.court.devices[0].heal();
         assert!(!running.is_there(&OpenOptions::default()), "block {block}");
         // Where everything can be read the option changes nothing.
         running.lay(None);
@@ -219,7 +170,7 @@ fn p5_a_commit_that_cannot_be_read_after_a_crash_is_neither_kept_nor_given_up() 
             running.lay(Some(missing));
             running.fails_to_read(*block, 2);
             assert!(!running.is_there(&OpenOptions::default()), "block {missing}, {block}");
-            running.failing.devices[0].heal();
+            running.court.devices[0].heal();
         }
     }
 }
@@ -228,8 +179,8 @@ fn p5_a_commit_that_cannot_be_read_after_a_crash_is_neither_kept_nor_given_up() 
 #[test]
 fn p9_a_replica_that_fails_the_first_flush_after_a_crash_does_not_count_as_current() {
     let running = Running::new(2);
-    running.failing.devices[0].inject(Fault::always(Operation::Flush, Effect::Error(libc::EIO)));
-    let open = running.failing.open(&OpenOptions::default()).unwrap();
+    running.court.devices[0].inject(Fault::always(Operation::Flush, Effect::Error(libc::EIO)));
+    let open = running.court.open();
     let status = open.status();
     assert_eq!(status.replicas[0].state, State::Faulty);
     assert!(status.replicas[0].generation.0 + 2 <= status.generation.0, "{status:?}");
@@ -244,62 +195,61 @@ fn p9_a_replica_that_fails_the_first_flush_after_a_crash_does_not_count_as_curre
 
 #[test]
 fn p4_a_read_error_is_one_error_and_the_volume_goes_on() {
-    let failing = Failing::new(1);
-    let open = failing.open(&OpenOptions::default()).unwrap();
+    let court = Court::new(1);
+    let open = court.open();
     let kept = write_file(open.fs(), b"kept", 10_000);
     for i in 0..2000 {
         write_file(open.fs(), format!("file-{i}").as_bytes(), 10);
     }
     open.close().unwrap();
-    let open = failing.open(&OpenOptions::default()).unwrap();
+    let open = court.open();
     // An operation that is answered but not committed must survive the failed reads of others.
     let fresh = write_file(open.fs(), b"fresh", 10);
-    failing.devices[0].inject(Fault::always(Operation::Read, Effect::Error(libc::EIO)));
+    court.devices[0].inject(Fault::always(Operation::Read, Effect::Error(libc::EIO)));
     let failed = (0..2000).filter(|i| open.fs().lookup(Ino::ROOT, format!("file-{i}").as_bytes()).is_err()).count();
     assert!(failed > 0, "nothing had to be read");
-    failing.devices[0].heal();
+    court.devices[0].heal();
     assert_eq!(open.fs().lookup(Ino::ROOT, b"fresh").unwrap().ino, fresh);
     open.fs().sync().unwrap();
     read_file(open.fs(), kept, 10_000).unwrap();
     open.close().unwrap();
-    assert_eq!(failing.check().count, 0);
+    assert_eq!(court.report().count, 0);
 }
 
 #[test]
 fn p4_a_read_only_volume_survives_damage_spread_over_its_replicas_and_is_not_written() {
-    let failing = Failing::new(2);
-    let open = failing.open(&OpenOptions::default()).unwrap();
+    let court = Court::new(2);
+    let open = court.open();
     let ino = write_file(open.fs(), b"a", 400_000);
     open.close().unwrap();
     // Every used block beyond the labels is damaged on one replica or the other.
-    let images: Vec<Vec<u8>> = failing.memory.iter().map(|m| m.image()).collect();
+    let images: Vec<Vec<u8>> = court.images();
     let end = images[0].len() - LABEL_SIZE as usize;
     for at in (LABEL_SIZE as usize..end).step_by(4096) {
         if images[0][at..at + 4096].iter().any(|b| *b != 0) {
-            let memory = &failing.memory[at / 4096 % 2];
+            let memory = &court.memory[at / 4096 % 2];
             memory.write_at(at as u64, &[std::io::IoSlice::new(&[0xff; 4096])]).unwrap();
         }
     }
-    let damaged: Vec<Vec<u8>> = failing.memory.iter().map(|m| m.image()).collect();
-    let report = failing.check();
+    let damaged: Vec<Vec<u8>> = court.images();
+    let report = court.report();
     assert!(report.count > 100 && report.damages.iter().all(|d| d.recoverable), "{:?}", report.damages);
-    let open = failing.open(&OpenOptions { read_only: true, ..OpenOptions::default() }).unwrap();
+    let open = court.open_with(&OpenOptions { read_only: true, ..OpenOptions::default() }).unwrap();
     read_file(open.fs(), ino, 400_000).unwrap();
     open.close().unwrap();
-    assert!(failing.memory.iter().zip(&damaged).all(|(m, image)| m.image() == *image), "written to");
+    assert!(court.memory.iter().zip(&damaged).all(|(m, image)| m.image() == *image), "written to");
     // Mounted for writing, it mends what it reads.
-    let open = failing.open(&OpenOptions::default()).unwrap();
+    let open = court.open();
     read_file(open.fs(), ino, 400_000).unwrap();
     open.close().unwrap();
-    assert!(failing.check().count < report.count);
+    assert!(court.report().count < report.count);
 }
 
 #[test]
 fn operations_and_syncs_of_many_threads_do_not_trip_over_each_other() {
     let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let failing = Failing::new(2);
-    let open = failing.open(&OpenOptions::default()).unwrap();
+    let court = Court::new(2);
+    let open = court.open();
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let fs = open.fs();
@@ -316,15 +266,15 @@ fn operations_and_syncs_of_many_threads_do_not_trip_over_each_other() {
     });
     let tree = workload::look(open.fs()).unwrap();
     open.close().unwrap();
-    let report = failing.check();
+    let report = court.report();
     assert_eq!(report.count, 0, "{:?}", report.damages);
-    assert_eq!(workload::look(failing.open(&OpenOptions::default()).unwrap().fs()).unwrap(), tree);
+    assert_eq!(workload::look(court.open().fs()).unwrap(), tree);
 }
 
 #[test]
 fn a_full_volume_says_so_lets_go_and_stays_whole() {
-    let failing = Failing::new(2);
-    let open = failing.open(&OpenOptions::default()).unwrap();
+    let court = Court::new(2);
+    let open = court.open();
     let fs = open.fs();
     for round in 0..3 {
         let mut files = Vec::new();
@@ -364,22 +314,22 @@ fn a_full_volume_says_so_lets_go_and_stays_whole() {
         fs.sync().unwrap();
     }
     open.close().unwrap();
-    let report = failing.check();
+    let report = court.report();
     assert_eq!(report.count, 0, "{:?}", report.damages);
 }
 
 /// Also what the tables are read from comes from the device, with their lock held: everything would wait for one read.
 #[test]
 fn p2_a_device_that_answers_no_read_holds_nobody_up() {
-    let failing = Failing::new(2);
-    let open = failing.open(&OpenOptions::default()).unwrap();
+    let court = Court::new(2);
+    let open = court.open();
     for i in 0..500 {
         write_file(open.fs(), format!("deed-{i}").as_bytes(), 20_000);
     }
     open.close().unwrap();
     for silent in 0..2 {
-        let open = failing.open(&OpenOptions::default()).unwrap();
-        failing.devices[silent].inject(Fault::always(Operation::Read, Effect::Hang));
+        let open = court.open();
+        court.devices[silent].inject(Fault::always(Operation::Read, Effect::Hang));
         let begin = Instant::now();
         std::thread::scope(|scope| {
             for thread in 0..4 {
@@ -401,7 +351,7 @@ fn p2_a_device_that_answers_no_read_holds_nobody_up() {
         assert_eq!(replica.state, State::InSync);
         open.close().unwrap();
         assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
-        failing.devices[silent].heal();
+        court.devices[silent].heal();
     }
-    assert_eq!(failing.check().count, 0);
+    assert_eq!(court.report().count, 0);
 }

@@ -8,15 +8,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../common/lab.rs"]
-mod lab;
-#[path = "../model/rng.rs"]
-mod rng;
+#[path = "../support/mod.rs"]
+mod support;
 
 mod audit;
 mod corruption;
 mod court;
-mod device;
 mod failing;
 mod outage;
 mod provisional;
@@ -27,16 +24,12 @@ mod workload;
 
 use std::sync::Arc;
 
-use device::{Disk, Disks, Event, Log, Recording};
-use rng::Rng;
-use scelle::crypto::{KdfParams, Secret, VolumeKey};
-use scelle::device::IdentifiedDevice;
-use scelle::fs::Caller;
-use scelle::policy::ApprovedDevice;
-use scelle::probe::host::HostFacts;
-use scelle::registry::{Date, VerifiedRegistry};
+use scelle::device::memory::{Disk, MemoryDevice};
 use scelle::units::{BLOCK_SIZE, Ino};
-use scelle::volume::{self, Assembled, CreateOptions, OpenOptions, Sealed};
+use scelle::volume::{self, Assembled, OpenOptions};
+use support::court::{CALLER, Court, Plan};
+use support::images::{Disks, Event, Log};
+use support::rng::{self, Rng};
 use workload::Tree;
 
 /// Little, so that clusters make room for one another.
@@ -44,64 +37,66 @@ const CACHE_BYTES: u64 = 1 << 20;
 
 const SIZE: u64 = 17 << 20;
 
-/// A volume on recording devices, with what is needed to open any copy of its disks.
+/// A volume as what its disks hold, with what is needed to open any copy of them.
 struct Bench {
-    registry: VerifiedRegistry,
-    host: HostFacts,
-    today: Date,
-    key: VolumeKey,
+    court: Court,
     disks: Vec<Disk>,
 }
 
 impl Bench {
     fn new(replicas: usize) -> Self {
-        let log = Log::default();
-        let fresh = |i| Arc::new(Recording::new(i, SIZE, Disk::default(), log.clone()));
-        let devices: Vec<Arc<Recording>> = (0..replicas).map(fresh).collect();
-        let named: Vec<Arc<dyn IdentifiedDevice>> = devices.iter().map(|d| d.clone() as _).collect();
-        let (registry, host, today) = lab::registry_of(&named);
-        let approve = |d: &Arc<Recording>| ApprovedDevice::approve(d.clone(), &registry, &host, today).unwrap();
-        let secret = Secret::new(b"correct horse".to_vec()).unwrap();
-        let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
-        volume::create(devices.iter().map(approve).collect(), &registry, &secret, &options).unwrap();
-        let sealed = Sealed::read(devices.iter().map(approve).collect()).unwrap();
-        let key = sealed.unlock(&secret).unwrap().volume_key().clone();
-        let disks = devices.iter().map(|d| d.disk()).collect();
-        Self { registry, host, today, key, disks }
+        let court = Court::of(Plan { replicas, size: SIZE, ..Plan::default() });
+        Self { disks: court.disks(), court }
+    }
+
+    /// All the disks.
+    fn all(&self) -> Vec<Option<Disk>> {
+        self.disks.iter().cloned().map(Some).collect()
+    }
+
+    /// From now on the disks hold what these devices do.
+    fn keep(&mut self, devices: &[Arc<MemoryDevice>]) {
+        self.disks = devices.iter().map(|device| device.disk()).collect();
     }
 
     /// The volume on copies of `disks`; `None` is a device that is not there.
-    fn assemble(&self, disks: &[Option<Disk>], log: &Log) -> Result<(Assembled, Vec<Arc<Recording>>), volume::Error> {
-        let present = disks.iter().enumerate().filter_map(|(i, d)| d.clone().map(|d| (i, d)));
-        let devices: Vec<Arc<Recording>> =
-            present.map(|(i, disk)| Arc::new(Recording::new(i, SIZE, disk, log.clone()))).collect();
-        let approve =
-            |d: &Arc<Recording>| ApprovedDevice::approve(d.clone(), &self.registry, &self.host, self.today).unwrap();
-        let assembled = Sealed::read(devices.iter().map(approve).collect())?.unlock_again(&self.key)?;
-        Ok((assembled, devices))
+    fn assemble(
+        &self,
+        disks: &[Option<Disk>],
+        log: &Log,
+    ) -> Result<(Assembled, Vec<Arc<MemoryDevice>>), volume::Error> {
+        let copy = self.court.on(disks, log);
+        Ok((copy.assembled()?, copy.memory))
     }
 
     /// Opens the volume on copies of all its disks.
-    fn start(&self, log: &Log) -> (volume::Open, Vec<Arc<Recording>>) {
-        let all: Vec<Option<Disk>> = self.disks.iter().cloned().map(Some).collect();
-        let (assembled, devices) = self.assemble(&all, log).unwrap();
+    fn start(&self, log: &Log) -> (volume::Open, Vec<Arc<MemoryDevice>>) {
+        let (assembled, devices) = self.assemble(&self.all(), log).unwrap();
         (self.open(assembled, false).unwrap(), devices)
+    }
+
+    /// What a check of copies of these disks finds.
+    fn check(&self, disks: &[Option<Disk>]) -> volume::CheckReport {
+        self.court.on(disks, &Log::default()).report()
     }
 
     /// Leaves this many blocks free, so that what is given up is soon used again.
     fn fill(&mut self, room: u64) {
         let (open, devices) = self.start(&Log::default());
         let (fs, usage) = (open.fs(), open.store().usage());
-        let file = fs.mknod(&Caller { uid: 0, gid: 0, umask: 0 }, Ino::ROOT, b"full", 0o600, 0).unwrap();
+        let file = fs.mknod(&CALLER, Ino::ROOT, b"full", 0o600, 0).unwrap();
         let blocks = usage.free_blocks - usage.reserved_blocks - room;
         fs.fallocate(file.ino, 0, blocks * BLOCK_SIZE as u64, libc::FALLOC_FL_KEEP_SIZE as u32).unwrap();
         fs.forget(file.ino, 1);
         open.close().unwrap();
-        self.disks = devices.iter().map(|device| device.disk()).collect();
+        self.keep(&devices);
     }
 
     fn open(&self, assembled: Assembled, degraded: bool) -> Result<volume::Open, volume::Error> {
-        assembled.open(&self.registry, &OpenOptions { degraded, cache_bytes: CACHE_BYTES, ..OpenOptions::default() })
+        assembled.open(
+            &self.court.documents.registry,
+            &OpenOptions { degraded, cache_bytes: CACHE_BYTES, ..OpenOptions::default() },
+        )
     }
 }
 
@@ -213,7 +208,6 @@ fn recover(bench: &Bench, disks: &[Option<Disk>], whole_check: bool) -> Result<T
 
 fn campaign(mut bench: Bench, seed: u64, rounds: usize, steps: usize, per_point: usize) -> usize {
     let replicas = bench.disks.len();
-    println!("seed {seed}, {replicas} replicas: repeat with SCELLE_SEED={seed}");
     let mut rng = Rng::new(seed);
     let mut tried = 0;
     for _ in 0..rounds {

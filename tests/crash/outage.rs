@@ -5,13 +5,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use scelle::device::faulty::Effect;
 use scelle::fs::Fs;
 use scelle::mirror::State;
 use scelle::units::Ino;
 use scelle::volume::Open;
 
-use super::court::{BOUND, Court, OTHER_FACES, assert_whole, content, get, put, states};
-use super::rng::{self, Rng};
+use super::court::{Court, OTHER_FACES, Plan, assert_whole, content, get, put, states};
+use super::support::BOUND;
+use super::support::rng::{self, Rng};
 
 /// What a writer may count on: the content that a sync has answered for.
 type Promised = Mutex<Vec<(Vec<u8>, u64, usize)>>;
@@ -46,11 +48,11 @@ fn writer(fs: &Fs, thread: u64, seed: u64, ended: &AtomicBool, promised: &Promis
 /// Has replicas leave by `leave` and come back by `come_back`, while three threads write.
 fn outages(leave: impl Fn(&Court, &Open, &[usize], &mut Rng), come_back: impl Fn(&Court, &Open, &[usize])) {
     let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
     let mut rng = Rng::new(seed);
     let (mut flips, mut remounts, mut all_at_once) = (0, 0, 0);
     for round in 0..3u64 {
-        let court = Court::new(3, 1 + (round % 2) as u32, rng.pick(&[0, 50]));
+        let delay = Duration::from_micros(rng.pick(&[0, 50]));
+        let court = Court::of(Plan { replicas: 3, min_replicas: 1 + (round % 2) as u32, delay, ..Plan::default() });
         let mut open = court.open();
         let promised = Promised::default();
         for _ in 0..6 {
@@ -105,7 +107,7 @@ fn p2_refusals_at_any_moment_of_a_volume_in_use() {
         court.refuse(open, out, rng.pick(&OTHER_FACES));
         for device in out.iter().map(|index| &court.devices[*index]) {
             if rng.one_in(2) {
-                device.lose(rng.below(device.unflushed() as u64 + 1) as usize);
+                device.lose(rng.below(device.unflushed() as u64 + 1) as usize).unwrap();
             }
         }
     };
@@ -114,15 +116,15 @@ fn p2_refusals_at_any_moment_of_a_volume_in_use() {
 
 #[test]
 fn p5_faults_at_any_moment_of_a_volume_in_use() {
-    let set = |court: &Court, which: &[usize], failing| {
-        which.iter().for_each(|index| court.devices[*index].failing.store(failing, Ordering::SeqCst));
+    let leave = |court: &Court, _: &Open, out: &[usize], _: &mut Rng| {
+        out.iter().for_each(|index| court.devices[*index].inject_in_changes(Effect::Forgotten));
     };
     let come_back = |court: &Court, open: &Open, back: &[usize]| {
-        set(court, back, false);
+        back.iter().for_each(|index| court.devices[*index].heal());
         for index in open.members().absent() {
             // Not while the last write has not come back, or nobody has what it lacks.
             let _ = open.members().rejoin(index);
         }
     };
-    outages(|court, _, out, _| set(court, out, true), come_back);
+    outages(leave, come_back);
 }

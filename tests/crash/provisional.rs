@@ -5,25 +5,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use scelle::fs::{Caller, Fs};
+use scelle::device::memory::Disk;
 use scelle::limits::LABEL_SIZE;
 use scelle::mirror::State;
 use scelle::problem::ExitCode;
 use scelle::units::Ino;
 
-use super::device::{Disk, Disks, Event, Log};
-use super::rng::{self, Rng};
+use super::support::court::{CALLER, content, put};
+use super::support::images::{Disks, Event, Log};
+use super::support::rng::Rng;
 use super::workload::{self, Tree};
 use super::{Bench, Run, SIZE, audit, crash_everywhere, recover};
 
-const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 const BLOCK: u64 = 4096;
-
-fn put(fs: &Fs, name: &[u8], len: usize) {
-    let attr = fs.mknod(&CALLER, Ino::ROOT, name, 0o600, 0).unwrap();
-    fs.write(attr.ino, 0, &vec![0x5a; len]).unwrap();
-    fs.forget(attr.ino, 1);
-}
 
 /// Whether a byte offset is in a label area.
 fn is_label(offset: u64) -> bool {
@@ -58,13 +52,13 @@ impl Commit {
         let mut bench = Bench::new(replicas);
         let log = Log::default();
         let (open, devices) = bench.start(&log);
-        put(open.fs(), b"before", 50_000);
+        put(open.fs(), b"before", &content(1, 50_000)).unwrap();
         open.fs().checkpoint().unwrap();
         open.fs().checkpoint().unwrap();
         let before = workload::look(open.fs()).unwrap();
-        bench.disks = devices.iter().map(|device| device.disk()).collect();
+        bench.keep(&devices);
         log.lock().unwrap().clear();
-        put(open.fs(), b"after", len);
+        put(open.fs(), b"after", &content(1, len)).unwrap();
         open.fs().sync().unwrap();
         let events = log.lock().unwrap().clone();
         let after = workload::look(open.fs()).unwrap();
@@ -108,7 +102,7 @@ impl Commit {
 
     /// What offline verification finds wrong.
     fn damages(&self, disks: &[Option<Disk>]) -> u64 {
-        self.bench.assemble(disks, &Log::default()).unwrap().0.check(&mut |_, _| {}).unwrap().count
+        self.bench.check(disks).count
     }
 }
 
@@ -189,7 +183,7 @@ fn p6_a_commit_that_was_cut_off_is_not_brought_back_by_a_replica_that_was_away()
     let crashed = commit.without(&[&lost, &BTreeSet::new()]);
     let (assembled, devices) = commit.bench.assemble(&[crashed[0].clone(), None], &Log::default()).unwrap();
     let open = commit.bench.open(assembled, true).unwrap();
-    put(open.fs(), b"alone", 10_000);
+    put(open.fs(), b"alone", &content(1, 10_000)).unwrap();
     let tree = workload::look(open.fs()).unwrap();
     assert!(tree.contains_key(&b"/before"[..]) && !tree.contains_key(&b"/after"[..]));
     open.close().unwrap();
@@ -203,9 +197,7 @@ fn p6_a_commit_that_was_cut_off_is_not_brought_back_by_a_replica_that_was_away()
 /// mounts that follow, as often as the power fails.
 #[test]
 fn p5_the_power_fails_again_after_a_commit_was_cut_off() {
-    let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::seeded();
     for replicas in [1, 2, 3] {
         let mut commit = Commit::of(replicas, 30_000);
         let (blocks, _) = commit.blocks(0);
@@ -244,15 +236,15 @@ fn p5_what_a_small_commit_gave_up_is_not_used_before_the_next_is_durable() {
     let (open, _devices) = bench.start(&log);
     let take = || std::mem::take(&mut *log.lock().unwrap());
     take();
-    put(open.fs(), b"before", 20 * BLOCK as usize);
+    put(open.fs(), b"before", &content(1, 20 * BLOCK as usize)).unwrap();
     open.fs().checkpoint().unwrap();
     open.fs().checkpoint().unwrap();
     let mut spared = written(&take(), 0);
     // The commit: what was there before is gone, and so is something that came with it.
     open.fs().unlink(Ino::ROOT, b"before").unwrap();
-    put(open.fs(), b"temporary", 5 * BLOCK as usize);
+    put(open.fs(), b"temporary", &content(1, 5 * BLOCK as usize)).unwrap();
     open.fs().unlink(Ino::ROOT, b"temporary").unwrap();
-    put(open.fs(), b"acked", 5 * BLOCK as usize);
+    put(open.fs(), b"acked", &content(1, 5 * BLOCK as usize)).unwrap();
     open.fs().sync().unwrap();
     assert!(open.store().is_provisional());
     spared.append(&mut written(&take(), 0));
@@ -281,7 +273,7 @@ fn p6_a_replica_that_came_back_is_never_alone_with_half_a_commit() {
     let bench = Bench::new(2);
     let (assembled, devices) = bench.assemble(&[Some(bench.disks[0].clone()), None], &Log::default()).unwrap();
     let open = bench.open(assembled, true).unwrap();
-    put(open.fs(), b"alone", 300_000);
+    put(open.fs(), b"alone", &content(1, 300_000)).unwrap();
     open.close().unwrap();
     let disks = [devices[0].disk(), bench.disks[1].clone()];
     let log = Log::default();
@@ -337,14 +329,14 @@ fn p6_a_replica_that_came_back_is_never_alone_with_half_a_commit() {
 fn a_volume_at_rest_does_not_hang_upon_the_blocks_of_its_last_commit() {
     let bench = Bench::new(2);
     let (open, _devices) = bench.start(&Log::default());
-    put(open.fs(), b"a", 10_000);
+    put(open.fs(), b"a", &content(1, 10_000)).unwrap();
     open.fs().sync().unwrap();
     let begin = Instant::now();
     while open.store().is_provisional() {
         assert!(begin.elapsed() < Duration::from_secs(30), "the root stays provisional");
         std::thread::sleep(Duration::from_millis(10));
     }
-    put(open.fs(), b"b", 10_000);
+    put(open.fs(), b"b", &content(1, 10_000)).unwrap();
     open.fs().sync().unwrap();
     let store = Arc::clone(open.store());
     open.close().unwrap();

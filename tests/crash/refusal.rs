@@ -7,29 +7,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use scelle::device::{BlockDevice, IdentifiedDevice};
+use scelle::device::BlockDevice;
+use scelle::device::faulty::{Face, FaultyDevice};
+use scelle::device::memory::MemoryDevice;
 use scelle::mirror::State;
-use scelle::policy::ApprovedDevice;
+use scelle::problem::{Code, ExitCode};
 use scelle::registry::Date;
 use scelle::units::Ino;
-use scelle::volume::{self, Open, OpenOptions, Sealed};
+use scelle::volume::{self, Open, OpenOptions};
 
 use super::court::{
-    BOUND, CALLER, Court, Face, LARGE, OTHER_FACES, SIZE, Turncoat, assert_whole, content, get, put, states,
-    wait_in_sync, wait_until,
+    Court, LARGE, OTHER_FACES, Plan, assert_untouched, assert_whole, content, get, put, shut_after, states,
+    wait_in_sync,
 };
-use super::lab;
-use super::rng::{self, Rng};
-use scelle::problem::{Code, ExitCode};
+use super::support::court::CALLER;
+use super::support::documents::Documents;
+use super::support::images::Log;
+use super::support::rng::Rng;
+use super::support::{BOUND, wait_for};
 
 #[test]
 fn p1_no_write_passes_a_gate_that_closed_whatever_the_moment() {
-    let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let mut rng = Rng::new(seed);
-    let device = Arc::new(Turncoat::new("m0", SIZE, 0));
-    let (registry, host, today) = lab::registry_of(&[device.clone() as _]);
-    let gate = ApprovedDevice::approve(device.clone(), &registry, &host, today).unwrap();
+    let mut rng = Rng::seeded();
+    let device = Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::new("m0", 1 << 20))));
+    let documents = Documents::of(&[device.clone() as _]);
+    let gate = documents.approve(device.clone());
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for thread in 0..3u64 {
@@ -48,32 +50,30 @@ fn p1_no_write_passes_a_gate_that_closed_whatever_the_moment() {
         for flip in 0..4000 {
             let face = rng.pick(&OTHER_FACES);
             device.show(face);
-            let verdict = gate.recheck(&registry, &host, today);
-            assert!(!verdict.approved, "{face:?}");
-            device.shut_after(&gate);
+            assert!(!documents.recheck(&gate).approved, "{face:?}");
+            shut_after(&gate, || device.shut());
             (0..rng.below(200)).for_each(|_| std::hint::spin_loop());
-            device.assert_untouched(&format!("flip {flip}, {face:?}"));
-            device.shut.store(false, Ordering::SeqCst);
+            assert_untouched(&device, &format!("flip {flip}, {face:?}"));
+            device.reopen();
             device.show(Face::Itself);
-            assert!(gate.recheck(&registry, &host, today).approved);
+            assert!(documents.recheck(&gate).approved);
             (0..rng.below(200)).for_each(|_| std::hint::spin_loop());
         }
         ended.store(true, Ordering::Relaxed);
     });
-    assert!(device.writes.load(Ordering::SeqCst) > 1000, "hardly anything was written meanwhile");
+    let counts = device.counts();
+    assert!(counts.writes + counts.flushes > 1000, "hardly anything was written meanwhile");
 }
 
 #[test]
 fn p2_a_refused_flush_is_a_refusal_and_no_fault() {
-    let court = Court::new(2, 1, 0);
+    let court = Court::new(2);
     let open = court.open();
     put(open.fs(), b"a", &content(1, 50_000)).unwrap();
     court.devices[1].show(Face::Swapped);
     // Only the gate knows, as when the verdict turns while a commit is under way.
     let gate = open.members().device(1).unwrap();
-    assert!(
-        gate.recheck(&court.registry, &court.host, court.today).has(Code::DeviceSwapped) || !gate.verdict().approved
-    );
+    assert!(court.documents.recheck(&gate).has(Code::DeviceSwapped) || !gate.verdict().approved);
     open.fs().sync().unwrap();
     let replica = &open.status().replicas[1];
     assert_eq!((replica.state, replica.errors.write), (State::Refused, 0), "{replica:?}");
@@ -82,7 +82,7 @@ fn p2_a_refused_flush_is_a_refusal_and_no_fault() {
 
 #[test]
 fn p2_too_few_replicas_refuse_what_is_new_report_what_is_lost_and_come_back_without_a_remount() {
-    let court = Court::new(2, 2, 0);
+    let court = Court::of(Plan { min_replicas: 2, ..Plan::default() });
     let open = court.open();
     let fs = open.fs();
     let ino = put(fs, b"durable", &content(1, 300_000)).unwrap();
@@ -114,7 +114,7 @@ fn p2_too_few_replicas_refuse_what_is_new_report_what_is_lost_and_come_back_with
 
 #[test]
 fn p5_what_was_answered_before_a_refusal_is_committed_but_fsync_does_not_call_it_safe() {
-    let court = Court::new(2, 2, 0);
+    let court = Court::of(Plan { min_replicas: 2, ..Plan::default() });
     let open = court.open();
     refuse_with_data_on_its_way(&court, &open, b"a", &content(3, 200_000), &[0]);
     // On one replica only, where the policy asks for two.
@@ -127,14 +127,14 @@ fn p5_what_was_answered_before_a_refusal_is_committed_but_fsync_does_not_call_it
     open.close().unwrap();
     court.check();
     for alone in 0..2 {
-        let one = court.open_with(&[alone], true).unwrap();
+        let one = court.open_of(&[alone], true).unwrap();
         assert!(get(one.fs(), b"a") == content(3, 200_000), "replica {alone}");
     }
 }
 
 #[test]
 fn p2_all_refused_while_nothing_is_on_its_way_come_back_without_a_remount() {
-    let court = Court::new(2, 1, 0);
+    let court = Court::new(2);
     let open = court.open();
     put(open.fs(), b"a", &content(4, 500_000)).unwrap();
     open.fs().sync().unwrap();
@@ -151,32 +151,28 @@ fn p2_all_refused_while_nothing_is_on_its_way_come_back_without_a_remount() {
 
 #[test]
 fn p2_a_registry_that_ends_with_the_day_leaves_nothing_on_its_way() {
-    let court = Court::new(2, 1, 0);
-    let named: Vec<Arc<dyn IdentifiedDevice>> = court.devices.iter().map(|d| d.clone() as _).collect();
-    let (today, tomorrow) = (court.today, Date::new(2026, 1, 2).unwrap());
-    let registry = |version, until| {
-        let change =
-            |registry: &mut scelle::registry::Registry| (registry.version, registry.valid_until) = (version, until);
-        Arc::new(lab::registry_with(&named, change).0)
-    };
+    let court = Court::new(2);
+    let host = &court.documents.host;
+    let (today, tomorrow) = (court.documents.today, Date::new(2026, 1, 2).unwrap());
+    let registry = |version, until| court.documents.issue(version, |registry| registry.valid_until = until);
     let (ending, renewed) = (registry(2, today), registry(3, Date::new(2026, 12, 31).unwrap()));
     let open = court.open();
-    open.members().recheck(&ending, &court.host, today);
+    open.members().recheck(&ending, host, today);
     put(open.fs(), b"late", &content(7, 1 << 20)).unwrap();
     // The evening: nothing new is taken, and what was is made durable.
-    open.members().follow(open.members().foresee(&ending, &court.host, tomorrow));
+    open.members().follow(open.members().foresee(&ending, host, tomorrow));
     assert!(open.fs().is_clean());
     assert_eq!(put(open.fs(), b"later", b"x").unwrap_err().errno(), libc::EROFS);
-    open.members().recheck(&ending, &court.host, tomorrow);
+    open.members().recheck(&ending, host, tomorrow);
     assert_eq!(states(&open), [State::Refused; 2]);
     assert!(get(open.fs(), b"late") == content(7, 1 << 20));
     // The morning: renewed, and no remount.
-    open.members().recheck(&renewed, &court.host, tomorrow);
+    open.members().recheck(&renewed, host, tomorrow);
     wait_in_sync(&open);
     put(open.fs(), b"later", &content(8, 10_000)).unwrap();
     open.fs().sync().unwrap();
     // An evening that changes nothing takes nothing away.
-    open.members().follow(open.members().foresee(&renewed, &court.host, tomorrow));
+    open.members().follow(open.members().foresee(&renewed, host, tomorrow));
     put(open.fs(), b"later", &content(9, 10_000)).unwrap();
     open.close().unwrap();
     court.check();
@@ -186,7 +182,7 @@ fn p2_a_registry_that_ends_with_the_day_leaves_nothing_on_its_way() {
 fn p5_all_refused_with_data_that_the_devices_took_lose_nothing() {
     // The other one comes back first, later, or not before the end.
     for order in [&[0, 1][..], &[1, 0], &[1]] {
-        let court = Court::new(2, 1, 0);
+        let court = Court::new(2);
         let open = court.open();
         put(open.fs(), b"safe", &content(5, 100_000)).unwrap();
         open.fs().sync().unwrap();
@@ -208,11 +204,8 @@ fn p5_all_refused_with_data_that_the_devices_took_lose_nothing() {
         if order.len() == 2 {
             court.check();
         }
-        court.devices.iter().for_each(|device| {
-            device.shut.store(false, Ordering::SeqCst);
-            device.show(Face::Itself);
-        });
-        let alone = court.open_with(&[order[0]], true).unwrap();
+        court.mend(&[0, 1]);
+        let alone = court.open_of(&[order[0]], true).unwrap();
         for (name, seed, len) in [(&b"safe"[..], 5, 100_000), (b"taken", 6, 1 << 20), (b"next", 7, 10_000)] {
             assert!(get(alone.fs(), name) == content(seed, len), "{order:?}");
         }
@@ -222,7 +215,7 @@ fn p5_all_refused_with_data_that_the_devices_took_lose_nothing() {
 #[test]
 fn p5_all_refused_with_data_in_their_queues_say_that_it_is_lost_and_what_to_do() {
     // Slow enough for what a replica's thread does not take at once (4 MiB) to be queued behind that when the gates close.
-    let court = Court::new(2, 1, 30_000);
+    let court = Court::of(Plan { delay: Duration::from_millis(30), ..Plan::default() });
     let open = court.open();
     put(open.fs(), b"safe", &content(5, 100_000)).unwrap();
     open.fs().sync().unwrap();
@@ -232,7 +225,7 @@ fn p5_all_refused_with_data_in_their_queues_say_that_it_is_lost_and_what_to_do()
         (0..12).for_each(|i| drop(put(open.fs(), b"lost", &content(6 + i, 1 << 20))));
         let gates = [0, 1].map(|index| open.members().device(index).unwrap());
         court.devices.iter().for_each(|device| device.show(Face::Gone));
-        gates.iter().for_each(|gate| drop(gate.recheck(&court.registry, &court.host, court.today)));
+        gates.iter().for_each(|gate| drop(court.documents.recheck(gate)));
         if open.store().generation() == generation && !open.fs().is_clean() {
             court.refuse(&open, &[0, 1], Face::Gone);
             break;
@@ -245,9 +238,9 @@ fn p5_all_refused_with_data_in_their_queues_say_that_it_is_lost_and_what_to_do()
     // One alone cannot know that the other does not have it.
     court.restore(&open, &[0]);
     let ended = || states(&open)[0] == State::Stale;
-    wait_until("the resync to end", || ended() || open.status().needs_remount);
+    wait_for("the resync to end", || ended() || open.status().needs_remount);
     court.restore(&open, &[1]);
-    wait_until("what is lost to be known", || {
+    wait_for("what is lost to be known", || {
         court.recheck(&open);
         open.status().needs_remount
     });
@@ -263,18 +256,16 @@ fn p5_all_refused_with_data_in_their_queues_say_that_it_is_lost_and_what_to_do()
 
 #[test]
 fn p9_what_the_host_kept_goes_into_the_trail_when_writing_begins_again() {
-    let court = Court::new(2, 1, 0);
+    let court = Court::new(2);
     let host = tempfile::tempdir().unwrap();
-    let devices = (0..2).map(|index| court.approved(index)).collect();
     let options = OpenOptions { witness: Some(host.path().to_owned()), ..OpenOptions::default() };
-    let open =
-        Sealed::read(devices).unwrap().unlock_again(&court.key).unwrap().open(&court.registry, &options).unwrap();
+    let open = court.open_with(&options).unwrap();
     court.refuse(&open, &[0, 1], Face::Gone);
     let reports = host.path().join(format!("{}.reports", open.uuid()));
-    wait_until("the host to keep what the volume cannot", || reports.exists());
+    wait_for("the host to keep what the volume cannot", || reports.exists());
     court.restore(&open, &[0, 1]);
     wait_in_sync(&open);
-    wait_until("the volume to take it back", || !reports.exists());
+    wait_for("the volume to take it back", || !reports.exists());
     let text: Vec<String> =
         open.audit().page(0).unwrap().into_iter().map(|record| String::from_utf8(record).unwrap()).collect();
     let told = |event: &str| text.iter().filter(|line| line.contains(event) && line.contains("\"reported\"")).count();
@@ -295,7 +286,7 @@ fn refuse_with_data_on_its_way(court: &Court, open: &Open, name: &[u8], bytes: &
         // Only the gates, not yet the volume: no commit comes of it.
         for index in out {
             let gate = open.members().device(*index).unwrap();
-            assert!(!gate.recheck(&court.registry, &court.host, court.today).approved);
+            assert!(!court.documents.recheck(&gate).approved);
         }
         if open.store().generation() == generation {
             court.refuse(open, out, Face::Gone);
@@ -310,7 +301,7 @@ fn refuse_with_data_on_its_way(court: &Court, open: &Open, name: &[u8], bytes: &
 
 #[test]
 fn p6_a_replica_that_comes_back_is_given_what_it_lacks() {
-    let court = Court::new(2, 1, 0);
+    let court = Court::new(2);
     let open = court.open();
     for i in 0..16u64 {
         put(open.fs(), format!("big-{i}").as_bytes(), &content(i, 1 << 20)).unwrap();
@@ -326,14 +317,14 @@ fn p6_a_replica_that_comes_back_is_given_what_it_lacks() {
     wait_in_sync(&open);
     open.close().unwrap();
     court.check();
-    let alone = court.open_with(&[1], true).unwrap();
+    let alone = court.open_of(&[1], true).unwrap();
     assert!(get(alone.fs(), b"small") == content(99, 10_000));
 }
 
 /// Its first blocks are on the other replica already, and its row comes after the resync has looked for rows.
 #[test]
 fn regression_p6_a_write_that_began_before_a_replica_came_back_reaches_it() {
-    let court = Court::of_size(LARGE, 2, 1, 0);
+    let court = Court::of(Plan { size: LARGE, ..Plan::default() });
     let open = court.open();
     let ino = put(open.fs(), b"large", b"x").unwrap();
     open.fs().sync().unwrap();
@@ -342,10 +333,10 @@ fn regression_p6_a_write_that_began_before_a_replica_came_back_reaches_it() {
     open.fs().checkpoint().unwrap();
     let bytes = content(7, 72 << 20);
     std::thread::scope(|scope| {
-        court.devices[0].held.store(true, Ordering::SeqCst);
+        court.devices[0].hold();
         let writer = scope.spawn(|| open.fs().write(ino, 0, &bytes).unwrap());
         // What the first replica does not take holds the write up in its midst.
-        wait_until("most of the write to be sealed", || {
+        wait_for("most of the write to be sealed", || {
             let usage = open.store().usage();
             usage.total_blocks - usage.free_blocks >= (64 << 20) / 4096
         });
@@ -353,7 +344,7 @@ fn regression_p6_a_write_that_began_before_a_replica_came_back_reaches_it() {
         // Enough for a resync that does not wait for the write to have looked for its row in vain.
         std::thread::sleep(Duration::from_millis(300));
         assert!(!writer.is_finished() && states(&open) == [State::InSync, State::Resyncing]);
-        court.devices[0].held.store(false, Ordering::SeqCst);
+        court.devices[0].heal();
         writer.join().unwrap();
     });
     wait_in_sync(&open);
@@ -364,10 +355,8 @@ fn regression_p6_a_write_that_began_before_a_replica_came_back_reaches_it() {
 
 #[test]
 fn p1_a_refusal_in_the_middle_of_a_resync_stops_it() {
-    let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let mut rng = Rng::new(seed);
-    let court = Court::new(2, 1, 100);
+    let mut rng = Rng::seeded();
+    let court = Court::of(Plan { delay: Duration::from_micros(100), ..Plan::default() });
     let mut stopped = 0;
     for round in 0..12u64 {
         let open = court.open();
@@ -395,7 +384,7 @@ fn p1_a_refusal_in_the_middle_of_a_resync_stops_it() {
 /// the second one's mount goes on from a root of the first one's mount makes no difference.
 #[test]
 fn regression_p5_replicas_that_each_went_on_alone_are_not_joined() {
-    let court = Court::new(2, 1, 0);
+    let court = Court::new(2);
     let open = court.open();
     put(open.fs(), b"both", &content(1, 100_000)).unwrap();
     open.fs().sync().unwrap();
@@ -404,35 +393,35 @@ fn regression_p5_replicas_that_each_went_on_alone_are_not_joined() {
         put(open.fs(), b"here", &content(2 + i, 100_000)).unwrap();
         open.fs().sync().unwrap();
     }
-    court.devices[1].assert_untouched("while it was refused");
+    assert_untouched(&court.devices[1], "while it was refused");
     open.close().unwrap();
-    court.devices[1].shut.store(false, Ordering::SeqCst);
-    court.devices[1].show(Face::Itself);
-    let alone = court.open_with(&[1], true).unwrap();
+    court.mend(&[1]);
+    let alone = court.open_of(&[1], true).unwrap();
     put(alone.fs(), b"there", &content(8, 10_000)).unwrap();
     alone.close().unwrap();
-    let images = || [0, 1].map(|index: usize| court.devices[index].memory.image());
-    let before = images();
+    let before = court.disks();
     for degraded in [false, true] {
-        let refused = court.open_with(&[0, 1], degraded).err().unwrap();
+        let refused = court.open_of(&[0, 1], degraded).err().unwrap();
         assert!(matches!(refused, volume::Error::Diverged(_)), "{refused}");
     }
-    let alone = court.open_with(&[1], true).unwrap();
+    let alone = court.open_of(&[1], true).unwrap();
     let refused = alone.members().take_in(court.approved(0)).unwrap_err();
     assert!(matches!(refused, volume::Error::Diverged(_)), "{refused}");
     drop(alone);
-    assert!(images()[0] == before[0], "what went on alone was written to");
+    assert!(court.memory[0].disk() == before[0], "what went on alone was written to");
 }
 
 /// What is written to it may lie where an older root of its own refers to: whoever found it alone after a power failure would take
 /// that root for the last one.
 #[test]
 fn regression_p6_a_replica_that_comes_back_shows_first_that_it_was_away() {
-    let court = Court::new(2, 1, 0);
+    let court = Court::new(2);
     let open = court.open();
     let keys = court.key.keys(open.uuid());
-    let roots =
-        |index: usize| scelle::label::read_roots(&court.devices[index].memory, SIZE, &keys, open.uuid()).unwrap();
+    let roots = |index: usize| {
+        let memory = &*court.memory[index];
+        scelle::label::read_roots(memory, memory.size_bytes(), &keys, open.uuid()).unwrap()
+    };
     for i in 0..3 {
         put(open.fs(), b"a", &content(i, 100_000)).unwrap();
         open.fs().sync().unwrap();
@@ -451,19 +440,22 @@ fn regression_p6_a_replica_that_comes_back_shows_first_that_it_was_away() {
 /// What it refers to was overwritten before the resync came to look, and is not on the replica.
 #[test]
 fn regression_p6_no_replica_comes_back_into_a_commit_that_has_begun() {
-    let court = Court::new(1, 1, 0);
+    let court = Court::new(1);
     let open = court.open();
     put(open.fs(), b"a", &content(1, 100_000)).unwrap();
     let device = &court.devices[0];
-    device.held.store(true, Ordering::SeqCst);
-    let before = device.writes.load(Ordering::SeqCst);
+    let held = AtomicBool::new(true);
+    device.hold();
+    let changes = || device.counts().writes + device.counts().flushes;
+    let before = changes();
     std::thread::scope(|scope| {
         let committing = scope.spawn(|| open.fs().sync().unwrap());
-        wait_until("the commit to write", || device.writes.load(Ordering::SeqCst) > before);
-        let between = scope.spawn(|| open.fs().between_commits(|| device.held.load(Ordering::SeqCst)));
+        wait_for("the commit to write", || changes() > before);
+        let between = scope.spawn(|| open.fs().between_commits(|| held.load(Ordering::SeqCst)));
         std::thread::sleep(Duration::from_millis(50));
         assert!(!between.is_finished());
-        device.held.store(false, Ordering::SeqCst);
+        held.store(false, Ordering::SeqCst);
+        device.heal();
         committing.join().unwrap();
         assert!(!between.join().unwrap());
     });
@@ -472,12 +464,12 @@ fn regression_p6_no_replica_comes_back_into_a_commit_that_has_begun() {
 
 #[test]
 fn p6_a_device_that_was_away_is_taken_in_and_another_is_not() {
-    let court = Court::new(2, 1, 0);
-    let stranger = Court::new(1, 1, 0);
+    let court = Court::new(2);
+    let stranger = Court::new(1);
     let open = court.open();
     put(open.fs(), b"before", &content(1, 100_000)).unwrap();
     open.close().unwrap();
-    let open = court.open_with(&[0], true).unwrap();
+    let open = court.open_of(&[0], true).unwrap();
     put(open.fs(), b"without", &content(2, 2 << 20)).unwrap();
     open.fs().sync().unwrap();
     let refused = open.members().take_in(stranger.approved(0)).unwrap_err();
@@ -490,13 +482,12 @@ fn p6_a_device_that_was_away_is_taken_in_and_another_is_not() {
     court.refuse(&open, &[1], Face::Gone);
     put(open.fs(), b"after", &content(4, 50_000)).unwrap();
     open.fs().sync().unwrap();
-    court.devices[1].shut.store(false, Ordering::SeqCst);
-    court.devices[1].show(Face::Itself);
+    court.mend(&[1]);
     assert_eq!(open.members().take_in(court.approved(1)).unwrap(), (1, State::Resyncing));
     wait_in_sync(&open);
     open.close().unwrap();
     court.check();
-    let alone = court.open_with(&[1], true).unwrap();
+    let alone = court.open_of(&[1], true).unwrap();
     for (name, seed, len) in [(&b"without"[..], 2, 2 << 20), (b"with", 3, 50_000), (b"after", 4, 50_000)] {
         assert!(get(alone.fs(), name) == content(seed, len));
     }
@@ -504,18 +495,18 @@ fn p6_a_device_that_was_away_is_taken_in_and_another_is_not() {
 
 #[test]
 fn p6_a_device_that_went_on_elsewhere_or_was_set_back_is_recognised() {
-    let court = Court::new(2, 1, 0);
+    let court = Court::new(2);
     let open = court.open();
     put(open.fs(), b"a", &content(1, 100_000)).unwrap();
     open.fs().sync().unwrap();
-    let old = court.devices[1].memory.image();
+    let old = court.memory[1].image();
     for i in 0..3 {
         put(open.fs(), b"a", &content(2 + i, 100_000)).unwrap();
         open.fs().sync().unwrap();
     }
     // Out of its shelf, an old copy put on it, back again: it has everything of before, by its own word.
     court.refuse(&open, &[1], Face::Gone);
-    court.devices[1].memory.write_at(0, &[IoSlice::new(&old)]).unwrap();
+    court.memory[1].write_at(0, &[IoSlice::new(&old)]).unwrap();
     court.restore(&open, &[1]);
     wait_in_sync(&open);
     open.close().unwrap();
@@ -523,15 +514,15 @@ fn p6_a_device_that_went_on_elsewhere_or_was_set_back_is_recognised() {
     // Mounted alone elsewhere meanwhile.
     let open = court.open();
     court.refuse(&open, &[1], Face::Gone);
-    let taken = court.devices[1].memory.image();
+    let taken = court.memory[1].disk();
     put(open.fs(), b"here", &content(9, 10_000)).unwrap();
     open.fs().sync().unwrap();
-    let elsewhere = Court::copy_of(&court, 1, &taken);
-    let other = elsewhere.open_with(&[0], true).unwrap();
+    let elsewhere = court.on(&[None, Some(taken)], &Log::default());
+    let other = elsewhere.open_of(&[0], true).unwrap();
     put(other.fs(), b"there", &content(8, 10_000)).unwrap();
     other.close().unwrap();
-    let changed = elsewhere.devices[0].memory.image();
-    court.devices[1].memory.write_at(0, &[IoSlice::new(&changed)]).unwrap();
+    let changed = elsewhere.memory[0].image();
+    court.memory[1].write_at(0, &[IoSlice::new(&changed)]).unwrap();
     court.restore(&open, &[1]);
     assert_eq!(states(&open)[1], State::Refused);
     let why = open.members().rejoin(1).unwrap_err();

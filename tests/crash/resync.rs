@@ -1,19 +1,20 @@
 //! Promise P6: a replica that was left behind is recognised and resynced, while the volume is in use, and whatever
 //! interrupts it.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::court::{CALLER, Court, states, wait_in_sync};
-use super::device::{Disk, Log};
-use super::rng::{self, Rng};
+use super::court::{states, wait_in_sync};
+use super::support::court::{CALLER, Court};
+use super::support::images::Log;
+use super::support::rng::Rng;
+use super::support::BOUND;
 use super::workload::{self, Tree};
 use super::{Bench, crash_everywhere, run_workload};
+use scelle::device::faulty::{Effect, Fault, Operation};
+use scelle::device::memory::Disk;
 use scelle::mirror::State;
 use scelle::problem::ExitCode;
 use scelle::units::{BLOCK_SIZE, Ino};
-
-const BOUND: Duration = Duration::from_secs(60);
 
 /// A volume of which replica 1 was away for a while.
 fn left_behind(rng: &mut Rng) -> Bench {
@@ -33,15 +34,11 @@ fn left_behind(rng: &mut Rng) -> Bench {
 
 #[test]
 fn p6_a_replica_left_behind_is_resynced_while_the_volume_is_in_use() {
-    let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::seeded();
     let mut bench = left_behind(&mut rng);
     // The replica that was left behind does not open by itself once it is being resynced, and says why before.
     let log = Log::default();
-    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
-    let (assembled, devices) = bench.assemble(&all, &log).unwrap();
-    let open = bench.open(assembled, false).unwrap();
+    let (open, devices) = bench.start(&log);
     let begin = Instant::now();
     // Looked at once a round: it may be in sync a moment later.
     let state = || open.status().replicas[1].state;
@@ -52,9 +49,8 @@ fn p6_a_replica_left_behind_is_resynced_while_the_volume_is_in_use() {
     (0..20).for_each(|_| workload::step(open.fs(), &mut rng));
     let tree: Tree = workload::look(open.fs()).unwrap();
     open.close().unwrap();
-    bench.disks = devices.iter().map(|d| d.disk()).collect();
-    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
-    let report = bench.assemble(&all, &log).unwrap().0.check(&mut |_, _| {}).unwrap();
+    bench.keep(&devices);
+    let report = bench.check(&bench.all());
     assert!(report.count == 0 && report.skipped.is_empty(), "{report:?}");
     for alone in 0..2 {
         let mut one = vec![None, None];
@@ -66,9 +62,7 @@ fn p6_a_replica_left_behind_is_resynced_while_the_volume_is_in_use() {
 
 #[test]
 fn p6_a_crash_during_a_resync_loses_nothing() {
-    let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::seeded();
     let bench = left_behind(&mut rng);
     let mut run = run_workload(&bench, 45, &mut rng);
     run.whole = vec![0];
@@ -82,10 +76,8 @@ fn p6_a_crash_during_a_resync_loses_nothing() {
 fn p6_half_a_resync_alone_is_refused() {
     let mut rng = Rng::new(5);
     let bench = left_behind(&mut rng);
-    let all: Vec<Option<Disk>> = bench.disks.iter().cloned().map(Some).collect();
-    let (assembled, devices) = bench.assemble(&all, &Log::default()).unwrap();
     // The mount's first root reaches the replica, and says that it is not in sync.
-    let open = bench.open(assembled, false).unwrap();
+    let (open, devices) = bench.start(&Log::default());
     let early = devices[1].disk();
     drop(open);
     let (assembled, _) = bench.assemble(&[None, Some(early)], &Log::default()).unwrap();
@@ -99,8 +91,8 @@ fn p6_half_a_resync_alone_is_refused() {
 /// being copied.
 #[test]
 fn p5_deletes_on_a_nearly_full_volume_go_on_beside_a_resync() {
-    let court = Court::new(2, 1, 0);
-    let open = court.open_with(&[0], true).unwrap();
+    let court = Court::new(2);
+    let open = court.open_of(&[0], true).unwrap();
     let (fs, store) = (open.fs(), open.store());
     let name = |n: u64| format!("a-deed-of-the-court-{n}").into_bytes();
     for n in 0..8000 {
@@ -114,7 +106,7 @@ fn p5_deletes_on_a_nearly_full_volume_go_on_beside_a_resync() {
     fs.fallocate(filler, 0, room * BLOCK_SIZE as u64, 0).unwrap();
     fs.forget(filler, 1);
     fs.sync().unwrap();
-    court.devices[0].slow_read_us.store(5000, Ordering::SeqCst);
+    court.devices[0].inject(slow_reads(5));
     assert_eq!(open.members().take_in(court.approved(1)).unwrap(), (1, State::Resyncing));
     let (mut deleted, begin) = (0, store.generation());
     while states(&open)[1] == State::Resyncing {
@@ -122,11 +114,15 @@ fn p5_deletes_on_a_nearly_full_volume_go_on_beside_a_resync() {
         done.unwrap_or_else(|error| panic!("after {deleted}: {error}; {:?}", store.usage()));
         deleted += 1;
     }
-    court.devices[0].slow_read_us.store(0, Ordering::SeqCst);
+    court.devices[0].heal();
     println!("{deleted} deleted in {} commits", store.generation().0 - begin.0);
     // More commits than the volume has room for under one reader.
     assert!(deleted > 150 && store.poisoned().is_none(), "{deleted} deleted, {:?}", store.poisoned());
     wait_in_sync(&open);
     open.close().unwrap();
     court.check();
+}
+
+fn slow_reads(ms: u64) -> Fault {
+    Fault::always(Operation::Read, Effect::Slow(Duration::from_millis(ms)))
 }

@@ -5,29 +5,23 @@
 //! Calls are counted where a volume meets the world: reading the registry, opening a device by its name, asking it who it
 //! is, reading, writing and flushing it. `tests/mount/swap.rs` does the same to loop devices of the kernel.
 
-use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use scelle::crypto::{KdfParams, Secret, VolumeKey};
-use scelle::device::{self, BlockDevice, IdentifiedDevice};
-use scelle::fs::{Caller, Fs};
+use scelle::device::BlockDevice;
+use scelle::device::faulty::{Answer, FaultyDevice, Observer, Operation};
+use scelle::device::memory::{Disk, MemoryDevice};
 use scelle::mirror::State;
 use scelle::policy::ApprovedDevice;
-use scelle::probe::host::HostFacts;
-use scelle::probe::identity::{DeviceFacts, FactsError, Node};
 use scelle::problem::ExitCode;
-use scelle::registry::{self, Date, Registry, SignatureFile, Status, Transport, TrustAnchors, VerifiedRegistry};
-use scelle::units::Ino;
-use scelle::volume::{self, CreateOptions, Open, OpenOptions, Sealed};
+use scelle::registry::{Status, VerifiedRegistry};
+use scelle::volume::{self, Open, OpenOptions, Sealed};
 
-use super::device::Disk;
-use super::lab;
+use super::support::BOUND;
+use super::support::court::{Court, Plan, content, create_options, get, put, secret, shut_after};
 
-const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 const SIZE: u64 = 16 << 20;
-const BOUND: Duration = Duration::from_secs(60);
 
 /// What happens to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,68 +43,15 @@ const SWAPS: [Swap; 4] = [Swap::Renamed, Swap::Unplugged, Swap::Repointed, Swap:
 enum Step {
     Registry,
     Open,
-    Look,
-    Read,
-    Write,
-    Flush,
+    Device(Operation),
 }
 
-/// A device of which nothing is known but what it holds.
-struct Plain {
-    name: String,
-    disk: Mutex<Disk>,
-}
-
-impl Plain {
-    fn new(name: &str, disk: Disk) -> Self {
-        Self { name: name.to_owned(), disk: Mutex::new(disk) }
-    }
-
-    fn image(&self) -> Disk {
-        self.disk.lock().unwrap().clone()
-    }
-}
-
-impl BlockDevice for Plain {
-    fn size_bytes(&self) -> u64 {
-        SIZE
-    }
-
-    fn logical_block_size(&self) -> u32 {
-        512
-    }
-
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
-        self.disk.lock().unwrap().read(offset, buf);
-        Ok(())
-    }
-
-    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {
-        self.disk.lock().unwrap().write(offset, &bufs.iter().flat_map(|buf| buf.iter().copied()).collect::<Vec<u8>>());
-        Ok(())
-    }
-
-    fn flush(&self) -> device::Result<()> {
-        Ok(())
-    }
-}
-
-impl IdentifiedDevice for Plain {
-    fn facts(&self) -> Result<DeviceFacts, FactsError> {
-        let mut root = Node::bare(&self.name, Transport::Memory);
-        (root.size_bytes, root.logical_block) = (SIZE, 512);
-        Ok(DeviceFacts { root })
-    }
-}
+const LOOK: Step = Step::Device(Operation::Facts);
 
 /// A place for a device, and the other device that comes to it.
 struct Bay {
-    ours: Arc<Plain>,
-    other: Arc<Plain>,
+    ours: Arc<MemoryDevice>,
+    other: Arc<MemoryDevice>,
     wire: Mutex<Wire>,
     /// Somebody has looked since the swap.
     seen: AtomicBool,
@@ -134,7 +75,7 @@ impl Bay {
         let number = wire.calls.len();
         wire.calls.push(step);
         let swap = wire.swap.filter(|(_, from)| number >= *from).map(|(swap, _)| swap);
-        let shows = |swap: Swap| step == if swap == Swap::Revoked { Step::Registry } else { Step::Look };
+        let shows = |swap: Swap| step == if swap == Swap::Revoked { Step::Registry } else { LOOK };
         self.seen.fetch_or(swap.is_some_and(shows), Ordering::SeqCst);
         swap
     }
@@ -151,9 +92,10 @@ impl Bay {
     }
 
     /// Opens what has the name at this moment.
-    fn open(self: &Arc<Self>) -> Arc<Handle> {
+    fn open(self: &Arc<Self>) -> Arc<FaultyDevice> {
         let is_other = matches!(self.step(Step::Open), Some(Swap::Renamed | Swap::Unplugged));
-        Arc::new(Handle { bay: self.clone(), is_other })
+        let device = if is_other { &self.other } else { &self.ours };
+        Arc::new(FaultyDevice::new(device.clone()).observed_by(Arc::new(Handle { bay: self.clone(), is_other })))
     }
 }
 
@@ -163,74 +105,26 @@ struct Handle {
     is_other: bool,
 }
 
-impl Handle {
-    /// The device that answers this call; none when it is gone.
-    fn device(&self, step: Step) -> Option<&Arc<Plain>> {
-        match self.bay.step(step) {
-            _ if self.is_other => Some(&self.bay.other),
-            Some(Swap::Unplugged) => None,
-            Some(Swap::Repointed) => Some(&self.bay.other),
-            Some(Swap::Renamed | Swap::Revoked) | None => Some(&self.bay.ours),
-        }
-    }
-
-    fn transfer(&self, step: Step, action: &'static str) -> device::Result<&Arc<Plain>> {
-        let device = self.device(step).ok_or_else(|| device::Error::Io {
-            action,
-            offset: 0,
-            bytes: 0,
-            source: std::io::Error::from_raw_os_error(libc::ENODEV),
-        })?;
-        let is_late = step != Step::Read && self.bay.shut.load(Ordering::SeqCst);
+impl Observer for Handle {
+    fn before(&self, operation: Operation) -> Answer {
+        let answer = match self.bay.step(Step::Device(operation)) {
+            _ if self.is_other => Answer::Itself,
+            Some(Swap::Unplugged) => return Answer::Nobody,
+            Some(Swap::Repointed) => Answer::Other(self.bay.other.clone()),
+            Some(Swap::Renamed | Swap::Revoked) | None => Answer::Itself,
+        };
+        let is_change = matches!(operation, Operation::Write | Operation::Flush);
+        let is_late = is_change && self.bay.shut.load(Ordering::SeqCst);
         self.bay.late.fetch_add(u64::from(is_late), Ordering::SeqCst);
-        Ok(device)
-    }
-}
-
-impl BlockDevice for Handle {
-    fn size_bytes(&self) -> u64 {
-        SIZE
-    }
-
-    fn logical_block_size(&self) -> u32 {
-        self.bay.ours.logical_block_size()
-    }
-
-    fn name(&self) -> &str {
-        self.bay.ours.name()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
-        self.transfer(Step::Read, "read")?.read_at(offset, buf)
-    }
-
-    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {
-        self.transfer(Step::Write, "write")?.write_at(offset, bufs)
-    }
-
-    fn flush(&self) -> device::Result<()> {
-        self.transfer(Step::Flush, "flush")?.flush()
-    }
-}
-
-impl IdentifiedDevice for Handle {
-    fn facts(&self) -> Result<DeviceFacts, FactsError> {
-        match self.device(Step::Look) {
-            Some(device) => device.facts(),
-            None => Err(FactsError::Unreadable { device: self.name().to_owned(), detail: "no such device".into() }),
-        }
+        answer
     }
 }
 
 /// What the swap is tried on.
-struct Court {
-    registry: Arc<VerifiedRegistry>,
-    /// The next versions: the first, or the second device is revoked.
+struct Volume {
+    court: Court,
+    /// The next versions of the registry: the first, or the second device is revoked.
     revoking: [Arc<VerifiedRegistry>; 2],
-    host: HostFacts,
-    today: Date,
-    secret: Secret,
-    key: VolumeKey,
     /// What the two devices hold: a volume with a file.
     images: [Disk; 2],
     /// The same of each after it went on without the other.
@@ -250,108 +144,65 @@ enum Held {
     CrashedVolume,
 }
 
-/// Versions of a registry, all with the same officer's signature.
-fn signed_by_one_officer(versions: [&Registry; 3]) -> [Arc<VerifiedRegistry>; 3] {
-    let keys = registry::keygen("officer", None).unwrap();
-    let trust = format!("threshold = 1\n\n[[officer]]\nname = \"officer\"\npublic_key = \"{}\"\n", keys.public_key);
-    let anchors = TrustAnchors::parse(trust.as_bytes()).unwrap();
-    versions.map(|version| {
-        let text = version.to_toml().unwrap();
-        let signature = registry::sign(text.as_bytes(), &keys.secret, None, "registry").unwrap();
-        let file = SignatureFile { officer: "officer", bytes: signature.as_bytes() };
-        Arc::new(registry::verify(text.as_bytes(), &[file], &anchors).unwrap())
-    })
-}
-
-/// Two bays of a court.
+/// Two bays for the devices of a volume.
 struct Room<'a> {
-    court: &'a Court,
+    volume: &'a Volume,
     bays: [Arc<Bay>; 2],
     /// The bay in which the swap happens.
     target: usize,
 }
 
-impl Court {
+impl Volume {
     fn new() -> Self {
-        let devices = [0, 1].map(|i| Arc::new(Plain::new(&format!("m{i}"), Disk::default())));
-        let named: Vec<Arc<dyn IdentifiedDevice>> = devices.iter().map(|d| d.clone() as _).collect();
-        let mut first = None;
-        let (_, host, today) = lab::registry_with(&named, |registry| first = Some(registry.clone()));
-        let first = first.unwrap();
-        let revoking = [0, 1].map(|revoked| {
-            let mut next = first.clone();
-            next.version += 1;
-            next.devices[revoked].status = Status::Revoked;
-            next
-        });
-        let [registry, one, two] = signed_by_one_officer([&first, &revoking[0], &revoking[1]]);
-        let approve = |d: &Arc<Plain>| ApprovedDevice::approve(d.clone(), &registry, &host, today).unwrap();
-        let secret = Secret::new(b"correct horse".to_vec()).unwrap();
-        let approved = || devices.iter().map(approve).collect();
-        volume::create(approved(), &registry, &secret, &options()).unwrap();
-        let assembled = Sealed::read(approved()).unwrap().unlock(&secret).unwrap();
-        let key = assembled.volume_key().clone();
-        let open = assembled.open(&registry, &OpenOptions::default()).unwrap();
-        put(open.fs(), b"before", 200_000).unwrap();
+        let court = Court::of(Plan { size: SIZE, ..Plan::default() });
+        let revoking = [0, 1]
+            .map(|revoked| court.documents.issue(2, |registry| registry.devices[revoked].status = Status::Revoked));
+        let open = court.open();
+        put(open.fs(), b"before", &content(1, 200_000)).unwrap();
         open.close().unwrap();
-        let images = devices.map(|device| device.image());
+        let images = [0, 1].map(|i| court.memory[i].disk());
         let (alone, running) = (images.clone(), [images.clone(), images.clone()]);
-        let mut court = Self { registry, revoking: [one, two], host, today, secret, key, images, alone, running };
-        court.alone = [0, 1].map(|i| {
-            let room = court.room(1 - i, Held::Volume);
+        let mut volume = Self { court, revoking, images, alone, running };
+        volume.alone = [0, 1].map(|i| {
+            let room = volume.room(1 - i, Held::Volume);
             let open = room.open(&[i]).unwrap();
-            put(open.fs(), b"without", 300_000).unwrap();
+            put(open.fs(), b"without", &content(1, 300_000)).unwrap();
             open.close().unwrap();
-            room.bays[i].ours.image()
+            room.bays[i].ours.disk()
         });
-        let room = court.room(0, Held::Volume);
+        let room = volume.room(0, Held::Volume);
         let open = room.open(&[0, 1]).unwrap();
         open.fs().checkpoint().unwrap();
-        let before = [0, 1].map(|i| room.bays[i].ours.image());
-        put(open.fs(), b"small", 5000).unwrap();
+        let before = [0, 1].map(|i| room.bays[i].ours.disk());
+        put(open.fs(), b"small", &content(1, 5000)).unwrap();
         open.fs().sync().unwrap();
         assert!(open.store().is_provisional());
-        let running = [before, [0, 1].map(|i| room.bays[i].ours.image())];
+        let running = [before, [0, 1].map(|i| room.bays[i].ours.disk())];
         drop(open);
-        court.running = running;
-        court
+        volume.running = running;
+        volume
     }
 
     /// Two bays; the other device is a copy, so that only who it is tells it apart.
     fn room(&self, target: usize, held: Held) -> Room<'_> {
         let bays = [0, 1].map(|i| {
             let held = || match held {
-                Held::Nothing => Disk::default(),
+                Held::Nothing => Disk::new(SIZE),
                 Held::StaleVolume if i != target => self.alone[i].clone(),
                 Held::CrashedVolume => self.running[usize::from(i != target)][i].clone(),
                 Held::Volume | Held::StaleVolume => self.images[i].clone(),
             };
-            let device = |name: String| Arc::new(Plain::new(&name, held()));
+            let device = |name: String| Arc::new(MemoryDevice::from_disk(&name, held()));
             let flag = || AtomicBool::new(false);
             let (ours, other) = (device(format!("m{i}")), device(format!("other-{i}")));
             Arc::new(Bay { ours, other, wire: Mutex::default(), seen: flag(), shut: flag(), late: AtomicU64::new(0) })
         });
-        Room { court: self, bays, target }
+        Room { volume: self, bays, target }
     }
 }
 
-fn options() -> CreateOptions {
-    CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() }
-}
-
-fn put(fs: &Fs, name: &[u8], len: usize) -> Result<(), scelle::fs::Error> {
-    let attr = fs.mknod(&CALLER, Ino::ROOT, name, 0o600, 0)?;
-    let written = fs.write(attr.ino, 0, &vec![0x5a; len]);
-    fs.forget(attr.ino, 1);
-    written.map(|_| ())
-}
-
-fn holds(fs: &Fs, name: &[u8], len: usize) -> bool {
-    let attr = fs.lookup(Ino::ROOT, name).unwrap();
-    let mut out = Vec::new();
-    out.extend_from_slice(fs.read(attr.ino, 0, len, &mut Vec::new()).unwrap());
-    fs.forget(attr.ino, 1);
-    out == vec![0x5a; len]
+fn holds(open: &Open, name: &[u8], len: usize) -> bool {
+    get(open.fs(), name) == content(1, len)
 }
 
 impl Room<'_> {
@@ -362,14 +213,14 @@ impl Room<'_> {
     /// Reads the registry, as it is on the host at this moment.
     fn registry(&self) -> Arc<VerifiedRegistry> {
         match self.bay().step(Step::Registry) {
-            Some(Swap::Revoked) => self.court.revoking[self.target].clone(),
-            _ => self.court.registry.clone(),
+            Some(Swap::Revoked) => self.volume.revoking[self.target].clone(),
+            _ => self.volume.court.documents.registry.clone(),
         }
     }
 
     fn approve(&self, registry: &VerifiedRegistry, bay: &Arc<Bay>) -> Result<ApprovedDevice, ExitCode> {
-        let device = bay.open();
-        ApprovedDevice::approve(device, registry, &self.court.host, self.court.today).map_err(|_| ExitCode::Refused)
+        let documents = &self.volume.court.documents;
+        ApprovedDevice::approve(bay.open(), registry, &documents.host, documents.today).map_err(|_| ExitCode::Refused)
     }
 
     fn approve_all(&self, registry: &VerifiedRegistry) -> Result<Vec<ApprovedDevice>, ExitCode> {
@@ -382,7 +233,7 @@ impl Room<'_> {
         let devices: Result<Vec<_>, _> = present.iter().map(|i| self.approve(&registry, &self.bays[*i])).collect();
         let options = OpenOptions { degraded: present.len() < 2, ..OpenOptions::default() };
         let kind = |error: volume::Error| error.code().exit();
-        let assembled = Sealed::read(devices?).map_err(kind)?.unlock_again(&self.court.key).map_err(kind)?;
+        let assembled = Sealed::read(devices?).map_err(kind)?.unlock_again(&self.volume.court.key).map_err(kind)?;
         let registry = self.registry();
         assembled.open(&registry, &options).map_err(kind)
     }
@@ -392,22 +243,18 @@ impl Room<'_> {
         let registry = self.registry();
         let devices = self.approve_all(&registry)?;
         let registry = self.registry();
-        volume::create(devices, &registry, &self.court.secret, &options())
+        volume::create(devices, &registry, &secret(), &create_options())
             .map(|_| ())
             .map_err(|error| error.code().exit())
     }
 
     /// As the daemon's watch does it, which begins with a look. What it refuses is shut off from then on.
     fn watch(&self, open: &Open) {
-        open.members().recheck(&self.registry(), &self.court.host, self.court.today);
+        let documents = &self.volume.court.documents;
+        open.members().recheck(&self.registry(), &documents.host, documents.today);
         let gate = open.members().device(self.target);
         if let Some(gate) = gate.filter(|gate| !gate.verdict().approved) {
-            let begin = Instant::now();
-            while gate.writes_in_flight() > 0 {
-                assert!(begin.elapsed() < BOUND, "writes in flight do not end");
-                std::thread::yield_now();
-            }
-            self.bay().shut.store(true, Ordering::SeqCst);
+            shut_after(&gate, || self.bay().shut.store(true, Ordering::SeqCst));
         }
     }
 
@@ -417,14 +264,15 @@ impl Room<'_> {
 
     /// What the devices hold: ours, the other of the first bay, ours, the other of the second.
     fn images(&self) -> Vec<Disk> {
-        self.bays.iter().flat_map(|bay| [bay.ours.image(), bay.other.image()]).collect()
+        self.bays.iter().flat_map(|bay| [bay.ours.disk(), bay.other.disk()]).collect()
     }
 
     /// Everything is as it was at first, and the volume is whole on the devices that are its own.
     fn check(&self) {
         self.bays.iter().for_each(|bay| bay.plan(None));
-        let assembled =
-            Sealed::read(self.approve_all(&self.court.registry).unwrap()).unwrap().unlock_again(&self.court.key);
+        let assembled = Sealed::read(self.approve_all(&self.volume.court.documents.registry).unwrap())
+            .unwrap()
+            .unlock_again(&self.volume.court.key);
         let report = assembled.unwrap().check(&mut |_, _| {}).unwrap();
         assert!(report.count == 0 && report.blocks > 0, "{report:?}");
     }
@@ -443,9 +291,9 @@ struct Moments {
 
 impl Moments {
     fn of(calls: &[Step]) -> Self {
-        let writes = |step: &Step| matches!(step, Step::Write | Step::Flush);
+        let writes = |step: &Step| matches!(step, Step::Device(Operation::Write | Operation::Flush));
         let first_write = calls.iter().position(writes).unwrap_or(calls.len());
-        let last_look = calls[..first_write].iter().rposition(|step| *step == Step::Look).unwrap();
+        let last_look = calls[..first_write].iter().rposition(|step| *step == LOOK).unwrap();
         let last_registry = calls[..last_look].iter().rposition(|step| *step == Step::Registry);
         // Nothing slow is between the last look and the first byte: no label is read, no key derived, nobody asked.
         assert_eq!(first_write, last_look + 1, "{calls:?}");
@@ -485,19 +333,19 @@ fn assert_nothing_landed(room: &Room<'_>, moments: Moments, swap: Swap, from: us
 
 #[test]
 fn p1_a_swap_at_any_step_of_a_mount_is_a_refusal_or_the_right_device() {
-    let court = Court::new();
+    let volume = Volume::new();
     let (mut refused, mut opened) = (0, 0);
     let each = |swap| {
         let of_second = [Held::StaleVolume, Held::CrashedVolume].map(|held| (swap, 1, held));
         [(swap, 0, Held::Volume), (swap, 1, Held::Volume)].into_iter().chain(of_second)
     };
     for (swap, target, held) in SWAPS.into_iter().flat_map(each) {
-        let clean = court.room(target, held);
+        let clean = volume.room(target, held);
         clean.open(&[0, 1]).unwrap().close().unwrap();
         let calls = clean.bay().calls();
         let moments = Moments::of(&calls);
         for from in moments.tried(swap, calls.len()) {
-            let room = court.room(target, held);
+            let room = volume.room(target, held);
             let before = room.images();
             room.bay().plan(Some((swap, from)));
             match room.open(&[0, 1]) {
@@ -519,9 +367,9 @@ fn p1_a_swap_at_any_step_of_a_mount_is_a_refusal_or_the_right_device() {
                     // One that is gone also fails what is written to it.
                     assert!(is_out == is_seen || is_out && swap == Swap::Unplugged, "{swap:?} {from}");
                     let before = room.images();
-                    put(open.fs(), b"after", 100_000).unwrap();
+                    put(open.fs(), b"after", &content(1, 100_000)).unwrap();
                     open.fs().sync().unwrap();
-                    assert!(holds(open.fs(), b"before", 200_000) && holds(open.fs(), b"after", 100_000));
+                    assert!(holds(&open, b"before", 200_000) && holds(&open, b"after", 100_000));
                     let here = 2 * target..2 * target + 2;
                     let is_untouched = room.images()[here.clone()] == before[here];
                     assert!(!is_seen || is_untouched, "{swap:?} {from}: written to after the look");
@@ -551,15 +399,15 @@ impl Room<'_> {
             self.bay().plan(Some((swap, 0)));
         }
         let open = self.open(&[1 - self.target]).or_else(|_| self.open(&[0, 1])).unwrap();
-        assert!(holds(open.fs(), b"before", 200_000));
+        assert!(holds(&open, b"before", 200_000));
     }
 }
 
 #[test]
 fn p1_a_swap_at_any_step_of_create_is_a_refusal_or_the_right_device() {
-    let court = Court::new();
+    let volume = Volume::new();
     let mut refused = 0;
-    let clean = court.room(0, Held::Nothing);
+    let clean = volume.room(0, Held::Nothing);
     clean.create().unwrap();
     let moments = Moments::of(&clean.bay().calls());
     // Each run derives a key at its full cost: what cannot make a difference is not tried.
@@ -572,7 +420,7 @@ fn p1_a_swap_at_any_step_of_create_is_a_refusal_or_the_right_device() {
     };
     for (number, swap) in SWAPS.into_iter().enumerate() {
         for from in (0..moments.first_write + 2).filter(|from| matters(swap, *from)) {
-            let room = court.room((from + number) % 2, Held::Nothing);
+            let room = volume.room((from + number) % 2, Held::Nothing);
             let before = room.images();
             room.bay().plan(Some((swap, from)));
             let outcome = room.create();
@@ -584,8 +432,8 @@ fn p1_a_swap_at_any_step_of_create_is_a_refusal_or_the_right_device() {
             assert_nothing_landed(&room, moments, swap, from, &before);
             if outcome.is_ok() && swap == Swap::Renamed {
                 room.bays.iter().for_each(|bay| bay.plan(None));
-                let devices = room.approve_all(&court.registry).unwrap();
-                let report = Sealed::read(devices).unwrap().unlock(&court.secret).unwrap().check(&mut |_, _| {});
+                let devices = room.approve_all(&volume.court.documents.registry).unwrap();
+                let report = Sealed::read(devices).unwrap().unlock(&secret()).unwrap().check(&mut |_, _| {});
                 assert_eq!(report.unwrap().count, 0);
             }
         }
@@ -613,17 +461,17 @@ fn swap_on_the_way_back(
     leave: impl Fn(&Room<'_>) -> Open,
     bring_back: impl Fn(&Room<'_>, &Open) -> Result<(), ExitCode>,
 ) {
-    let court = Court::new();
+    let volume = Volume::new();
     let (mut kept_out, mut came_back) = (0, 0);
     for (swap, target) in SWAPS.into_iter().flat_map(|swap| [(swap, 0), (swap, 1)]) {
         let prepare = |room: &Room<'_>| {
             let open = leave(room);
-            put(open.fs(), b"without", 300_000).unwrap();
+            put(open.fs(), b"without", &content(1, 300_000)).unwrap();
             open.fs().sync().unwrap();
             assert_ne!(room.state(&open), State::InSync);
             open
         };
-        let clean = court.room(target, Held::Volume);
+        let clean = volume.room(target, Held::Volume);
         let open = prepare(&clean);
         clean.bay().plan(None);
         bring_back(&clean, &open).unwrap();
@@ -633,7 +481,7 @@ fn swap_on_the_way_back(
         open.close().unwrap();
         let calls = clean.bay().calls();
         for from in moments.tried(swap, calls.len()) {
-            let room = court.room(target, Held::Volume);
+            let room = volume.room(target, Held::Volume);
             let open = prepare(&room);
             let before = room.images();
             room.bay().plan(Some((swap, from)));
@@ -651,11 +499,11 @@ fn swap_on_the_way_back(
                 kept_out += 1;
                 // Whatever is written now, none of it reaches the bay.
                 let before = room.images();
-                put(open.fs(), b"after", 100_000).unwrap();
+                put(open.fs(), b"after", &content(1, 100_000)).unwrap();
                 open.fs().sync().unwrap();
                 assert!(room.images()[here.clone()] == before[here.clone()], "{swap:?} {from}: written to");
             }
-            assert!(holds(open.fs(), b"before", 200_000) && holds(open.fs(), b"without", 300_000));
+            assert!(holds(&open, b"before", 200_000) && holds(&open, b"without", 300_000));
             assert_nothing_landed(&room, moments, swap, from, &before);
             open.close().unwrap();
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use scelle::fs::{Caller, Error, Fs, Kind, RenameFlags, SetAttr};
 use scelle::units::Ino;
 
-use crate::rng::Rng;
+use crate::support::rng::Rng;
 
 const CALLER: Caller = Caller { uid: 1000, gid: 100, umask: 0o022 };
 const NAMES: [&[u8]; 6] = [b"a", b"b", b"aa", b"ab", b"ba", b"bb"];

@@ -9,9 +9,6 @@ mod targets;
 
 mod memory;
 mod mutate;
-#[path = "../model/rng.rs"]
-#[allow(dead_code, reason = "not everything that the model test needs")]
-mod rng;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use mutate::mutate;
-use rng::Rng;
+use targets::support::rng::{self, Rng};
 
 /// Longest time for one input. A target needs microseconds; the machine may be busy.
 const INPUT_TIME_MAX: Duration = Duration::from_secs(10);
@@ -48,7 +45,6 @@ fn fuzz(name: &str, target: fn(&[u8]), samples: &[Vec<u8>]) {
     let seed = rng::seed();
     let seconds = std::env::var("SCELLE_FUZZ_SECONDS").ok().map(|text| text.parse().expect("a number of seconds"));
     let (time, inputs) = seconds.map_or((TARGET_TIME, INPUTS), |s| (Duration::from_secs(s), u64::MAX));
-    println!("{name}: seed {seed}: repeat with SCELLE_SEED={seed}");
     assert!(!samples.is_empty());
     // What the target makes once is not the first input's.
     samples.iter().for_each(|sample| target(sample));

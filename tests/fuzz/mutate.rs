@@ -1,6 +1,6 @@
 //! Making new inputs from old ones.
 
-use super::rng::Rng;
+use super::Rng;
 
 /// Longest input that is made, in bytes: longer ones find the same, slower.
 const LENGTH_MAX: usize = 16 << 10;

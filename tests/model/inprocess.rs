@@ -2,70 +2,25 @@
 //! for inodes and giving them back) is done here.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use scelle::crypto::{KdfParams, Secret};
-use scelle::device::IdentifiedDevice;
-use scelle::device::memory::MemoryDevice;
-use scelle::fs::{Attr, Caller, Error, Fs, Kind, RenameFlags, Seek, SetAttr, SetTime, Time};
-use scelle::policy::ApprovedDevice;
-use scelle::probe::host::HostFacts;
-use scelle::registry::{Date, VerifiedRegistry};
+use scelle::fs::{Attr, Error, Fs, Kind, RenameFlags, Seek, SetAttr, SetTime, Time};
 use scelle::units::Ino;
-use scelle::volume::{self, CreateOptions, Open, OpenOptions, Sealed};
+use scelle::volume::{Open, OpenOptions};
 
-use crate::lab_memory::registry_of;
 use crate::op::{Allocate, File, Op, Path, Rename, SLOTS, SetFlag};
 use crate::reference::{Outcome, Result};
+use crate::support::court::{CALLER, Court};
 use crate::target::{Seen, Target};
 
-const ROOT_CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
-
-/// Two devices in memory with one volume.
-pub struct Disks {
-    devices: Vec<Arc<dyn IdentifiedDevice>>,
-    registry: VerifiedRegistry,
-    host: HostFacts,
-    today: Date,
-    secret: Secret,
-}
-
-impl Disks {
-    pub fn new(bytes: u64) -> Self {
-        let device = |name: &str| Arc::new(MemoryDevice::new(name, bytes)) as Arc<dyn IdentifiedDevice>;
-        let devices = vec![device("one"), device("two")];
-        let (registry, host, today) = registry_of(&devices);
-        let secret = Secret::new(b"sesame".to_vec()).unwrap();
-        let disks = Self { devices, registry, host, today, secret };
-        let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
-        volume::create(disks.approved(), &disks.registry, &disks.secret, &options).unwrap();
-        disks
-    }
-
-    fn approved(&self) -> Vec<ApprovedDevice> {
-        let approve = |device: &Arc<dyn IdentifiedDevice>| {
-            ApprovedDevice::approve(device.clone(), &self.registry, &self.host, self.today).unwrap()
-        };
-        self.devices.iter().map(approve).collect()
-    }
-
-    pub fn open(&self) -> Open {
-        let assembled = Sealed::read(self.approved()).unwrap().unlock(&self.secret).unwrap();
-        assembled.open(&self.registry, &OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() }).unwrap()
-    }
-
-    /// Asserts that nothing is wrong with what is on the devices.
-    pub fn check(&self) {
-        let report =
-            Sealed::read(self.approved()).unwrap().unlock(&self.secret).unwrap().check(&mut |_, _| ()).unwrap();
-        assert!(report.count == 0, "{} findings, first {:?}", report.count, report.damages.first());
-    }
-}
-
-pub struct InProcess {
-    disks: Disks,
+pub struct InProcess<'a> {
+    court: &'a Court,
     open: Option<Open>,
     slots: [Option<Ino>; SLOTS],
+}
+
+/// Opens the volume with a cache so small that clusters make room for one another.
+fn open(court: &Court) -> Open {
+    court.open_with(&OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() }).unwrap()
 }
 
 type Errno<T> = std::result::Result<T, i32>;
@@ -74,17 +29,14 @@ fn errno(error: Error) -> i32 {
     error.errno()
 }
 
-impl InProcess {
-    pub fn new(disks: Disks) -> Self {
-        let open = Some(disks.open());
-        Self { disks, open, slots: [None; SLOTS] }
+impl<'c> InProcess<'c> {
+    pub fn new(court: &'c Court) -> Self {
+        Self { court, open: Some(open(court)), slots: [None; SLOTS] }
     }
 
-    /// Closes the volume and returns the devices.
-    pub fn close(mut self) -> Disks {
+    pub fn close(mut self) {
         self.forget_slots();
         self.open.take().unwrap().close().unwrap();
-        self.disks
     }
 
     fn fs(&self) -> &Fs {
@@ -162,7 +114,7 @@ impl InProcess {
     }
 
     fn names(&self, op: &Op) -> Result {
-        let (fs, caller) = (self.fs(), &ROOT_CALLER);
+        let (fs, caller) = (self.fs(), &CALLER);
         match op {
             Op::Create(path, perm) => {
                 let (parent, name) = self.free(path)?;
@@ -335,7 +287,7 @@ impl InProcess {
     }
 }
 
-impl Target for InProcess {
+impl Target for InProcess<'_> {
     fn apply(&mut self, op: &Op) -> Result {
         match op {
             Op::Open(slot, path) => self.open_slot(*slot, path),
@@ -347,7 +299,7 @@ impl Target for InProcess {
             Op::Remount => {
                 self.forget_slots();
                 self.open.take().unwrap().close().unwrap();
-                self.open = Some(self.disks.open());
+                self.open = Some(open(self.court));
                 Ok(Outcome::Done)
             }
             Op::Chmod(..) | Op::Chown(..) | Op::Utimens(..) => self.attributes(op),

@@ -5,14 +5,10 @@
 
 mod folder;
 mod inprocess;
-#[path = "../lab/mod.rs"]
-mod lab;
-#[path = "../common/lab.rs"]
-#[allow(dead_code)]
-mod lab_memory;
 mod op;
 mod reference;
-mod rng;
+#[path = "../support/mod.rs"]
+mod support;
 mod target;
 
 use std::process::Command;
@@ -20,12 +16,13 @@ use std::process::Command;
 use folder::Folder;
 use op::Op;
 use reference::Reference;
-use rng::Rng;
+use support::court::{Court, Plan};
+use support::lab::{self, Mount};
+use support::rng::{self, Rng};
 use target::Target;
 
 /// Runs `count` operations drawn from `seed` on both.
 fn run(seed: u64, count: usize, reference: &mut Reference, target: &mut dyn Target) {
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
     let mut rng = Rng::new(seed);
     for number in 0..count {
         let op = Op::draw(&mut rng);
@@ -60,9 +57,11 @@ fn brief(value: &dyn std::fmt::Debug) -> String {
 /// Operations straight on the filesystem: many more, with remounts and a check of the devices at the end.
 #[test]
 fn the_filesystem_does_what_the_reference_does() {
-    let mut target = inprocess::InProcess::new(inprocess::Disks::new(1 << 30));
+    let court = Court::of(Plan { size: 1 << 30, ..Plan::default() });
+    let mut target = inprocess::InProcess::new(&court);
     run(rng::seed(), 5_000, &mut Reference::new(0o755), &mut target);
-    target.close().check();
+    target.close();
+    court.check();
 }
 
 /// Operations through the kernel, on a real mount. An unmount and mount takes a second, so there are few.
@@ -89,19 +88,10 @@ fn the_reference_does_what_ext4_does() {
     std::fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
     // With ea_inode, extended attributes may be larger than a block.
     lab::ok(&lab::run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096", "-O", "ea_inode"]).arg(&image)));
-    lab::ok(&lab::run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mountpoint)));
-    let _unmount = Unmount(&mountpoint);
+    let _mount = Mount::new(Command::new("mount").args(["-o", "loop"]).arg(&image), &mountpoint);
     let root = mountpoint.join("root");
     std::fs::create_dir(&root).unwrap();
     let mut target = Folder::new(root, Box::new(|| ()));
     let perm = target.stat(&Vec::new()).unwrap().mode & 0o7777;
     run(rng::seed(), 20_000, &mut Reference::new(perm), &mut target);
-}
-
-struct Unmount<'a>(&'a std::path::Path);
-
-impl Drop for Unmount<'_> {
-    fn drop(&mut self) {
-        lab::run(Command::new("umount").arg("-l").arg(self.0));
-    }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use crate::lab::{Lab, SCELLE, fails, ok, run, stderr};
+use crate::lab::{Lab, SCELLE, fails, ok, run, stderr, wait_for};
 
 /// Checksums and attributes of everything in a tree.
 fn checksums(dir: &Path) -> String {
@@ -131,11 +131,7 @@ fn one_device_missing_needs_the_administrators_word() {
     // The other one has been left behind: it is brought back while the folder is in use.
     ok(&lab.mount());
     assert_eq!(fs::read_to_string(lab.mountpoint.join("later")).unwrap(), "also kept");
-    let begin = std::time::Instant::now();
-    while lab.status()["replicas"][1]["state"] != "in-sync" {
-        assert!(begin.elapsed() < std::time::Duration::from_secs(60), "not resynced: {}", lab.status());
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    wait_for("the resync", || lab.status()["replicas"][1]["state"] == "in-sync");
     assert_eq!(lab.status()["state"], "healthy");
     ok(&lab.umount());
 }
@@ -145,13 +141,13 @@ fn a_read_only_mount_changes_nothing() {
     let lab = Lab::mounted(2, 64);
     fs::write(lab.mountpoint.join("deed"), "kept").unwrap();
     ok(&lab.umount());
-    let before: Vec<Vec<u8>> = lab.disks.iter().map(|disk| disk.bytes()).collect();
+    let before = lab.images();
     ok(&lab.mount_devices(&lab.devices(), "ro"));
     assert_eq!(fs::read_to_string(lab.mountpoint.join("deed")).unwrap(), "kept");
     let refused = fs::write(lab.mountpoint.join("new"), "x").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
     ok(&lab.umount());
-    assert!(lab.disks.iter().map(|disk| disk.bytes()).eq(before), "a read-only mount wrote");
+    assert!(lab.images() == before, "a read-only mount wrote");
 }
 
 #[test]
@@ -171,7 +167,7 @@ fn a_signal_ends_the_mount_in_order() {
     let lab = Lab::mounted(2, 64);
     fs::write(lab.mountpoint.join("deed"), "kept").unwrap();
     ok(&run(Command::new("kill").arg(lab.daemon().to_string())));
-    crate::lab::wait_for("the daemon to unmount", || fs::read_dir(&lab.mountpoint).is_ok_and(|d| d.count() == 0));
+    wait_for("the daemon to unmount", || fs::read_dir(&lab.mountpoint).is_ok_and(|d| d.count() == 0));
     // The devices are free, or mount waits for them.
     ok(&lab.mount());
     assert_eq!(fs::read_to_string(lab.mountpoint.join("deed")).unwrap(), "kept");

@@ -2,12 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../lab/mod.rs"]
-mod lab;
-// The model's dice, not all of which are thrown here.
-#[allow(dead_code)]
-#[path = "../model/rng.rs"]
-mod rng;
+#[path = "../support/mod.rs"]
+mod support;
 
 mod audit;
 mod crash;
@@ -21,3 +17,5 @@ mod semantics;
 mod silent;
 mod swap;
 mod trust;
+
+use support::lab;

@@ -5,19 +5,9 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
-use crate::lab::{Disk, Lab, SCELLE, fails, ok, run};
-
-/// Carries `attempt` out and asserts that it fails as it should and leaves every image as it was.
-#[track_caller]
-fn refused(lab: &Lab, code: i32, reason: &str, attempt: impl FnOnce() -> Output) {
-    let before: Vec<Vec<u8>> = lab.disks.iter().map(Disk::bytes).collect();
-    fails(&attempt(), code, reason);
-    for (disk, before) in lab.disks.iter().zip(before) {
-        assert!(disk.bytes() == before, "{} was written to", disk.image.display());
-    }
-}
+use crate::lab::{Disk, Lab, OFFICERS, fails, ok, run};
 
 fn volume(count: usize) -> Lab {
     let lab = Lab::new(count, 32);
@@ -38,42 +28,42 @@ fn damage(disk: &Disk, offsets: &[u64], bytes: &[u8]) {
 fn a_wrong_passphrase() {
     let lab = volume(2);
     fs::write(lab.path("passphrase"), "wrong").unwrap();
-    refused(&lab, 4, "wrong-key", || lab.mount());
-    refused(&lab, 4, "wrong-key", || lab.check());
+    lab.refuses(4, "wrong-key", || lab.mount());
+    lab.refuses(4, "wrong-key", || lab.check());
     fs::write(lab.path("passphrase"), "").unwrap();
-    refused(&lab, 2, "passphrase-unusable", || lab.mount());
+    lab.refuses(2, "passphrase-unusable", || lab.mount());
     fs::remove_file(lab.path("passphrase")).unwrap();
-    refused(&lab, 2, "passphrase-file", || lab.mount());
+    lab.refuses(2, "passphrase-file", || lab.mount());
 }
 
 #[test]
 fn a_device_without_a_volume() {
     let lab = Lab::new(2, 32);
-    refused(&lab, 2, "not-a-volume", || lab.mount());
-    refused(&lab, 2, "not-a-volume", || lab.check());
+    lab.refuses(2, "not-a-volume", || lab.mount());
+    lab.refuses(2, "not-a-volume", || lab.check());
 }
 
 #[test]
 fn a_device_the_registry_does_not_name() {
     let lab = Lab::new(3, 32);
     lab.approve(&lab.devices()[..2]);
-    refused(&lab, 3, "device-not-listed", || lab.create());
+    lab.refuses(3, "device-not-listed", || lab.create());
     let create = |devices: &[PathBuf]| {
         let arguments: Vec<&OsStr> = devices.iter().map(|device| device.as_os_str()).collect();
         lab.with_documents("create", &arguments)
     };
     ok(&create(&lab.devices()[..2]));
-    refused(&lab, 3, "device-not-listed", || lab.mount());
-    refused(&lab, 3, "device-not-listed", || create(&lab.devices()[2..]));
+    lab.refuses(3, "device-not-listed", || lab.mount());
+    lab.refuses(3, "device-not-listed", || create(&lab.devices()[2..]));
 }
 
 #[test]
 fn a_device_that_holds_something() {
     let lab = volume(2);
-    refused(&lab, 7, "device-not-empty", || lab.create());
+    lab.refuses(7, "device-not-empty", || lab.create());
     let lab = Lab::new(1, 32);
     ok(&run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&lab.disks[0].device)));
-    refused(&lab, 7, "device-not-empty", || lab.create());
+    lab.refuses(7, "device-not-empty", || lab.create());
 }
 
 #[test]
@@ -81,7 +71,7 @@ fn a_device_in_use() {
     let lab = Lab::new(1, 32);
     ok(&run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&lab.disks[0].device)));
     ok(&run(Command::new("mount").arg("-oro").arg(&lab.disks[0].device).arg(&lab.mountpoint)));
-    refused(&lab, 7, "device-in-use", || lab.create());
+    lab.refuses(7, "device-in-use", || lab.create());
     ok(&run(Command::new("umount").arg(&lab.mountpoint)));
     let lab = Lab::mounted(1, 32);
     let other = lab.path("other");
@@ -96,11 +86,11 @@ fn the_same_device_twice_and_devices_of_two_volumes() {
     let lab = Lab::new(2, 32);
     let devices = lab.devices();
     let twice = [devices[0].clone(), devices[0].clone()];
-    refused(&lab, 2, "device-twice", || lab.with_documents("create", &[twice[0].as_os_str(), twice[1].as_os_str()]));
+    lab.refuses(2, "device-twice", || lab.with_documents("create", &[twice[0].as_os_str(), twice[1].as_os_str()]));
     ok(&lab.with_documents("create", &[devices[0].as_os_str()]));
     ok(&lab.with_documents("create", &[devices[1].as_os_str()]));
-    refused(&lab, 2, "device-twice", || lab.mount_devices(&twice, ""));
-    refused(&lab, 2, "device-of-another-volume", || lab.mount());
+    lab.refuses(2, "device-twice", || lab.mount_devices(&twice, ""));
+    lab.refuses(2, "device-of-another-volume", || lab.mount());
 }
 
 #[test]
@@ -109,7 +99,7 @@ fn a_copy_of_a_replica_is_not_another_replica() {
     let image = lab.path("copy");
     fs::copy(&lab.disks[0].image, &image).unwrap();
     lab.disks.push(Disk::of(image));
-    refused(&lab, 3, "device-not-listed", || lab.mount());
+    lab.refuses(3, "device-not-listed", || lab.mount());
 }
 
 #[test]
@@ -122,14 +112,14 @@ fn damaged_labels() {
     ok(&lab.umount());
     ok(&lab.check());
     damage(&lab.disks[0], &[0, last], &[0x5a; 4096]);
-    refused(&lab, 2, "not-a-volume", || lab.mount());
+    lab.refuses(2, "not-a-volume", || lab.mount());
 }
 
 #[test]
 fn labels_damaged_behind_the_magic_number() {
     let lab = volume(1);
     damage(&lab.disks[0], &[512, (31 << 20) + 512], &[0x5a; 512]);
-    refused(&lab, 5, "label-damaged", || lab.mount());
+    lab.refuses(5, "label-damaged", || lab.mount());
 }
 
 #[test]
@@ -141,7 +131,7 @@ fn a_newer_format() {
     newer[8] = 2;
     newer[300] = 1;
     damage(&lab.disks[0], &[0, 31 << 20], &newer);
-    refused(&lab, 2, "format-newer", || lab.mount());
+    lab.refuses(2, "format-newer", || lab.mount());
 }
 
 #[test]
@@ -151,7 +141,7 @@ fn a_truncated_device() {
     File::options().write(true).open(&lab.disks[0].image).unwrap().set_len(24 << 20).unwrap();
     lab.disks[0].reattach();
     // The registry names the size too, so that is what refuses it first.
-    refused(&lab, 3, "size-mismatch", || lab.mount());
+    lab.refuses(3, "size-mismatch", || lab.mount());
 }
 
 #[test]
@@ -159,7 +149,7 @@ fn a_registry_of_other_officers() {
     let lab = volume(1);
     // The same device, approved by keys that are not pinned in the volume.
     lab.approve(&lab.devices());
-    refused(&lab, 3, "registry-other", || lab.mount());
+    lab.refuses(3, "registry-other", || lab.mount());
 }
 
 #[test]
@@ -171,15 +161,15 @@ fn registries_that_are_not_accepted() {
     let signed = fs::read(&signature).unwrap();
 
     fs::remove_file(&signature).unwrap();
-    refused(&lab, 3, "registry-signatures", || lab.mount());
+    lab.refuses(3, "registry-signatures", || lab.mount());
     fs::write(&signature, "garbage").unwrap();
-    refused(&lab, 3, "registry-signatures", || lab.mount());
+    lab.refuses(3, "registry-signatures", || lab.mount());
     fs::write(&signature, signed).unwrap();
     // One byte changed: no signature counts any more.
     fs::write(&registry, good.replace("\"FR\"", "\"US\"")).unwrap();
-    refused(&lab, 3, "registry-signatures", || lab.mount());
+    lab.refuses(3, "registry-signatures", || lab.mount());
     fs::write(&registry, [0xff; 100]).unwrap();
-    refused(&lab, 3, "registry-signatures", || lab.mount());
+    lab.refuses(3, "registry-signatures", || lab.mount());
     // Well signed, but over.
     let set = |text: &str, key: &str, value: &str| -> String {
         let line = |line: &str| if line.starts_with(key) { format!("{key} = {value}\n") } else { format!("{line}\n") };
@@ -188,29 +178,16 @@ fn registries_that_are_not_accepted() {
     let expired = set(&set(&good, "issued", "2020-01-01"), "valid_until", "2020-12-31");
     fs::write(&registry, set(&set(&expired, "inspected", "2020-01-01"), "inspection_valid_until", "2020-12-31"))
         .unwrap();
-    sign(&lab);
-    refused(&lab, 3, "registry-expired", || lab.mount());
+    lab.sign("registry.toml", &OFFICERS);
+    lab.refuses(3, "registry-expired", || lab.mount());
     fs::remove_file(&registry).unwrap();
-    refused(&lab, 2, "registry-unreadable", || lab.mount());
+    lab.refuses(2, "registry-unreadable", || lab.mount());
     fs::write(&registry, &good).unwrap();
-    sign(&lab);
+    lab.sign("registry.toml", &OFFICERS);
     ok(&lab.mount());
     ok(&lab.umount());
     fs::write(lab.path("trust.toml"), "threshold = 0").unwrap();
-    refused(&lab, 2, "registry-syntax", || lab.mount());
-}
-
-fn sign(lab: &Lab) {
-    sign_file(lab, &lab.path("registry.toml"));
-}
-
-fn sign_file(lab: &Lab, registry: &Path) {
-    for officer in ["officer-a", "officer-b"] {
-        let _ = fs::remove_file(registry.with_added_extension(format!("{officer}.minisig")));
-        let mut sign = Command::new(SCELLE);
-        sign.args(["registry", "sign"]).arg(registry);
-        ok(&run(sign.arg("--key").arg(lab.path(&format!("{officer}.key")))));
-    }
+    lab.refuses(2, "registry-syntax", || lab.mount());
 }
 
 /// Signs a second version of the registry, in which the last device is revoked, and waits until the daemon has it.
@@ -223,7 +200,7 @@ pub fn revoke_last_device(lab: &Lab) {
     let (folder, next) = (lab.path("next"), lab.path("next/registry.toml"));
     fs::create_dir(&folder).unwrap();
     fs::write(&next, revoked.replacen("version = 1", "version = 2", 1)).unwrap();
-    sign_file(lab, &next);
+    lab.sign("next/registry.toml", &OFFICERS);
     for file in fs::read_dir(&folder).unwrap() {
         let file = file.unwrap();
         fs::rename(file.path(), lab.path(file.file_name().to_str().unwrap())).unwrap();
@@ -254,11 +231,11 @@ fn mount_points_and_options_that_cannot_be() {
     let lab = volume(1);
     let device = lab.devices().remove(0);
     let at = |place: &Path| lab.with_documents("mount", &[device.as_os_str(), place.as_os_str()]);
-    refused(&lab, 2, "mountpoint", || at(Path::new("/nonexistent/folder")));
-    refused(&lab, 2, "mountpoint", || at(&lab.path("registry.toml")));
-    refused(&lab, 2, "mount-option-unknown", || lab.mount_devices(std::slice::from_ref(&device), "force"));
+    lab.refuses(2, "mountpoint", || at(Path::new("/nonexistent/folder")));
+    lab.refuses(2, "mountpoint", || at(&lab.path("registry.toml")));
+    lab.refuses(2, "mount-option-unknown", || lab.mount_devices(std::slice::from_ref(&device), "force"));
     let file = lab.path("registry.toml");
     let mountpoint = lab.mountpoint.as_os_str();
-    refused(&lab, 2, "device-kind", || lab.with_documents("mount", &[file.as_os_str(), mountpoint]));
-    refused(&lab, 2, "device-not-found", || lab.with_documents("mount", &["/dev/nonexistent".as_ref(), mountpoint]));
+    lab.refuses(2, "device-kind", || lab.with_documents("mount", &[file.as_os_str(), mountpoint]));
+    lab.refuses(2, "device-not-found", || lab.with_documents("mount", &["/dev/nonexistent".as_ref(), mountpoint]));
 }

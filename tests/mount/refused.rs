@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::lab::{Lab, SCELLE, fails, ok, run, stderr, wait_for};
+use crate::lab::{Lab, OFFICERS, SCELLE, fails, ok, run, stderr, wait_for};
 
 /// Edits the registry, gives it the next version and has it signed.
 fn issue(lab: &Lab, change: impl FnOnce(String) -> String) -> u64 {
@@ -24,17 +24,8 @@ fn issue(lab: &Lab, change: impl FnOnce(String) -> String) -> u64 {
     // As a careful administrator does it: beside, then renamed; the signatures come when they come.
     fs::write(lab.path("registry.new"), text).unwrap();
     fs::rename(lab.path("registry.new"), &path).unwrap();
-    sign(lab);
+    lab.sign("registry.toml", &OFFICERS);
     version
-}
-
-fn sign(lab: &Lab) {
-    for officer in ["officer-a", "officer-b"] {
-        let _ = fs::remove_file(lab.path(&format!("registry.toml.{officer}.minisig")));
-        let mut sign = Command::new(SCELLE);
-        sign.args(["registry", "sign"]).arg(lab.path("registry.toml"));
-        ok(&run(sign.arg("--key").arg(lab.path(&format!("{officer}.key")))));
-    }
 }
 
 /// Another status for the device number `index` of the registry.

@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions as FileOptions};
-use std::io::{self, IoSlice, Write};
+use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -14,21 +14,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use scelle::crypto::{Secret, VolumeKey};
+use scelle::device::faulty::{Answer, FaultyDevice, Observer, Operation};
 use scelle::device::raw::{Access, RawDevice};
-use scelle::device::{self, BlockDevice, IdentifiedDevice};
 use scelle::os::DevNo;
 use scelle::os::ioctl::{DmTable, LoopStatus};
 use scelle::os::ioctl::{NvmeAnswers, ScsiAnswers};
 use scelle::policy::{ApprovedDevice, load};
 use scelle::probe::host::HostFacts;
-use scelle::probe::identity::{DeviceFacts, FactsError};
 use scelle::probe::sys::{Kernel, System, Target};
 use scelle::registry::{Date, VerifiedRegistry};
 use scelle::volume::{Open, OpenOptions, Sealed};
 
 use crate::lab::{ATTACHING, Disk, Lab, PASSPHRASE, ok, wait_for};
 use crate::refused::repoint;
-use crate::rng::{self, Rng};
+use crate::support::rng::Rng;
 
 const MIB: u64 = 16;
 
@@ -211,45 +210,14 @@ impl System for Meddler {
     }
 }
 
-/// A device whose transfers are steps too.
-struct Stepping {
-    device: RawDevice,
-    meddler: Arc<Meddler>,
-}
-
-impl BlockDevice for Stepping {
-    fn size_bytes(&self) -> u64 {
-        self.device.size_bytes()
-    }
-
-    fn logical_block_size(&self) -> u32 {
-        self.device.logical_block_size()
-    }
-
-    fn name(&self) -> &str {
-        self.device.name()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
-        self.meddler.step();
-        self.device.read_at(offset, buf)
-    }
-
-    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> device::Result<()> {
-        self.meddler.step_to_write();
-        self.device.write_at(offset, bufs)
-    }
-
-    fn flush(&self) -> device::Result<()> {
-        self.meddler.step_to_write();
-        self.device.flush()
-    }
-}
-
-impl IdentifiedDevice for Stepping {
-    fn facts(&self) -> Result<DeviceFacts, FactsError> {
-        self.meddler.step();
-        self.device.facts()
+/// Transfers of the device are steps too.
+impl Observer for Meddler {
+    fn before(&self, operation: Operation) -> Answer {
+        match operation {
+            Operation::Read | Operation::Facts => self.step(),
+            Operation::Write | Operation::Flush => self.step_to_write(),
+        }
+        Answer::Itself
     }
 }
 
@@ -263,7 +231,7 @@ fn open(name: &Path, meddler: &Arc<Meddler>, registry: &VerifiedRegistry, key: &
 
 fn approve(name: &Path, meddler: &Arc<Meddler>, registry: &VerifiedRegistry) -> Result<ApprovedDevice, String> {
     let device = RawDevice::open_with(name, Access::Exclusive, meddler.clone()).map_err(|error| error.to_string())?;
-    let device = Arc::new(Stepping { device, meddler: meddler.clone() });
+    let device = Arc::new(FaultyDevice::new(Arc::new(device)).observed_by(meddler.clone()));
     let (host, today) = (HostFacts::read(&Kernel), Date::today().unwrap());
     ApprovedDevice::approve(device, registry, &host, today).map_err(|error| error.to_string())
 }
@@ -315,9 +283,7 @@ fn p1_a_loop_device_swapped_at_any_call_to_the_kernel_is_refused_or_the_right_on
 
 #[test]
 fn p1_a_loop_device_swapped_at_any_moment_of_a_mount_is_refused_or_the_right_one() {
-    let seed = rng::seed();
-    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
-    let mut rng = Rng::new(seed);
+    let mut rng = Rng::seeded();
     let lab = Lab::new(1, MIB);
     ok(&lab.create());
     let stage = Stage::new(&lab);

@@ -4,25 +4,17 @@
 use std::fs;
 use std::process::Command;
 
-use crate::lab::{Disk, Lab, SCELLE, fails, ok, run};
+use crate::lab::{Lab, OFFICERS, SCELLE, fails, ok, run};
 
 /// `scelle registry COMMAND ARGUMENTS` in the laboratory's folder.
 fn registry(lab: &Lab, arguments: &[&str]) -> std::process::Output {
     run(Command::new(SCELLE).arg("registry").args(arguments).current_dir(lab.dir.path()))
 }
 
-fn sign(lab: &Lab, document: &str, officers: &[&str]) {
-    for officer in officers {
-        ok(&registry(lab, &["sign", document, "--key", &format!("{officer}.key")]));
-    }
-}
-
 /// Asserts that a mount is refused and no image was written to.
 #[track_caller]
 fn refused(lab: &Lab, reason: &str) {
-    let before: Vec<Vec<u8>> = lab.disks.iter().map(Disk::bytes).collect();
-    fails(&lab.mount(), 3, reason);
-    assert!(lab.disks.iter().zip(before).all(|(disk, before)| disk.bytes() == before), "a device was written to");
+    lab.refuses(3, reason, || lab.mount());
 }
 
 #[track_caller]
@@ -49,12 +41,12 @@ fn an_officer_is_replaced_by_those_whom_the_volume_trusts() {
     let lab = succession();
     refused(&lab, "registry-signatures");
     // The one who comes does not count, and one of two is not enough.
-    sign(&lab, "trust.toml.2", &["officer-c", "officer-a"]);
+    lab.sign("trust.toml.2", &["officer-c", "officer-a"]);
     refused(&lab, "registry-signatures");
-    sign(&lab, "trust.toml.2", &["officer-b"]);
+    lab.sign("trust.toml.2", &["officer-b"]);
     // The registry still lacks a signature of the new officers.
     refused(&lab, "registry-signatures");
-    sign(&lab, "registry.toml", &["officer-c"]);
+    lab.sign("registry.toml", &["officer-c"]);
     mounts(&lab, "");
     mounts(&lab, "");
     // Whoever hides the succession, with everything that the old officers have signed, is refused.
@@ -65,10 +57,10 @@ fn an_officer_is_replaced_by_those_whom_the_volume_trusts() {
     // The second succession rests on the first.
     ok(&registry(&lab, &["keygen", "officer-d", "--no-password"]));
     ok(&registry(&lab, &["succeed", "--trust", "trust.toml", "--without", "officer-a", "--with", "officer-d.pub"]));
-    sign(&lab, "trust.toml.3", &["officer-a", "officer-b"]);
+    lab.sign("trust.toml.3", &OFFICERS);
     refused(&lab, "registry-signatures");
-    sign(&lab, "trust.toml.3", &["officer-c"]);
-    sign(&lab, "registry.toml", &["officer-d"]);
+    lab.sign("trust.toml.3", &["officer-c"]);
+    lab.sign("registry.toml", &["officer-d"]);
     mounts(&lab, "");
     let shown = registry(&lab, &["verify", "registry.toml", "--trust", "trust.toml"]);
     ok(&shown);
@@ -79,11 +71,11 @@ fn an_officer_is_replaced_by_those_whom_the_volume_trusts() {
 #[test]
 fn a_mount_that_does_not_write_takes_nothing_over() {
     let lab = succession();
-    sign(&lab, "trust.toml.2", &["officer-a", "officer-b"]);
-    sign(&lab, "registry.toml", &["officer-c"]);
-    let before: Vec<Vec<u8>> = lab.disks.iter().map(Disk::bytes).collect();
+    lab.sign("trust.toml.2", &OFFICERS);
+    lab.sign("registry.toml", &["officer-c"]);
+    let before = lab.images();
     mounts(&lab, "ro");
-    assert!(lab.disks.iter().zip(before).all(|(disk, before)| disk.bytes() == before));
+    assert!(lab.images() == before);
     fs::remove_file(lab.path("trust.toml.2")).unwrap();
     mounts(&lab, "");
 }
@@ -92,8 +84,8 @@ fn a_mount_that_does_not_write_takes_nothing_over() {
 #[test]
 fn a_daemon_that_dies_has_taken_the_succession_over() {
     let lab = succession();
-    sign(&lab, "trust.toml.2", &["officer-a", "officer-b"]);
-    sign(&lab, "registry.toml", &["officer-c"]);
+    lab.sign("trust.toml.2", &OFFICERS);
+    lab.sign("registry.toml", &["officer-c"]);
     ok(&lab.mount());
     lab.kill_daemon();
     ok(&run(Command::new("umount").arg("-l").arg(&lab.mountpoint)));
@@ -111,9 +103,9 @@ fn an_older_registry_is_refused_although_it_is_signed() {
     let newer = older.replacen("version = 1\n", "version = 2\n", 1);
     assert_ne!(older, newer);
     fs::write(lab.path("registry.toml"), newer).unwrap();
-    sign(&lab, "registry.toml", &["officer-a", "officer-b"]);
+    lab.sign("registry.toml", &OFFICERS);
     mounts(&lab, "");
     fs::write(lab.path("registry.toml"), older).unwrap();
-    sign(&lab, "registry.toml", &["officer-a", "officer-b"]);
+    lab.sign("registry.toml", &OFFICERS);
     refused(&lab, "registry-rolled-back");
 }

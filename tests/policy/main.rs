@@ -1,5 +1,5 @@
 //! Device situations as fixtures: what the kernel shows of a device, and the verdict it must get. The format of
-//! `fixtures/*.tree` is in `tests/common/kernel.rs`.
+//! `fixtures/*.tree` is in `tests/support/kernel.rs`.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -14,9 +14,9 @@ use scelle::probe::host::{HostFacts, Virtualization};
 use scelle::probe::identity::DeviceFacts;
 use scelle::registry::{Date, Registry, VerifiedRegistry};
 
-#[path = "../common/kernel.rs"]
-mod kernel;
-use kernel::Fixture;
+#[path = "../support/mod.rs"]
+mod support;
+use support::kernel::Fixture;
 
 const SOVEREIGN: &str = include_str!("sovereign.toml");
 const LABORATORY: &str = include_str!("laboratory.toml");

@@ -1,8 +1,6 @@
 //! A laboratory for tests: sparse files behind loop devices, a registry that approves them, the `scelle` command. It cleans
 //! up what it made, also when a test panics.
 
-#![allow(dead_code, clippy::unwrap_used)]
-
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -12,7 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use super::wait_for;
+
 pub const SCELLE: &str = env!("CARGO_BIN_EXE_scelle");
+/// Both must sign.
+pub const OFFICERS: [&str; 2] = ["officer-a", "officer-b"];
 pub const PASSPHRASE: &str = "correct horse battery staple";
 
 /// Held by whoever looks for a free loop device, or frees one that is not to be found.
@@ -70,6 +72,23 @@ impl Drop for Disk {
     }
 }
 
+/// Something else that a test has mounted.
+pub struct Mount(PathBuf);
+
+impl Mount {
+    /// `command` lacks only the mount point.
+    pub fn new(command: &mut Command, mountpoint: &Path) -> Self {
+        ok(&run(command.arg(mountpoint)));
+        Self(mountpoint.to_owned())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg("-l").arg(&self.0));
+    }
+}
+
 pub struct Lab {
     pub dir: tempfile::TempDir,
     pub disks: Vec<Disk>,
@@ -105,6 +124,31 @@ impl Lab {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/laboratory");
         let out = run(Command::new(script).env("SCELLE", SCELLE).arg(self.dir.path()).args(devices));
         assert!(out.status.success(), "scripts/laboratory: {}", stderr(&out));
+    }
+
+    /// Has officers sign a document of the folder anew.
+    #[track_caller]
+    pub fn sign(&self, document: &str, officers: &[&str]) {
+        for officer in officers {
+            let _ = fs::remove_file(self.path(&format!("{document}.{officer}.minisig")));
+            let key = self.path(&format!("{officer}.key"));
+            ok(&run(Command::new(SCELLE).args(["registry", "sign"]).arg(self.path(document)).arg("--key").arg(key)));
+        }
+    }
+
+    /// What the disks hold.
+    pub fn images(&self) -> Vec<Vec<u8>> {
+        self.disks.iter().map(Disk::bytes).collect()
+    }
+
+    /// Asserts that an attempt fails as it should and leaves every disk as it was.
+    #[track_caller]
+    pub fn refuses(&self, code: i32, reason: &str, attempt: impl FnOnce() -> Output) {
+        let before = self.images();
+        fails(&attempt(), code, reason);
+        for (disk, before) in self.disks.iter().zip(before) {
+            assert!(disk.bytes() == before, "{} was written to", disk.image.display());
+        }
     }
 
     /// `scelle COMMAND --registry … --trust … --passphrase-file … ARGUMENTS`.
@@ -252,13 +296,4 @@ pub fn fails(out: &Output, code: i32, reason: &str) {
     let text = stderr(out);
     assert_eq!(out.status.code(), Some(code), "{text}");
     assert!(text.contains(&format!("[{reason}]")), "expected [{reason}] in: {text}");
-}
-
-#[track_caller]
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }

@@ -18,7 +18,6 @@
 //! | `loop NAME file MAJ:MIN INODE OFFSET` or `loop NAME device MAJ:MIN` | what the loop driver answers |
 //! | `dm MAJ:MIN: targets T…; devices MAJ:MIN…; suspended; unused; second` | what the device mapper answers |
 //! | `nvme MAJ:MIN: KEY VALUE; …` or `scsi MAJ:MIN: KEY VALUE; …` | what the device itself, or an NVMe controller of that number, answers: see [`answers`] |
-#![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

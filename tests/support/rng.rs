@@ -7,6 +7,11 @@ impl Rng {
         Self(seed)
     }
 
+    /// A generator with the seed of this run.
+    pub fn seeded() -> Self {
+        Self::new(seed())
+    }
+
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -27,12 +32,18 @@ impl Rng {
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).take(len).collect()
+    }
 }
 
-/// The seed of this run: `SCELLE_SEED`, or the clock.
+/// The seed of this run, `SCELLE_SEED` or the clock. It is printed, so that the run can be repeated.
 pub fn seed() -> u64 {
-    match std::env::var("SCELLE_SEED") {
+    let seed = match std::env::var("SCELLE_SEED") {
         Ok(text) => text.parse().expect("SCELLE_SEED is a decimal number"),
         Err(_) => std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64,
-    }
+    };
+    println!("seed {seed}: repeat with SCELLE_SEED={seed}");
+    seed
 }
