@@ -7,14 +7,15 @@ use super::court::{states, wait_in_sync};
 use super::support::court::{CALLER, Court};
 use super::support::images::Log;
 use super::support::rng::Rng;
-use super::support::BOUND;
+use super::support::{BOUND, wait_for};
 use super::workload::{self, Tree};
 use super::{Bench, crash_everywhere, run_workload};
 use scelle::device::faulty::{Effect, Fault, Operation};
 use scelle::device::memory::Disk;
 use scelle::mirror::State;
-use scelle::problem::ExitCode;
+use scelle::problem::{Code, ExitCode};
 use scelle::units::{BLOCK_SIZE, Ino};
+use scelle::volume::Outcome;
 
 /// A volume of which replica 1 was away for a while.
 fn left_behind(rng: &mut Rng) -> Bench {
@@ -125,4 +126,39 @@ fn p5_deletes_on_a_nearly_full_volume_go_on_beside_a_resync() {
 
 fn slow_reads(ms: u64) -> Fault {
     Fault::always(Operation::Read, Effect::Slow(Duration::from_millis(ms)))
+}
+
+/// A resync is a task: it can be cancelled, which leaves the replica behind, and begun again.
+#[test]
+fn p10_a_cancelled_resync_leaves_the_replica_behind_until_somebody_asks() {
+    let court = Court::new(2);
+    let open = court.open_of(&[0], true).unwrap();
+    let (fs, members) = (open.fs(), open.members());
+    let ino = fs.mknod(&CALLER, Ino::ROOT, b"deed", 0o600, 0).unwrap().ino;
+    fs.write(ino, 0, &vec![0x5a; 4 << 20]).unwrap();
+    fs.sync().unwrap();
+    court.devices[0].inject(slow_reads(2));
+    assert_eq!(members.take_in(court.approved(1)).unwrap(), (1, State::Resyncing));
+    let task = members.task(1).unwrap();
+    wait_for("some of it is copied", || members.tasks().list()[0].progress.0 > 0);
+    members.tasks().cancel(task).unwrap();
+    wait_for("its end", || members.tasks().list()[0].ended.is_some());
+    let ended = members.tasks().list()[0].clone();
+    assert_eq!((ended.id, ended.ended.unwrap().1), (task, Outcome::Cancelled));
+    assert!(ended.progress.0 < ended.progress.1, "{:?}", ended.progress);
+    let replica = &open.status().replicas[1];
+    assert_eq!(replica.state, State::Stale);
+    assert!(replica.reason.as_ref().unwrap().contains("cancelled"), "{replica:?}");
+    assert_eq!(members.tasks().cancel(task).unwrap_err().code, Code::TaskEnded);
+    // The policy approves it as before, and does not bring it back.
+    court.recheck(&open);
+    assert_eq!(states(&open), [State::InSync, State::Stale]);
+    court.devices[0].heal();
+    assert_eq!(members.rejoin(1).unwrap(), State::Resyncing);
+    wait_in_sync(&open);
+    wait_for("its end", || members.tasks().list().iter().all(|task| task.ended.is_some()));
+    let last = members.tasks().list().pop().unwrap();
+    assert!(last.id > task && last.ended.unwrap().1 == Outcome::Done);
+    open.close().unwrap();
+    court.check();
 }
