@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::court::{states, wait_in_sync};
-use super::support::court::{CALLER, Court};
+use super::support::court::{CALLER, Court, content, put};
 use super::support::images::Log;
 use super::support::rng::Rng;
 use super::support::{BOUND, wait_for};
@@ -15,7 +15,7 @@ use scelle::device::memory::Disk;
 use scelle::mirror::State;
 use scelle::problem::{Code, ExitCode};
 use scelle::units::{BLOCK_SIZE, Ino};
-use scelle::volume::Outcome;
+use scelle::volume::{Item, Outcome, Progress, Traversal};
 
 /// A volume of which replica 1 was away for a while.
 fn left_behind(rng: &mut Rng) -> Bench {
@@ -107,21 +107,58 @@ fn p5_deletes_on_a_nearly_full_volume_go_on_beside_a_resync() {
     fs.fallocate(filler, 0, room * BLOCK_SIZE as u64, 0).unwrap();
     fs.forget(filler, 1);
     fs.sync().unwrap();
-    court.devices[0].inject(slow_reads(5));
+    court.devices[0].inject(slow_reads(50));
     assert_eq!(open.members().take_in(court.approved(1)).unwrap(), (1, State::Resyncing));
-    let (mut deleted, begin) = (0, store.generation());
-    while states(&open)[1] == State::Resyncing {
+    // Under one reader the volume has room for some 170.
+    for deleted in 0..400 {
         let done = fs.unlink(Ino::ROOT, &name(deleted)).and_then(|()| fs.sync());
         done.unwrap_or_else(|error| panic!("after {deleted}: {error}; {:?}", store.usage()));
-        deleted += 1;
     }
+    assert_eq!((states(&open)[1], store.poisoned()), (State::Resyncing, None));
     court.devices[0].heal();
-    println!("{deleted} deleted in {} commits", store.generation().0 - begin.0);
-    // More commits than the volume has room for under one reader.
-    assert!(deleted > 150 && store.poisoned().is_none(), "{deleted} deleted, {:?}", store.poisoned());
     wait_in_sync(&open);
     open.close().unwrap();
     court.check();
+}
+
+#[test]
+fn a_traversal_comes_to_every_block_and_ends_when_it_is_told() {
+    let court = Court::new(2);
+    let open = court.open();
+    let (fs, store) = (open.fs(), open.store());
+    for n in 0..150 {
+        put(fs, &format!("deed-{n}").into_bytes(), &content(n, 9000)).unwrap();
+    }
+    let reserved = fs.mknod(&CALLER, Ino::ROOT, b"reserved", 0o600, 0).unwrap().ino;
+    fs.fallocate(reserved, 0, 40 * BLOCK_SIZE as u64, 0).unwrap();
+    fs.sync().unwrap();
+    // The second root refers to what the first one does, and frees what that one could have fallen back to.
+    fs.checkpoint().unwrap();
+    let progress = Progress::default();
+    let (mut units, mut blocks) = (0, 0);
+    let mut count = |item: Item| {
+        match item {
+            Item::Unit(_) => units += 1,
+            Item::Reserved(run) => blocks += run.blocks,
+        }
+        Ok(())
+    };
+    let traversal = Traversal::new(store, &progress, &|| true);
+    assert!(traversal.metadata(&mut count).unwrap() && traversal.data(fs, &mut count).unwrap());
+    let usage = store.usage();
+    assert_eq!((blocks, units + blocks), (40, usage.total_blocks - store.root().free_blocks));
+    assert_eq!(progress.blocks(), (units + blocks, units + blocks));
+    // Between two units, in the metadata and in the data.
+    for (data, limit) in [(false, 5), (true, 70)] {
+        let progress = Progress::default();
+        let go_on = || progress.blocks().0 < limit;
+        let traversal = Traversal::new(store, &progress, &go_on);
+        let mut visit = |_| Ok(());
+        let ended = if data { traversal.data(fs, &mut visit) } else { traversal.metadata(&mut visit) };
+        assert_eq!((ended.unwrap(), progress.blocks().0), (false, limit));
+    }
+    fs.forget(reserved, 1);
+    open.close().unwrap();
 }
 
 fn slow_reads(ms: u64) -> Fault {
