@@ -1,7 +1,7 @@
-//! What the parts of the engine cost, without FUSE and without disks: `cargo bench`, in about a minute.
+//! What the parts of the engine cost, without FUSE and without disks: `cargo bench --bench engine`, in about a minute.
 //!
-//! Replicas are memory, so a flush costs nothing: the figures are the processor's part. `cargo bench -- seal` runs those
-//! whose name contains "seal"; two runs one after the other are compared by criterion.
+//! Replicas are memory, so a flush costs nothing: the figures are the processor's part. `cargo bench --bench engine -- seal` runs
+//! those whose name contains "seal"; two runs one after the other are compared by criterion.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../tests/support/mod.rs"]

@@ -1,0 +1,248 @@
+//! What a traversal of a volume costs the commits beside it: `cargo bench --bench traversal -- [FILES]`.
+//!
+//! A volume with so many files (20,000, and four seconds a case, unless told otherwise) is opened anew, so that no node is in memory.
+//! One thread creates a file and makes it durable, again and again. Another one traverses the metadata, one second out of two: so
+//! that what else the machine does meets both halves. What a creation with its commit takes is printed for the halves. The devices
+//! are memory that answers at once, or as solid-state drives or hard disks do.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../tests/common/lab.rs"]
+mod lab;
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use scelle::crypto::VolumeKey;
+use scelle::device::{BlockDevice, IdentifiedDevice, Result, Write, memory::MemoryDevice};
+use scelle::fs::{Caller, Fs};
+use scelle::label::{self, Root};
+use scelle::limits::LABEL_SIZE;
+use scelle::mirror::{Mirror, State};
+use scelle::pages::{Finding, Store, StoreOptions};
+use scelle::policy::ApprovedDevice;
+use scelle::probe::identity::{DeviceFacts, FactsError};
+use scelle::units::{BLOCK_SIZE, Ino, Uuid};
+use scelle::volume::{Item, Progress, Traversal};
+
+const VOLUME: Uuid = Uuid([1; 16]);
+
+const USER: Caller = Caller { uid: 1000, gid: 100, umask: 0o022 };
+
+/// Files of a folder.
+const FOLDER: u64 = 1000;
+
+/// Files, when no number is given, and seconds that each case is measured: for somebody who runs all benchmarks, and for somebody
+/// who wants to know.
+const SHORT: (u64, u64) = (20_000, 4);
+const LONG_SECONDS: u64 = 20;
+
+/// How devices answer: name, microseconds of a read and of a flush.
+const PACES: [(&str, u64, u64); 3] = [("memory", 0, 0), ("solid-state drives", 100, 500), ("hard disks", 5000, 8000)];
+
+/// A device in memory that takes its time.
+struct Drive {
+    memory: MemoryDevice,
+    read_us: AtomicU64,
+    flush_us: AtomicU64,
+}
+
+fn wait(time_us: &AtomicU64) {
+    match time_us.load(Ordering::Relaxed) {
+        0 => {}
+        us => std::thread::sleep(Duration::from_micros(us)),
+    }
+}
+
+impl BlockDevice for Drive {
+    fn size_bytes(&self) -> u64 {
+        self.memory.size_bytes()
+    }
+
+    fn logical_block_size(&self) -> u32 {
+        self.memory.logical_block_size()
+    }
+
+    fn name(&self) -> &str {
+        self.memory.name()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        wait(&self.read_us);
+        self.memory.read_at(offset, buf)
+    }
+
+    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
+        self.memory.write_at(offset, bufs)
+    }
+
+    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
+        writes.iter().try_for_each(|write| self.write_at(write.offset, &write.bufs))?;
+        if durable { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&self) -> Result<()> {
+        wait(&self.flush_us);
+        Ok(())
+    }
+}
+
+impl IdentifiedDevice for Drive {
+    fn facts(&self) -> std::result::Result<DeviceFacts, FactsError> {
+        self.memory.facts()
+    }
+}
+
+struct Lab {
+    drives: Vec<Arc<Drive>>,
+    key: VolumeKey,
+    blocks: u64,
+    epoch: u32,
+}
+
+impl Lab {
+    /// Two drives with room for the metadata of so many files.
+    fn new(files: u64) -> Self {
+        let blocks = (files / 5).max(16 << 10);
+        let bytes = blocks * BLOCK_SIZE as u64 + 2 * LABEL_SIZE;
+        let drive = |name| {
+            let memory = MemoryDevice::new(name, bytes);
+            Arc::new(Drive { memory, read_us: AtomicU64::new(0), flush_us: AtomicU64::new(0) })
+        };
+        Self { drives: vec![drive("m0"), drive("m1")], key: VolumeKey::generate().unwrap(), blocks, epoch: 0 }
+    }
+
+    fn pace(&self, read_us: u64, flush_us: u64) {
+        for drive in &self.drives {
+            drive.read_us.store(read_us, Ordering::Relaxed);
+            drive.flush_us.store(flush_us, Ordering::Relaxed);
+        }
+    }
+
+    /// The store, as its newest root describes it.
+    fn store(&mut self) -> Arc<Store> {
+        let devices: Vec<Arc<dyn IdentifiedDevice>> = self.drives.iter().map(|drive| drive.clone() as _).collect();
+        let (registry, host, today) = lab::registry_of(&devices);
+        let approve = |device: &Arc<dyn IdentifiedDevice>| {
+            let approved = ApprovedDevice::approve(device.clone(), &registry, &host, today).unwrap();
+            (Some(Arc::new(approved)), State::InSync)
+        };
+        let mirror = Mirror::new(devices.iter().map(approve).collect()).unwrap();
+        mirror.cache_reads(16 << 20);
+        let size = self.drives[0].size_bytes();
+        let keys = self.key.keys(VOLUME);
+        let roots = label::read_roots(&*self.drives[0], size, &keys, VOLUME).unwrap();
+        self.epoch += 1;
+        let options = StoreOptions {
+            keys,
+            volume: VOLUME,
+            total_blocks: self.blocks,
+            device_bytes: vec![size; 2],
+            root: roots.first().copied().unwrap_or(Root::default()),
+            epoch: self.epoch,
+        };
+        Store::open(Arc::new(mirror), options).unwrap()
+    }
+}
+
+fn fill(fs: &Fs, files: u64) {
+    for folder in 0..files.div_ceil(FOLDER) {
+        let name = format!("folder-{folder}");
+        let dir = fs.mkdir(&USER, Ino::ROOT, name.as_bytes(), 0o755).unwrap().ino;
+        for file in 0..FOLDER.min(files - folder * FOLDER) {
+            let name = format!("a-deed-of-the-court-{file}");
+            fs.forget(fs.mknod(&USER, dir, name.as_bytes(), 0o644, 0).unwrap().ino, 1);
+        }
+        fs.forget(dir, 1);
+        if folder % 10 == 0 {
+            fs.sync().unwrap();
+        }
+    }
+    fs.sync().unwrap();
+    fs.checkpoint().unwrap();
+}
+
+/// Traverses the metadata again and again. Returns how many units were visited.
+fn traverse(store: &Store, verify: bool, ended: &AtomicBool) -> u64 {
+    let go_on = || !ended.load(Ordering::Relaxed);
+    let mut units = 0;
+    while go_on() {
+        let progress = Progress::default();
+        let mut visit = |item: Item| {
+            if let (Item::Unit(unit), true) = (item, verify) {
+                (0..2).for_each(|replica| assert_eq!(store.examine(&unit, replica), Finding::Good));
+            }
+            units += 1;
+            Ok(())
+        };
+        Traversal::new(store, &progress, &go_on).metadata(&mut visit).unwrap();
+    }
+    units
+}
+
+/// Creates files and makes each durable for a second. Adds what each took.
+fn commits(fs: &Fs, dir: Ino, took: &mut Vec<Duration>) {
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(1) {
+        let one = Instant::now();
+        let name = format!("{}", fs.store().generation());
+        fs.forget(fs.mknod(&USER, dir, name.as_bytes(), 0o644, 0).unwrap().ino, 1);
+        fs.sync().unwrap();
+        took.push(one.elapsed());
+    }
+}
+
+fn show(name: &str, mut took: Vec<Duration>, visited: u64) {
+    took.sort_unstable();
+    let at = |part: usize| took[(took.len() - 1) * part / 1000].as_secs_f64() * 1e3;
+    println!(
+        "  {name:<22} {:>7} commits  median {:>8.3} ms  99 % {:>8.3} ms  longest {:>8.1} ms  {visited:>9} units",
+        took.len(),
+        at(500),
+        at(990),
+        at(1000),
+    );
+}
+
+fn case(lab: &mut Lab, verify: bool, pace: (&str, u64, u64), seconds: u64) {
+    lab.pace(0, 0);
+    let store = lab.store();
+    let fs = Fs::open(store.clone()).unwrap();
+    let name = format!("{} {verify}", pace.0);
+    let dir = fs.mkdir(&USER, Ino::ROOT, name.as_bytes(), 0o755).unwrap().ino;
+    fs.sync().unwrap();
+    lab.pace(pace.1, pace.2);
+    let (mut alone, mut beside, mut visited) = (Vec::new(), Vec::new(), 0);
+    for _ in 0..seconds.div_ceil(2) {
+        commits(&fs, dir, &mut alone);
+        let ended = AtomicBool::new(false);
+        visited += std::thread::scope(|scope| {
+            let traversal = scope.spawn(|| traverse(&store, verify, &ended));
+            commits(&fs, dir, &mut beside);
+            ended.store(true, Ordering::Relaxed);
+            traversal.join().unwrap()
+        });
+    }
+    lab.pace(0, 0);
+    println!("{}, a traversal that {}:", pace.0, if verify { "verifies each unit" } else { "reads nodes alone" });
+    show("alone", alone, 0);
+    show("beside the traversal", beside, visited);
+    fs.checkpoint().unwrap();
+}
+
+fn main() {
+    let asked = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
+    let (files, seconds) = asked.map_or(SHORT, |files: u64| (files, LONG_SECONDS));
+    let mut lab = Lab::new(files);
+    let begin = Instant::now();
+    let fs = Fs::format(lab.store(), 0o755, 0, 0).unwrap();
+    fill(&fs, files);
+    println!("{files} files, {} pages of metadata, made in {:.1?}", fs.store().root().db.pages, begin.elapsed());
+    drop(fs);
+    for pace in PACES {
+        for verify in [false, true] {
+            case(&mut lab, verify, pace, seconds);
+        }
+    }
+}
