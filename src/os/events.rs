@@ -1,23 +1,36 @@
-//! What tells the daemon to look at its devices again: the kernel's word that a device came, went or changed (netlink), a file
-//! that changed (inotify), midnight or a clock that was set (timerfd), and somebody who wakes it (eventfd).
+//! Events that shorten the daemon's wait between two checks of its devices and files.
 //!
-//! All of these only shorten the wait. Nothing that they say is believed: whoever is woken looks for himself, and looks every now
-//! and then without being woken. So an event more does no harm, and one less delays.
+//! There are four sources of events:
+//!
+//! * a device came, went or changed, as the kernel's messages say (netlink);
+//! * a file changed (inotify);
+//! * it is midnight, or the clock was set (timerfd);
+//! * another thread ends the wait (eventfd).
+//!
+//! Nothing that a source says is trusted. After a wait, the caller examines devices and files itself, and it also does
+//! so from time to time without an event. So a false event does no harm, and a lost one only delays.
 
 use std::collections::BTreeSet;
-use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Multicast group of the kernel's own messages; udev's are in group 2 (lib/kobject_uevent.c).
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fs::inotify::{self, WatchFlags};
+use rustix::io::Errno;
+use rustix::net::netlink::{KOBJECT_UEVENT, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recvfrom, socket_with};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+
+/// Multicast group of the kernel's own messages (lib/kobject_uevent.c); udev sends its messages to group 2.
 const KERNEL_GROUP: u32 = 1;
 
-/// Longest message that is looked at: the kernel's buffer has 2048 bytes (`UEVENT_BUFFER_SIZE`, linux/kobject.h).
+/// Longest message that is examined; the kernel's buffer has 2048 bytes (`UEVENT_BUFFER_SIZE`, linux/kobject.h).
 const MESSAGE_BYTES: usize = 8192;
 
 /// Most messages that are read at one time.
@@ -29,7 +42,7 @@ const LINKS_MAX: usize = 40;
 /// What has happened since the last wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Happened {
-    /// A storage device came, went or changed, or nobody knows because messages were lost.
+    /// A storage device came, went or changed, or messages that may have said so were lost.
     pub devices: bool,
     /// Something changed in a folder on the way to one of the files.
     pub files: bool,
@@ -37,7 +50,7 @@ pub struct Happened {
     pub clock: bool,
 }
 
-/// The sources. Each may be missing, and then does not report.
+/// The sources of events. A source that the system does not offer is missing, and reports nothing.
 pub struct Events {
     devices: Option<OwnedFd>,
     files: Option<OwnedFd>,
@@ -46,27 +59,25 @@ pub struct Events {
     wake: Arc<OwnedFd>,
 }
 
-/// Ends a wait from another thread.
+/// Ends a wait of [`Events`] from another thread.
 #[derive(Clone)]
 pub struct Waker(Arc<OwnedFd>);
 
 impl Waker {
     /// Ends the wait under way, or the next one.
     pub fn wake(&self) {
-        let one = 1u64.to_ne_bytes();
-        // SAFETY: the descriptor is open for the life of `self`; eight bytes are read from `one`.
-        let _ = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        // The only failure is that of a full counter (`EAGAIN`), and that ends the wait as well.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
     }
 }
 
 impl Events {
-    /// Opens the sources. What is not available is logged, and is missing.
+    /// Opens the sources. A source that is not available is logged, and is missing.
     ///
     /// # Errors
-    /// When not even a waker can be made.
+    /// What eventfd(2) says when it cannot make the waker.
     pub fn open() -> io::Result<Self> {
-        // SAFETY: takes two integers.
-        let wake = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let available = |what: &str, opened: io::Result<OwnedFd>| {
             opened.inspect_err(|error| log::warn!("{what}: {error}; devices and files are looked at by the clock")).ok()
         };
@@ -76,35 +87,33 @@ impl Events {
             log::warn!("the kernel's messages about devices do not reach this network namespace: looking by the clock");
             None
         };
-        // SAFETY: takes two integers.
-        let clock =
-            owned(unsafe { libc::timerfd_create(libc::CLOCK_REALTIME, libc::TFD_CLOEXEC | libc::TFD_NONBLOCK) });
+        let clock = timerfd_create(TimerfdClockId::Realtime, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK);
         Ok(Self {
             devices,
             files: None,
             folders: BTreeSet::new(),
-            clock: available("no alarm clock", clock),
+            clock: available("no alarm clock", clock.map_err(io::Error::from)),
             wake: Arc::new(wake),
         })
     }
 
-    /// What ends a wait from another thread.
+    /// A handle that ends a wait from another thread.
     pub fn waker(&self) -> Waker {
         Waker(Arc::clone(&self.wake))
     }
 
-    /// Whether the kernel tells about devices.
+    /// Whether the kernel reports devices.
     pub fn sees_devices(&self) -> bool {
         self.devices.is_some()
     }
 
-    /// Whether the kernel tells about the files of the last [`follow`](Self::follow).
+    /// Whether the kernel reports the files of the last [`follow`](Self::follow).
     pub fn sees_files(&self) -> bool {
         self.files.is_some()
     }
 
-    /// From now on reports changes in the folders that hold these files, and in those of every symbolic link on the way: a file
-    /// may be replaced by exchanging a link far above it.
+    /// Reports, from now on, changes in the folders that hold these files and in those of every symbolic link on the
+    /// way. Exchanging a link far above a file replaces the file too.
     pub fn follow(&mut self, files: &[&Path]) {
         let folders: BTreeSet<PathBuf> = files.iter().flat_map(|file| folders_of(file)).collect();
         if self.files.is_some() && folders == self.folders {
@@ -126,54 +135,41 @@ impl Events {
     /// Sets the alarm to a moment of the wall clock, in seconds since 1970. It also goes off when the clock is set.
     pub fn alarm(&mut self, unix_s: u64) {
         let Some(clock) = &self.clock else { return };
-        let never = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        let at = libc::timespec { tv_sec: libc::time_t::try_from(unix_s).unwrap_or(libc::time_t::MAX), tv_nsec: 0 };
-        let setting = libc::itimerspec { it_interval: never, it_value: at };
-        let flags = libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET;
-        // SAFETY: `setting` is valid for the length of the call; the old setting is not asked for.
-        let set = unsafe { libc::timerfd_settime(clock.as_raw_fd(), flags, &raw const setting, std::ptr::null_mut()) };
-        if set < 0 {
-            log::warn!("the alarm clock cannot be set: {}", io::Error::last_os_error());
+        let at = Timespec { tv_sec: i64::try_from(unix_s).unwrap_or(i64::MAX), tv_nsec: 0 };
+        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: at };
+        let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
+        if let Err(error) = timerfd_settime(clock, flags, &once) {
+            log::warn!("the alarm clock cannot be set: {}", io::Error::from(error));
             self.clock = None;
         }
     }
 
-    /// Waits until something happens or somebody wakes us, at most `wait`.
+    /// Waits for an event or for a [`Waker`], at most `wait`.
     pub fn wait(&self, wait: Duration) -> Happened {
         let sources = [self.devices.as_ref(), self.files.as_ref(), self.clock.as_ref(), Some(&*self.wake)];
-        // poll(2) passes over negative descriptors.
-        let mut asked = sources.map(|source| libc::pollfd {
-            fd: source.map_or(-1, AsRawFd::as_raw_fd),
-            events: libc::POLLIN,
-            revents: 0,
-        });
-        let wait_ms = libc::c_int::try_from(wait.as_millis()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: `asked` is valid for its length during the call.
-        if unsafe { libc::poll(asked.as_mut_ptr(), asked.len() as libc::nfds_t, wait_ms) } <= 0 {
+        let mut asked: Vec<PollFd<'_>> =
+            sources.iter().flatten().map(|source| PollFd::new(*source, PollFlags::IN)).collect();
+        let limit = Timespec::try_from(wait).ok();
+        if poll(&mut asked, limit.as_ref()).is_err() {
             return Happened::default();
         }
-        let [devices, files, clock, wake] = asked.map(|answer| answer.revents != 0);
-        if wake {
-            drain(&self.wake);
+        let mut answers = asked.iter().map(|answer| !answer.revents().is_empty());
+        let [devices, files, clock, wake] = sources.map(|source| source.filter(|_| answers.next().unwrap_or_default()));
+        if let Some(wake) = wake {
+            drain(wake);
         }
         Happened {
-            devices: devices && self.devices.as_ref().is_some_and(read_messages),
-            files: files && self.files.as_ref().map(drain).is_some(),
-            clock: clock && self.clock.as_ref().map(drain).is_some(),
+            devices: devices.is_some_and(read_messages),
+            files: files.map(drain).is_some(),
+            clock: clock.map(drain).is_some(),
         }
     }
 }
 
-fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a system call has just returned it, and it has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// The kernel sends its messages to the first network namespace (and to those that its own user namespace owns: nobody can tell
-/// from inside, and missing events only delay).
+/// Whether the kernel's messages reach this process: the kernel sends them to the first network namespace.
+///
+/// It also sends them to other namespaces that the first user namespace owns. A process cannot tell whether its own is
+/// one of these, and missing events only delay.
 fn reaches_us() -> bool {
     let namespace = |path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     match (namespace("/proc/self/ns/net"), namespace("/proc/1/ns/net")) {
@@ -182,58 +178,39 @@ fn reaches_us() -> bool {
     }
 }
 
-/// A socket on which the kernel tells about devices.
+/// A socket that receives the kernel's messages about devices.
 fn listen() -> io::Result<OwnedFd> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: takes three integers.
-    let socket = owned(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_KOBJECT_UEVENT) })?;
-    // SAFETY: plain data; every field that counts is set below.
-    let mut address = unsafe { std::mem::zeroed::<libc::sockaddr_nl>() };
-    address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
-    address.nl_groups = KERNEL_GROUP;
-    let len = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
-    // SAFETY: `address` is a valid netlink address of this length.
-    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(KOBJECT_UEVENT))?;
+    bind(&socket, &SocketAddrNetlink::new(0, KERNEL_GROUP))?;
     Ok(socket)
 }
 
-/// Reads what has come. Says whether it is about storage, or incomplete.
+/// Reads the messages that have arrived. Says whether one of them is about storage, or may have been: it was too long,
+/// or lost.
 fn read_messages(socket: &OwnedFd) -> bool {
     let mut buf = [0u8; MESSAGE_BYTES];
     let mut about_storage = false;
     for _ in 0..MESSAGES_MAX {
-        // SAFETY: plain data, filled by the call below.
-        let mut from = unsafe { std::mem::zeroed::<libc::sockaddr_nl>() };
-        let mut len = size_of::<libc::sockaddr_nl>() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `buf.len()` bytes to `buf` and `len` bytes to `from`.
-        let received = unsafe {
-            libc::recvfrom(
-                socket.as_raw_fd(),
-                buf.as_mut_ptr().cast(),
-                buf.len(),
-                libc::MSG_TRUNC,
-                (&raw mut from).cast(),
-                &raw mut len,
-            )
-        };
-        match usize::try_from(received) {
-            // Only the kernel has this address; whoever else sends to us is not heard.
-            Ok(_) if from.nl_pid != 0 => {}
-            Ok(n) => about_storage |= buf.get(..n).is_none_or(is_about_storage),
-            Err(_) => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::WouldBlock => return about_storage,
-                error if error.kind() == io::ErrorKind::Interrupted => {}
-                // ENOBUFS: messages were lost.
-                _ => about_storage = true,
-            },
+        match recvfrom(socket, &mut buf, RecvFlags::TRUNC) {
+            Ok((_, len, from)) => {
+                // Only the kernel has the address 0; messages of any other sender are ignored.
+                let from = from.and_then(|from| SocketAddrNetlink::try_from(from).ok());
+                if from.is_some_and(|from| from.pid() == 0) {
+                    about_storage |= buf.get(..len).is_none_or(is_about_storage);
+                }
+            }
+            Err(Errno::WOULDBLOCK) => return about_storage,
+            Err(Errno::INTR) => {}
+            // ENOBUFS: messages were lost.
+            Err(_) => about_storage = true,
         }
     }
     true
 }
 
-/// Whether a message (`ACTION@DEVPATH`, then `KEY=VALUE`, each with a NUL behind it) is about a disk or what it hangs on.
+/// Whether a message (`ACTION@DEVPATH`, then `KEY=VALUE`, each with a NUL behind it) is about a disk, or about the bus
+/// or controller that it is attached to.
 fn is_about_storage(message: &[u8]) -> bool {
     let mut fields = message.split(|&byte| byte == 0);
     fields.any(|field| {
@@ -242,14 +219,12 @@ fn is_about_storage(message: &[u8]) -> bool {
     })
 }
 
-/// Reads and forgets what a descriptor that does not block has to say.
+/// Reads and discards everything that a descriptor has; the descriptor does not block.
 fn drain(fd: &OwnedFd) {
     let mut buf = [0u8; MESSAGE_BYTES];
     for _ in 0..MESSAGES_MAX {
-        // SAFETY: the kernel writes at most `buf.len()` bytes to `buf`.
-        let n = unsafe { libc::read(fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len()) };
-        // Also ECANCELED, which says that the clock was set.
-        if n <= 0 {
+        // An error ends it too: EAGAIN when nothing is left, ECANCELED when the clock was set.
+        if rustix::io::read(fd, &mut buf).unwrap_or(0) == 0 {
             return;
         }
     }
@@ -257,28 +232,23 @@ fn drain(fd: &OwnedFd) {
 
 /// An inotify descriptor for changes in `folders`.
 fn watch(folders: &BTreeSet<PathBuf>) -> io::Result<OwnedFd> {
-    // SAFETY: takes one integer.
-    let inotify = owned(unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) })?;
-    let what = libc::IN_CLOSE_WRITE
-        | libc::IN_CREATE
-        | libc::IN_DELETE
-        | libc::IN_MOVED_FROM
-        | libc::IN_MOVED_TO
-        | libc::IN_DELETE_SELF
-        | libc::IN_MOVE_SELF
-        | libc::IN_ATTRIB
-        | libc::IN_ONLYDIR;
+    let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    let what = WatchFlags::CLOSE_WRITE
+        | WatchFlags::CREATE
+        | WatchFlags::DELETE
+        | WatchFlags::MOVED_FROM
+        | WatchFlags::MOVED_TO
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF
+        | WatchFlags::ATTRIB
+        | WatchFlags::ONLYDIR;
     for folder in folders {
-        let path = CString::new(folder.as_os_str().as_bytes())?;
-        // SAFETY: `path` is a C string that outlives the call.
-        if unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), what) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        inotify::add_watch(&inotify, folder, what)?;
     }
     Ok(inotify)
 }
 
-/// The folder that holds `file`, and those that hold the symbolic links on the way to it; as far as they exist.
+/// The folder that holds `file`, and the folders that hold the symbolic links on the way to it, as far as they exist.
 fn folders_of(file: &Path) -> BTreeSet<PathBuf> {
     let mut folders = BTreeSet::new();
     let mut path = file.to_path_buf();

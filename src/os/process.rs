@@ -1,12 +1,15 @@
-//! What the daemon asks of its own process: leaving the terminal, signals, keeping secrets out of swap and core
-//! dumps, taking a mount down. These are the system calls that `std` does not wrap.
+//! System calls that concern the daemon's own process: leaving the terminal, signals, keeping secrets out of swap and
+//! core dumps, taking a mount down.
 
-use std::ffi::CString;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::fs::OpenOptions;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::mem::MaybeUninit;
 use std::path::Path;
+
+use rustix::mm::MlockAllFlags;
+use rustix::mount::UnmountFlags;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getgid, getuid, set_dumpable_behavior, setrlimit, setsid};
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::read_bounded;
 use crate::limits::PROC_BYTES_MAX;
@@ -17,13 +20,14 @@ const REPORT_BYTES_MAX: u64 = 64 << 10;
 /// The two sides of [`fork_daemon`].
 #[derive(Debug)]
 pub enum Side {
-    /// The command that was typed; it waits for the daemon's [`Report`].
+    /// The process that the user started; it waits for the daemon's [`Report`].
     Command(Waiter),
     /// The daemon, in a session of its own.
     Daemon(Notifier),
 }
 
-/// What a daemon tells the command that started it: 0 for "the folder is usable", else an exit code and why.
+/// What a daemon tells the command that started it: code 0 for "the folder is usable", else an exit code and the
+/// reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// Exit code for the command.
@@ -35,11 +39,11 @@ pub struct Report {
 /// The command's end of the pipe from its daemon.
 #[derive(Debug)]
 pub struct Waiter {
-    pipe: File,
+    pipe: PipeReader,
 }
 
 impl Waiter {
-    /// Waits until the daemon reports or ends. `None` when it ended without a word.
+    /// Waits until the daemon reports or ends. `None` when it ended without a report.
     pub fn wait(mut self) -> Option<Report> {
         let mut bytes = Vec::new();
         // A read error means the same as an early end: nobody reported.
@@ -52,19 +56,16 @@ impl Waiter {
 /// The daemon's end of the pipe to the command that started it.
 #[derive(Debug)]
 pub struct Notifier {
-    pipe: File,
+    pipe: PipeWriter,
 }
 
 impl Notifier {
     /// Tells the command that the folder is usable, and lets go of the terminal.
     pub fn ready(self) -> io::Result<()> {
         let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-        for target in 0..=2 {
-            // SAFETY: dup2 takes two descriptor numbers; `null` is open for the whole call.
-            if unsafe { libc::dup2(null.as_raw_fd(), target) } < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
+        dup2_stdin(&null)?;
+        dup2_stdout(&null)?;
+        dup2_stderr(&null)?;
         self.send(&Report { code: 0, message: String::new() })
     }
 
@@ -90,22 +91,13 @@ pub fn fork_daemon() -> io::Result<Side> {
     if std::fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::other("a daemon can only be split off before the first thread is started"));
     }
-    let mut ends = [0; 2];
-    // SAFETY: `ends` has room for the two descriptors that pipe2 stores.
-    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: both descriptors were just made by pipe2 and have no other owner.
-    let (reader, writer) = unsafe { (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1])) };
+    let (reader, writer) = io::pipe()?;
     // SAFETY: the process has exactly one thread (checked above), so the child may go on as a normal process.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(reader);
-            // SAFETY: setsid takes no arguments and touches no memory.
-            if unsafe { libc::setsid() } < 0 {
-                return Err(io::Error::last_os_error());
-            }
+            setsid()?;
             std::env::set_current_dir("/")?;
             Ok(Side::Daemon(Notifier { pipe: writer }))
         }
@@ -113,22 +105,21 @@ pub fn fork_daemon() -> io::Result<Side> {
     }
 }
 
-/// What [`harden`] could not do; each is worth a warning and none stops the daemon.
+/// What [`harden`] could not do. Each entry is worth a warning, and none stops the daemon.
 pub type Shortfalls = Vec<(&'static str, io::Error)>;
 
-/// Keeps secrets in memory where they are: no core dumps, no ptrace by other processes of the same user, no swap.
+/// Keeps secrets inside the process's memory: no core dumps, and no ptrace by other processes of the same user.
 pub fn harden() -> Shortfalls {
     let mut shortfalls = Shortfalls::new();
-    let mut note = |what, result: i32| {
-        if result < 0 {
-            shortfalls.push((what, io::Error::last_os_error()));
+    let mut note = |what, result: rustix::io::Result<()>| {
+        if let Err(error) = result {
+            shortfalls.push((what, error.into()));
         }
     };
-    // SAFETY: PR_SET_DUMPABLE takes one integer.
-    note("switching core dumps off (PR_SET_DUMPABLE)", unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) });
-    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `none` is a valid rlimit for the length of the call.
-    note("limiting core dumps to nothing (RLIMIT_CORE)", unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) });
+    let undumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    note("switching core dumps off (PR_SET_DUMPABLE)", undumpable);
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    note("limiting core dumps to nothing (RLIMIT_CORE)", setrlimit(Resource::Core, none));
     shortfalls
 }
 
@@ -137,19 +128,15 @@ pub fn harden() -> Shortfalls {
 /// # Errors
 /// What mlockall(2) says, typically that `RLIMIT_MEMLOCK` is too small.
 pub fn lock_memory() -> io::Result<()> {
-    // MCL_ONFAULT: without it every thread's whole stack and buffer would be faulted in at once.
-    // SAFETY: mlockall takes flags only.
-    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    // ONFAULT: without it, every thread's whole stack and buffer would be faulted in at once.
+    let flags = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+    Ok(rustix::mm::mlockall(flags)?)
 }
 
-/// Memory of the machine, in bytes; 0 when the system does not say.
+/// Memory of the machine, in bytes.
 pub fn memory_bytes() -> u64 {
-    // SAFETY: sysconf takes a number and reads nothing of ours.
-    let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
-    u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(size).unwrap_or(0))
+    let system = rustix::system::sysinfo();
+    (system.totalram as u64).saturating_mul(system.mem_unit.into())
 }
 
 /// The signals that end the daemon in an orderly way, blocked for every thread started afterwards.
@@ -164,20 +151,21 @@ impl EndSignals {
     /// # Errors
     /// What pthread_sigmask(3) says.
     pub fn block() -> io::Result<Self> {
-        // SAFETY: sigset_t is plain data and sigemptyset initialises it before use.
-        let mut set = unsafe { std::mem::zeroed::<libc::sigset_t>() };
-        // SAFETY: `set` is valid for the three kinds of call; the old mask is not asked for.
-        let result = unsafe {
-            libc::sigemptyset(&mut set);
+        // sigemptyset(3) of glibc leaves most of the structure as it was.
+        let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: zeros are a valid `sigset_t`, and `set` outlives each call; the old mask is not asked for.
+        let (set, result) = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
             for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-                libc::sigaddset(&mut set, signal);
+                libc::sigaddset(set.as_mut_ptr(), signal);
             }
-            libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut())
+            let result = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
+            (set.assume_init(), result)
         };
         if result != 0 { Err(io::Error::from_raw_os_error(result)) } else { Ok(Self { set }) }
     }
 
-    /// Waits for one of them and returns its number.
+    /// Waits for one of these signals and returns its number.
     ///
     /// # Errors
     /// What sigwait(3) says.
@@ -198,7 +186,7 @@ pub struct Identity {
     pub gid: u32,
     /// Process number.
     pub pid: u32,
-    /// The user who logged in, whatever became of the user since (`/proc/self/loginuid`, set by pam_loginuid(8)).
+    /// The user who logged in, also after a change of user (`/proc/self/loginuid`, set by pam_loginuid(8)).
     pub login_uid: Option<u32>,
     /// Name of that user, else of `uid`, when `/etc/passwd` has it.
     pub name: Option<String>,
@@ -206,13 +194,12 @@ pub struct Identity {
     pub host: String,
 }
 
-/// Looks at the process.
+/// The identity of this process, read anew.
 pub fn identity() -> Identity {
-    // SAFETY: getuid and getgid take nothing and cannot fail.
-    let (uid, gid) = unsafe { (libc::getuid(), libc::getgid()) };
+    let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
     let text = |path: &str| read_bounded(Path::new(path), PROC_BYTES_MAX).ok().flatten().unwrap_or_default();
     let text = |path: &str| String::from_utf8_lossy(&text(path)).trim().to_owned();
-    // All ones: nobody has logged in, e.g. a service.
+    // All ones: nobody has logged in, as for a service.
     let login_uid = text("/proc/self/loginuid").parse().ok().filter(|uid| *uid != u32::MAX);
     let name = name_of(&text("/etc/passwd"), login_uid.unwrap_or(uid));
     Identity { uid, gid, pid: std::process::id(), login_uid, name, host: text("/proc/sys/kernel/hostname") }
@@ -230,12 +217,12 @@ fn name_of(passwd: &str, uid: u32) -> Option<String> {
 /// How a mount is taken down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unmount {
-    /// Only when nobody uses it.
+    /// Only when no process uses the mount.
     Plain,
-    /// At once from the tree, and for good when the last user is gone (`MNT_DETACH`).
+    /// Out of the tree at once, and completely when the last process that uses the mount is gone (`MNT_DETACH`).
     Lazy,
-    /// When nobody uses it, nor has since the last call of this kind, which only marked it (`MNT_EXPIRE`): otherwise
-    /// `EBUSY` or `EAGAIN`.
+    /// Only when no process uses the mount, nor has used it since the last call of this kind, which only marked it
+    /// (`MNT_EXPIRE`). Otherwise the call fails with `EBUSY` or `EAGAIN`.
     Expired,
 }
 
@@ -244,28 +231,22 @@ pub enum Unmount {
 /// # Errors
 /// What the system call says: `EBUSY`, `EINVAL` (not a mount point), `EPERM`.
 pub fn unmount(mountpoint: &Path, how: Unmount) -> io::Result<()> {
-    let path = CString::new(mountpoint.as_os_str().as_bytes())?;
     let flags = match how {
-        Unmount::Plain => 0,
-        Unmount::Lazy => libc::MNT_DETACH,
-        Unmount::Expired => libc::MNT_EXPIRE,
+        Unmount::Plain => UnmountFlags::empty(),
+        Unmount::Lazy => UnmountFlags::DETACH,
+        Unmount::Expired => UnmountFlags::EXPIRE,
     };
-    // SAFETY: `path` is a C string that outlives the call.
-    if unsafe { libc::umount2(path.as_ptr(), flags | libc::UMOUNT_NOFOLLOW) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    Ok(rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW)?)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::os::fd::OwnedFd;
 
     fn pipe() -> (Waiter, Notifier) {
         let (reader, writer) = io::pipe().unwrap();
-        (Waiter { pipe: File::from(OwnedFd::from(reader)) }, Notifier { pipe: File::from(OwnedFd::from(writer)) })
+        (Waiter { pipe: reader }, Notifier { pipe: writer })
     }
 
     #[test]
