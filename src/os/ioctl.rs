@@ -1,33 +1,20 @@
-//! The questions that are put to an open device by ioctl(2): sizes, who it is, what its driver has below it.
+//! Questions that ioctl(2) puts to an open device: its size, its identity, what its driver uses below it.
 //!
-//! Every question only reads. Answers are bytes or plain numbers; [`probe::live`](crate::probe::live) and `parse_dm_targets` make
-//! sense of them, and believe none of their lengths. A device gets `TIMEOUT_MS` for each command; when it does not
-//! answer, the kernel's error handling may take longer than that before the call returns.
+//! Every question only reads. The answers are bytes or plain numbers: [`probe::live`](crate::probe::live) and
+//! [`parse_dm_targets`] interpret them, and trust none of the lengths in them. A device has five seconds for each
+//! command. When it does not answer, the kernel's error handling may take longer than that before the call returns.
+
+mod request;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::DevNo;
-
-/// How long a device may take for one command, in milliseconds.
-const TIMEOUT_MS: u32 = 5000;
-
-/// `BLKSSZGET`, `BLKROGET`, `BLKGETSIZE64`, `BLKGETDISKSEQ` (linux/fs.h).
-const BLKSSZGET: u64 = 0x1268;
-const BLKROGET: u64 = 0x125E;
-const BLKGETSIZE64: u64 = 0x8008_1272;
-const BLKGETDISKSEQ: u64 = 0x8008_1280;
-/// `LOOP_GET_STATUS64` (linux/loop.h).
-const LOOP_GET_STATUS64: u64 = 0x4C05;
-/// `SG_IO` (scsi/sg.h).
-const SG_IO: u64 = 0x2285;
-/// `NVME_IOCTL_ID`, `NVME_IOCTL_ADMIN_CMD` (linux/nvme_ioctl.h).
-const NVME_IOCTL_ID: u64 = 0x4E40;
-const NVME_IOCTL_ADMIN_CMD: u64 = 0xC048_4E41;
-/// `DM_TABLE_DEPS`, `DM_TABLE_STATUS` (linux/dm-ioctl.h).
-const DM_TABLE_DEPS: u64 = 0xC138_FD0B;
-const DM_TABLE_STATUS: u64 = 0xC138_FD0C;
+use request::{
+    DM_ACTIVE_PRESENT, DM_BUFFER_FULL, DM_DATA, DM_DEPS, DM_HEADER, DM_INACTIVE_PRESENT, DM_INTERNAL_SUSPEND,
+    DM_STATUS, DM_SUSPEND, DmQuestion, IDENTIFY_BYTES, NvmeCommand, Request, SENSE_BYTES, ScsiTransfer,
+};
 
 /// Answers of an NVMe namespace and its controller, as they came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,7 +38,7 @@ pub struct ScsiAnswers {
     pub serial: Vec<u8>,
     /// INQUIRY page 0x83.
     pub designators: Vec<u8>,
-    /// MODE SENSE(10) of page 8, when it has one.
+    /// MODE SENSE(10) of page 8, when the disk has that page.
     pub caching: Option<Vec<u8>>,
     /// IDENTIFY DEVICE of an ATA disk.
     pub ata: Option<Vec<u8>>,
@@ -64,7 +51,7 @@ pub struct DmTable {
     pub targets: Vec<String>,
     /// The devices that the table uses.
     pub devices: Vec<DevNo>,
-    /// Whether it is suspended: transfers wait, and a new table may be put in.
+    /// Whether the device is suspended: transfers wait, and a new table may be put in.
     pub suspended: bool,
     /// Whether a table is in use.
     pub active: bool,
@@ -79,134 +66,53 @@ pub struct LoopStatus {
     pub fs_device: DevNo,
     /// Inode of the file.
     pub inode: u64,
-    /// The block device it is bound to, when it is bound to one instead of a file.
+    /// The block device that the loop device is bound to, when that is not a file.
     pub block_device: Option<DevNo>,
     /// First byte that the device shows.
     pub offset: u64,
 }
 
-/// `struct loop_info64` of linux/loop.h.
-#[repr(C)]
-struct LoopInfo64 {
-    device: u64,
-    inode: u64,
-    rdevice: u64,
-    offset: u64,
-    sizelimit: u64,
-    number: u32,
-    encrypt_type: u32,
-    encrypt_key_size: u32,
-    flags: u32,
-    file_name: [u8; 64],
-    crypt_name: [u8; 64],
-    encrypt_key: [u8; 32],
-    init: [u64; 2],
-}
-
-const _: () = assert!(size_of::<LoopInfo64>() == 232);
-
-/// `struct sg_io_hdr` of scsi/sg.h.
-#[repr(C)]
-struct SgIoHdr {
-    interface_id: libc::c_int,
-    dxfer_direction: libc::c_int,
-    cmd_len: u8,
-    mx_sb_len: u8,
-    iovec_count: u16,
-    dxfer_len: u32,
-    dxferp: *mut u8,
-    cmdp: *const u8,
-    sbp: *mut u8,
-    timeout: u32,
-    flags: u32,
-    pack_id: libc::c_int,
-    usr_ptr: *mut u8,
-    status: u8,
-    masked_status: u8,
-    msg_status: u8,
-    sb_len_wr: u8,
-    host_status: u16,
-    driver_status: u16,
-    resid: libc::c_int,
-    duration: u32,
-    info: u32,
-}
-
-/// `struct nvme_passthru_cmd` of linux/nvme_ioctl.h.
-#[repr(C)]
-#[derive(Default)]
-struct NvmeCommand {
-    opcode: u8,
-    flags: u8,
-    reserved: u16,
-    nsid: u32,
-    cdw2: u32,
-    cdw3: u32,
-    metadata: u64,
-    addr: u64,
-    metadata_len: u32,
-    data_len: u32,
-    cdw10: u32,
-    cdw11: u32,
-    cdw12: u32,
-    cdw13: u32,
-    cdw14: u32,
-    cdw15: u32,
-    timeout_ms: u32,
-    result: u32,
-}
-
-const _: () = assert!(size_of::<NvmeCommand>() == 72);
-
 /// What the loop driver says of an open loop device.
 pub fn loop_status(fd: BorrowedFd<'_>) -> io::Result<LoopStatus> {
-    let mut info = std::mem::MaybeUninit::<LoopInfo64>::zeroed();
-    // SAFETY: the ioctl fills at most a `struct loop_info64`, whose layout `LoopInfo64` has.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), LOOP_GET_STATUS64 as _, info.as_mut_ptr()) })?;
-    // SAFETY: zeroed before, and every bit pattern is a valid value.
-    let info = unsafe { info.assume_init() };
+    let mut info = request::EMPTY_LOOP_INFO;
+    request::LOOP_STATUS.send(fd, &mut info)?;
     Ok(LoopStatus {
-        fs_device: DevNo::from_raw(info.device),
-        inode: info.inode,
-        block_device: (info.rdevice != 0).then(|| DevNo::from_raw(info.rdevice)),
-        offset: info.offset,
+        fs_device: DevNo::from_raw(info.lo_device),
+        inode: info.lo_inode,
+        block_device: (info.lo_rdevice != 0).then(|| DevNo::from_raw(info.lo_rdevice)),
+        offset: info.lo_offset,
     })
 }
 
 /// Size in bytes of an open block device.
 pub fn size_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut size = 0u64;
-    // SAFETY: the ioctl writes one u64.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETSIZE64 as _, &raw mut size) })?;
+    let mut size = 0;
+    request::SIZE_BYTES.send(fd, &mut size)?;
     Ok(size)
 }
 
 /// Logical block size in bytes of an open block device.
 pub fn logical_block_size(fd: BorrowedFd<'_>) -> io::Result<u32> {
-    let mut size: libc::c_int = 0;
-    // SAFETY: the ioctl writes one int.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKSSZGET as _, &raw mut size) })?;
-    u32::try_from(size).map_err(io::Error::other)
+    Ok(rustix::fs::ioctl_blksszget(fd)?)
 }
 
 /// Whether an open block device is read-only.
 pub fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut flag: libc::c_int = 0;
-    // SAFETY: the ioctl writes one int.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKROGET as _, &raw mut flag) })?;
+    let mut flag = 0;
+    request::READ_ONLY.send(fd, &mut flag)?;
     Ok(flag != 0)
 }
 
 /// The kernel's sequence number of an open disk (Linux 5.15).
 pub fn diskseq(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut sequence = 0u64;
-    // SAFETY: the ioctl writes one u64.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETDISKSEQ as _, &raw mut sequence) })?;
+    let mut sequence = 0;
+    request::DISKSEQ.send(fd, &mut sequence)?;
     Ok(sequence)
 }
 
-/// Asks a SCSI disk who it is (SPC-4: INQUIRY, its pages 0x80 and 0x83, the caching mode page), and an ATA one behind
-/// the kernel's translation also directly (ACS-3: IDENTIFY DEVICE): the translation answers from the kernel's memory.
+/// Asks a SCSI disk for its identity (SPC-4: INQUIRY, its pages 0x80 and 0x83, the caching mode page). An ATA disk
+/// behind the kernel's translation is also asked directly (ACS-3: IDENTIFY DEVICE), since the translation answers from
+/// the kernel's memory.
 pub fn scsi_inquiry(fd: BorrowedFd<'_>, ata: bool) -> io::Result<ScsiAnswers> {
     let page = |page: u8, len: u16| {
         let [high, low] = len.to_be_bytes();
@@ -216,7 +122,7 @@ pub fn scsi_inquiry(fd: BorrowedFd<'_>, ata: bool) -> io::Result<ScsiAnswers> {
         standard: scsi_read(fd, &[0x12, 0, 0, 0, 96, 0], 96)?,
         serial: page(0x80, 252)?,
         designators: page(0x83, 2048)?,
-        // Not every disk has a caching page; the kernel then takes it for one without a volatile cache.
+        // Not every disk has a caching page; the kernel takes a disk without one for a disk without a volatile cache.
         caching: scsi_read(fd, &[0x5A, 8, 8, 0, 0, 0, 0, 0, 64, 0], 64).ok(),
         // ATA PASS-THROUGH(16), PIO data-in, one block (SAT-3, 12.2.2).
         ata: match ata {
@@ -226,8 +132,8 @@ pub fn scsi_inquiry(fd: BorrowedFd<'_>, ata: bool) -> io::Result<ScsiAnswers> {
     })
 }
 
-/// One command that reads at most `len` bytes from the device. A unit attention (the disk was reset, say) is told once
-/// and fails the command that happens to come next: that one is sent again.
+/// One command that reads at most `len` bytes from the device. A disk reports a unit attention (it was reset, say)
+/// once, by failing the next command, whichever that is: the command is sent again.
 fn scsi_read(fd: BorrowedFd<'_>, command: &[u8], len: u16) -> io::Result<Vec<u8>> {
     match scsi_command(fd, command, len) {
         Err(failed) if failed.unit_attention => scsi_command(fd, command, len),
@@ -243,35 +149,9 @@ struct ScsiFailed {
 
 fn scsi_command(fd: BorrowedFd<'_>, command: &[u8], len: u16) -> Result<Vec<u8>, ScsiFailed> {
     let mut data = vec![0u8; usize::from(len)];
-    let mut sense = [0u8; 64];
-    let mut header = SgIoHdr {
-        interface_id: 'S' as libc::c_int,
-        dxfer_direction: -3, // SG_DXFER_FROM_DEV
-        cmd_len: command.len() as u8,
-        mx_sb_len: sense.len() as u8,
-        iovec_count: 0,
-        dxfer_len: len.into(),
-        dxferp: data.as_mut_ptr(),
-        cmdp: command.as_ptr(),
-        sbp: sense.as_mut_ptr(),
-        timeout: TIMEOUT_MS,
-        flags: 0,
-        pack_id: 0,
-        usr_ptr: std::ptr::null_mut(),
-        status: 0,
-        masked_status: 0,
-        msg_status: 0,
-        sb_len_wr: 0,
-        host_status: 0,
-        driver_status: 0,
-        resid: 0,
-        duration: 0,
-        info: 0,
-    };
-    // SAFETY: `SgIoHdr` has the layout of `struct sg_io_hdr`; its three pointers lead to live buffers of the lengths
-    // it gives, and the call returns only when the command is over.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), SG_IO as _, &raw mut header) })
-        .map_err(|error| ScsiFailed { error, unit_attention: false })?;
+    let mut sense = [0u8; SENSE_BYTES];
+    let mut header = ScsiTransfer::read(command, &mut data, &mut sense);
+    request::SCSI.send(fd, &mut header).map_err(|error| ScsiFailed { error, unit_attention: false })?;
     if header.status != 0 || header.host_status != 0 || header.driver_status & 0x0F != 0 {
         let error = io::Error::other(format!(
             "command {:#04x} failed: status {:#x}, host {:#x}, driver {:#x}",
@@ -293,15 +173,14 @@ fn sense_key(sense: &[u8]) -> Option<u8> {
     }
 }
 
-/// Asks an NVMe namespace and its controller who they are (NVMe base specification, Identify: CNS 1, 0 and 3).
+/// Asks an NVMe namespace and its controller for their identity (NVMe base specification, Identify: CNS 1, 0 and 3).
 pub fn nvme_identify(fd: BorrowedFd<'_>) -> io::Result<NvmeAnswers> {
-    // SAFETY: NVME_IOCTL_ID takes no argument.
-    let nsid = unsafe { libc::ioctl(fd.as_raw_fd(), NVME_IOCTL_ID as _) };
-    check(nsid)?;
-    nvme_identify_namespace(fd, nsid as u32)
+    let nsid = request::NVME_ID.send(fd, &mut ())?;
+    nvme_identify_namespace(fd, nsid)
 }
 
-/// Asks the controller behind `fd`, which may be its own node, who it is and what it says of a namespace.
+/// Asks the controller behind `fd`, which may be the controller's own node, for its identity and for that of a
+/// namespace.
 pub fn nvme_identify_namespace(fd: BorrowedFd<'_>, nsid: u32) -> io::Result<NvmeAnswers> {
     let whole = |nsid, cns| {
         let (status, data) = nvme_read(fd, nsid, cns)?;
@@ -314,61 +193,20 @@ pub fn nvme_identify_namespace(fd: BorrowedFd<'_>, nsid: u32) -> io::Result<Nvme
     Ok(NvmeAnswers { nsid, controller, namespace, descriptors })
 }
 
+/// The status of an Identify command, and what it read.
 fn nvme_read(fd: BorrowedFd<'_>, nsid: u32, cns: u32) -> io::Result<(u32, Vec<u8>)> {
-    let mut data = vec![0u8; 4096];
-    let mut command = NvmeCommand {
-        opcode: 6, // Identify
-        nsid,
-        addr: data.as_mut_ptr().expose_provenance() as u64,
-        data_len: 4096,
-        cdw10: cns,
-        timeout_ms: TIMEOUT_MS,
-        ..NvmeCommand::default()
-    };
-    // SAFETY: `NvmeCommand` has the layout of `struct nvme_passthru_cmd`; Identify writes at most 4096 bytes to `addr`,
-    // which `data` has, and the call returns only when the command is over.
-    let status = unsafe { libc::ioctl(fd.as_raw_fd(), NVME_IOCTL_ADMIN_CMD as _, &raw mut command) };
-    check(status)?;
-    Ok((status as u32, data))
+    let mut data = Box::new([0u8; IDENTIFY_BYTES]);
+    let status = request::NVME_ADMIN.send(fd, &mut NvmeCommand::identify(nsid, cns, &mut data))?;
+    Ok((status, (data as Box<[u8]>).into_vec()))
 }
 
-/// Room for an answer of the device mapper, in bytes.
-const DM_DATA: usize = 16 << 10;
-/// Flags of linux/dm-ioctl.h.
-const DM_SUSPEND: u32 = 1 << 1;
-const DM_ACTIVE_PRESENT: u32 = 1 << 5;
-const DM_INACTIVE_PRESENT: u32 = 1 << 6;
-const DM_BUFFER_FULL: u32 = 1 << 8;
-const DM_NOFLUSH: u32 = 1 << 11;
-const DM_INTERNAL_SUSPEND: u32 = 1 << 18;
-
-/// `struct dm_ioctl` of linux/dm-ioctl.h, and room for the answer.
-#[repr(C)]
-struct DmIoctl {
-    version: [u32; 3],
-    data_size: u32,
-    data_start: u32,
-    target_count: u32,
-    open_count: i32,
-    flags: u32,
-    event_nr: u32,
-    padding: u32,
-    dev: u64,
-    name: [u8; 128],
-    uuid: [u8; 129],
-    end: [u8; 7],
-    data: [u8; DM_DATA],
-}
-
-const _: () = assert!(size_of::<DmIoctl>() == 312 + DM_DATA);
-
-/// The table of a device of the device mapper, by its control node.
+/// The table of a device of the device mapper, asked of the device mapper's control node.
 ///
-/// Types of targets come from their *status*, devices from the table's *dependencies*: the table itself
-/// (`DM_STATUS_TABLE_FLAG`) would show the keys of dm-crypt, which have no business in our memory.
+/// Types of targets come from their *status*, devices from the table's *dependencies*. The table itself
+/// (`DM_STATUS_TABLE_FLAG`) would show the keys of dm-crypt, which have no business in this process's memory.
 pub fn dm_table(control: &File, dev: DevNo) -> io::Result<DmTable> {
-    let status = dm_ask(control, DM_TABLE_STATUS, dev)?;
-    let deps = dm_ask(control, DM_TABLE_DEPS, dev)?;
+    let status = dm_ask(control, &DM_STATUS, dev)?;
+    let deps = dm_ask(control, &DM_DEPS, dev)?;
     let malformed = || io::Error::other("the device mapper's answer is malformed");
     Ok(DmTable {
         targets: parse_dm_targets(&status.data, status.target_count).ok_or_else(malformed)?,
@@ -379,27 +217,10 @@ pub fn dm_table(control: &File, dev: DevNo) -> io::Result<DmTable> {
     })
 }
 
-fn dm_ask(control: &File, request: u64, dev: DevNo) -> io::Result<Box<DmIoctl>> {
-    let minor = u64::from(dev.minor);
-    let mut question = Box::new(DmIoctl {
-        version: [4, 0, 0],
-        data_size: size_of::<DmIoctl>() as u32,
-        data_start: 312,
-        target_count: 0,
-        open_count: 0,
-        flags: DM_NOFLUSH,
-        event_nr: 0,
-        padding: 0,
-        dev: (minor & 0xFF) | (u64::from(dev.major) << 8) | ((minor & !0xFF) << 12),
-        name: [0; 128],
-        uuid: [0; 129],
-        end: [0; 7],
-        data: [0; DM_DATA],
-    });
-    // SAFETY: `DmIoctl` begins with a `struct dm_ioctl` that says the length of the whole, within which the kernel
-    // writes; every bit pattern is a valid value.
-    check(unsafe { libc::ioctl(control.as_raw_fd(), request as _, &raw mut *question) })?;
-    if question.flags & DM_BUFFER_FULL != 0 || question.data_start != 312 {
+fn dm_ask(control: &File, request: &Request<DmQuestion>, dev: DevNo) -> io::Result<Box<DmQuestion>> {
+    let mut question = DmQuestion::about(dev);
+    request.send(control.as_fd(), &mut question)?;
+    if question.flags & DM_BUFFER_FULL != 0 || question.data_start != DM_HEADER {
         return Err(io::Error::other(format!("the table of {dev} does not fit in {DM_DATA} bytes")));
     }
     Ok(question)
@@ -432,10 +253,6 @@ fn parse_dm_devices(data: &[u8]) -> Option<Vec<DevNo>> {
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
