@@ -1,22 +1,25 @@
-//! Linux asynchronous I/O (io_submit(2)): several direct writes to one device under way at once, and one wait for all; and
-//! reads that need not be waited for to the end.
+//! Linux asynchronous I/O (io_submit(2)): several direct writes to one device at once, with one wait for all of them,
+//! and reads that a thread need not await to their end.
 //!
-//! A thread that writes to two places one after the other sleeps and wakes twice, which for small writes to a fast device
-//! takes longer than the writes. And a thread in read(2) of a disk that does not answer sleeps until the kernel gives the disk up, which
-//! for some takes minutes; nothing can wake it. An asynchronous read takes as long as a plain one, and is left behind
-//! ([`Pending`]) when it takes too long. Handing it to the kernel can take long too, which nothing here bounds: while a driver resets
-//! its device, or when the device has as many requests as it takes. Where the kernel has no asynchronous I/O, the caller does one
-//! transfer after the other, each to its end.
+//! A thread that writes to two places one after the other sleeps and wakes twice. For small writes to a fast device
+//! that takes longer than the writes.
+//!
+//! A thread in read(2) of a disk that does not answer sleeps until the kernel gives the disk up, which for some disks
+//! takes minutes. Nothing can wake it. An asynchronous read takes as long as a plain one, and the thread can leave it
+//! behind ([`Pending`]) when it takes too long.
+//!
+//! The submission itself is not bounded. It waits while a driver resets its device, and while the device has as many
+//! requests as it accepts. Where the kernel has no asynchronous I/O, the caller carries out one transfer after the
+//! other.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::AlignedBuf;
 
-/// Most writes that are under way together.
+/// Most writes of one [`Context::write`] that the kernel carries out together.
 pub const TOGETHER_MAX: usize = 32;
 
 /// `IOCB_CMD_PREAD` of linux/aio_abi.h.
@@ -34,7 +37,7 @@ struct Event {
     res2: i64,
 }
 
-/// One of several writes: the concatenation of `bufs` at `offset`.
+/// One of several writes: the concatenation of `bufs`, written at `offset`.
 pub struct Write<'a> {
     /// Byte offset on the device.
     pub offset: u64,
@@ -54,14 +57,14 @@ impl Write<'_> {
     }
 }
 
-/// What became of a write.
+/// The result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The kernel did not take it.
+    /// The kernel did not accept the write.
     NotSubmitted,
-    /// It wrote so many bytes.
+    /// The write has written so many bytes.
     Wrote(u64),
-    /// It failed with this errno.
+    /// The write failed with this errno.
     Failed(i32),
 }
 
@@ -93,7 +96,7 @@ impl Context {
             .collect();
         let mut list: Vec<*mut libc::iocb> = blocks.iter_mut().map(std::ptr::from_mut).collect();
         let submitted = self.submit(&mut list);
-        // The memory is the kernel's until each of them is done, whatever happens.
+        // The buffers belong to the kernel until each write is done, whatever happens.
         let mut outstanding = submitted;
         let mut events = [Event::default(); TOGETHER_MAX];
         while outstanding > 0 {
@@ -111,12 +114,16 @@ impl Context {
         outcomes
     }
 
-    /// Returns how many the kernel took, the first ones.
+    /// Submits transfers. Returns how many of them the kernel accepted: these are the first ones of `list`.
+    ///
+    /// Each control block is valid, and the memory that it names belongs to the kernel until its transfer is done. Both
+    /// callers see to that: [`write`](Self::write) returns only then, and [`read`] hands the memory to a [`Pending`].
     fn submit(&mut self, list: &mut [*mut libc::iocb]) -> usize {
         let mut taken = 0;
         while taken < list.len() {
             let rest = &mut list[taken..];
-            // SAFETY: `rest` points to that many valid control blocks, whose memory the caller keeps until they are done.
+            // SAFETY: `rest` points to that many valid control blocks, and the callers keep what they name, as said
+            // above.
             let n =
                 unsafe { libc::syscall(libc::SYS_io_submit, self.0, rest.len() as libc::c_long, rest.as_mut_ptr()) };
             match usize::try_from(n) {
@@ -140,14 +147,15 @@ impl Context {
         // SAFETY: the kernel writes at most `count` events, as many as there is room for, and may write to `limit`.
         let n = unsafe { libc::syscall(libc::SYS_io_getevents, self.0, count, count, events.as_mut_ptr(), limit) };
         if n < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            // Invariant: the context is valid and the memory ours, so this does not happen. If it did, giving the memory back
-            // would be worse than to wait: who waits for the replica has a limit.
+            // Invariant: the context and `events` are valid, so this does not happen. If it did, it would be worse to
+            // return buffers that the kernel may still use than to wait: whoever waits for the replica has a limit.
             std::thread::sleep(Duration::from_millis(1));
         }
         usize::try_from(n).unwrap_or(0)
     }
 
-    /// Waits for one transfer until `deadline`. Returns its result, a number of bytes or a negative errno, if it is done by then.
+    /// Waits for one transfer until `deadline`. Returns its result if it is done by then: a number of bytes, or a
+    /// negative errno.
     fn wait_until(&mut self, deadline: Instant) -> Option<i64> {
         let mut events = [Event::default()];
         loop {
@@ -162,30 +170,27 @@ impl Context {
     }
 }
 
-/// A read that is under way and that nobody waits for any more. The memory it goes to is kept until it is done: dropped before
-/// that, it is never freed.
+/// A read that is under way and that no thread waits for any more. The memory that it goes to is kept until the read is
+/// done. If this is dropped before that, the memory is never freed.
 pub struct Pending {
-    context: ManuallyDrop<Context>,
-    buf: ManuallyDrop<AlignedBuf>,
+    /// The context and the buffer of the read. Dropping takes them away when the kernel may still use them.
+    parts: Option<(Context, AlignedBuf)>,
     done: bool,
 }
 
 impl Pending {
-    /// Whether it has been answered.
+    /// Whether the device has answered.
     pub fn is_done(&mut self) -> bool {
-        self.done = self.done || self.context.wait_until(Instant::now()).is_some();
+        let answered = |(context, _): &mut (Context, AlignedBuf)| context.wait_until(Instant::now()).is_some();
+        self.done = self.done || self.parts.as_mut().is_none_or(answered);
         self.done
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if self.is_done() {
-            // SAFETY: each is dropped here and nowhere else, and neither is used afterwards.
-            unsafe {
-                ManuallyDrop::drop(&mut self.context);
-                ManuallyDrop::drop(&mut self.buf);
-            }
+        if !self.is_done() {
+            std::mem::forget(self.parts.take());
         }
     }
 }
@@ -197,25 +202,25 @@ fn errno(result: i64) -> i32 {
 
 /// How an asynchronous read ended.
 pub enum Read {
-    /// So many bytes were read, or it failed.
+    /// The read has read so many bytes, or failed.
     Done(AlignedBuf, io::Result<usize>),
-    /// Not at all yet.
+    /// The read is still under way.
     Pending(Pending),
-    /// The kernel did not take it.
+    /// The kernel did not accept the read.
     NotSubmitted(AlignedBuf),
 }
 
 thread_local! {
-    /// The thread's context for reads, and the process that it is of: a forked one has none of it.
+    /// The thread's context for reads, and the process that it belongs to: a forked process does not inherit it.
     static READS: RefCell<Option<(u32, Context)>> = const { RefCell::new(None) };
 }
 
-/// The thread's context for reads, which is free; `None` where the kernel has none for us.
+/// The thread's context for reads, with no read under way. `None` where the kernel offers none.
 fn take_context() -> Option<Context> {
     match READS.with_borrow_mut(Option::take) {
         Some((process, context)) if process == std::process::id() => Some(context),
         foreign => {
-            // Another process's, or none.
+            // A context of the process that forked this one is not destroyed: its number may be one of ours.
             std::mem::forget(foreign);
             Context::new(1).ok()
         }
@@ -230,8 +235,7 @@ pub fn read(file: BorrowedFd<'_>, offset: u64, mut buf: AlignedBuf, from: usize,
     let taken = context.submit(&mut [&raw mut block]);
     let outcome = if taken == 1 { context.wait_until(deadline) } else { Some(0) };
     let Some(result) = outcome else {
-        let (context, buf) = (ManuallyDrop::new(context), ManuallyDrop::new(buf));
-        return Read::Pending(Pending { context, buf, done: false });
+        return Read::Pending(Pending { parts: Some((context, buf)), done: false });
     };
     READS.set(Some((std::process::id(), context)));
     if taken == 0 {
@@ -242,12 +246,14 @@ pub fn read(file: BorrowedFd<'_>, offset: u64, mut buf: AlignedBuf, from: usize,
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: the context is ours, and nothing is under way in it.
+        // SAFETY: the number is that of a context of this process, which is not used again. No transfer is under way in
+        // it.
         unsafe { libc::syscall(libc::SYS_io_destroy, self.0) };
     }
 }
 
-/// A control block, with an address and a length as the operation wants them.
+/// A control block. The operation says what `address` and `length` are. The address is an integer, so the memory is
+/// exposed to whoever makes a pointer of it, here the kernel.
 fn block(operation: u16, file: BorrowedFd<'_>, address: usize, length: usize, offset: u64) -> libc::iocb {
     // SAFETY: a control block of zeros is a valid one.
     let mut block: libc::iocb = unsafe { std::mem::zeroed() };
@@ -261,7 +267,8 @@ fn block(operation: u16, file: BorrowedFd<'_>, address: usize, length: usize, of
 
 fn write_block(index: usize, write: &Write<'_>, file: BorrowedFd<'_>, durable: bool) -> libc::iocb {
     // `IoSlice` has the layout of `iovec`.
-    let mut block = block(PWRITEV, file, write.bufs.as_ptr().addr(), write.bufs.len(), write.offset);
+    let list = write.bufs.as_ptr().expose_provenance();
+    let mut block = block(PWRITEV, file, list, write.bufs.len(), write.offset);
     block.aio_data = index as u64;
     if durable {
         block.aio_rw_flags = libc::RWF_DSYNC as _;

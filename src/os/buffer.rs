@@ -1,24 +1,23 @@
 //! Memory for direct I/O, aligned to 4096 bytes.
 //!
-//! The memory of a [`AlignedBuf::scratch`] buffer goes to the next one of its size: the system would zero each of its pages
-//! anew, in a page fault each, and a sealed block costs little more than that.
+//! The memory of a [`AlignedBuf::scratch`] buffer is kept for the next scratch buffer of the same size. Without that,
+//! the kernel would have to zero each page anew, in a page fault each, which costs nearly as much as sealing a block.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
-use std::ptr::NonNull;
 
 use parking_lot::Mutex;
 
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::units::BLOCK_SIZE;
 
-/// Most bytes kept for later, of all threads.
+/// Most bytes of scratch buffers that are kept, for all threads together.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 
-/// Scratch buffers have 4096 bytes times a power of two, up to [`REQUEST_BYTES_MAX`]; larger ones are not kept.
+/// How many sizes of scratch buffers there are: 4096 bytes times a power of two, up to [`REQUEST_BYTES_MAX`]. Larger
+/// buffers are not kept.
 const SIZES: usize = (REQUEST_BYTES_MAX / BLOCK_SIZE).ilog2() as usize + 1;
 
-/// Buffers that nobody uses, by size.
+/// Scratch buffers that are not in use, by size.
 static KEPT: Mutex<Kept> = Mutex::new(Kept { bytes: 0, buffers: [const { Vec::new() }; SIZES] });
 
 struct Kept {
@@ -29,17 +28,15 @@ struct Kept {
 /// A buffer whose address and length are multiples of 4096 bytes, as direct I/O asks
 /// (open(2), `O_DIRECT`; statx(2), `STATX_DIOALIGN`).
 pub struct AlignedBuf {
-    start: NonNull<u8>,
+    /// The buffer, and what precedes and follows it because an allocation has any address.
+    memory: Vec<u8>,
+    /// Where the buffer begins in `memory`.
+    start: usize,
     len: usize,
-    /// Bytes allocated: `len` or, for a scratch buffer, the size that it is kept under.
+    /// Bytes from `start` on that may be used: `len` or, for a scratch buffer, the size that it is kept under.
     capacity: usize,
     scratch: bool,
 }
-
-// SAFETY: the buffer owns its memory; there is no interior mutability.
-unsafe impl Send for AlignedBuf {}
-// SAFETY: shared access only reads.
-unsafe impl Sync for AlignedBuf {}
 
 impl AlignedBuf {
     /// A zeroed buffer of `len` bytes, rounded up to a multiple of 4096 (at least 4096).
@@ -48,15 +45,15 @@ impl AlignedBuf {
         Self::allocate(len, len, false)
     }
 
-    /// A buffer of `len` bytes, rounded up to a multiple of 4096 (at least 4096), that holds zeros or what an earlier
-    /// scratch buffer held: for sealed bytes, never for secrets or plaintext.
+    /// A buffer of `len` bytes, rounded up to a multiple of 4096 (at least 4096). It holds zeros, or what an earlier
+    /// scratch buffer held: it is for sealed bytes, never for secrets or plaintext.
     pub fn scratch(len: usize) -> Self {
         let len = len.max(1).next_multiple_of(BLOCK_SIZE);
         let Some((class, capacity)) = size(len) else { return Self::allocate(len, len, false) };
         let mut kept = KEPT.lock();
         let reused = kept.buffers.get_mut(class).and_then(Vec::pop);
         if let Some(mut buffer) = reused {
-            kept.bytes -= capacity;
+            kept.bytes -= buffer.memory.len();
             buffer.len = len;
             return buffer;
         }
@@ -65,16 +62,12 @@ impl AlignedBuf {
     }
 
     fn allocate(len: usize, capacity: usize, scratch: bool) -> Self {
-        let layout = Self::layout(capacity);
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, len, capacity, scratch }
-    }
-
-    fn layout(len: usize) -> Layout {
-        // Invariant: `len` is a multiple of 4096 that an allocation of this process can have, so no overflow.
-        Layout::from_size_align(len, BLOCK_SIZE).expect("length of an aligned buffer")
+        // An aligned allocation would need unsafe code, and std fills it with zeros even where the system's pages are
+        // zero.
+        let memory = vec![0; capacity + (BLOCK_SIZE - 1)];
+        let address = memory.as_ptr().addr();
+        let start = address.next_multiple_of(BLOCK_SIZE) - address;
+        Self { memory, start, len, capacity, scratch }
     }
 }
 
@@ -90,16 +83,15 @@ impl Drop for AlignedBuf {
             && let Some((class, capacity)) = size(self.capacity)
         {
             let mut kept = KEPT.lock();
-            if kept.bytes + capacity <= KEPT_BYTES_MAX
+            if kept.bytes + self.memory.len() <= KEPT_BYTES_MAX
                 && let Some(buffers) = kept.buffers.get_mut(class)
             {
-                buffers.push(Self { start: self.start, len: capacity, capacity, scratch: true });
-                kept.bytes += capacity;
-                return;
+                let memory = std::mem::take(&mut self.memory);
+                let bytes = memory.len();
+                buffers.push(Self { memory, start: self.start, len: capacity, capacity, scratch: true });
+                kept.bytes += bytes;
             }
         }
-        // SAFETY: allocated in `allocate` with this same layout, and not handed on above.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.capacity)) }
     }
 }
 
@@ -107,15 +99,13 @@ impl Deref for AlignedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `start` points to `len` initialised bytes that live as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        &self.memory[self.start..][..self.len]
     }
 }
 
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and `&mut self` is the only access.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+        &mut self.memory[self.start..][..self.len]
     }
 }
 
