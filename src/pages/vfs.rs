@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -183,8 +184,9 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
 }
 
 unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, out: *mut c_void, len: c_int, offset: i64) -> c_int {
-    // SAFETY: `file` is open, `out` has room for `len` bytes.
-    let (store, out) = unsafe { (store(file), std::slice::from_raw_parts_mut(out.cast::<u8>(), len.max(0) as usize)) };
+    let len = len.max(0) as usize;
+    // SAFETY: `file` is open, `out` has room for `len` bytes, which may be uninitialised.
+    let (store, out) = unsafe { (store(file), std::slice::from_raw_parts_mut(out.cast::<MaybeUninit<u8>>(), len)) };
     let Ok(offset) = u64::try_from(offset) else { return ffi::SQLITE_IOERR_READ };
     let end = store.database_pages() * BLOCK_SIZE as u64;
     let mut page: Page = [0; BLOCK_SIZE];
@@ -193,7 +195,7 @@ unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, out: *mut c_void, len: c
         let position = offset + at as u64;
         if position >= end {
             // SQLite asks that the rest be zeros.
-            out[at..].fill(0);
+            out[at..].fill(MaybeUninit::new(0));
             return ffi::SQLITE_IOERR_SHORT_READ;
         }
         let within = (position % BLOCK_SIZE as u64) as usize;
@@ -205,7 +207,7 @@ unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, out: *mut c_void, len: c
                 _ => UNREADABLE_CODE,
             };
         }
-        out[at..at + part].copy_from_slice(&page[within..within + part]);
+        out[at..at + part].write_copy_of_slice(&page[within..within + part]);
         at += part;
     }
     ffi::SQLITE_OK
@@ -233,7 +235,7 @@ unsafe extern "C" fn truncate(file: *mut ffi::sqlite3_file, size: i64) -> c_int 
     if u64::try_from(size) == Ok(pages * BLOCK_SIZE as u64) { ffi::SQLITE_OK } else { ffi::SQLITE_IOERR_TRUNCATE }
 }
 
-unsafe extern "C" fn sync(_file: *mut ffi::sqlite3_file, _flags: c_int) -> c_int {
+extern "C" fn sync(_file: *mut ffi::sqlite3_file, _flags: c_int) -> c_int {
     ffi::SQLITE_OK
 }
 
@@ -243,7 +245,7 @@ unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut i64) -> 
     ffi::SQLITE_OK
 }
 
-unsafe extern "C" fn lock(_file: *mut ffi::sqlite3_file, _level: c_int) -> c_int {
+extern "C" fn lock(_file: *mut ffi::sqlite3_file, _level: c_int) -> c_int {
     ffi::SQLITE_OK
 }
 
@@ -253,19 +255,19 @@ unsafe extern "C" fn check_reserved_lock(_file: *mut ffi::sqlite3_file, out: *mu
     ffi::SQLITE_OK
 }
 
-unsafe extern "C" fn file_control(_file: *mut ffi::sqlite3_file, _op: c_int, _arg: *mut c_void) -> c_int {
+extern "C" fn file_control(_file: *mut ffi::sqlite3_file, _op: c_int, _arg: *mut c_void) -> c_int {
     ffi::SQLITE_NOTFOUND
 }
 
-unsafe extern "C" fn sector_size(_file: *mut ffi::sqlite3_file) -> c_int {
+extern "C" fn sector_size(_file: *mut ffi::sqlite3_file) -> c_int {
     BLOCK_SIZE as c_int
 }
 
-unsafe extern "C" fn device_characteristics(_file: *mut ffi::sqlite3_file) -> c_int {
+extern "C" fn device_characteristics(_file: *mut ffi::sqlite3_file) -> c_int {
     ffi::SQLITE_IOCAP_ATOMIC4K | ffi::SQLITE_IOCAP_SAFE_APPEND | ffi::SQLITE_IOCAP_POWERSAFE_OVERWRITE
 }
 
-unsafe extern "C" fn delete(_vfs: *mut ffi::sqlite3_vfs, _name: *const c_char, _sync_dir: c_int) -> c_int {
+extern "C" fn delete(_vfs: *mut ffi::sqlite3_vfs, _name: *const c_char, _sync_dir: c_int) -> c_int {
     ffi::SQLITE_OK
 }
 
