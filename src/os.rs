@@ -1,8 +1,9 @@
-//! What the operating system offers, as safe functions: asynchronous transfers, questions by ioctl(2), messages of the
-//! kernel, the own process, memory for direct I/O, files read with a bound.
+//! The services of the operating system, as safe functions: asynchronous transfers, questions by ioctl(2), messages of
+//! the kernel, calls about the own process, memory for direct I/O, bounded reads of files.
 //!
-//! All `unsafe` code of the program is here, but for SQLite's interface to files ([`pages::vfs`](crate::pages)). Nothing
-//! in this module knows what a volume is.
+//! Most system calls go through rustix, which has safe functions for them. What rustix lacks is called through libc,
+//! and all `unsafe` code of the program is here for that reason. The one exception is SQLite's interface to files
+//! ([`pages::vfs`](crate::pages)). Nothing in this module knows what a volume is.
 
 pub mod aio;
 pub mod buffer;

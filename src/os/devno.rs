@@ -1,4 +1,4 @@
-//! Numbers of devices, as the kernel counts them.
+//! The numbers by which the kernel knows devices.
 
 use serde::{Serialize, Serializer};
 

@@ -1,11 +1,14 @@
-//! Paths made absolute; small files and folders, read with a bound: whoever wrote them may be hostile.
+//! Absolute paths, and small files and folders that are read with a bound, because their author may be hostile.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Reads at most `max` bytes of a file; longer ones are an error. `None` if it does not exist.
+/// Reads a file of at most `max` bytes. `None` if it does not exist.
+///
+/// # Errors
+/// What the system says, and that the file has more bytes.
 pub fn read_bounded(path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
     let file = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
         Ok(file) => file,
@@ -20,8 +23,8 @@ pub fn read_bounded(path: &Path, max: usize) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Names in a directory, sorted, at most `max` + 1 of them: one too many says that there are more. None if there is no
-/// such directory.
+/// Names in a directory, sorted; none if there is no such directory. There are at most `max` + 1 of them, and that many
+/// mean that the directory may have more.
 pub fn list_bounded(path: &Path, max: usize) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
@@ -36,13 +39,13 @@ pub fn list_bounded(path: &Path, max: usize) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// The path from the root on, with its symbolic links; as it is when there is no working folder.
+/// The path from the root on, with its symbolic links. The path stays as it is when the process has no working folder.
 pub fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 /// The path from the root on, without symbolic links in its folders, as the mount table shows it. The last name is not
-/// touched: a dead mount would not answer.
+/// looked up, because a mount whose daemon is dead would not answer.
 pub fn mountpoint_path(path: &Path) -> PathBuf {
     let whole = absolute(path);
     match (whole.parent().and_then(|parent| parent.canonicalize().ok()), whole.file_name()) {
