@@ -6,25 +6,24 @@
 //! are memory that answers at once, or as solid-state drives or hard disks do.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../tests/common/lab.rs"]
-mod lab;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
-use std::io::IoSlice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use scelle::crypto::VolumeKey;
-use scelle::device::{BlockDevice, IdentifiedDevice, Result, Write, memory::MemoryDevice};
+use scelle::device::faulty::{Effect, Fault, FaultyDevice, Operation};
+use scelle::device::{BlockDevice, IdentifiedDevice, memory::MemoryDevice};
 use scelle::fs::{Caller, Fs};
 use scelle::label::{self, Root};
 use scelle::limits::LABEL_SIZE;
 use scelle::mirror::{Mirror, State};
 use scelle::pages::{Finding, Store, StoreOptions};
-use scelle::policy::ApprovedDevice;
-use scelle::probe::identity::{DeviceFacts, FactsError};
 use scelle::units::{BLOCK_SIZE, Ino, Uuid};
 use scelle::volume::{Item, Progress, Traversal};
+use support::documents::Documents;
 
 const VOLUME: Uuid = Uuid([1; 16]);
 
@@ -41,61 +40,8 @@ const LONG_SECONDS: u64 = 20;
 /// How devices answer: name, microseconds of a read and of a flush.
 const PACES: [(&str, u64, u64); 3] = [("memory", 0, 0), ("solid-state drives", 100, 500), ("hard disks", 5000, 8000)];
 
-/// A device in memory that takes its time.
-struct Drive {
-    memory: MemoryDevice,
-    read_us: AtomicU64,
-    flush_us: AtomicU64,
-}
-
-fn wait(time_us: &AtomicU64) {
-    match time_us.load(Ordering::Relaxed) {
-        0 => {}
-        us => std::thread::sleep(Duration::from_micros(us)),
-    }
-}
-
-impl BlockDevice for Drive {
-    fn size_bytes(&self) -> u64 {
-        self.memory.size_bytes()
-    }
-
-    fn logical_block_size(&self) -> u32 {
-        self.memory.logical_block_size()
-    }
-
-    fn name(&self) -> &str {
-        self.memory.name()
-    }
-
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        wait(&self.read_us);
-        self.memory.read_at(offset, buf)
-    }
-
-    fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
-        self.memory.write_at(offset, bufs)
-    }
-
-    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
-        writes.iter().try_for_each(|write| self.write_at(write.offset, &write.bufs))?;
-        if durable { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&self) -> Result<()> {
-        wait(&self.flush_us);
-        Ok(())
-    }
-}
-
-impl IdentifiedDevice for Drive {
-    fn facts(&self) -> std::result::Result<DeviceFacts, FactsError> {
-        self.memory.facts()
-    }
-}
-
 struct Lab {
-    drives: Vec<Arc<Drive>>,
+    drives: Vec<Arc<FaultyDevice>>,
     key: VolumeKey,
     blocks: u64,
     epoch: u32,
@@ -106,28 +52,27 @@ impl Lab {
     fn new(files: u64) -> Self {
         let blocks = (files / 5).max(16 << 10);
         let bytes = blocks * BLOCK_SIZE as u64 + 2 * LABEL_SIZE;
-        let drive = |name| {
-            let memory = MemoryDevice::new(name, bytes);
-            Arc::new(Drive { memory, read_us: AtomicU64::new(0), flush_us: AtomicU64::new(0) })
-        };
+        let drive = |name| Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::new(name, bytes))));
         Self { drives: vec![drive("m0"), drive("m1")], key: VolumeKey::generate().unwrap(), blocks, epoch: 0 }
     }
 
     fn pace(&self, read_us: u64, flush_us: u64) {
         for drive in &self.drives {
-            drive.read_us.store(read_us, Ordering::Relaxed);
-            drive.flush_us.store(flush_us, Ordering::Relaxed);
+            drive.heal();
+            for (operation, us) in [(Operation::Read, read_us), (Operation::Flush, flush_us)] {
+                if us > 0 {
+                    drive.inject(Fault::always(operation, Effect::Slow(Duration::from_micros(us))));
+                }
+            }
         }
     }
 
     /// The store, as its newest root describes it.
     fn store(&mut self) -> Arc<Store> {
         let devices: Vec<Arc<dyn IdentifiedDevice>> = self.drives.iter().map(|drive| drive.clone() as _).collect();
-        let (registry, host, today) = lab::registry_of(&devices);
-        let approve = |device: &Arc<dyn IdentifiedDevice>| {
-            let approved = ApprovedDevice::approve(device.clone(), &registry, &host, today).unwrap();
-            (Some(Arc::new(approved)), State::InSync)
-        };
+        let documents = Documents::of(&devices);
+        let approve =
+            |device: &Arc<dyn IdentifiedDevice>| (Some(Arc::new(documents.approve(device.clone()))), State::InSync);
         let mirror = Mirror::new(devices.iter().map(approve).collect()).unwrap();
         mirror.cache_reads(16 << 20);
         let size = self.drives[0].size_bytes();

@@ -1,7 +1,7 @@
 //! Questions that ioctl(2) puts to an open device: its size, its identity, what its driver uses below it.
 //!
 //! Every question only reads. The answers are bytes or plain numbers: [`probe::live`](crate::probe::live) and
-//! [`parse_dm_targets`] interpret them, and trust none of the lengths in them. A device has five seconds for each
+//! `parse_dm_targets` interpret them, and trust none of the lengths in them. A device has five seconds for each
 //! command. When it does not answer, the kernel's error handling may take longer than that before the call returns.
 
 mod request;
