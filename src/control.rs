@@ -32,7 +32,7 @@ pub use protocol::{Answer, Greeting, PROTOCOL, Request};
 pub use server::Server;
 pub use status::{
     AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, RegistryStatus, Replica, Resync, Scrub,
-    State, StatusReport, TaskReport, TaskState, Transfers, Verdict, VolumeStatus, WatchStatus,
+    StatusReport, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
 };
 
 /// Where the daemons' sockets are.

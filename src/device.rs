@@ -34,7 +34,7 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
-    /// A read that was given up before it was answered.
+    /// A read that was abandoned before it was answered.
     #[error("read of {bytes} bytes at offset {offset}: no answer for {} s", limit.as_secs_f32())]
     Unanswered {
         /// Byte offset on the device.
@@ -91,7 +91,7 @@ pub trait BlockDevice: Send + Sync {
         Ok(buf)
     }
 
-    /// Whether a read that was given up has not been answered yet. Never waits.
+    /// Whether an abandoned read has not been answered yet. Never waits.
     fn is_silent(&self) -> bool {
         false
     }

@@ -84,7 +84,7 @@ const STRIPES: usize = 1024;
 /// Most extents that are freed without letting go of the metadata.
 const STEP: usize = 128;
 
-/// How often blocks that were given up, but that readers still hold, are waited for before the volume counts as full: a millisecond,
+/// How often freed blocks that readers still hold are waited for before the volume counts as full: a millisecond,
 /// then twice as long each time, two seconds in all. A reader's thread may not run for some hundred milliseconds on a busy machine.
 const SPACE_ATTEMPTS: u32 = 11;
 
@@ -323,8 +323,8 @@ impl Fs {
         self.with_space(1, || Ok(()))
     }
 
-    /// Takes `blocks` blocks of space with `take`, unless that would touch what is reserved. Blocks that were given up
-    /// become free with the next commit that no reader outlives: so it commits, and tries again, before it gives up.
+    /// Takes `blocks` blocks of space with `take`, unless that would touch what is reserved. Blocks that were freed
+    /// become available with the next commit that no reader outlives: so it commits, and tries again, before it says that the volume is full.
     fn with_space<T>(&self, blocks: u64, take: impl Fn() -> pages::Result<T>) -> Result<T> {
         let attempt = || if self.available() < blocks { Err(Error::NoSpace) } else { Ok(take()?) };
         let mut seen = self.store.generation();

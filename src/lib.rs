@@ -75,7 +75,7 @@
 //! | `resync-N` | [`volume`], while one runs | reads of other replicas, room in a queue |
 //! | `facts-N` | [`volume`], one a device that is examined | that device's answers about itself |
 //! | `watch` | [`daemon`] | events; never for a transfer |
-//! | `follow` | [`daemon`] | what comes of a watch's findings: commits, devices |
+//! | `apply` | [`daemon`] | what comes of a check's findings: commits, devices |
 //! | `signals`, `idle` | [`daemon`] | a signal; the clock |
 //! | `control` | [`control`], serves the socket | clients, two seconds each |
 //! | `question` | [`control`], one a question that may have to wait | whatever the question waits for |
@@ -106,6 +106,12 @@
 //! | registry, trust anchors | the signed list of approved devices; the keys that it is verified with |
 //! | verdict | approved, or refused with reasons |
 //! | fence | to let nothing more be written to a device |
+//! | worker | the thread of a replica, with its queue |
+//! | incarnation | a replica between two times that it was taken back: what was begun for one is void for the next |
+//! | dirty-time log | when each part of the data area was last written: what a replica that was away for a while lacks |
+//! | findings | what a check of registry and devices has found, and what is still to be done about it |
+//! | task | long work with a number: it makes progress, can be cancelled, and ends |
+//! | view | the trees at one root, read beside a store in use |
 //! | witness | the host's own note of the last generation that it has seen |
 //! | provisional root | a root that was flushed together with what it refers to |
 

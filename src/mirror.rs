@@ -1,5 +1,5 @@
 //! The replica set: writes go to all replicas at once, a read goes to one and is verified, a block that does not
-//! verify is read from another replica and mended there.
+//! verify is read from another replica and repaired there.
 //!
 //! # Threads, queues, order
 //!
@@ -13,10 +13,10 @@
 //! A replica that fails a write or a flush, that is refused by the policy, or that does not answer for
 //! [`DEVICE_TIMEOUT_S`] is **fenced**: its queue is dropped, nothing is written to it until it is taken back, and the next
 //! root records that it is no longer in sync. The others go on; with none left every write fails, and reads go on from those
-//! that held the last root. A read error fences nobody: the block is mended from another replica.
+//! that held the last root. A read error fences nobody: the block is repaired from another replica.
 //!
 //! Reads are made by the caller's thread. A disk that looks for a bad sector, or is about to die, answers after many seconds or when the
-//! kernel gives it up, which can take minutes; md(4) waits for it. Here a read that is not answered for a thirtieth of that
+//! kernel abandons it, which can take minutes; md(4) waits for it. Here a read that is not answered for a thirtieth of that
 //! limit, two seconds, is made from another replica, and the silent one is asked last until it has answered. When none answers, each has
 //! the whole limit, and then the first of them for as long as the kernel lets it: what could still be read does not fail.
 //!
@@ -26,7 +26,7 @@
 //! |---|---|---|---|---|
 //! | in sync | faulty | refused | - | - |
 //! | resyncing | faulty | refused | - | in sync |
-//! | stale, missing, faulty, refused | - | - | in sync if it misses nothing (`written`), else resyncing if another is in sync or it holds the last root, else as it was | - |
+//! | stale, missing, faulty, refused | - | - | in sync if it misses nothing (`dirty`), else resyncing if another is in sync or it holds the last root, else as it was | - |
 //!
 //! With none in sync, one that holds the last root is resynced from itself and the others that do, as far as they can be read: what it
 //! took before it was refused and never flushed is read back, verified against the metadata, and flushed.
@@ -55,21 +55,21 @@ use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run};
 
 mod cache;
 pub mod choice;
+mod dirty;
 mod error;
-mod lane;
 mod queue;
 pub mod quorum;
 mod rejoin;
 #[cfg(test)]
 mod tests;
-mod written;
+mod worker;
 
 use cache::{CLUSTER_BLOCKS, Cache};
 use choice::Candidate;
+use dirty::DirtyTimeLog;
 pub use error::{Error, RejoinError, Result};
-use lane::Lane;
 use queue::{Job, Queue, Ticket};
-use written::Written;
+use worker::Worker;
 
 /// Most bytes in flight before a writer waits.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
@@ -98,10 +98,10 @@ pub enum State {
     Refused,
 }
 
-/// Which of its stays in the set a replica is in: it is another each time that it is taken back. What was begun for one stay, a
+/// Which of its incarnations a replica is in: it is another each time that it is taken back. What was begun for one incarnation, a
 /// resync, is not for the next: what had been queued was dropped between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stay(u64);
+pub struct Incarnation(u64);
 
 /// Errors seen on a replica since the mount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -138,7 +138,7 @@ pub struct Mirror {
     /// The replicas that hold the last root: what is read when none is in sync any more.
     durable: AtomicU64,
     /// Whether damaged blocks are written anew.
-    mending: AtomicBool,
+    repairing: AtomicBool,
     /// Blocks that were read lately, when some are kept.
     cache: OnceLock<Cache>,
 }
@@ -152,8 +152,8 @@ struct Shared {
     flushed: Condvar,
     /// The replicas in sync, as `state` has them: to be read without its lock.
     in_sync: AtomicU64,
-    /// Each replica's lane; none while it is missing. Locked after `state`.
-    lanes: RwLock<Vec<Option<Arc<Lane>>>>,
+    /// Each replica's worker; none while it is missing. Locked after `state`.
+    workers: RwLock<Vec<Option<Arc<Worker>>>>,
 }
 
 struct Inner {
@@ -166,18 +166,18 @@ struct Inner {
     waiting_for_writes: usize,
     /// Flushes that somebody waits for.
     tickets: Vec<Arc<Ticket>>,
-    written: Written,
+    dirty: DirtyTimeLog,
 }
 
 #[derive(Clone)]
 struct Status {
     state: State,
-    stay: Stay,
+    incarnation: Incarnation,
     reason: Option<String>,
     since: SystemTime,
     /// Writes and flushes that its thread saw fail.
     failed: u64,
-    /// The round of the last flush it has done while in sync (`written`).
+    /// The round of the last flush it has done while in sync (`dirty`).
     flushed: u64,
     /// The last root that it took part in while the volume is open.
     last_root: Option<Generation>,
@@ -188,8 +188,8 @@ impl Shared {
         self.state.lock()
     }
 
-    fn lane(&self, index: usize) -> Option<Arc<Lane>> {
-        self.lanes.read().get(index)?.clone()
+    fn worker(&self, index: usize) -> Option<Arc<Worker>> {
+        self.workers.read().get(index)?.clone()
     }
 
     /// To be called with the lock, after each change of a state.
@@ -218,8 +218,8 @@ impl Inner {
         self.replicas.get(index).is_some_and(|s| matches!(s.state, State::InSync | State::Resyncing))
     }
 
-    fn is_resyncing(&self, index: usize, stay: Stay) -> bool {
-        self.replicas.get(index).is_some_and(|s| s.state == State::Resyncing && s.stay == stay)
+    fn is_resyncing(&self, index: usize, incarnation: Incarnation) -> bool {
+        self.replicas.get(index).is_some_and(|s| s.state == State::Resyncing && s.incarnation == incarnation)
     }
 
     fn writable_mask(&self) -> u64 {
@@ -293,9 +293,17 @@ impl Mirror {
         timeout: Duration,
     ) -> std::io::Result<Self> {
         let status = |state: State| {
-            let flushed = if state == State::InSync { written::FIRST } else { written::NEVER };
+            let flushed = if state == State::InSync { dirty::FIRST } else { dirty::NEVER };
             let since = SystemTime::now();
-            Status { state, stay: Stay::default(), reason: None, since, failed: 0, flushed, last_root: None }
+            Status {
+                state,
+                incarnation: Incarnation::default(),
+                reason: None,
+                since,
+                failed: 0,
+                flushed,
+                last_root: None,
+            }
         };
         let in_sync = mask(replicas.iter().map(|(_, state)| *state == State::InSync));
         let inner = Inner {
@@ -304,26 +312,26 @@ impl Mirror {
             in_flight_bytes: 0,
             waiting_for_writes: 0,
             tickets: Vec::new(),
-            written: Written::new(),
+            dirty: DirtyTimeLog::new(),
         };
         let shared = Arc::new(Shared {
             state: Mutex::new(inner),
             written: Condvar::new(),
             flushed: Condvar::new(),
             in_sync: AtomicU64::new(in_sync),
-            lanes: RwLock::default(),
+            workers: RwLock::default(),
         });
         let mirror = Self {
             replicas: replicas.iter().map(|_| Replica::default()).collect(),
             shared,
             timeout,
             durable: AtomicU64::new(in_sync),
-            mending: AtomicBool::new(true),
+            repairing: AtomicBool::new(true),
             cache: OnceLock::new(),
         };
         for (index, (device, _)) in replicas.into_iter().enumerate() {
-            let lane = device.map(|device| Lane::start(index, device, &mirror.shared)).transpose()?;
-            mirror.shared.lanes.write().push(lane);
+            let worker = device.map(|device| Worker::start(index, device, &mirror.shared)).transpose()?;
+            mirror.shared.workers.write().push(worker);
         }
         Ok(mirror)
     }
@@ -345,8 +353,8 @@ impl Mirror {
     }
 
     /// From now on nothing is written, not even a damaged block anew: for a volume opened read-only.
-    pub fn stop_mending(&self) {
-        self.mending.store(false, Ordering::Release);
+    pub fn stop_repairing(&self) {
+        self.repairing.store(false, Ordering::Release);
     }
 
     /// From now on short reads take their neighbours along, and up to `bytes` of what was read stay in memory, sealed.
@@ -373,7 +381,7 @@ impl Mirror {
 
     /// The device of a replica, when there is one.
     pub fn device(&self, index: usize) -> Option<Arc<ApprovedDevice>> {
-        Some(self.shared.lane(index)?.device.clone())
+        Some(self.shared.worker(index)?.device.clone())
     }
 
     /// Name of a replica's device; empty when there is none.
@@ -447,7 +455,7 @@ impl Mirror {
         let targets = inner.writable().count();
         inner.in_flight.insert(addr.0, (blocks, targets));
         inner.in_flight_bytes += sealed.len();
-        inner.written.stamp(run);
+        inner.dirty.stamp(run);
         let write = || Job::Write { offset: device_offset(addr), data: sealed.clone(), run: Some(addr.0) };
         self.queue(inner, |_| [write()]);
         Ok(())
@@ -456,21 +464,21 @@ impl Mirror {
     /// Queues jobs for every replica that takes writes. Their threads are woken when the lock is free: it is the first
     /// thing that they want.
     fn queue<const N: usize>(&self, inner: MutexGuard<'_, Inner>, jobs: impl Fn(usize) -> [Job; N]) {
-        let lanes = self.shared.lanes.read();
+        let workers = self.shared.workers.read();
         let mut asleep: u64 = 0;
         for index in inner.writable() {
-            // Invariant: what takes writes has a lane.
-            let Some(Some(lane)) = lanes.get(index) else { continue };
+            // Invariant: what takes writes has a worker.
+            let Some(Some(worker)) = workers.get(index) else { continue };
             for job in jobs(index) {
-                asleep |= u64::from(lane.queue.push(job)) << index;
+                asleep |= u64::from(worker.queue.push(job)) << index;
             }
         }
         drop(inner);
-        for (index, lane) in lanes.iter().enumerate() {
-            if let Some(lane) = lane
+        for (index, worker) in workers.iter().enumerate() {
+            if let Some(worker) = worker
                 && asleep >> index & 1 == 1
             {
-                lane.queue.wake();
+                worker.queue.wake();
             }
         }
     }
@@ -508,7 +516,7 @@ impl Mirror {
     /// As [`flush`](Self::flush).
     pub fn flush_with(&self, data: &Arc<AlignedBuf>, offsets: impl Fn(usize) -> [u64; 2]) -> Result<u64> {
         let mut inner = self.shared.lock();
-        let round = inner.written.next_round();
+        let round = inner.dirty.next_round();
         let ticket = inner.ticket(Some(round));
         self.queue(inner, |index| {
             let [a, b] = offsets(index).map(|offset| Job::Write { offset, data: data.clone(), run: None });
@@ -532,7 +540,7 @@ impl Mirror {
 
     fn flush_all(&self) -> (MutexGuard<'_, Inner>, u64) {
         let mut inner = self.shared.lock();
-        let round = inner.written.next_round();
+        let round = inner.dirty.next_round();
         let ticket = inner.ticket(Some(round));
         self.queue(inner, |_| [Job::Flush(ticket.clone())]);
         self.wait_for_ticket(&ticket)
@@ -551,9 +559,9 @@ impl Mirror {
             return inner;
         }
         inner.waiting_for_writes += 1;
-        for lane in (0..self.len()).filter_map(|index| self.shared.lane(index)) {
-            if lane.queue.unplug() {
-                lane.queue.wake();
+        for worker in (0..self.len()).filter_map(|index| self.shared.worker(index)) {
+            if worker.queue.unplug() {
+                worker.queue.wake();
             }
         }
         let mut inner = self.wait(inner, &self.shared.written, done);
@@ -571,8 +579,8 @@ impl Mirror {
         while !done(&inner) {
             changed.wait_for(&mut inner, self.timeout / 4);
             for index in 0..self.len() {
-                let Some(lane) = self.shared.lane(index) else { continue };
-                if lane.queue.busy_for() > self.timeout {
+                let Some(worker) = self.shared.worker(index) else { continue };
+                if worker.queue.busy_for() > self.timeout {
                     let reason = format!("did not answer for {} s", self.timeout.as_secs());
                     self.fence_locked(&mut inner, index, State::Faulty, &reason);
                 }
@@ -588,14 +596,14 @@ impl Mirror {
 
     /// As [`Mirror::fence`], after a write to it outside of its queue that did not succeed.
     pub fn failed(&self, index: usize, error: &WriteError) {
-        let (state, reason) = lane::outcome(error);
+        let (state, reason) = worker::outcome(error);
         self.fence(index, state, &reason);
     }
 
     fn fence_locked(&self, inner: &mut Inner, index: usize, state: State, reason: &str) {
-        let Some(lane) = self.shared.lane(index).filter(|_| inner.takes_writes(index)) else { return };
-        lane.device.fence(Problem::new(Code::Fenced, reason));
-        fence(inner, index, &lane.queue, state, reason);
+        let Some(worker) = self.shared.worker(index).filter(|_| inner.takes_writes(index)) else { return };
+        worker.device.fence(Problem::new(Code::Fenced, reason));
+        fence(inner, index, &worker.queue, state, reason);
         self.shared.publish(inner);
         self.shared.notify_all();
     }
@@ -689,7 +697,7 @@ impl Mirror {
             .try_for_each(|i| self.read_block_anywhere(order, run.addr.add(*i as u64), &mut |sealed| open(*i, sealed)))
     }
 
-    /// Reads and verifies one block from any replica and mends those that gave a wrong one.
+    /// Reads and verifies one block from any replica and repairs those that gave a wrong one.
     fn read_block_anywhere(&self, order: &[usize], addr: BlockAddr, open: &mut dyn FnMut(&[u8]) -> bool) -> Result<()> {
         let run = Run::new(addr, 1);
         let (mut damaged, mut wrong) = (0, Vec::new());
@@ -701,7 +709,7 @@ impl Mirror {
                 match self.ask(index, run, AlignedBuf::scratch(BLOCK_SIZE), patience) {
                     Ok(buf) if open(&buf) => {
                         for damaged in wrong {
-                            self.mend(damaged, addr, &buf);
+                            self.repair(damaged, addr, &buf);
                         }
                         return Ok(());
                     }
@@ -764,9 +772,9 @@ impl Mirror {
 
     /// Writes a block that verified over a copy that did not, on a replica in sync. A failure leaves the replica as good as
     /// it was, so it is counted and no more.
-    pub fn mend(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
+    pub fn repair(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
         // One that does not answer would not take a write either.
-        if !self.mending.load(Ordering::Acquire) || self.state(index).0 != State::InSync || self.is_silent(index) {
+        if !self.repairing.load(Ordering::Acquire) || self.state(index).0 != State::InSync || self.is_silent(index) {
             return;
         }
         let replica = &self.replicas[index];
@@ -797,7 +805,7 @@ impl Mirror {
         if order.is_empty() {
             // Reads go on from who held the last root (promise P2); what it lacks does not verify.
             let durable = self.durable.load(Ordering::Acquire);
-            order = (0..self.len()).filter(|i| durable >> i & 1 == 1 && self.shared.lane(*i).is_some()).collect();
+            order = (0..self.len()).filter(|i| durable >> i & 1 == 1 && self.shared.worker(*i).is_some()).collect();
             order.sort_by_key(|index| silent >> index & 1 == 1);
         }
         if order.is_empty() {
@@ -806,24 +814,24 @@ impl Mirror {
         Ok(order)
     }
 
-    /// Whether a replica has not answered a read that was given up.
+    /// Whether a replica has not answered an abandoned read.
     fn is_silent(&self, index: usize) -> bool {
-        self.shared.lane(index).is_some_and(|lane| lane.device.is_silent())
+        self.shared.worker(index).is_some_and(|worker| worker.device.is_silent())
     }
 
     /// Blocks of the data area of a replica's device.
     fn data_blocks(&self, index: usize) -> u64 {
-        let bytes = self.shared.lane(index).map_or(0, |lane| lane.device.size_bytes());
+        let bytes = self.shared.worker(index).map_or(0, |worker| worker.device.size_bytes());
         bytes.saturating_sub(2 * LABEL_SIZE) / BLOCK_SIZE as u64
     }
 
     /// Ends the replicas' threads once their queues are empty, so that the devices are free. Bounded: a thread that hangs in
     /// the kernel is left behind.
     pub fn close(&self) {
-        let lanes = std::mem::take(&mut *self.shared.lanes.write());
-        lanes.iter().flatten().for_each(|lane| lane.end());
+        let workers = std::mem::take(&mut *self.shared.workers.write());
+        workers.iter().flatten().for_each(|worker| worker.end());
         let deadline = Instant::now() + CLOSE_WAIT;
-        lanes.iter().flatten().for_each(|lane| lane.join(deadline));
+        workers.iter().flatten().for_each(|worker| worker.join(deadline));
     }
 }
 

@@ -178,7 +178,7 @@ pub struct Store {
     quorum: Quorum,
 }
 
-/// Runs that the batch being filled put in use or gave up.
+/// Runs that the batch being filled put in use or freed.
 #[derive(Default)]
 struct Batch {
     published: Vec<Run>,
@@ -340,7 +340,7 @@ impl Store {
         self.poisoned.get().map_or(Ok(()), |reason| Err(Error::ReadOnly(reason.clone())))
     }
 
-    /// Why the volume takes no change until it is mounted again; nothing when what refuses changes can be mended.
+    /// Why the volume takes no change until it is mounted again; nothing when what refuses changes can end by itself.
     pub fn poisoned(&self) -> Option<&str> {
         self.poisoned.get().map(String::as_str)
     }
@@ -381,7 +381,7 @@ impl Store {
 
     /// Whether space is so short that the batch, of `operations` so far, must be committed before the next one.
     ///
-    /// A removal gives up many runs in one operation, each perhaps in a region and a page of its own: they count too.
+    /// A removal frees many runs in one operation, each perhaps in a region and a page of its own: they count too.
     pub fn pressure(&self, operations: u64) -> bool {
         let runs = {
             let batch = self.batch.lock();

@@ -363,7 +363,7 @@ impl Allocator {
             }
             at = found + blocks;
         }
-        // The current metadata zone is given up before the volume is called full.
+        // The current metadata zone is left before the volume is called full.
         let run = match best {
             Some(run) => run,
             None => {

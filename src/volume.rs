@@ -37,7 +37,7 @@ pub use assembled::{Assembled, OpenOptions};
 pub use check::{CheckReport, Damage};
 pub use create::{CreateOptions, create};
 pub use error::Error;
-pub use members::{Members, News};
+pub use members::{Findings, Members};
 pub use open::{Open, ReplicaStatus, Status};
 pub use place::{Holding, Place, Portion};
 pub use sealed::Sealed;

@@ -359,7 +359,7 @@ pub fn export(data: &[u8]) {
         let mut other = whole.clone();
         other[at] ^= 1;
         assert!(verify_export(&other[..], &seal.key).is_err(), "a byte can be changed");
-        assert!(verify_export(&whole[..at], &seal.key).is_err(), "the end can be cut off");
+        assert!(verify_export(&whole[..at], &seal.key).is_err(), "the end can be missing");
     }
 }
 

@@ -111,8 +111,8 @@ pub enum Fault {
         what: &'static str,
     },
     /// The end is missing.
-    #[error("it ends after record {found} of {sealed}: the end was cut off")]
-    CutOff {
+    #[error("it ends after record {found} of {sealed}: the end is missing")]
+    Incomplete {
         /// Last record that is there.
         found: u64,
         /// Records when it was sealed.
@@ -137,7 +137,7 @@ impl Fault {
             Self::Missing { .. } => Code::AuditGap,
             Self::Order { .. } => Code::AuditOrder,
             Self::Altered { .. } => Code::AuditAltered,
-            Self::CutOff { .. } => Code::AuditIncomplete,
+            Self::Incomplete { .. } => Code::AuditIncomplete,
             Self::Surplus(_) => Code::AuditSurplus,
         }
     }
@@ -211,7 +211,7 @@ impl Verifier {
     pub fn finish(self) -> Result<Seal, Fault> {
         let Self { seal, chain } = self;
         if chain.seq < seal.records {
-            return Err(Fault::CutOff { found: chain.seq, sealed: seal.records });
+            return Err(Fault::Incomplete { found: chain.seq, sealed: seal.records });
         }
         if chain.head != seal.head {
             return Err(Fault::Altered { seq: chain.seq, what: "its digest is not the one that the seal names" });
@@ -267,7 +267,7 @@ pub fn verify_export(mut input: impl BufRead, key: &str) -> Result<Seal, Fault> 
     verifier.finish()
 }
 
-/// A line without its line feed; none at the end. A last line without line feed was cut off.
+/// A line without its line feed; none at the end. A last line without line feed is incomplete.
 fn read_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>, Fault> {
     let mut line = Vec::new();
     // Not all of a file without line feeds is read into memory.
@@ -278,6 +278,6 @@ fn read_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>, Fault> {
         Some(_) if length > AUDIT_RECORD_BYTES_MAX => {
             Err(Fault::NotAnExport(format!("a line is longer than {AUDIT_RECORD_BYTES_MAX} bytes")))
         }
-        Some(_) => Err(Fault::NotAnExport("its last line was cut off".into())),
+        Some(_) => Err(Fault::NotAnExport("its last line is incomplete".into())),
     }
 }

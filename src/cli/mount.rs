@@ -18,7 +18,7 @@ pub(super) struct Arguments {
     /// Mount options: ro, degraded, noexec, suid, dev, sync, powersave, idle=TIME, cache=SIZE, accept-rollback, registry=FILE, trust=FILE, passphrase-file=FILE
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
-    /// Stay in front, and unmount on Ctrl-C
+    /// Incarnation in front, and unmount on Ctrl-C
     #[arg(short = 'f', long)]
     foreground: bool,
     #[command(flatten)]

@@ -96,7 +96,7 @@ fn duration(of: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::{self, Capacity, RegistryStatus, Scrub, State, Transfers};
+    use crate::control::{self, Capacity, RegistryStatus, Scrub, Transfers, VolumeState};
 
     fn latency(count: u64, median_ns: u64) -> Latency {
         Latency { count, median_ns, p99_ns: 10 * median_ns, longest_ns: 20 * median_ns }
@@ -107,7 +107,7 @@ mod tests {
             uuid: "a5".into(),
             label: "greffe".into(),
             mountpoint: "/srv/greffe".into(),
-            state: State::Healthy,
+            state: VolumeState::Healthy,
             sovereign: true,
             generation: 1,
             capacity: Capacity { total_bytes: 200, used_bytes: 50 },

@@ -11,7 +11,7 @@ use super::performance;
 use super::task;
 use super::text::bytes;
 use crate::control::ask::{mounted, not_mounted};
-use crate::control::{self, Replica, State, StatusReport, TaskState, VolumeStatus};
+use crate::control::{self, Replica, StatusReport, TaskState, VolumeState, VolumeStatus};
 use crate::problem::{Code, ExitCode, Problem};
 
 /// Arguments of `scelle status`.
@@ -53,7 +53,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     if let Some(silent) = silent.filter(|_| wanted.is_none()) {
         return Err(silent);
     }
-    let healthy = report.volumes.iter().all(|volume| volume.state == State::Healthy && volume.advice.is_empty());
+    let healthy = report.volumes.iter().all(|volume| volume.state == VolumeState::Healthy && volume.advice.is_empty());
     Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
 }
 
@@ -98,9 +98,9 @@ fn text(report: &StatusReport) -> String {
 
 fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
     let state = match volume.state {
-        State::Healthy => "healthy",
-        State::Degraded => "DEGRADED",
-        State::ReadOnly => "READ-ONLY",
+        VolumeState::Healthy => "healthy",
+        VolumeState::Degraded => "DEGRADED",
+        VolumeState::ReadOnly => "READ-ONLY",
     };
     let label = if volume.label.is_empty() { "(no label)" } else { &volume.label };
     writeln!(out, "{label}  {}  on {}: {state}", volume.uuid, volume.mountpoint)?;

@@ -78,7 +78,7 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Probl
             let text = format!("unmounted, and the volume is closed, but the daemon (process {pid}) has not ended");
             return Err(Problem::new(Code::UmountTimeout, text).advise(
                 "What was written is safe. Most likely a device does not answer, as the system's log says; it and the others are \
-                 free when the kernel has given it up.",
+                 free when the kernel has abandoned it.",
             ));
         }
         std::thread::sleep(POLL);

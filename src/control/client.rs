@@ -17,7 +17,7 @@ use crate::units::Uuid;
 /// Longest wait for what a daemon knows by itself, on a machine that is busy.
 const KNOWN_WAIT: Duration = Duration::from_secs(30);
 
-/// Longest wait for an answer that needs devices: a sync may have to wait for one that is given up after a minute.
+/// Longest wait for an answer that needs devices: a sync may have to wait for one that is fenced after a minute.
 const ANSWER_WAIT: Duration = Duration::from_secs(120);
 
 /// Most sockets that [`daemons`] looks at.

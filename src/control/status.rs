@@ -11,10 +11,10 @@ pub struct StatusReport {
     pub volumes: Vec<VolumeStatus>,
 }
 
-/// State of a volume as a whole.
+/// VolumeState of a volume as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum VolumeState {
     /// Every replica is in sync.
     Healthy,
     /// The volume goes on with fewer replicas than it has.
@@ -32,8 +32,8 @@ pub struct VolumeStatus {
     pub label: String,
     /// Where it is mounted.
     pub mountpoint: String,
-    /// State as a whole.
-    pub state: State,
+    /// VolumeState as a whole.
+    pub state: VolumeState,
     /// Whether the registry is a real one; false for a laboratory registry.
     pub sovereign: bool,
     /// Last durable commit.
@@ -309,7 +309,7 @@ pub(super) fn sample() -> VolumeStatus {
         uuid: "a5a5a5a5-a5a5-45a5-a5a5-a5a5a5a5a5a5".into(),
         label: "greffe".into(),
         mountpoint: "/srv/greffe".into(),
-        state: State::ReadOnly,
+        state: VolumeState::ReadOnly,
         sovereign: true,
         generation: 12,
         capacity: Capacity { total_bytes: 1 << 30, used_bytes: 4096 },

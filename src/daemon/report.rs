@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::control::{
     AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, RegistryStatus, Replica, Resync, Scrub,
-    State, TaskReport, TaskState, Transfers, Verdict, VolumeStatus, WatchStatus,
+    TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
 };
 
 use crate::mirror;
@@ -20,9 +20,9 @@ use crate::volume::{Open, Outcome, ReplicaStatus, TaskKind, TaskStatus, Tasks};
 pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concerns: &[Problem]) -> VolumeStatus {
     let status = open.status();
     let state = match &status.read_only {
-        Some(_) => State::ReadOnly,
-        None if status.is_healthy() => State::Healthy,
-        None => State::Degraded,
+        Some(_) => VolumeState::ReadOnly,
+        None if status.is_healthy() => VolumeState::Healthy,
+        None => VolumeState::Degraded,
     };
     let mut advice = concerns.to_vec();
     advice.extend(status.read_only.iter().map(|why| {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::watch::Look;
+use super::watch::Checker;
 use super::{devices, find};
 use crate::audit::Audit;
 use crate::control::{ResyncAnswer, Returned};
@@ -11,22 +11,22 @@ use crate::limits::REPLICAS_MAX;
 use crate::mirror::State;
 use crate::problem::{Code, ExitCode, Problem};
 use crate::units::Uuid;
-use crate::volume::{Members, News};
+use crate::volume::{Findings, Members};
 
 /// Brings back the replica that `wanted` names, a device node or an identifier of the registry; without it, every one that
 /// is not in sync.
 ///
 /// # Errors
 /// When `wanted` names no replica. Why one that is named does not come back is in the answer.
-pub(super) fn resync(look: &Look, volume: Uuid, wanted: Option<&str>) -> Result<ResyncAnswer, Problem> {
+pub(super) fn resync(checker: &Checker, volume: Uuid, wanted: Option<&str>) -> Result<ResyncAnswer, Problem> {
     // The registry may have changed a moment ago, and a device may have come back.
-    look.look_and_follow();
-    let members = look.members();
+    checker.check_and_apply();
+    let members = checker.members();
     let mut answer = ResyncAnswer::default();
     for (index, node) in targets(members, wanted)? {
         let outcome = match (index, &node) {
-            (Some(index), _) => bring_back(look, volume, index, node.as_deref()).map(|state| (index, state)),
-            (None, Some(node)) => take_in(look, node),
+            (Some(index), _) => bring_back(checker, volume, index, node.as_deref()).map(|state| (index, state)),
+            (None, Some(node)) => take_in(checker, node),
             (None, None) => continue,
         };
         match outcome {
@@ -66,8 +66,8 @@ fn ours(members: &Members, node: &Path) -> Option<usize> {
 }
 
 /// Brings one replica back: with the device that is open, if the policy approves it, else with one that shows the replica.
-fn bring_back(look: &Look, volume: Uuid, index: usize, node: Option<&Path>) -> Result<State, Problem> {
-    let members = look.members();
+fn bring_back(checker: &Checker, volume: Uuid, index: usize, node: Option<&Path>) -> Result<State, Problem> {
+    let members = checker.members();
     if !members.absent().contains(&index) {
         return Ok(members.state(index));
     }
@@ -84,7 +84,7 @@ fn bring_back(look: &Look, volume: Uuid, index: usize, node: Option<&Path>) -> R
     if node.is_none() {
         let found = find::replica(volume, index).into_iter().find(|path| Some(path) != held.as_ref());
         if let Some(found) = found {
-            return take_in(look, &found).map(|(_, state)| state);
+            return take_in(checker, &found).map(|(_, state)| state);
         }
     }
     match (device, verdict) {
@@ -99,14 +99,14 @@ fn bring_back(look: &Look, volume: Uuid, index: usize, node: Option<&Path>) -> R
     }
 }
 
-fn take_in(look: &Look, node: &Path) -> Result<(usize, State), Problem> {
-    let device = devices::approve_one(node, &look.found().registry, Access::Exclusive);
-    let taken = device.and_then(|device| Ok(look.members().take_in(device)?));
+fn take_in(checker: &Checker, node: &Path) -> Result<(usize, State), Problem> {
+    let device = devices::approve_one(node, &checker.found().registry, Access::Exclusive);
+    let taken = device.and_then(|device| Ok(checker.members().take_in(device)?));
     taken.inspect_err(|problem| {
         if problem.exit() == ExitCode::Refused {
-            let mut news = News::default();
-            news.tell(Audit::resync_refused(node, problem));
-            look.members().follow(news);
+            let mut findings = Findings::default();
+            findings.tell(Audit::resync_refused(node, problem));
+            checker.members().apply(findings);
         }
     })
 }

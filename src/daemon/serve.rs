@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Mutex, RwLock};
 
 use super::request::Request;
-use super::watch::{Look, Watch};
+use super::watch::{Checker, Watch};
 use super::{WITNESS_DIR, devices, find, place, report, resync};
 use crate::audit::Audit;
 use crate::control::{self, Handler, ResyncAnswer, SealedTrail, Server, TaskReport, VolumeStatus, ask};
@@ -238,8 +238,8 @@ impl Served {
 
     /// The look at registry and devices, until the volume is closed. Its lock is let go of, so that a device that hangs
     /// while it is looked at does not hold up the end.
-    fn look(&self) -> Option<Arc<Look>> {
-        self.watch.lock().as_ref().map(|watch| Arc::clone(watch.look()))
+    fn checker(&self) -> Option<Arc<Checker>> {
+        self.watch.lock().as_ref().map(|watch| Arc::clone(watch.checker()))
     }
 
     fn trail<T, E: Display>(&self, ask: impl FnOnce(&Audit) -> Result<T, E>) -> Result<T, Problem> {
@@ -256,7 +256,7 @@ fn trail_problem(text: &str) -> Problem {
 impl Locator for Served {
     fn place(&self, ino: Ino) -> fs::Result<Vec<u8>> {
         let open = self.open.read();
-        let found = self.look().map(|look| look.found());
+        let found = self.checker().map(|checker| checker.found());
         match (open.as_ref(), found) {
             (Some(open), Some(found)) => place::place(open, &found.registry, ino)?.encode(),
             // Being closed: nobody can ask any more but who asked before.
@@ -268,7 +268,7 @@ impl Locator for Served {
 impl Handler for Served {
     fn status(&self) -> Result<VolumeStatus, Problem> {
         let open = self.open.read();
-        let found = self.look().map(|look| look.found());
+        let found = self.checker().map(|checker| checker.found());
         let mut last = self.last.lock();
         if let (Some(open), Some(found)) = (open.as_ref(), found) {
             *last = report::report(open, &found.registry, &self.mountpoint, &found.concerns);
@@ -295,8 +295,8 @@ impl Handler for Served {
     }
 
     fn resync(&self, replica: Option<String>) -> Result<ResyncAnswer, Problem> {
-        let look = self.look().ok_or_else(|| Problem::new(Code::Closing, CLOSED))?;
-        resync::resync(&look, self.uuid, replica.as_deref())
+        let checker = self.checker().ok_or_else(|| Problem::new(Code::Closing, CLOSED))?;
+        resync::resync(&checker, self.uuid, replica.as_deref())
     }
 
     fn tasks(&self) -> Result<Vec<TaskReport>, Problem> {

@@ -5,7 +5,7 @@
 //! * at midnight (UTC), when validities end, and two seconds before; and when the clock is set,
 //! * and at least every [`INTERVAL`], whatever was or was not said; sooner while a device has not answered.
 //!
-//! The watch never waits for a transfer: what comes of a look, up to the commit, is another thread's ([`Errands`]).
+//! The watch never waits for a transfer: what comes of a check, up to the commit, is the business of another thread ([`Queue`]).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -27,7 +27,7 @@ use crate::probe::host::HostFacts;
 use crate::probe::sys::Kernel;
 use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry};
-use crate::volume::{Members, News};
+use crate::volume::{Findings, Members};
 
 /// Longest time between two looks at everything.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -55,9 +55,9 @@ const DAY_S: u64 = 24 * 60 * 60;
 /// So long before midnight the volume is prepared for devices whose approval ends with the day.
 const EVE_S: u64 = 2;
 
-/// What the watch has found last.
+/// What is in force, as the last check has found it.
 #[derive(Clone, Debug)]
-pub(super) struct Found {
+pub(super) struct InForce {
     /// The registry in force: the last one that verified.
     pub(super) registry: Arc<VerifiedRegistry>,
     /// Why the file is not the registry in force, when it is not.
@@ -66,27 +66,27 @@ pub(super) struct Found {
     pub(super) watching: WatchStatus,
 }
 
-/// Looks, on behalf of whoever asks.
-pub(super) struct Look {
+/// Checks the registry and the devices, for whoever asks.
+pub(super) struct Checker {
     documents: Documents,
     members: Arc<Members>,
-    found: Mutex<Found>,
-    /// Held for a whole look, so that no older registry follows a newer one.
+    found: Mutex<InForce>,
+    /// Held for a whole check, so that no older registry follows a newer one.
     turn: Mutex<()>,
-    errands: Errands,
+    queue: Queue,
     ending: AtomicBool,
 }
 
-/// What looks have found, for the thread that does what comes of it.
+/// What checks have found, for the thread that applies it.
 #[derive(Default)]
-struct Errands {
-    news: Mutex<Option<News>>,
+struct Queue {
+    findings: Mutex<Option<Findings>>,
     more: Condvar,
 }
 
 /// A running watch.
 pub(super) struct Watch {
-    look: Arc<Look>,
+    checker: Arc<Checker>,
     waker: Waker,
     threads: Vec<JoinHandle<()>>,
 }
@@ -101,30 +101,30 @@ impl Watch {
         let mut events = Events::open()?;
         events.follow(&[&documents.registry, &documents.trust]);
         let watching = status(&events);
-        let found = Mutex::new(Found { registry: Arc::new(registry), concerns: Vec::new(), watching });
-        let (turn, errands, ending) = (Mutex::default(), Errands::default(), AtomicBool::new(false));
-        let look = Arc::new(Look { documents, members, found, turn, errands, ending });
-        let mut watch = Self { look: Arc::clone(&look), waker: events.waker(), threads: Vec::new() };
+        let found = Mutex::new(InForce { registry: Arc::new(registry), concerns: Vec::new(), watching });
+        let (turn, queue, ending) = (Mutex::default(), Queue::default(), AtomicBool::new(false));
+        let checker = Arc::new(Checker { documents, members, found, turn, queue, ending });
+        let mut watch = Self { checker: Arc::clone(&checker), waker: events.waker(), threads: Vec::new() };
         let named = |name: &str| std::thread::Builder::new().name(name.into());
-        let following = Arc::clone(&look);
-        watch.threads.push(named("follow").spawn(move || following.run_errands())?);
-        watch.threads.push(named("watch").spawn(move || look.run(events))?);
+        let applying = Arc::clone(&checker);
+        watch.threads.push(named("apply").spawn(move || applying.apply_findings())?);
+        watch.threads.push(named("watch").spawn(move || checker.run(events))?);
         Ok(watch)
     }
 
-    /// What looks, for others.
-    pub(super) fn look(&self) -> &Arc<Look> {
-        &self.look
+    /// The checker, for others that want a check.
+    pub(super) fn checker(&self) -> &Arc<Checker> {
+        &self.checker
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.look.ending.store(true, Ordering::Release);
+        self.checker.ending.store(true, Ordering::Release);
         self.waker.wake();
         // With the lock, so that it is not between looking and waiting.
-        drop(self.look.errands.news.lock());
-        self.look.errands.more.notify_all();
+        drop(self.checker.queue.findings.lock());
+        self.checker.queue.more.notify_all();
         let deadline = Instant::now() + Duration::from_secs(DEVICE_TIMEOUT_S);
         for thread in self.threads.drain(..) {
             while !thread.is_finished() && Instant::now() < deadline {
@@ -143,28 +143,28 @@ fn status(events: &Events) -> WatchStatus {
     WatchStatus { devices: events.sees_devices(), files: events.sees_files(), interval_s: INTERVAL.as_secs() }
 }
 
-impl Errands {
-    fn add(&self, news: News) {
-        self.news.lock().get_or_insert_default().append(news);
+impl Queue {
+    fn add(&self, findings: Findings) {
+        self.findings.lock().get_or_insert_default().append(findings);
         self.more.notify_all();
     }
 
-    /// Waits for news. None when the watch is to end, and everything is done.
-    fn next(&self, ending: &AtomicBool) -> Option<News> {
-        let mut news = self.news.lock();
+    /// Waits for findings. None when the watch is to end, and everything is done.
+    fn next(&self, ending: &AtomicBool) -> Option<Findings> {
+        let mut findings = self.findings.lock();
         loop {
-            let next = news.take();
+            let next = findings.take();
             if next.is_some() || ending.load(Ordering::Acquire) {
                 return next;
             }
-            self.more.wait(&mut news);
+            self.more.wait(&mut findings);
         }
     }
 }
 
-impl Look {
+impl Checker {
     /// What is known now.
-    pub(super) fn found(&self) -> Found {
+    pub(super) fn found(&self) -> InForce {
         self.found.lock().clone()
     }
 
@@ -179,9 +179,9 @@ impl Look {
         while !self.ending.load(Ordering::Acquire) {
             let now = self.file_version();
             if version.as_ref() != Some(&now) || looked.elapsed() >= interval {
-                let news = self.look();
-                interval = if news.unsettled { IMPATIENT } else { INTERVAL };
-                self.errands.add(news);
+                let findings = self.check();
+                interval = if findings.unsettled { IMPATIENT } else { INTERVAL };
+                self.queue.add(findings);
                 (version, looked) = (Some(now), Instant::now());
             }
             events.follow(&[&self.documents.registry, &self.documents.trust]);
@@ -227,39 +227,39 @@ impl Look {
         versions
     }
 
-    /// Does what comes of looks, until the watch ends.
-    fn run_errands(&self) {
-        while let Some(news) = self.errands.next(&self.ending) {
-            self.members.follow(news);
+    /// Applies what checks have found, until the watch ends.
+    fn apply_findings(&self) {
+        while let Some(findings) = self.queue.next(&self.ending) {
+            self.members.apply(findings);
         }
     }
 
     /// Looks at the registry and at every device, now, and does what comes of it.
-    pub(super) fn look_and_follow(&self) {
-        let news = self.look();
-        self.members.follow(news);
+    pub(super) fn check_and_apply(&self) {
+        let findings = self.check();
+        self.members.apply(findings);
     }
 
     /// Looks at the registry and at every device, now. Who is refused is fenced when this returns.
-    fn look(&self) -> News {
+    fn check(&self) -> Findings {
         let _turn = self.turn.lock();
-        let mut news = News::default();
-        let Ok(today) = devices::today() else { return news };
+        let mut findings = Findings::default();
+        let Ok(today) = devices::today() else { return findings };
         let known = self.found();
-        let (registry, concerns) = self.registry(&known, &mut news);
+        let (registry, concerns) = self.registry(&known, &mut findings);
         let host = HostFacts::read(&Kernel);
-        news.append(self.members.look(&registry, &host, today));
+        findings.append(self.members.check(&registry, &host, today));
         let soon = Date::from_unix(now_unix_s() + EVE_S).filter(|day| *day != today);
         if let Some(tomorrow) = soon {
-            news.append(self.members.foresee(&registry, &host, tomorrow));
+            findings.append(self.members.foresee(&registry, &host, tomorrow));
         }
         let mut found = self.found.lock();
         (found.registry, found.concerns) = (registry, concerns);
-        news
+        findings
     }
 
     /// The registry that is in force from now on, and what is wrong with the file if it is another.
-    fn registry(&self, known: &Found, news: &mut News) -> (Arc<VerifiedRegistry>, Vec<Problem>) {
+    fn registry(&self, known: &InForce, findings: &mut Findings) -> (Arc<VerifiedRegistry>, Vec<Problem>) {
         let concern = match devices::load_registry(&self.documents) {
             Ok(registry) if registry.version() < known.registry.version() => Problem::new(
                 Code::RegistryRolledBack,
@@ -279,7 +279,7 @@ impl Look {
             ),
             Ok(registry) => {
                 if registry.document_digest() != known.registry.document_digest() {
-                    news.tell(Audit::registry_accepted(&registry));
+                    findings.tell(Audit::registry_accepted(&registry));
                 }
                 return (Arc::new(registry), Vec::new());
             }
@@ -287,7 +287,7 @@ impl Look {
         };
         if !known.concerns.contains(&concern) {
             log::error!("{concern}");
-            news.tell(Audit::registry_refused(&concern));
+            findings.tell(Audit::registry_refused(&concern));
         }
         (Arc::clone(&known.registry), vec![concern])
     }
@@ -385,8 +385,8 @@ mod tests {
         let (open, registry) = watched.open();
         let members = Arc::clone(open.members());
         let watch = Watch::start(watched.documents(), registry, Arc::clone(&members)).unwrap();
-        let version = |watch: &Watch| watch.look().found().registry.version();
-        within(SETTLING_MAX * 5, "the first look", || watch.look.errands.news.lock().is_none());
+        let version = |watch: &Watch| watch.checker().found().registry.version();
+        within(SETTLING_MAX * 5, "the first look", || watch.checker.queue.findings.lock().is_none());
         watched.devices[0].inject(Fault::always(operation, Effect::Hang));
         // A new registry is recorded in a root: this commit waits for the device.
         watched.issue(|_| {});
@@ -394,7 +394,7 @@ mod tests {
         watched.issue(|registry| registry.devices[1].status = Status::Revoked);
         within(SETTLING_MAX * 5, "the fence", || members.state(1) == State::Refused);
         assert!(members.device(1).unwrap().fence_reason().is_some());
-        assert_ne!(members.state(0), State::Faulty, "the device was given up before: nothing was waited for");
+        assert_ne!(members.state(0), State::Faulty, "the device was fenced before: nothing was waited for");
         watched.issue(|registry| registry.devices[1].status = Status::Approved);
         within(SETTLING_MAX * 5, "the approval", || members.device(1).unwrap().verdict().approved);
         watched.devices[0].heal();

@@ -42,7 +42,7 @@ pub enum Effect {
     Corrupt(u8),
     /// It takes so much longer.
     Slow(Duration),
-    /// It is not answered before [`FaultyDevice::heal`], and then as if nothing had been. A read may be given up before.
+    /// It is not answered before [`FaultyDevice::heal`], and then as if nothing had been. A read may be abandoned before.
     Hang,
 }
 
@@ -144,7 +144,7 @@ struct State {
     other: Option<Arc<dyn IdentifiedDevice>>,
     unplugged: bool,
     counts: Counts,
-    /// A read was given up and not answered since.
+    /// A read was abandoned and not answered since.
     silent: bool,
     /// From now on no write or flush may be under way.
     shut: bool,

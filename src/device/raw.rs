@@ -112,7 +112,7 @@ pub struct RawDevice {
     asynchronous: OnceLock<Option<Mutex<Context>>>,
     /// Whether there may be any in `pending`, so that who reads need not look.
     any_pending: AtomicBool,
-    /// Reads that were given up.
+    /// Abandoned reads.
     pending: Mutex<Vec<Pending>>,
     system: Arc<dyn System>,
 }

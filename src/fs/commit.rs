@@ -38,8 +38,8 @@ impl Fs {
         Ok(())
     }
 
-    /// As [`Fs::sync`], but commits even when no operation waits: for what else a root records, and to make blocks free
-    /// that were given up.
+    /// As [`Fs::sync`], but commits even when no operation waits: for what else a root records, and to make freed
+    /// blocks available.
     ///
     /// # Errors
     /// As [`Fs::sync`].
@@ -47,9 +47,9 @@ impl Fs {
         self.commit_in(&mut self.commit.lock())
     }
 
-    /// Makes blocks free that were given up: waits for the commit in flight, which may hold them, and commits when others
+    /// Makes freed blocks available: waits for the commit in flight, which may hold them, and commits when others
     /// are left. Returns whether there may be more space than at generation `seen`: something was committed since, or blocks that
-    /// were given up wait for a reader to end.
+    /// were freed wait for a reader to end.
     pub(super) fn release_space(&self, seen: Generation) -> Result<bool> {
         let mut committed = self.commit.lock();
         if self.store.has_unreleased() {

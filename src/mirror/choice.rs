@@ -13,7 +13,7 @@ pub struct Candidate {
     pub index: usize,
     /// Only in-sync replicas are read.
     pub state: State,
-    /// It has not answered a read that was given up.
+    /// It has not answered an abandoned read.
     pub silent: bool,
     /// Reads under way on it.
     pub reading: usize,

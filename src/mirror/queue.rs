@@ -54,7 +54,7 @@ pub(super) struct Ticket {
     pub asked: AtomicU64,
     /// Those that have flushed.
     pub done: AtomicU64,
-    /// What was submitted in earlier rounds is covered by it ([`super::written`]); none for what makes only itself durable.
+    /// What was submitted in earlier rounds is covered by it ([`super::dirty`]); none for what makes only itself durable.
     pub round: Option<u64>,
 }
 

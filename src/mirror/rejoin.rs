@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::lane::Lane;
 use super::queue::Job;
-use super::{COPIES_AHEAD_MAX, Inner, Mirror, RejoinError, State, Stay, device_offset, written};
+use super::worker::Worker;
+use super::{COPIES_AHEAD_MAX, Incarnation, Inner, Mirror, RejoinError, State, device_offset, dirty};
 use crate::device::AlignedBuf;
 use crate::policy::ApprovedDevice;
 use crate::units::BlockAddr;
@@ -13,7 +13,7 @@ use crate::units::BlockAddr;
 impl Mirror {
     /// Takes a replica back that was not in the set: with the device that it had, or with another that shows the same
     /// replica. `knows_what_it_has` says that its content is what it was when it left; else it counts as lacking everything
-    /// that is not told otherwise. Returns its new state and stay: in sync when it lacks nothing, else resyncing; then everything
+    /// that is not told otherwise. Returns its new state and incarnation: in sync when it lacks nothing, else resyncing; then everything
     /// for which [`is_missed`](Self::is_missed) holds is to be copied to it, and it is to be [promoted](Self::promote).
     ///
     /// `first`, bytes and their two byte offsets, is made durable on it before anything else is written.
@@ -26,12 +26,12 @@ impl Mirror {
         device: Option<Arc<ApprovedDevice>>,
         knows_what_it_has: bool,
         first: Option<([u64; 2], Arc<AlignedBuf>)>,
-    ) -> std::result::Result<(State, Stay), RejoinError> {
-        let fresh = device.map(|device| Lane::start(index, device, &self.shared)).transpose();
+    ) -> std::result::Result<(State, Incarnation), RejoinError> {
+        let fresh = device.map(|device| Worker::start(index, device, &self.shared)).transpose();
         let fresh = fresh.map_err(|_| RejoinError::NoDevice)?;
         let outcome = self.rejoin_with(index, fresh.clone(), knows_what_it_has, first);
-        if let (Err(_), Some(lane)) = (&outcome, fresh) {
-            lane.end();
+        if let (Err(_), Some(worker)) = (&outcome, fresh) {
+            worker.end();
         }
         outcome
     }
@@ -39,12 +39,12 @@ impl Mirror {
     fn rejoin_with(
         &self,
         index: usize,
-        fresh: Option<Arc<Lane>>,
+        fresh: Option<Arc<Worker>>,
         knows_what_it_has: bool,
         first: Option<([u64; 2], Arc<AlignedBuf>)>,
-    ) -> std::result::Result<(State, Stay), RejoinError> {
+    ) -> std::result::Result<(State, Incarnation), RejoinError> {
         // Let go of after the lock: closing a device can take its time.
-        let old = self.shared.lane(index);
+        let old = self.shared.worker(index);
         let mut inner = self.shared.lock();
         let others = inner.replicas.iter().any(|status| status.state == State::InSync);
         let is_source = others || knows_what_it_has && self.holds_last_root(index);
@@ -52,69 +52,69 @@ impl Mirror {
         if inner.takes_writes(index) {
             return Err(RejoinError::InUse);
         }
-        let lane = fresh.clone().or_else(|| old.clone()).ok_or(RejoinError::NoDevice)?;
-        if fresh.is_none() && !(lane.queue.is_at_rest() && lane.device.writes_in_flight() == 0) {
+        let worker = fresh.clone().or_else(|| old.clone()).ok_or(RejoinError::NoDevice)?;
+        if fresh.is_none() && !(worker.queue.is_at_rest() && worker.device.writes_in_flight() == 0) {
             return Err(RejoinError::StillWriting);
         }
-        let since = if knows_what_it_has { status.flushed } else { written::NEVER };
-        let state = match (inner.written.is_any_missed(since), is_source) {
+        let since = if knows_what_it_has { status.flushed } else { dirty::NEVER };
+        let state = match (inner.dirty.is_any_missed(since), is_source) {
             (false, _) => State::InSync,
             (true, true) => State::Resyncing,
             (true, false) => return Err(RejoinError::NoSource),
         };
         let status = &mut inner.replicas[index];
         (status.state, status.reason, status.flushed) = (state, None, since);
-        status.stay = Stay(status.stay.0 + 1);
-        let stay = status.stay;
+        status.incarnation = Incarnation(status.incarnation.0 + 1);
+        let incarnation = status.incarnation;
         if let (Some(_), Some(old)) = (&fresh, &old) {
             old.end();
         }
-        lane.device.lift_fence();
+        worker.device.lift_fence();
         if let Some((offsets, data)) = first
-            && lane.queue.push(Job::Publish { offsets, data, ticket: Arc::default() })
+            && worker.queue.push(Job::Publish { offsets, data, ticket: Arc::default() })
         {
-            lane.queue.wake();
+            worker.queue.wake();
         }
-        if let Some(place) = self.shared.lanes.write().get_mut(index) {
-            *place = Some(lane);
+        if let Some(place) = self.shared.workers.write().get_mut(index) {
+            *place = Some(worker);
         }
         self.shared.publish(&inner);
-        Ok((state, stay))
+        Ok((state, incarnation))
     }
 
-    /// Whether a replica that is taken back may lack this block (`written`).
+    /// Whether a replica that is taken back may lack this block (`dirty`).
     pub fn is_missed(&self, index: usize, addr: BlockAddr) -> bool {
         let inner = self.shared.lock();
-        inner.replicas.get(index).is_some_and(|status| inner.written.is_missed(addr, status.flushed))
+        inner.replicas.get(index).is_some_and(|status| inner.dirty.is_missed(addr, status.flushed))
     }
 
     /// Queues a block for a replica that is being resynced, behind all that it was given before: what is written to the same
     /// place later comes later there too. Waits first while too much is queued; does nothing when the replica is not being
-    /// resynced in this stay any more. A failure fences it, as any failed write.
-    pub fn copy(&self, index: usize, stay: Stay, addr: BlockAddr, sealed: Arc<AlignedBuf>) {
-        let Some(lane) = self.shared.lane(index) else { return };
-        let resyncing = |inner: &Inner| inner.is_resyncing(index, stay);
-        let inner = self.wait_for_writes(|inner| !resyncing(inner) || lane.queue.len() < COPIES_AHEAD_MAX);
+    /// resynced in this incarnation any more. A failure fences it, as any failed write.
+    pub fn copy(&self, index: usize, incarnation: Incarnation, addr: BlockAddr, sealed: Arc<AlignedBuf>) {
+        let Some(worker) = self.shared.worker(index) else { return };
+        let resyncing = |inner: &Inner| inner.is_resyncing(index, incarnation);
+        let inner = self.wait_for_writes(|inner| !resyncing(inner) || worker.queue.len() < COPIES_AHEAD_MAX);
         if !resyncing(&inner) {
             return;
         }
-        let asleep = lane.queue.push(Job::Write { offset: device_offset(addr), data: sealed, run: None });
+        let asleep = worker.queue.push(Job::Write { offset: device_offset(addr), data: sealed, run: None });
         drop(inner);
         if asleep {
-            lane.queue.wake();
+            worker.queue.wake();
         }
     }
 
-    /// Whether a replica is being resynced, and has not left the set since the stay began.
-    pub fn is_resyncing(&self, index: usize, stay: Stay) -> bool {
-        self.shared.lock().is_resyncing(index, stay)
+    /// Whether a replica is being resynced, and has not left the set since that incarnation began.
+    pub fn is_resyncing(&self, index: usize, incarnation: Incarnation) -> bool {
+        self.shared.lock().is_resyncing(index, incarnation)
     }
 
-    /// A resync is complete: the replica is in sync, unless it was fenced since the stay began, also when it is back. Says
+    /// A resync is complete: the replica is in sync, unless it was fenced since that incarnation began, also when it is back. Says
     /// whether it is.
-    pub fn promote(&self, index: usize, stay: Stay) -> bool {
+    pub fn promote(&self, index: usize, incarnation: Incarnation) -> bool {
         let mut inner = self.shared.lock();
-        if !inner.is_resyncing(index, stay) {
+        if !inner.is_resyncing(index, incarnation) {
             return false;
         }
         let status = &mut inner.replicas[index];
@@ -123,10 +123,10 @@ impl Mirror {
         true
     }
 
-    /// A resync cannot be finished: the replica is stale, unless it was fenced since the stay began.
-    pub fn give_up(&self, index: usize, stay: Stay, reason: &str) {
+    /// A resync cannot be finished: the replica is stale, unless it was fenced since that incarnation began.
+    pub fn abandon(&self, index: usize, incarnation: Incarnation, reason: &str) {
         let mut inner = self.shared.lock();
-        if inner.is_resyncing(index, stay) {
+        if inner.is_resyncing(index, incarnation) {
             self.fence_locked(&mut inner, index, State::Stale, reason);
         }
     }

@@ -31,7 +31,7 @@ fn regression_a_replica_that_left_and_came_back_is_not_waited_for() {
         std::thread::sleep(Duration::from_millis(1));
     }
     mirror.fence(1, State::Refused, "revoked");
-    assert_eq!(mirror.rejoin(1, Some(approved(&back)), false, None), Ok((State::Resyncing, Stay(1))));
+    assert_eq!(mirror.rejoin(1, Some(approved(&back)), false, None), Ok((State::Resyncing, Incarnation(1))));
     slow.heal();
     while !waiter.is_finished() {
         assert!(Instant::now() < deadline, "the flush does not return");
@@ -56,7 +56,7 @@ fn regression_a_resync_ends_with_the_stay_that_it_began_in() {
     let deadline = Instant::now() + Duration::from_secs(20);
     let second = loop {
         match mirror.rejoin(1, None, false, None) {
-            Ok((State::Resyncing, stay)) => break stay,
+            Ok((State::Resyncing, incarnation)) => break incarnation,
             outcome => assert_eq!(outcome, Err(RejoinError::StillWriting)),
         }
         assert!(Instant::now() < deadline, "it does not come to rest");
@@ -66,7 +66,7 @@ fn regression_a_resync_ends_with_the_stay_that_it_began_in() {
     assert_eq!(mirror.flush_resynced(), 3);
     assert_eq!(away.counts().writes, 0);
     assert!(!mirror.promote(1, first));
-    mirror.give_up(1, first, "late");
+    mirror.abandon(1, first, "late");
     assert_eq!(mirror.state(1).0, State::Resyncing);
     mirror.copy(1, second, BlockAddr(0), Arc::new(AlignedBuf::zeroed(BLOCK_SIZE)));
     assert_eq!(mirror.flush_resynced(), 3);
@@ -108,7 +108,7 @@ fn a_replica_that_does_not_answer_a_read_holds_nobody_up() {
         assert_eq!((silent.counts().reads, living.counts().reads), (1, 1));
         assert_eq!(mirror.errors(0).read, 1);
         // It is not asked again, nor written to, and it is still in sync: it may have been slow once.
-        mirror.mend(0, BlockAddr(0), &AlignedBuf::zeroed(BLOCK_SIZE));
+        mirror.repair(0, BlockAddr(0), &AlignedBuf::zeroed(BLOCK_SIZE));
         for first in 0..24 {
             read(&mirror, first, 16).unwrap();
         }

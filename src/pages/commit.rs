@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::tree::{Entry, NodeId, Tree, TreeKind};
+use super::tree::{NodeId, Pointer, Tree, TreeKind};
 use super::{Batch, CommitState, Error, NO_TAG, Page, Pages, Result, Store, provisional};
 use crate::crypto::Binding;
 use crate::device::AlignedBuf;
@@ -61,14 +61,14 @@ struct TreePlan {
     nodes: Vec<(NodeId, BlockAddr)>,
 }
 
-/// Everything that a commit takes and gives up, reflected in the bitmap that it will store.
+/// Everything that a commit takes and frees, reflected in the bitmap that it will store.
 struct Plan<'a> {
     store: &'a Store,
     persisted: &'a mut Bitmap,
     regions: BTreeSet<u64>,
     taken: Vec<Run>,
     spare: Option<Run>,
-    given_up: Vec<Run>,
+    freed: Vec<Run>,
 }
 
 impl Plan<'_> {
@@ -78,10 +78,10 @@ impl Plan<'_> {
         Ok(())
     }
 
-    fn give_up(&mut self, run: Run) -> Result<()> {
+    fn free(&mut self, run: Run) -> Result<()> {
         self.persisted.clear(run)?;
         self.touch(run);
-        self.given_up.push(run);
+        self.freed.push(run);
         Ok(())
     }
 
@@ -119,13 +119,13 @@ impl Plan<'_> {
         self.prepare((pages.len() + nodes.len()) as u64);
         for no in pages {
             if let Some(old) = tree.get(*no, &reader)? {
-                self.give_up(Run::new(old.addr, 1))?;
+                self.free(Run::new(old.addr, 1))?;
             }
             plan.pages.push((*no, self.block()?));
         }
         for id in nodes.into_iter().filter(|id| !placed.contains(id)) {
             if let Some(old) = tree.node_entry(id) {
-                self.give_up(Run::new(old.addr, 1))?;
+                self.free(Run::new(old.addr, 1))?;
             }
             plan.nodes.push((id, self.block()?));
         }
@@ -196,17 +196,17 @@ impl Store {
             regions: BTreeSet::new(),
             taken: Vec::new(),
             spare: None,
-            given_up: Vec::new(),
+            freed: Vec::new(),
         };
         for run in published {
             plan.put_in_use(run)?;
         }
         for run in freed {
-            plan.give_up(run)?;
+            plan.free(run)?;
         }
         let db_plan = self.plan_database(&mut plan, &batch.pages, batch.db_pages)?;
         let space_plan = plan_space(&mut plan, space_tree)?;
-        let Plan { taken, spare, mut given_up, .. } = plan;
+        let Plan { taken, spare, mut freed, .. } = plan;
         if let Some(unused) = spare {
             self.space.lock().give_back(unused)?;
         }
@@ -220,8 +220,8 @@ impl Store {
         let can_be_provisional = last.mount == self.mount
             && last.in_sync == self.mirror.in_sync()
             && (1..=provisional::BLOCKS_MAX).contains(&taken.len())
-            && given_up.iter().map(|run| run.blocks).sum::<u64>() <= provisional::BLOCKS_MAX as u64;
-        // What was given up again in the same batch is no part of the commit.
+            && freed.iter().map(|run| run.blocks).sum::<u64>() <= provisional::BLOCKS_MAX as u64;
+        // What was freed again in the same batch is no part of the commit.
         written.retain(|addr| state.persisted.is_allocated(addr));
         let mut provisional = if can_be_provisional { written.listed() } else { None };
         for (run, buf) in layout.runs {
@@ -236,8 +236,8 @@ impl Store {
         while !self.publish_root(state, generation, provisional.take())? {
             generation = generation.next();
         }
-        given_up.extend(abandoned);
-        self.release(state, generation.0, given_up)?;
+        freed.extend(abandoned);
+        self.release(state, generation.0, freed)?;
         Ok(generation)
     }
 
@@ -292,11 +292,11 @@ impl Store {
         Ok(())
     }
 
-    fn seal_unit(&self, layout: &mut Layout, at: &Binding, plain: &Page, birth: Generation) -> Result<Entry> {
+    fn seal_unit(&self, layout: &mut Layout, at: &Binding, plain: &Page, birth: Generation) -> Result<Pointer> {
         let id: WriteId = self.identities(1);
         let tag = self.keys.page().seal_block(at, id, plain, layout.block(at.addr)?);
         debug_assert_ne!(tag, NO_TAG);
-        Ok(Entry { addr: at.addr, birth, id, tag })
+        Ok(Pointer { addr: at.addr, birth, id, tag })
     }
 
     /// Makes the root durable in both label areas of every replica: the commit point. Returns whether all that it names have it.
@@ -342,8 +342,8 @@ impl Store {
         Ok(holders & root.in_sync == root.in_sync)
     }
 
-    /// Makes runs available that generation `generation` gave up, and earlier ones, as far as no reader is left
-    /// that may still look at them. What a provisional root gave up stays as it is until the next root is durable: until then
+    /// Makes runs available that generation `generation` freed, and earlier ones, as far as no reader is left
+    /// that may still look at them. What a provisional root freed stays as it is until the next root is durable: until then
     /// whoever opens the volume may have to go on from the root before it.
     fn release(&self, state: &mut CommitState, generation: u64, runs: Vec<Run>) -> Result<()> {
         if !runs.is_empty() {

@@ -5,21 +5,21 @@
 //! makes all of it durable. Nothing is lost by that while the flush succeeds, and nobody is answered before it has. When the power
 //! fails first, the newest root may lack some of its blocks. So whoever finds a provisional root looks at them
 //! ([`Proof`]): each is authenticated by the root, that is why a look suffices. Blocks that one replica has are given to those that lack
-//! them; if there is one that no replica has, the commit was cut off, and the root before it is the last one.
+//! them; if there is one that no replica has, the commit is incomplete, and the root before it is the last one.
 //!
 //! That one is whole, on every replica that it names, and needs no proof:
 //! - It is of the same mount and names the same replicas; otherwise the commit takes the plain way.
-//! - Its own flush had succeeded on all of them before the next commit began. So only the newest root can have been cut off.
-//! - What the provisional commit gave up is not used again before the next root is durable, neither is what it wrote and gave up
+//! - Its own flush had succeeded on all of them before the next commit began. So only the newest commit can be incomplete.
+//! - What the provisional commit freed is not used again before the next root is durable, neither is what it wrote and freed
 //!   itself. So what the root before it refers to is there still, and so is all that it needs for its proof.
 //!
 //! The blocks to look at are few and known: pages and nodes are those that the trees lead to and that were born with the root; data,
 //! whose rows do not say when they were written, is listed in the root. A commit of more takes the plain way
 //! ([`BLOCKS_MAX`], [`PROVISIONAL_BLOCKS_MAX`]). So does the first root of a mount, upon which its epoch depends, and it is what a
-//! cut-off commit falls back to at the latest: an epoch is never used twice.
+//! incomplete commit falls back to at the latest: an epoch is never used twice.
 //!
 //! A block that no device has, and that one of them fails to read, may be there or may have been torn by the power failure. To go on
-//! from the root could seal half a commit, to give it up could undo what was answered for: the administrator decides
+//! from the root could seal half a commit, to drop it could undo what was answered for: the administrator decides
 //! ([`Unproven`](crate::volume::Error::Unproven)).
 //!
 //! A device that loses what it has flushed, within the second or so until the next root, looks like one that never had it. Then the volume
@@ -28,7 +28,7 @@
 //!
 //! ext4 does the same with its journal's commit block, which has a checksum over what it commits (ext4(5), `journal_async_commit`).
 
-use super::tree::{self, Entry, FANOUT, NodeId, TreeKind};
+use super::tree::{self, FANOUT, NodeId, Pointer, TreeKind};
 use super::{Page, Unit, data_binding};
 use crate::crypto::Keys;
 use crate::device::{AlignedBuf, BlockDevice};
@@ -37,7 +37,7 @@ use crate::mirror::device_offset;
 use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, Uuid, WriteId};
 
 /// Pages and nodes of a commit with a provisional root, at most: 1 MiB to look at on each replica after a crash. And blocks that it
-/// gives up: so much is not free yet after it. A larger one does not feel the second flush.
+/// frees: so much is not free yet after it. A larger one does not feel the second flush.
 pub const BLOCKS_MAX: usize = 256;
 
 /// How often a device is asked for a block.
@@ -140,11 +140,11 @@ impl Search<'_> {
     fn tree(&mut self, kind: TreeKind, at: &TreeRef) {
         let is_new = at.pages > 0 && at.birth == self.root.generation;
         if let Some(top) = at.height.checked_sub(1).filter(|_| is_new) {
-            self.node(kind, (top, 0), &Entry { addr: at.addr, birth: at.birth, id: at.id, tag: at.tag });
+            self.node(kind, (top, 0), &Pointer { addr: at.addr, birth: at.birth, id: at.id, tag: at.tag });
         }
     }
 
-    fn node(&mut self, kind: TreeKind, id: NodeId, entry: &Entry) {
+    fn node(&mut self, kind: TreeKind, id: NodeId, entry: &Pointer) {
         let at = kind.node(self.volume, entry.addr, id);
         let Some(plain) = self.unit(&Unit { at, id: entry.id, tag: entry.tag }) else { return };
         for (i, entry) in (0..).zip(tree::decode(&plain).iter()) {

@@ -254,7 +254,7 @@ fn a_reader_keeps_freed_blocks_from_being_used_again() {
 }
 
 #[test]
-fn damage_on_one_replica_is_mended_and_on_all_is_an_error() {
+fn damage_on_one_replica_is_repaired_and_on_all_is_an_error() {
     let lab = Lab::new(2);
     let store = lab.open(Root::default(), 1);
     let extents = store.write_data(&vec![5; 8 * BLOCK_SIZE]).unwrap();
@@ -298,7 +298,7 @@ fn extents_that_lie_one_after_the_other_are_read_in_one_piece() {
     store.read_data(&parts, &mut out).unwrap();
     assert!(out == plain);
     assert_eq!(reads() - before, 1);
-    // What is damaged in one of them is read elsewhere, and mended.
+    // What is damaged in one of them is read elsewhere, and repaired.
     spoil(&lab.devices[0], extents[1].addr.add(35));
     spoil(&lab.devices[1], extents[2].addr);
     out.fill(0);

@@ -64,9 +64,9 @@ impl TreeKind {
     }
 }
 
-/// Where a page or node is, and what proves it.
+/// A block pointer: where a page or node is, and what proves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct Pointer {
     /// Its block.
     pub addr: BlockAddr,
     /// The generation that wrote it.
@@ -80,7 +80,7 @@ pub struct Entry {
 /// Level and index of a node.
 pub type NodeId = (u8, u64);
 
-pub(super) type Node = Box<[Option<Entry>; FANOUT as usize]>;
+pub(super) type Node = Box<[Option<Pointer>; FANOUT as usize]>;
 
 fn empty_node() -> Node {
     Box::new([None; FANOUT as usize])
@@ -101,7 +101,7 @@ impl NodeReader<'_> {
     ///
     /// # Errors
     /// When no replica gives it as it was written.
-    pub fn page(&self, tree: TreeKind, no: u64, entry: &Entry, out: &mut Page) -> Result<()> {
+    pub fn page(&self, tree: TreeKind, no: u64, entry: &Pointer, out: &mut Page) -> Result<()> {
         self.unit(&tree.page(self.volume, entry.addr, no), entry, out)
     }
 
@@ -109,11 +109,11 @@ impl NodeReader<'_> {
     ///
     /// # Errors
     /// When no replica gives it as it was written.
-    pub fn node(&self, tree: TreeKind, id: NodeId, entry: &Entry, out: &mut Page) -> Result<()> {
+    pub fn node(&self, tree: TreeKind, id: NodeId, entry: &Pointer, out: &mut Page) -> Result<()> {
         self.unit(&tree.node(self.volume, entry.addr, id), entry, out)
     }
 
-    fn unit(&self, at: &Binding, entry: &Entry, out: &mut Page) -> Result<()> {
+    fn unit(&self, at: &Binding, entry: &Pointer, out: &mut Page) -> Result<()> {
         let cipher = self.keys.page();
         let mut open = |_: usize, sealed: &[u8]| cipher.open_block(at, entry.id, &entry.tag, sealed, out).is_ok();
         Ok(self.mirror.read(Run::new(entry.addr, 1), &mut open)?)
@@ -123,7 +123,7 @@ impl NodeReader<'_> {
 /// A tree, as much of it as has been read, with the changes that the next commit writes.
 pub struct Tree {
     kind: TreeKind,
-    root: Option<Entry>,
+    root: Option<Pointer>,
     height: u8,
     pages: u64,
     nodes: HashMap<NodeId, Node>,
@@ -134,7 +134,7 @@ pub struct Tree {
 impl Tree {
     /// The tree that a root record refers to. Nothing is read yet.
     pub fn from_ref(kind: TreeKind, at: &TreeRef) -> Self {
-        let root = (at.pages > 0).then_some(Entry { addr: at.addr, birth: at.birth, id: at.id, tag: at.tag });
+        let root = (at.pages > 0).then_some(Pointer { addr: at.addr, birth: at.birth, id: at.id, tag: at.tag });
         Self { kind, root, height: at.height.min(HEIGHT_MAX), pages: at.pages, nodes: HashMap::new(), changing: false }
     }
 
@@ -159,7 +159,7 @@ impl Tree {
     }
 
     /// The entry of a page, if the nodes above it have been read: `Some(None)` is "there is no such page".
-    pub fn known(&self, no: u64) -> Option<Option<Entry>> {
+    pub fn known(&self, no: u64) -> Option<Option<Pointer>> {
         if no >= self.pages {
             return Some(None);
         }
@@ -170,7 +170,7 @@ impl Tree {
     ///
     /// # Errors
     /// When a node cannot be read.
-    pub fn get(&mut self, no: u64, reader: &NodeReader<'_>) -> Result<Option<Entry>> {
+    pub fn get(&mut self, no: u64, reader: &NodeReader<'_>) -> Result<Option<Pointer>> {
         if no >= self.pages {
             return Ok(None);
         }
@@ -217,7 +217,7 @@ impl Tree {
     }
 
     /// Where a node is stored at present; its parent has been read.
-    pub fn node_entry(&self, id: NodeId) -> Option<Entry> {
+    pub fn node_entry(&self, id: NodeId) -> Option<Pointer> {
         if id.0 + 1 == self.height {
             return if id.1 == 0 { self.root } else { None };
         }
@@ -266,7 +266,7 @@ impl Tree {
     ///
     /// # Errors
     /// When it has not: a mistake in the commit.
-    pub fn set_page(&mut self, no: u64, entry: Entry) -> Result<()> {
+    pub fn set_page(&mut self, no: u64, entry: Pointer) -> Result<()> {
         let node = self.nodes.get_mut(&(0, no / FANOUT)).ok_or_else(|| unread((0, no / FANOUT)))?;
         node[(no % FANOUT) as usize] = Some(entry);
         Ok(())
@@ -276,7 +276,7 @@ impl Tree {
     ///
     /// # Errors
     /// When the parent has not been read: a mistake in the commit.
-    pub fn set_node(&mut self, id: NodeId, entry: Entry) -> Result<()> {
+    pub fn set_node(&mut self, id: NodeId, entry: Pointer) -> Result<()> {
         if id.0 + 1 == self.height {
             self.root = Some(entry);
             return Ok(());
@@ -328,7 +328,7 @@ pub(super) fn decode(bytes: &Page) -> Node {
         let mut tag = [0; 16];
         tag.copy_from_slice(&field[24..40]);
         let id = WriteId { epoch: u32::from_le_bytes(epoch), counter: u64::from_le_bytes(counter) };
-        *slot = Some(Entry { addr: BlockAddr(addr), birth: Generation(u48(6)), id, tag });
+        *slot = Some(Pointer { addr: BlockAddr(addr), birth: Generation(u48(6)), id, tag });
     }
     node
 }
@@ -343,7 +343,7 @@ mod tests {
         let mut tree = Tree::from_ref(TreeKind::Database, &TreeRef::default());
         tree.grow(FANOUT);
         tree.nodes.insert((0, 0), empty_node());
-        let entry = Entry {
+        let entry = Pointer {
             addr: BlockAddr(0x0123_4567_89ab),
             birth: Generation(0xba98_7654_3210),
             id: WriteId { epoch: u32::MAX - 1, counter: u64::MAX - 2 },
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn growth_keeps_the_old_tree_reachable() {
         let mut tree = Tree::from_ref(TreeKind::Space, &TreeRef::default());
-        let entry = |n| Entry { addr: BlockAddr(n), birth: Generation(1), id: WriteId::default(), tag: [1; 16] };
+        let entry = |n| Pointer { addr: BlockAddr(n), birth: Generation(1), id: WriteId::default(), tag: [1; 16] };
         tree.grow(1);
         tree.nodes.insert((0, 0), empty_node());
         tree.set_page(0, entry(7)).unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Page, Result, Store, data_binding};
 use crate::crypto::{Binding, Keys, Kind};
 use crate::device::AlignedBuf;
-use crate::mirror::Stay;
+use crate::mirror::Incarnation;
 use crate::space::Bitmap;
 use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId};
 
@@ -62,11 +62,11 @@ impl Store {
         }
     }
 
-    /// Reads a unit from a replica that has it and writes it to `replica`, which is being resynced in this stay.
+    /// Reads a unit from a replica that has it and writes it to `replica`, which is being resynced in this incarnation.
     ///
     /// # Errors
     /// When no in-sync replica has it. A write that fails fences `replica` instead.
-    pub fn copy_unit(&self, unit: &Unit, replica: usize, stay: Stay) -> Result<()> {
+    pub fn copy_unit(&self, unit: &Unit, replica: usize, incarnation: Incarnation) -> Result<()> {
         let mut good = AlignedBuf::scratch(BLOCK_SIZE);
         self.mirror.read(Run::new(unit.at.addr, 1), &mut |_, sealed| {
             let opens = self.opens(unit, sealed);
@@ -75,7 +75,7 @@ impl Store {
             }
             opens
         })?;
-        self.mirror.copy(replica, stay, unit.at.addr, Arc::new(good));
+        self.mirror.copy(replica, incarnation, unit.at.addr, Arc::new(good));
         Ok(())
     }
 

@@ -35,7 +35,7 @@
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-use super::tree::{Entry, FANOUT, HEIGHT_MAX, Node, NodeId, TreeKind, decode};
+use super::tree::{FANOUT, HEIGHT_MAX, Node, NodeId, Pointer, TreeKind, decode};
 use super::{Page, ReadGuard, Result, Store, Unit};
 use crate::label::{Root, TreeRef};
 use crate::units::{BLOCK_SIZE, Generation};
@@ -50,7 +50,7 @@ pub const CHUNK_TIME: Duration = Duration::from_millis(100);
 /// A node that was read, and the entry that proves it.
 struct Held {
     index: u64,
-    entry: Entry,
+    entry: Pointer,
     node: Node,
 }
 
@@ -151,7 +151,7 @@ impl<'a> View<'a> {
         }
     }
 
-    fn page_entry(&mut self, kind: TreeKind, no: u64) -> Result<Option<Entry>> {
+    fn page_entry(&mut self, kind: TreeKind, no: u64) -> Result<Option<Pointer>> {
         let tree = self.tree(kind);
         let mut found = top(tree).filter(|_| no < tree.pages);
         for above in (1..=height(tree)).rev() {
@@ -170,7 +170,7 @@ impl<'a> View<'a> {
     }
 
     /// The node `id`, which `entry` leads to.
-    fn node(&mut self, kind: TreeKind, id: NodeId, entry: &Entry) -> Result<&Node> {
+    fn node(&mut self, kind: TreeKind, id: NodeId, entry: &Pointer) -> Result<&Node> {
         let (level, index) = id;
         let place = self.nodes.level(kind, level);
         let held = match place.take().filter(|held| held.index == index && held.entry == *entry) {
@@ -185,7 +185,7 @@ impl<'a> View<'a> {
     }
 
     /// The first unit of a tree behind the place `after`, or the first of all; none when there is no more.
-    fn next(&mut self, kind: TreeKind, after: Option<Place>) -> Result<Option<(Place, Entry)>> {
+    fn next(&mut self, kind: TreeKind, after: Option<Place>) -> Result<Option<(Place, Pointer)>> {
         let tree = self.tree(kind);
         let Some(entry) = top(tree) else { return Ok(None) };
         let place = Place::new(0, height(tree));
@@ -200,9 +200,9 @@ impl<'a> View<'a> {
         &mut self,
         kind: TreeKind,
         above: Place,
-        entry: &Entry,
+        entry: &Pointer,
         after: Place,
-    ) -> Result<Option<(Place, Entry)>> {
+    ) -> Result<Option<(Place, Pointer)>> {
         let Some(id) = above.node() else { return Ok(None) };
         let (level, below) = (id.0, pages_below(id.0));
         // Children to the left of the one that the last place was in, or below, have been visited.
@@ -219,7 +219,7 @@ impl<'a> View<'a> {
         Ok(None)
     }
 
-    fn unit(&self, kind: TreeKind, place: Place, entry: &Entry) -> Unit {
+    fn unit(&self, kind: TreeKind, place: Place, entry: &Pointer) -> Unit {
         let at = match place.node() {
             Some(id) => kind.node(self.store.volume, entry.addr, id),
             None => kind.page(self.store.volume, entry.addr, place.first),
@@ -228,9 +228,9 @@ impl<'a> View<'a> {
     }
 }
 
-fn top(tree: &TreeRef) -> Option<Entry> {
+fn top(tree: &TreeRef) -> Option<Pointer> {
     let is_there = tree.pages > 0 && tree.height > 0;
-    is_there.then_some(Entry { addr: tree.addr, birth: tree.birth, id: tree.id, tag: tree.tag })
+    is_there.then_some(Pointer { addr: tree.addr, birth: tree.birth, id: tree.id, tag: tree.tag })
 }
 
 fn height(tree: &TreeRef) -> u8 {

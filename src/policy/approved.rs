@@ -218,7 +218,7 @@ impl ApprovedDevice {
         state.fence.get_or_insert(reason);
     }
 
-    /// Takes back [`fence`](Self::fence), when the cause is mended. What the policy refuses stays refused.
+    /// Takes back [`fence`](Self::fence), when its cause is gone. What the policy refuses stays refused.
     pub fn lift_fence(&self) {
         let mut state = self.lock();
         self.gate.fetch_and(!FENCED, Ordering::SeqCst);
@@ -258,7 +258,7 @@ impl ApprovedDevice {
         self.meters.read.time(buf.len(), || self.device.read_at(offset, buf))
     }
 
-    /// Reads, also when fenced, and gives up after `limit`.
+    /// Reads, also when fenced, and abandons the read after `limit`.
     ///
     /// # Errors
     /// As [`device::BlockDevice::read_within`].

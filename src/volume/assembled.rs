@@ -58,7 +58,7 @@ pub(super) struct Chosen {
     /// What the replicas in sync lack of the root's commit.
     pub(super) proof: Proof,
     /// Why that is not the newest root.
-    pub(super) cut_off: Option<String>,
+    pub(super) incomplete: Option<String>,
 }
 
 impl Assembled {
@@ -137,7 +137,7 @@ impl Assembled {
         found
     }
 
-    /// Decides which root to go on from. Leaves out of `rings` the root of a commit that was cut off, or of which that is not
+    /// Decides which root to go on from. Leaves out of `rings` the root of an incomplete commit, or of which that is not
     /// known and the administrator accepts it.
     pub(super) fn choose(
         &self,
@@ -153,9 +153,9 @@ impl Assembled {
         })?;
         self.admit(&choice, degraded)?;
         let proof = self.prove(&choice);
-        let is_given_up = accept_rollback && proof.unread.is_some();
-        if proof.lost == 0 && !is_given_up {
-            return Ok(Chosen { choice, proof, cut_off: None });
+        let is_dropped = accept_rollback && proof.unread.is_some();
+        if proof.lost == 0 && !is_dropped {
+            return Ok(Chosen { choice, proof, incomplete: None });
         }
         let (volume, generation, lost) = (self.header.volume, choice.root.generation, proof.lost);
         let Some((earlier, before)) = recovery::choose_before(rings, &choice.root) else {
@@ -163,14 +163,14 @@ impl Assembled {
                 "volume {volume}: blocks of commit {generation} are damaged on every replica that is here, and the root of the \
                  commit before it is not there: what they held is lost"
             );
-            return Ok(Chosen { choice, proof, cut_off: None });
+            return Ok(Chosen { choice, proof, incomplete: None });
         };
         self.admit(&before, degraded)?;
         let found = match lost {
-            0 => "may have been cut off, and the administrator accepted a rollback: not every block of it can be read"
+            0 => "may be incomplete, and the administrator accepted a rollback: not every block of it can be read"
                 .to_owned(),
             _ => format!(
-                "was cut off, by a power failure it seems, before it was answered for: at least {lost} of its blocks are on no \
+                "is incomplete, because of a power failure it seems, before it was answered for: at least {lost} of its blocks are on no \
                  replica that is here"
             ),
         };
@@ -182,7 +182,7 @@ impl Assembled {
             format!("commit {generation} {found}{absent}. The volume goes on from commit {}", before.root.generation);
         log::warn!("volume {volume}: {why}");
         *rings = earlier;
-        Ok(Chosen { choice: before, proof: Proof::default(), cut_off: Some(why) })
+        Ok(Chosen { choice: before, proof: Proof::default(), incomplete: Some(why) })
     }
 
     /// Whether the volume can be used with this choice.

@@ -61,7 +61,7 @@ impl Assembled {
         let mut report = CheckReport { generation: choice.root.generation, ..CheckReport::default() };
         self.check_labels(&mut report);
         let (mirror, device_bytes) = self.mirror(&choice.states)?;
-        mirror.stop_mending();
+        mirror.stop_repairing();
         let store = Store::open(
             mirror,
             StoreOptions {

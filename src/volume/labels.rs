@@ -13,7 +13,7 @@ pub(super) fn areas(damaged: Vec<(label::Area, label::Error)>) -> Vec<label::Are
 }
 
 /// Writes the label copies of one replica anew that are damaged or older than the volume's. One that fails is fenced.
-pub(super) fn mend_label(volume: &Header, keys: &Keys, replica: &Replica, mirror: &Mirror) -> Result<(), Error> {
+pub(super) fn repair_label(volume: &Header, keys: &Keys, replica: &Replica, mirror: &Mirror) -> Result<(), Error> {
     let outdated = replica.header.sequence != volume.sequence;
     let index = usize::from(replica.header.replica_index);
     let in_use = matches!(mirror.state(index).0, State::InSync | State::Resyncing);

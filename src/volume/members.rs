@@ -1,7 +1,7 @@
 //! The replicas of a volume in use: who is refused and when, who comes back and how.
 //!
-//! [`Members::look`] has the policy look at every device again and fences the refused at once; [`Members::follow`] does what comes
-//! of it ([`look`]). One that was refused and is approved again comes back by itself; everything else comes back when somebody asks for it ([`Members::rejoin`],
+//! [`Members::check`] has the policy look at every device again and fences the refused at once; [`Members::apply`] does what comes
+//! of it ([`recheck`]). One that was refused and is approved again comes back by itself; everything else comes back when somebody asks for it ([`Members::rejoin`],
 //! [`Members::take_in`]): a device that failed, that was unplugged, that was not there at the mount.
 //!
 //! # Coming back
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::assembled::Replica;
 use super::error::{Error, System};
-use super::labels::{areas, mend_label};
+use super::labels::{areas, repair_label};
 use super::recovery;
 use super::task::{Outcome, Task, TaskKind, Tasks, Work};
 use crate::audit::Audit;
@@ -28,7 +28,7 @@ use crate::crypto::Keys;
 use crate::fs::Fs;
 use crate::label::{self, Header, Root};
 use crate::limits::DEVICE_TIMEOUT_S;
-use crate::mirror::{RejoinError, State, Stay};
+use crate::mirror::{Incarnation, RejoinError, State};
 use crate::pages::Store;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
@@ -44,12 +44,12 @@ const CONFIRMED_FOR: Duration = Duration::from_secs(1);
 /// How often the end of a resync, or of a write, is looked for.
 const POLL: Duration = Duration::from_millis(2);
 
-mod look;
+mod recheck;
 pub(super) mod resync;
 
-pub use look::News;
+pub use recheck::Findings;
 
-use look::Looking;
+use recheck::Examination;
 use resync::{Resync, is_lost};
 
 /// The replicas of a volume in use.
@@ -60,20 +60,20 @@ pub struct Members {
     fs: Arc<Fs>,
     read_only: bool,
     audit: Arc<Audit>,
-    found: Mutex<Found>,
+    at_mount: Mutex<AtMount>,
     resyncs: Mutex<Vec<Resyncing>>,
     tasks: Tasks,
     /// The looks at the facts of each device.
-    looking: Mutex<Vec<Arc<Looking>>>,
+    examinations: Mutex<Vec<Arc<Examination>>>,
     /// One replica comes back at a time.
     rejoining: Mutex<()>,
     /// Replicas whose resync ended because none was left to copy from: they come back by themselves, as the refused do.
-    cut_off: Arc<AtomicU64>,
+    sourceless: Arc<AtomicU64>,
     closing: AtomicBool,
 }
 
 /// What each replica was found to have.
-pub(super) struct Found {
+pub(super) struct AtMount {
     /// Its generation at the mount: what one has that has not been in sync since.
     pub left_at: Vec<Generation>,
     /// It held every unit of the epochs before this one when it was opened ([`super::place`]).
@@ -100,9 +100,9 @@ impl Members {
         fs: Arc<Fs>,
         audit: Arc<Audit>,
         read_only: bool,
-        found: Found,
+        at_mount: AtMount,
     ) -> Self {
-        let looking = (0..store.mirror().len()).map(|_| Arc::default()).collect();
+        let examinations = (0..store.mirror().len()).map(|_| Arc::default()).collect();
         Self {
             header,
             keys,
@@ -110,19 +110,19 @@ impl Members {
             fs,
             read_only,
             audit,
-            found: Mutex::new(found),
+            at_mount: Mutex::new(at_mount),
             resyncs: Mutex::default(),
             tasks: Tasks::default(),
-            looking: Mutex::new(looking),
+            examinations: Mutex::new(examinations),
             rejoining: Mutex::default(),
-            cut_off: Arc::default(),
+            sourceless: Arc::default(),
             closing: AtomicBool::new(false),
         }
     }
 
     /// Of each replica, the first epoch of which it may lack something.
     pub(super) fn has_before(&self) -> Vec<u32> {
-        self.found.lock().has_before.clone()
+        self.at_mount.lock().has_before.clone()
     }
 
     /// The audit trail of the volume.
@@ -139,7 +139,7 @@ impl Members {
         if self.store.mirror().state(index).0 == State::InSync {
             return self.store.generation();
         }
-        let at_the_mount = self.found.lock().left_at.get(index).copied().unwrap_or_default();
+        let at_the_mount = self.at_mount.lock().left_at.get(index).copied().unwrap_or_default();
         self.store.mirror().last_root(index).unwrap_or(at_the_mount)
     }
 
@@ -237,10 +237,10 @@ impl Members {
             self.store.set_device_bytes(index, before);
         })?;
         // Who still waits for the facts of the device that was there before does not hold up this one's.
-        if let Some(looking) = self.looking.lock().get_mut(index) {
-            *looking = Arc::default();
+        if let Some(examinations) = self.examinations.lock().get_mut(index) {
+            *examinations = Arc::default();
         }
-        mend_label(&self.header, &self.keys, &replica, self.store.mirror())?;
+        repair_label(&self.header, &self.keys, &replica, self.store.mirror())?;
         Ok((index, state))
     }
 
@@ -304,7 +304,7 @@ impl Members {
         // Closing a device can take its time: not while commits wait.
         let _old = self.store.mirror().device(index);
         let mut deadline = None;
-        let (state, stay) = loop {
+        let (state, incarnation) = loop {
             let registry = self.confirm(index, &replica.device)?;
             let confirmed = Instant::now();
             // In a commit that is under way, what the replica is to show first could be overtaken.
@@ -328,12 +328,12 @@ impl Members {
             }
         };
         if device.is_some()
-            && let Some(has_before) = self.found.lock().has_before.get_mut(index)
+            && let Some(has_before) = self.at_mount.lock().has_before.get_mut(index)
         {
             *has_before = since_epoch;
         }
         if state == State::Resyncing {
-            self.start_resync(Resync::new(index, stay, since_epoch))?;
+            self.start_resync(Resync::new(index, incarnation, since_epoch))?;
         } else {
             log::warn!("{} lacks nothing: it is in sync", self.name(index));
             // The next root names it, unless the last one does; a commit that fails has said so.
@@ -351,7 +351,7 @@ impl Members {
         index: usize,
         device: Option<&Arc<ApprovedDevice>>,
         newest: Option<&Root>,
-    ) -> Result<std::result::Result<(State, Stay), RejoinError>, Error> {
+    ) -> Result<std::result::Result<(State, Incarnation), RejoinError>, Error> {
         self.check_open(&self.name(index))?;
         let ours = self.store.root();
         self.check_history(index, newest.copied(), ours)?;
@@ -421,11 +421,11 @@ impl Members {
         let kind = TaskKind::Resync { replica: self.registry_id(resync.index).to_owned() };
         let task = self.tasks.begin(kind, resync.clone());
         let (fs, store, job, theirs) = (self.fs.clone(), self.store.clone(), resync.clone(), task.clone());
-        let (audit, cut_off) = (self.audit.clone(), self.cut_off.clone());
-        cut_off.fetch_and(!(1 << resync.index), Ordering::AcqRel);
+        let (audit, sourceless) = (self.audit.clone(), self.sourceless.clone());
+        sourceless.fetch_and(!(1 << resync.index), Ordering::AcqRel);
         let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
             let outcome = job.run(&fs, &store, &audit, theirs.stop());
-            theirs.end(ended(&job, &store, &theirs, &cut_off, outcome));
+            theirs.end(ended(&job, &store, &theirs, &sourceless, outcome));
         });
         let mut resyncs = self.resyncs.lock();
         resyncs.retain(|earlier| !earlier.thread.is_finished());
@@ -435,7 +435,7 @@ impl Members {
                 Ok(())
             }
             Err(source) => {
-                resync.give_up(&self.store, "its resync could not be started");
+                resync.abandon(&self.store, "its resync could not be started");
                 task.end(Outcome::Failed(Problem::new(Code::System, format!("starting a resync: {source}"))));
                 Err(System::error("starting a resync", source))
             }
@@ -462,12 +462,12 @@ impl Members {
 }
 
 /// What comes of the end of a resync: for the replica, the volume, and the task.
-fn ended(job: &Resync, store: &Store, task: &Task, cut_off: &AtomicU64, outcome: Result<bool, Error>) -> Outcome {
+fn ended(job: &Resync, store: &Store, task: &Task, sourceless: &AtomicU64, outcome: Result<bool, Error>) -> Outcome {
     let interrupted = |why: &str| Outcome::Failed(Problem::new(Code::ResyncEnded, why));
     match outcome {
         Ok(true) => Outcome::Done,
         Ok(false) if task.is_cancelled() && job.is_current(store) => {
-            job.give_up(store, "its resync was cancelled");
+            job.abandon(store, "its resync was cancelled");
             Outcome::Cancelled
         }
         Ok(false) if task.stop().load(Ordering::Relaxed) => interrupted("the volume was closed before all was copied"),
@@ -481,8 +481,8 @@ fn ended(job: &Resync, store: &Store, task: &Task, cut_off: &AtomicU64, outcome:
                          was fsynced is safe; unmount and mount again"
                     ));
                 }
-                cut_off.fetch_or(u64::from(store.mirror().in_sync() == 0) << job.index, Ordering::AcqRel);
-                job.give_up(store, &format!("its resync ended: {error}"));
+                sourceless.fetch_or(u64::from(store.mirror().in_sync() == 0) << job.index, Ordering::AcqRel);
+                job.abandon(store, &format!("its resync ended: {error}"));
             }
             Outcome::Failed(error.into())
         }

@@ -10,15 +10,15 @@ use parking_lot::{Condvar, Mutex};
 
 use super::assembled::{Assembled, Chosen, OpenOptions};
 use super::error::{Error, System};
-use super::labels::mend_label;
+use super::labels::repair_label;
 use super::members::resync::Resync;
-use super::members::{Found, Members};
+use super::members::{AtMount, Members};
 use super::{recovery, witness};
 use crate::audit::{Audit, Entry, Event, Object, Reason, ReplicaFacts};
 use crate::fs::Fs;
 use crate::label::Root;
 use crate::limits::COMMIT_INTERVAL_MS;
-use crate::mirror::{ErrorCounts, Mirror, State, Stay, device_offset};
+use crate::mirror::{ErrorCounts, Incarnation, Mirror, State, device_offset};
 use crate::pages::{self, Store, StoreOptions, Usage, provisional::Lacking};
 use crate::problem::Code;
 use crate::registry::VerifiedRegistry;
@@ -98,7 +98,7 @@ impl Assembled {
             return Err(Error::ReadOnlyFeatures(volume));
         }
         let mut rings = self.rings();
-        let Chosen { mut choice, proof, cut_off } =
+        let Chosen { mut choice, proof, incomplete } =
             self.choose(&mut rings, options.degraded, options.accept_rollback)?;
         if let Some((block, error)) = proof.unread {
             return Err(Error::Unproven { volume, generation: choice.root.generation, block: block.0, error });
@@ -123,7 +123,7 @@ impl Assembled {
         let (mirror, device_bytes) = self.mirror(&states)?;
         mirror.cache_reads(options.cache_bytes);
         if read_only {
-            mirror.stop_mending();
+            mirror.stop_repairing();
         }
         if !read_only && choice.root.provisional.is_some() {
             self.confirm(registry)?;
@@ -162,19 +162,19 @@ impl Assembled {
             self.level_roots(&newest, &choice, store.mirror())?;
             // The epoch is durable before anything is sealed in it.
             store.commit(store.stage())?;
-            self.mend_labels(store.mirror())?;
+            self.repair_labels(store.mirror())?;
         }
         let fs = Arc::new(Fs::open(store.clone())?);
         let seed = self.keys.audit_seed();
         let audit = Audit::new(fs.clone(), &self.header, seed, options.witness.as_deref(), &choice.states)?;
         let audit = Arc::new(audit);
         let keys = self.keys.volume_key().keys(volume);
-        let found = Found { left_at, has_before };
-        let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, found);
+        let at_mount = AtMount { left_at, has_before };
+        let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, at_mount);
         let (members, witness) = (Arc::new(members), options.witness.clone());
         let mut open = Open { members, store, fs, read_only, witness, ticker: None, audit };
         let new_registry = newer || succeeded;
-        open.begin_audit(registry, options, &choice, &Opening { rolled_back, new_registry, too_few, cut_off })?;
+        open.begin_audit(registry, options, &choice, &Opening { rolled_back, new_registry, too_few, incomplete })?;
         if !read_only {
             open.remember();
             open.ticker = Some(open.start_ticker()?);
@@ -194,7 +194,7 @@ impl Assembled {
                 continue;
             }
             let since = recovery::last_epoch_in_sync(recovery::ring_of(rings, index), index, &choice.root);
-            behind.push(Resync::new(index, Stay::default(), since));
+            behind.push(Resync::new(index, Incarnation::default(), since));
         }
         behind
     }
@@ -244,8 +244,8 @@ impl Assembled {
     }
 
     /// Writes damaged or outdated label copies of the replicas in use anew; one that fails is fenced.
-    fn mend_labels(&self, mirror: &Mirror) -> Result<(), Error> {
-        self.replicas.iter().try_for_each(|replica| mend_label(&self.header, &self.keys, replica, mirror))
+    fn repair_labels(&self, mirror: &Mirror) -> Result<(), Error> {
+        self.replicas.iter().try_for_each(|replica| repair_label(&self.header, &self.keys, replica, mirror))
     }
 }
 
@@ -258,7 +258,7 @@ struct Opening {
     /// Why the policy lets the volume only be read.
     too_few: Option<String>,
     /// Why the newest root was not gone on from.
-    cut_off: Option<String>,
+    incomplete: Option<String>,
 }
 
 /// Returns what the witness had seen when that is later and was accepted.
@@ -363,8 +363,8 @@ impl Open {
             replicas: choice.states.iter().enumerate().map(replica).collect(),
         };
         let too_few = opening.too_few.as_ref().map(|why| Reason::new(Code::Policy, why));
-        let cut_off = opening.cut_off.as_ref().map(|why| Reason::new(Code::CommitIncomplete, why));
-        let reasons = too_few.into_iter().chain(cut_off);
+        let incomplete = opening.incomplete.as_ref().map(|why| Reason::new(Code::CommitIncomplete, why));
+        let reasons = too_few.into_iter().chain(incomplete);
         let mut entries = vec![Entry::done(audit.user(), Object::Volume, mounted).because(reasons)];
         if let Some(seen) = opening.rolled_back {
             let event = Event::RollbackAccepted { seen: seen.0, found: choice.root.generation.0 };

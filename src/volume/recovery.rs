@@ -5,7 +5,7 @@
 //! the root refers to, because that is flushed on every in-sync replica before the root is written, or is given to it now
 //! ([`Proof`](crate::pages::provisional::Proof)). Its own newest root of this history may be one commit behind (the power failed between the
 //! roots) but no more: otherwise somebody put an old copy there. Of another history it can have the root of a commit that was
-//! cut off when the power failed, and was not gone on from.
+//! incomplete when the power failed, and was not gone on from.
 //!
 //! A replica that the chosen root does not name was left behind, or went on by itself elsewhere. The root says which: it
 //! records through which mounts its history went, and how far ([`Lineage`](crate::label::Lineage)). Two histories are never joined.
@@ -77,15 +77,15 @@ pub fn choose(replicas: &[Ring]) -> Result<Choice, Conflict> {
     Ok(Choice { root, absent, states })
 }
 
-/// The roots without one whose commit was cut off, and what is decided then: nothing when that is not the root directly before, for
-/// no other commit can have been cut off. That root was durable on every replica that it names before the one that was cut off
+/// The roots without one whose commit is incomplete, and what is decided then: nothing when that is not the root directly before, for
+/// no other commit can be incomplete. That root was durable on every replica that it names before the incomplete one
 /// was begun: who does not have it is an old copy.
-pub fn choose_before(replicas: &[Ring], cut_off: &Root) -> Option<(Vec<Ring>, Choice)> {
-    let without = |ring: &Vec<Root>| ring.iter().filter(|root| *root != cut_off).copied().collect();
+pub fn choose_before(replicas: &[Ring], incomplete: &Root) -> Option<(Vec<Ring>, Choice)> {
+    let without = |ring: &Vec<Root>| ring.iter().filter(|root| *root != incomplete).copied().collect();
     let earlier: Vec<Ring> = replicas.iter().map(|ring| ring.as_ref().map(without)).collect();
     let mut choice = choose(&earlier).ok()?;
     let root = choice.root;
-    if root.generation.next() != cut_off.generation || root.mount != cut_off.mount {
+    if root.generation.next() != incomplete.generation || root.mount != incomplete.mount {
         return None;
     }
     for (index, (state, ring)) in choice.states.iter_mut().zip(&earlier).enumerate() {
@@ -105,7 +105,7 @@ pub fn last_epoch_in_sync(ring: &[Root], index: usize, root: &Root) -> u32 {
 
 /// Whether `found`, on replica `index`, is `root` or was left behind by its history, as far as `root` tells.
 ///
-/// Left behind are also the roots that were cut off: the next one after a root of this history that names a replica which
+/// Left behind are also the roots of incomplete commits: the next one after a root of this history that names a replica which
 /// does not hold it. Nobody was told of such a root. Of what was longer ago than `root` remembers nothing is known, unless it
 /// names this replica or shares another with it.
 pub fn is_past(found: &Root, index: usize, root: &Root) -> bool {
@@ -181,7 +181,7 @@ mod tests {
                 Err(Conflict::Diverged { one: 1, other: 0 }),
             ),
             (
-                "a root that was cut off and that nobody went on from, then a crash between the first roots of a mount",
+                "the root of an incomplete commit and that nobody went on from, then a crash between the first roots of a mount",
                 vec![Some(vec![root(1, 9, 3), root(1, 8, 3)]), later(9, 3, 8)],
                 Ok((9, vec![InSync, InSync], vec![])),
             ),
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_was_cut_off_is_no_history() {
+    fn the_root_of_an_incomplete_commit_is_no_history() {
         let left = |generation| Ok((generation, vec![Stale, InSync]));
         let last = root(5, 7, 3);
         // The first root of a mount, and one in the midst of a mount, reached replica 0 only; then 1 went on alone.
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_commit_can_have_been_cut_off() {
+    fn only_the_last_commit_can_be_incomplete() {
         let ring = |roots: &[Root]| Some(roots.to_vec());
         let (last, before) = (root(1, 9, 3), root(1, 8, 3));
         let before_it = |rings: &[Ring]| choose_before(rings, &last).map(|(_, c)| (c.root, c.states));

@@ -1,4 +1,4 @@
-//! Promise P4: whatever byte is changed, nothing wrong is ever read, and what another replica still has is mended.
+//! Promise P4: whatever byte is changed, nothing wrong is ever read, and what another replica still has is repaired.
 
 use super::Bench;
 use super::support::images::Log;
@@ -32,10 +32,10 @@ fn flip(disk: &mut Disk, block: u64, rng: &mut Rng) {
 }
 
 #[test]
-fn p4_damage_on_one_replica_is_never_seen_and_is_mended_or_reported() {
+fn p4_damage_on_one_replica_is_never_seen_and_is_repaired_or_reported() {
     let mut rng = Rng::seeded();
     let (bench, tree) = prepared(&mut rng);
-    let mut mended = 0;
+    let mut repaired = 0;
     for block in bench.disks[0].blocks() {
         let mut disks = bench.disks.clone();
         flip(&mut disks[0], block, &mut rng);
@@ -43,14 +43,14 @@ fn p4_damage_on_one_replica_is_never_seen_and_is_mended_or_reported() {
         let (assembled, devices) = bench.assemble(&present, &Log::default()).unwrap();
         let open = bench.open(assembled, false).unwrap();
         assert_eq!(workload::look(open.fs()).unwrap(), tree, "block {block}");
-        mended += open.status().replicas[0].errors.repaired;
+        repaired += open.status().replicas[0].errors.repaired;
         open.close().unwrap();
         // Whatever is left now is reported, and only on the replica that was damaged.
         let left: Vec<Option<Disk>> = devices.iter().map(|d| Some(d.disk())).collect();
         let report = bench.check(&left);
         assert!(report.damages.iter().all(|d| d.recoverable), "block {block}: {:?}", report.damages);
     }
-    assert!(mended > 0);
+    assert!(repaired > 0);
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Court {
     }
 
     /// They are themselves again, and nobody watches them.
-    pub fn mend(&self, back: &[usize]) {
+    pub fn repair(&self, back: &[usize]) {
         for device in back.iter().map(|index| &self.devices[*index]) {
             device.reopen();
             device.show(Face::Itself);
@@ -49,7 +49,7 @@ impl Court {
     /// They are themselves again, and the policy looks.
     pub fn restore(&self, open: &Open, back: &[usize]) {
         back.iter().for_each(|index| assert_untouched(&self.devices[*index], "while it was refused"));
-        self.mend(back);
+        self.repair(back);
         self.recheck(open);
     }
 }

@@ -136,10 +136,10 @@ impl Running {
     }
 }
 
-/// A block that cannot be read may be there, and a commit that was answered for is not given up for that; or it was cut off, and
+/// A block that cannot be read may be there, and a commit that was answered for is not dropped for that; or it is incomplete, and
 /// then it is not to be gone on from.
 #[test]
-fn p5_a_commit_that_cannot_be_read_after_a_crash_is_neither_kept_nor_given_up() {
+fn p5_a_commit_that_cannot_be_read_after_a_crash_is_neither_kept_nor_dropped() {
     let running = Running::new(1);
     let accepting = OpenOptions { accept_rollback: true, ..OpenOptions::default() };
     for block in &running.written {
@@ -238,7 +238,7 @@ fn p4_a_read_only_volume_survives_damage_spread_over_its_replicas_and_is_not_wri
     read_file(open.fs(), ino, 400_000).unwrap();
     open.close().unwrap();
     assert!(court.memory.iter().zip(&damaged).all(|(m, image)| m.image() == *image), "written to");
-    // Mounted for writing, it mends what it reads.
+    // Mounted for writing, it repairs what it reads.
     let open = court.open();
     read_file(open.fs(), ino, 400_000).unwrap();
     open.close().unwrap();

@@ -80,7 +80,7 @@ impl Bench {
         self.court.on(disks, &Log::default()).report()
     }
 
-    /// Leaves this many blocks free, so that what is given up is soon used again.
+    /// Leaves this many blocks free, so that what is freed is soon used again.
     fn fill(&mut self, room: u64) {
         let (open, devices) = self.start(&Log::default());
         let (fs, usage) = (open.fs(), open.store().usage());
@@ -229,7 +229,7 @@ fn p5_any_crash_leaves_a_state_the_filesystem_passed_through() {
     assert!(tried >= 2000, "only {tried} crash states");
 }
 
-/// Where space is scarce, what one commit gave up is what the next one takes.
+/// Where space is scarce, what one commit freed is what the next one takes.
 #[test]
 fn p5_any_crash_of_a_volume_that_is_nearly_full() {
     let seed = rng::seed();

@@ -82,7 +82,7 @@ fn outages(leave: impl Fn(&Court, &Open, &[usize], &mut Rng), come_back: impl Fn
                 let _ = open.close();
                 open = court.open();
             }
-            // The watch looks every now and then: a resync that was cut off begins again.
+            // The watch looks every now and then: a resync that ended early begins again.
             let begin = Instant::now();
             while states(&open).iter().any(|state| *state != State::InSync) {
                 assert!(begin.elapsed() < BOUND, "not in sync: {:?}", open.status().replicas);

@@ -137,7 +137,7 @@ fn p5_a_commit_is_there_when_each_of_its_blocks_is_on_some_replica() {
         let disks = commit.without(&[&lost, &lost]);
         assert_eq!(commit.damages(&disks), 0, "block {block} is called damaged");
         assert_eq!(commit.tree(&disks), commit.before, "block {block} of both replicas");
-        assert!(commit.reason(&disks).is_some_and(|why| why.contains("was cut off")), "the trail does not tell");
+        assert!(commit.reason(&disks).is_some_and(|why| why.contains("is incomplete")), "the trail does not tell");
     }
     // Half of them here, half of them there; a root here or there, or nowhere.
     let (even, odd): (BTreeSet<u64>, BTreeSet<u64>) = blocks.iter().partition(|block| *block % 2 == 0);
@@ -176,7 +176,7 @@ fn p5_what_a_replica_lacks_of_the_last_commit_it_is_given() {
 
 /// The replica that was away has the whole commit, the one that went on without it had not: nobody was told of it.
 #[test]
-fn p6_a_commit_that_was_cut_off_is_not_brought_back_by_a_replica_that_was_away() {
+fn p6_an_incomplete_commit_is_not_brought_back_by_a_replica_that_was_away() {
     let commit = Commit::of(2, 30_000);
     let (blocks, _) = commit.blocks(0);
     let lost = BTreeSet::from_iter(blocks.last().copied());
@@ -193,10 +193,10 @@ fn p6_a_commit_that_was_cut_off_is_not_brought_back_by_a_replica_that_was_away()
     assert_eq!(workload::look(open.fs()).unwrap(), tree);
 }
 
-/// The root of the commit that was cut off stays in the rings until the next one takes its place: at any moment of the
+/// The root of the incomplete commit stays in the rings until the next one takes its place: at any moment of the
 /// mounts that follow, as often as the power fails.
 #[test]
-fn p5_the_power_fails_again_after_a_commit_was_cut_off() {
+fn p5_the_power_fails_again_after_an_incomplete_commit() {
     let mut rng = Rng::seeded();
     for replicas in [1, 2, 3] {
         let mut commit = Commit::of(replicas, 30_000);
@@ -226,7 +226,7 @@ fn p5_the_power_fails_again_after_a_commit_was_cut_off() {
     }
 }
 
-/// What a commit gave up is what the root before it refers to, or what the commit itself lists: it is not used again as long as
+/// What a commit freed is what the root before it refers to, or what the commit itself lists: it is not used again as long as
 /// the volume may have to be opened from either.
 #[test]
 fn p5_what_a_small_commit_gave_up_is_not_used_before_the_next_is_durable() {
@@ -250,7 +250,7 @@ fn p5_what_a_small_commit_gave_up_is_not_used_before_the_next_is_durable() {
     spared.append(&mut written(&take(), 0));
     spared.retain(|block| !is_label(block * BLOCK));
     assert!(spared.len() > 30);
-    // All that there is room for, and in the end that is where it was given up.
+    // All that there is room for, and in the end that is where it was freed.
     let attr = open.fs().mknod(&CALLER, Ino::ROOT, b"later", 0o600, 0).unwrap();
     let mut size = 0;
     while open.fs().write(attr.ino, size, &[0x5a; BLOCK as usize]).is_ok() {
@@ -264,7 +264,7 @@ fn p5_what_a_small_commit_gave_up_is_not_used_before_the_next_is_durable() {
     assert_eq!(written(until_then, 0).intersection(&spared).count(), 0);
     let again = written(afterwards, 0).intersection(&spared).count();
     assert!(again > 5, "{again} of {} blocks were used again, {size}", spared.len());
-    assert!(size > 130 * BLOCK, "space that was given up did not come back: {size}");
+    assert!(size > 130 * BLOCK, "space that was freed did not come back: {size}");
 }
 
 /// The replica that came back is all that is left, at any moment of the commits around its coming back.

@@ -1,5 +1,5 @@
 //! Promises P1 and P2 against the clock: devices stop being approved at any moment, in the middle of a large write, a commit, a
-//! resync, and from then on not one byte reaches them; when the cause is mended they come back, and nothing that was synced
+//! resync, and from then on not one byte reaches them; when its cause is gone they come back, and nothing that was synced
 //! is lost.
 
 use std::io::IoSlice;
@@ -160,7 +160,7 @@ fn p2_a_registry_that_ends_with_the_day_leaves_nothing_on_its_way() {
     open.members().recheck(&ending, host, today);
     put(open.fs(), b"late", &content(7, 1 << 20)).unwrap();
     // The evening: nothing new is taken, and what was is made durable.
-    open.members().follow(open.members().foresee(&ending, host, tomorrow));
+    open.members().apply(open.members().foresee(&ending, host, tomorrow));
     assert!(open.fs().is_clean());
     assert_eq!(put(open.fs(), b"later", b"x").unwrap_err().errno(), libc::EROFS);
     open.members().recheck(&ending, host, tomorrow);
@@ -172,7 +172,7 @@ fn p2_a_registry_that_ends_with_the_day_leaves_nothing_on_its_way() {
     put(open.fs(), b"later", &content(8, 10_000)).unwrap();
     open.fs().sync().unwrap();
     // An evening that changes nothing takes nothing away.
-    open.members().follow(open.members().foresee(&renewed, host, tomorrow));
+    open.members().apply(open.members().foresee(&renewed, host, tomorrow));
     put(open.fs(), b"later", &content(9, 10_000)).unwrap();
     open.close().unwrap();
     court.check();
@@ -204,7 +204,7 @@ fn p5_all_refused_with_data_that_the_devices_took_lose_nothing() {
         if order.len() == 2 {
             court.check();
         }
-        court.mend(&[0, 1]);
+        court.repair(&[0, 1]);
         let alone = court.open_of(&[order[0]], true).unwrap();
         for (name, seed, len) in [(&b"safe"[..], 5, 100_000), (b"taken", 6, 1 << 20), (b"next", 7, 10_000)] {
             assert!(get(alone.fs(), name) == content(seed, len), "{order:?}");
@@ -395,7 +395,7 @@ fn regression_p5_replicas_that_each_went_on_alone_are_not_joined() {
     }
     assert_untouched(&court.devices[1], "while it was refused");
     open.close().unwrap();
-    court.mend(&[1]);
+    court.repair(&[1]);
     let alone = court.open_of(&[1], true).unwrap();
     put(alone.fs(), b"there", &content(8, 10_000)).unwrap();
     alone.close().unwrap();
@@ -482,7 +482,7 @@ fn p6_a_device_that_was_away_is_taken_in_and_another_is_not() {
     court.refuse(&open, &[1], Face::Gone);
     put(open.fs(), b"after", &content(4, 50_000)).unwrap();
     open.fs().sync().unwrap();
-    court.mend(&[1]);
+    court.repair(&[1]);
     assert_eq!(open.members().take_in(court.approved(1)).unwrap(), (1, State::Resyncing));
     wait_in_sync(&open);
     open.close().unwrap();

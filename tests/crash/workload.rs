@@ -96,7 +96,7 @@ pub fn step(fs: &Fs, rng: &mut Rng) {
             let value = vec![rng.next() as u8; rng.below(6000) as usize];
             fs.setxattr(ino, rng.pick(&[b"user.a", b"user.b"]), &value, 0)
         }),
-        // Written and given up in the same commit, as a temporary file is.
+        // Written and freed in the same commit, as a temporary file is.
         15 => fs.mknod(&CALLER, parent, name, 0o644, 0).and_then(|attr| {
             write(fs, attr.ino, rng);
             fs.forget(attr.ino, 1);

@@ -36,7 +36,7 @@ fn holds(buf: &[u8], block: u64) -> bool {
 }
 
 #[test]
-fn a_read_that_the_kernel_does_not_answer_is_given_up_and_its_memory_kept() {
+fn a_read_that_the_kernel_does_not_answer_is_abandoned_and_its_memory_kept() {
     let lab = Lab::mounted(2, 64);
     let image = lab.mountpoint.join("image");
     let content: Vec<u8> = (0..SIZE).map(|at| (at / 4096 % 251) as u8).collect();

@@ -3,7 +3,7 @@
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::mount::{MountFlags, mount_remount};
 
-use crate::control::{State, ask};
+use crate::control::{VolumeState, ask};
 use crate::daemon::{MountOptions, Request, find};
 use crate::problem::{Code, ExitCode, Problem};
 
@@ -17,7 +17,7 @@ pub(super) fn run(request: &Request) -> Result<ExitCode, Problem> {
     }
     let daemon = ask::daemon_at(mountpoint)?
         .ok_or_else(|| Problem::new(Code::Control, format!("the daemon of {place} does not answer")))?;
-    if !request.options.read_only && daemon.status()?.state == State::ReadOnly {
+    if !request.options.read_only && daemon.status()?.state == VolumeState::ReadOnly {
         let text = format!("{place} cannot be made writable: the volume accepts no change");
         return Err(Problem::new(Code::RemountReadOnly, text));
     }

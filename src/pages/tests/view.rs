@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::crypto::Kind;
 use crate::label::TreeRef;
-use crate::pages::tree::{Entry, FANOUT, NodeId, decode};
+use crate::pages::tree::{FANOUT, NodeId, Pointer, decode};
 use crate::pages::view::CHUNK_UNITS;
 use crate::units::WriteId;
 
@@ -21,7 +21,7 @@ fn key(place: &Place) -> (u64, [u64; 2]) {
 }
 
 fn places(store: &Store, root: &Root) -> Places {
-    fn node(store: &Store, kind: TreeKind, id: NodeId, entry: &Entry, out: &mut Places) {
+    fn node(store: &Store, kind: TreeKind, id: NodeId, entry: &Pointer, out: &mut Places) {
         let mut add = |at: Binding| {
             let place = (at.kind, at.context);
             out.insert(key(&place), (place, entry.addr, entry.id));
@@ -43,7 +43,7 @@ fn places(store: &Store, root: &Root) -> Places {
     }
     let mut out = Places::new();
     let mut tree = |kind, at: &TreeRef| {
-        let entry = Entry { addr: at.addr, birth: at.birth, id: at.id, tag: at.tag };
+        let entry = Pointer { addr: at.addr, birth: at.birth, id: at.id, tag: at.tag };
         if at.pages > 0 {
             node(store, kind, (at.height - 1, 0), &entry, &mut out);
         }

@@ -41,7 +41,7 @@
 //! again ([`is_lost`]). Three ways around that were weighed. Keeping every block in memory until it is flushed would save them; but
 //! under load that is what the devices take in a second, hundreds of megabytes, for an event that is announced days before (a registry's end is
 //! foreseen, and everything committed in time). Going back to the last root under running applications would show them files as
-//! they were before what they have been told was done: only an unmount ends what they believe. And a commit that was cut off is
+//! they were before what they have been told was done: only an unmount ends what they believe. And an incomplete commit is
 //! never tried again: what a failed flush has left behind is not known, and its root may be on one device and not on another, so that going
 //! on from the root before it could make two histories that a later mount takes for divergence.
 
@@ -51,7 +51,7 @@ use super::super::error::Error;
 use super::super::traverse::{Item, Progress, Traversal};
 use crate::audit::Audit;
 use crate::fs::Fs;
-use crate::mirror::{State, Stay};
+use crate::mirror::{Incarnation, State};
 use crate::pages::{Store, Unit};
 use crate::problem::ExitCode;
 use crate::units::BLOCK_SIZE;
@@ -68,16 +68,16 @@ pub(in crate::volume) fn is_lost(store: &Store, error: &Error) -> bool {
 pub(in crate::volume) struct Resync {
     /// Its index.
     pub index: usize,
-    /// Which of its stays in the set: one that was fenced and came back meanwhile is resynced by another.
-    stay: Stay,
+    /// Which of its incarnations: one that was fenced and came back meanwhile is resynced by another.
+    incarnation: Incarnation,
     /// It has every unit of the epochs before this one.
     pub since_epoch: u32,
     progress: Progress,
 }
 
 impl Resync {
-    pub fn new(index: usize, stay: Stay, since_epoch: u32) -> Self {
-        Self { index, stay, since_epoch, progress: Progress::default() }
+    pub fn new(index: usize, incarnation: Incarnation, since_epoch: u32) -> Self {
+        Self { index, incarnation, since_epoch, progress: Progress::default() }
     }
 
     /// Bytes looked at and, where needed, copied; and bytes in all.
@@ -106,7 +106,7 @@ impl Resync {
         let is_flushed = store.mirror().flush_resynced() >> self.index & 1 == 1;
         // A commit that is under way refers to the tables as they were when it began, and those were not looked at: what has been
         // overwritten since was not copied. It must not name the replica.
-        if !is_flushed || !fs.between_commits(|| go_on() && store.mirror().promote(self.index, self.stay)) {
+        if !is_flushed || !fs.between_commits(|| go_on() && store.mirror().promote(self.index, self.incarnation)) {
             return Ok(false);
         }
         // The root of this commit names the replica, and the trail in it says so.
@@ -121,17 +121,17 @@ impl Resync {
 
     /// Whether the replica is still being resynced, by this.
     pub fn is_current(&self, store: &Store) -> bool {
-        store.mirror().is_resyncing(self.index, self.stay)
+        store.mirror().is_resyncing(self.index, self.incarnation)
     }
 
     /// The resync cannot go on: the replica is stale, unless it is away already.
-    pub fn give_up(&self, store: &Store, reason: &str) {
-        store.mirror().give_up(self.index, self.stay, reason);
+    pub fn abandon(&self, store: &Store, reason: &str) {
+        store.mirror().abandon(self.index, self.incarnation, reason);
     }
 
     fn copy(&self, store: &Store, unit: &Unit) -> Result<(), Error> {
         if unit.id.epoch >= self.since_epoch && store.mirror().is_missed(self.index, unit.at.addr) {
-            store.copy_unit(unit, self.index, self.stay)?;
+            store.copy_unit(unit, self.index, self.incarnation)?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A replica's lane: its device, its queue, and the thread that carries the queue's jobs out.
+//! A replica's worker: its device, its queue, and the thread that carries the queue's jobs out.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -18,20 +18,20 @@ use crate::problem::{Code, Problem};
 /// How often the end of a thread is looked for.
 const POLL: Duration = Duration::from_millis(1);
 
-pub(super) struct Lane {
+pub(super) struct Worker {
     pub device: Arc<ApprovedDevice>,
     pub queue: Queue,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Lane {
+impl Worker {
     /// Starts the thread of replica `index`.
     pub fn start(index: usize, device: Arc<ApprovedDevice>, shared: &Arc<Shared>) -> std::io::Result<Arc<Self>> {
-        let lane = Arc::new(Self { device, queue: Queue::new(), thread: Mutex::default() });
-        let worker = Worker { index, lane: lane.clone(), shared: shared.clone() };
-        let thread = std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || worker.run())?;
-        *lane.thread.lock() = Some(thread);
-        Ok(lane)
+        let worker = Arc::new(Self { device, queue: Queue::new(), thread: Mutex::default() });
+        let thread = WorkerThread { index, worker: worker.clone(), shared: shared.clone() };
+        let thread = std::thread::Builder::new().name(format!("replica-{index}")).spawn(move || thread.run())?;
+        *worker.thread.lock() = Some(thread);
+        Ok(worker)
     }
 
     /// Has the thread end once its queue is empty.
@@ -66,15 +66,15 @@ pub(super) fn outcome(error: &WriteError) -> (State, String) {
     }
 }
 
-struct Worker {
+struct WorkerThread {
     index: usize,
-    lane: Arc<Lane>,
+    worker: Arc<Worker>,
     shared: Arc<Shared>,
 }
 
-impl Worker {
+impl WorkerThread {
     fn run(&self) {
-        let Lane { device, queue, .. } = &*self.lane;
+        let Worker { device, queue, .. } = &*self.worker;
         loop {
             let (jobs, runs) = queue.take();
             queue.set_busy(true);
@@ -100,8 +100,8 @@ impl Worker {
         }
         let (state, reason) = outcome(error);
         inner.replicas[self.index].failed += u64::from(matches!(error, WriteError::Device(_)));
-        self.lane.device.fence(Problem::new(Code::Fenced, reason.as_str()));
-        fence(&mut inner, self.index, &self.lane.queue, state, &reason);
+        self.worker.device.fence(Problem::new(Code::Fenced, reason.as_str()));
+        fence(&mut inner, self.index, &self.worker.queue, state, &reason);
         self.shared.publish(&inner);
         drop(inner);
         self.shared.notify_all();
@@ -109,14 +109,14 @@ impl Worker {
 
     /// Whether no other device has taken this one's place.
     fn is_current(&self) -> bool {
-        self.shared.lane(self.index).is_some_and(|lane| Arc::ptr_eq(&lane, &self.lane))
+        self.shared.worker(self.index).is_some_and(|worker| Arc::ptr_eq(&worker, &self.worker))
     }
 
     /// Accounts for what was done, and wakes who waits for it and nobody else.
     fn succeeded(&self, first: Option<&Job>, runs: Vec<u64>) {
         let mut inner = self.shared.lock();
         // Runs that a fence has already accounted for are not in the list any more.
-        for start in self.lane.queue.done(runs) {
+        for start in self.worker.queue.done(runs) {
             inner.finish(start);
         }
         let wakes_writers = inner.waiting_for_writes > 0;

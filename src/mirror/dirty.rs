@@ -1,5 +1,5 @@
-//! What a replica misses that was in sync for a while: when each part of the data area was last written, and up to when a
-//! replica has flushed.
+//! The dirty-time log (DTL, as ZFS calls it): when each part of the data area was last written, and up to when a replica has
+//! flushed. It says what a replica misses that was in sync for a while.
 //!
 //! Time is counted in **rounds**: each flush begins one. A part is stamped with the round in which it was last submitted; a
 //! replica that has done the flush which began round `r` has everything of the rounds before `r` on stable storage. So a
@@ -18,12 +18,12 @@ pub(super) const NEVER: u64 = 0;
 pub(super) const FIRST: u64 = 1;
 
 /// When each part was last submitted.
-pub(super) struct Written {
+pub(super) struct DirtyTimeLog {
     round: u64,
     stamps: Vec<u64>,
 }
 
-impl Written {
+impl DirtyTimeLog {
     pub fn new() -> Self {
         Self { round: FIRST, stamps: Vec::new() }
     }
@@ -64,17 +64,17 @@ mod tests {
 
     #[test]
     fn a_replica_misses_what_came_after_its_last_flush_and_no_more() {
-        let mut written = Written::new();
+        let mut log = DirtyTimeLog::new();
         let at = |part: u64| BlockAddr(part << PART_SHIFT);
-        assert!(!written.is_any_missed(FIRST) && written.is_any_missed(NEVER));
-        written.stamp(Run::new(at(3), 1));
-        assert!(written.is_missed(at(3), FIRST) && !written.is_missed(at(2), FIRST));
-        let flushed = written.next_round();
-        assert!(!written.is_any_missed(flushed));
+        assert!(!log.is_any_missed(FIRST) && log.is_any_missed(NEVER));
+        log.stamp(Run::new(at(3), 1));
+        assert!(log.is_missed(at(3), FIRST) && !log.is_missed(at(2), FIRST));
+        let flushed = log.next_round();
+        assert!(!log.is_any_missed(flushed));
         // A run over the end of a part is in both; what was never written is missed by who was never there.
-        written.stamp(Run::new(BlockAddr(at(5).0 - 1), 2));
-        let missed: Vec<u64> = (0..8).filter(|part| written.is_missed(at(*part), flushed)).collect();
+        log.stamp(Run::new(BlockAddr(at(5).0 - 1), 2));
+        let missed: Vec<u64> = (0..8).filter(|part| log.is_missed(at(*part), flushed)).collect();
         assert_eq!(missed, [4, 5]);
-        assert!((0..8).all(|part| written.is_missed(at(part), NEVER)));
+        assert!((0..8).all(|part| log.is_missed(at(part), NEVER)));
     }
 }

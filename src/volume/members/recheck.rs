@@ -1,9 +1,9 @@
-//! Looking at the devices, and what comes of it: two things for two threads.
+//! The policy looks at the devices of a volume in use again, and what comes of it: two things for two threads.
 //!
-//! A look ends within [`PATIENCE`], whatever a device does: it reads facts, closes gates, and remembers what is to be said.
-//! Nothing in it waits for a transfer. What comes of it does: records of the trail, the return of replicas and the commit that names those who
-//! are left may take as long as a device that does not answer, and a device that is revoked meanwhile must not wait for that.
-//! So [`Members::follow`] belongs on another thread than [`Members::look`].
+//! [`Members::check`] reads facts, closes gates, and remembers what is to be told. It ends within [`PATIENCE`], whatever a
+//! device does, because nothing in it waits for a transfer. [`Members::apply`] does what comes of that: records of the
+//! trail, the return of replicas, the commit that names those that are left. It may take as long as a device that does
+//! not answer. A device that is revoked meanwhile must not wait for that, so the two belong on two threads.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -19,7 +19,8 @@ use crate::probe::host::HostFacts;
 use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry};
 
-/// So long a look waits for the facts of devices. Who has not answered by then is asked on, and looked for at the next look.
+/// So long a check waits for the facts of devices. A device that has not answered by then goes on being asked, and the next check
+/// looks for its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Longest time that reading a device's facts may take: then it is refused.
@@ -28,17 +29,17 @@ const FACTS_WAIT: Duration = Duration::from_secs(10);
 /// Most records that wait for their commit; each says something new of a device or the registry.
 const ENTRIES_MAX: usize = 1024;
 
-/// What looks have found that is still to be followed ([`Members::follow`]).
+/// What checks have found, and what is still to be done about it ([`Members::apply`]).
 #[derive(Debug, Default)]
 #[must_use]
-pub struct News {
+pub struct Findings {
     entries: Vec<Entry>,
     commit: bool,
-    /// Whether a device has not answered yet: time to look again soon.
+    /// Whether a device has not answered yet: time to check again soon.
     pub unsettled: bool,
 }
 
-impl News {
+impl Findings {
     /// Something that the trail is to tell.
     pub fn tell(&mut self, entry: Entry) {
         if self.entries.len() < ENTRIES_MAX {
@@ -56,24 +57,24 @@ impl News {
     }
 }
 
-/// The looks at one device.
+/// The examination of one device, which may take longer than one check waits.
 #[derive(Default)]
-pub(super) struct Looking(Mutex<Looks>);
+pub(super) struct Examination(Mutex<ExaminationState>);
 
 #[derive(Default)]
-struct Looks {
-    /// When the one that has not ended yet began.
+struct ExaminationState {
+    /// When it began, while it has not ended.
     since: Option<Instant>,
     /// Whether the trail knows the device as refused.
     told_refused: bool,
 }
 
-impl Looking {
-    /// Begins a look, unless one has not ended yet.
+impl Examination {
+    /// Begins, unless it has not ended yet.
     fn begin(&self) -> bool {
-        let mut looks = self.0.lock();
-        let is_free = looks.since.is_none();
-        looks.since.get_or_insert_with(Instant::now);
+        let mut state = self.0.lock();
+        let is_free = state.since.is_none();
+        state.since.get_or_insert_with(Instant::now);
         is_free
     }
 
@@ -81,13 +82,13 @@ impl Looking {
         self.0.lock().since = None;
     }
 
-    /// For how long the one that has not ended yet has taken.
+    /// How long it has taken, while it has not ended.
     fn lasting(&self) -> Option<Duration> {
         self.0.lock().since.map(|since| since.elapsed())
     }
 
     /// Whether the trail does not know yet that the device is refused, or is not any more.
-    fn is_news(&self, refused: bool) -> bool {
+    fn is_change(&self, refused: bool) -> bool {
         std::mem::replace(&mut self.0.lock().told_refused, refused) != refused
     }
 }
@@ -96,26 +97,27 @@ impl Members {
     /// Has the policy look at every device again. One that is refused is fenced before this returns. Whether the volume takes
     /// changes follows from who is left ([`Store::writable`](crate::pages::Store::writable)). A device whose facts cannot
     /// be read in time is refused; none waits for another.
-    pub fn look(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) -> News {
+    pub fn check(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) -> Findings {
         let before = self.store.mirror().in_sync();
-        let mut news = self.examine(registry, host, today);
+        let mut findings = self.examine(registry, host, today);
         let quorum = self.store.quorum();
         let succeeded = quorum.saw_trust(registry.anchors_digest());
-        news.commit = quorum.saw_registry(registry) || succeeded || self.store.mirror().in_sync() != before;
+        findings.commit = quorum.saw_registry(registry) || succeeded || self.store.mirror().in_sync() != before;
         // Said now, not with the next request.
         let _ = self.store.writable();
-        news
+        findings
     }
 
-    /// Does what comes of looks: replicas that are approved again come back, the trail tells, and a root records who is left.
+    /// Does what comes of checks: replicas that are approved again come back, the trail tells, and a root records who is left.
     /// May take as long as a device that does not answer.
-    pub fn follow(&self, news: News) {
+    pub fn apply(&self, findings: Findings) {
         let mirror = self.store.mirror();
         let before = mirror.in_sync();
-        news.entries.into_iter().for_each(|entry| self.audit.record(entry));
+        findings.entries.into_iter().for_each(|entry| self.audit.record(entry));
         for index in self.absent() {
             let approved = || self.device(index).is_some_and(|device| device.verdict().approved);
-            let waits = self.state(index) == State::Refused || self.cut_off.load(Ordering::Acquire) >> index & 1 == 1;
+            let waits =
+                self.state(index) == State::Refused || self.sourceless.load(Ordering::Acquire) >> index & 1 == 1;
             if waits && !self.read_only && approved() {
                 match self.rejoin(index) {
                     Ok(_) => log::warn!("{} is approved again and comes back", self.name(index)),
@@ -125,57 +127,57 @@ impl Members {
             }
         }
         self.audit.observe();
-        if (news.commit || mirror.in_sync() != before) && !self.read_only && self.store.committable().is_ok() {
+        if (findings.commit || mirror.in_sync() != before) && !self.read_only && self.store.committable().is_ok() {
             // A commit that fails has said so, and the volume is read-only then.
             let _ = self.fs.checkpoint();
         }
     }
 
-    /// [`look`](Self::look), then [`follow`](Self::follow).
+    /// [`check`](Self::check), then [`apply`](Self::apply).
     pub fn recheck(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) {
-        let news = self.look(registry, host, today);
-        self.follow(news);
+        let findings = self.check(registry, host, today);
+        self.apply(findings);
     }
 
     /// To be called shortly before a day ends. When the policy will leave too few replicas `tomorrow`, users' changes are refused
-    /// from now on, and following the news commits everything: so nothing is on its way when the last replica is fenced, and the
+    /// from now on, and applying the findings commits everything: so nothing is on its way when the last replica is fenced, and the
     /// volume goes on without a remount once the policy approves the devices again.
-    pub fn foresee(&self, registry: &VerifiedRegistry, host: &HostFacts, tomorrow: Date) -> News {
-        let mut news = News::default();
+    pub fn foresee(&self, registry: &VerifiedRegistry, host: &HostFacts, tomorrow: Date) -> Findings {
+        let mut findings = Findings::default();
         let lasts = |index: &usize| self.device(*index).is_some_and(|d| d.is_approved_on(registry, host, tomorrow));
         let in_sync = self.store.mirror().in_sync();
         let lasting = (0..self.store.mirror().len()).filter(lasts).fold(0, |mask, index| mask | 1 << index) & in_sync;
         if lasting == in_sync || self.read_only || self.store.quorum().lacks(in_sync).is_some() {
-            return news;
+            return findings;
         }
         if let Some(lacking) = self.store.quorum().lacks(lasting) {
             log::error!("on {tomorrow} the policy will leave too few replicas: changes are refused from now on");
             self.store.quorum().suspend(format!("devices are approved until the end of the day only: {lacking}"));
-            news.commit = true;
+            findings.commit = true;
         }
-        news
+        findings
     }
 
     /// Reads the facts of all devices at once, each in a thread of its own, which closes the gate of a refused one; then fences
     /// those in the set.
-    fn examine(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) -> News {
+    fn examine(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) -> Findings {
         let (sender, answers) = mpsc::channel();
-        let looking = self.looking.lock().clone();
+        let examinations = self.examinations.lock().clone();
         let mut asked = 0;
-        for (index, looking) in looking.iter().enumerate() {
-            let Some(device) = self.device(index).filter(|_| looking.begin()) else { continue };
-            let (sender, at_it, gate) = (sender.clone(), Arc::clone(looking), Arc::clone(&device));
+        for (index, examination) in examinations.iter().enumerate() {
+            let Some(device) = self.device(index).filter(|_| examination.begin()) else { continue };
+            let (sender, at_it, gate) = (sender.clone(), Arc::clone(examination), Arc::clone(&device));
             let (registry, host) = (Arc::clone(registry), host.clone());
             let spawned = std::thread::Builder::new().name(format!("facts-{index}")).spawn(move || {
                 gate.recheck(&registry, &host, today);
                 at_it.end();
-                // Whoever asked may have given up.
+                // Whoever asked may have gone away.
                 let _ = sender.send(());
             });
             match spawned {
                 Ok(_) => asked += 1,
                 Err(error) => {
-                    looking.end();
+                    examination.end();
                     device.refuse(self.unread(index, &error.to_string()));
                 }
             }
@@ -187,23 +189,23 @@ impl Members {
                 break;
             }
         }
-        let mut news = News::default();
-        for (index, looking) in looking.iter().enumerate() {
+        let mut findings = Findings::default();
+        for (index, examination) in examinations.iter().enumerate() {
             let Some(device) = self.device(index) else { continue };
-            match looking.lasting() {
+            match examination.lasting() {
                 Some(lasting) if lasting >= FACTS_WAIT => {
                     device.refuse(self.unread(index, &format!("not within {} s", FACTS_WAIT.as_secs())));
                 }
-                Some(_) => news.unsettled = true,
+                Some(_) => findings.unsettled = true,
                 None => {}
             }
             let verdict = device.verdict();
-            self.apply(index, &device, &verdict);
-            if looking.is_news(!verdict.approved) {
-                news.tell(self.audit.judged(index, &verdict));
+            self.fence_refused(index, &device, &verdict);
+            if examination.is_change(!verdict.approved) {
+                findings.tell(self.audit.judged(index, &verdict));
             }
         }
-        news
+        findings
     }
 
     fn unread(&self, index: usize, why: &str) -> Problem {
@@ -211,7 +213,7 @@ impl Members {
     }
 
     /// Fences a replica whose device is refused, unless another device has taken its place meanwhile.
-    fn apply(&self, index: usize, device: &Arc<ApprovedDevice>, verdict: &Verdict) {
+    fn fence_refused(&self, index: usize, device: &Arc<ApprovedDevice>, verdict: &Verdict) {
         let is_current = self.device(index).is_some_and(|current| Arc::ptr_eq(&current, device));
         if !verdict.approved && is_current {
             let reasons: Vec<String> = verdict.reasons.iter().map(ToString::to_string).collect();
