@@ -12,8 +12,8 @@ use scelle::units::Ino;
 use scelle::volume::Open;
 
 use super::court::{Court, OTHER_FACES, Plan, assert_whole, content, get, put, states};
-use super::support::BOUND;
 use super::support::rng::{self, Rng};
+use super::support::{BOUND, Ending};
 
 /// What a writer may count on: the content that a sync has answered for.
 type Promised = Mutex<Vec<(Vec<u8>, u64, usize)>>;
@@ -58,6 +58,7 @@ fn outages(leave: impl Fn(&Court, &Open, &[usize], &mut Rng), come_back: impl Fn
         for _ in 0..6 {
             let ended = AtomicBool::new(false);
             std::thread::scope(|scope| {
+                let _ending = Ending(&ended);
                 for thread in 0..3 {
                     let (fs, ended, promised, seed) = (open.fs(), &ended, &promised, seed + 100 * round);
                     scope.spawn(move || writer(fs, thread, seed, ended, promised));
@@ -74,7 +75,6 @@ fn outages(leave: impl Fn(&Court, &Open, &[usize], &mut Rng), come_back: impl Fn
                     come_back(&court, &open, &out);
                     std::thread::sleep(Duration::from_micros(rng.below(4000)));
                 }
-                ended.store(true, Ordering::Relaxed);
             });
             if open.status().needs_remount || !states(&open).contains(&State::InSync) {
                 // All of them left while something was on its way: that is not durable, and only what was promised is.

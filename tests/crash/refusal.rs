@@ -24,7 +24,7 @@ use super::support::court::CALLER;
 use super::support::documents::Documents;
 use super::support::images::Log;
 use super::support::rng::Rng;
-use super::support::{BOUND, wait_for};
+use super::support::{BOUND, Ending, wait_for};
 
 #[test]
 fn p1_no_write_passes_a_gate_that_closed_whatever_the_moment() {
@@ -34,6 +34,7 @@ fn p1_no_write_passes_a_gate_that_closed_whatever_the_moment() {
     let gate = documents.approve(device.clone());
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _ending = Ending(&ended);
         for thread in 0..3u64 {
             let (gate, ended) = (&gate, &ended);
             scope.spawn(move || {
@@ -59,7 +60,6 @@ fn p1_no_write_passes_a_gate_that_closed_whatever_the_moment() {
             assert!(documents.recheck(&gate).approved);
             (0..rng.below(200)).for_each(|_| std::hint::spin_loop());
         }
-        ended.store(true, Ordering::Relaxed);
     });
     let counts = device.counts();
     assert!(counts.writes + counts.flushes > 1000, "hardly anything was written meanwhile");

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::lab::{Lab, OFFICERS, SCELLE, fails, ok, run, stderr, wait_for};
+use crate::support::Ending;
 
 /// Edits the registry, gives it the next version and has it signed.
 fn issue(lab: &Lab, change: impl FnOnce(String) -> String) -> u64 {
@@ -60,6 +61,7 @@ fn p1_a_device_revoked_under_heavy_writing_gets_not_one_byte_more() {
     let lab = Lab::mounted(2, 128);
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _ending = Ending(&ended);
         scope.spawn(|| {
             // A large file, and a load of small ones that are fsynced.
             let block = vec![0x5a; 1 << 20];
@@ -90,7 +92,6 @@ fn p1_a_device_revoked_under_heavy_writing_gets_not_one_byte_more() {
             issue(&lab, |text| set_status(&text, 1, "approved"));
             wait_for("the device to come back by itself", || state(&lab, 1) == "in-sync");
         }
-        ended.store(true, Ordering::Relaxed);
     });
     ok(&lab.umount());
     ok(&lab.check());

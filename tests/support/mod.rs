@@ -12,10 +12,20 @@ pub mod kernel;
 pub mod lab;
 pub mod rng;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for anything.
 pub const BOUND: Duration = Duration::from_secs(60);
+
+/// Sets a flag when it goes, also after a panic: the threads that work until then would be waited for without end.
+pub struct Ending<'a>(pub &'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
 
 /// Waits until `condition` holds, or panics after [`BOUND`].
 #[track_caller]
