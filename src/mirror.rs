@@ -40,14 +40,13 @@
 //! a reader of such a run waits for it.
 
 use std::collections::BTreeMap;
-use std::io::IoSlice;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
-use crate::device::{self, AlignedBuf};
+use crate::device::AlignedBuf;
 use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
 use crate::policy::{ApprovedDevice, WriteError};
 use crate::problem::{Code, Problem};
@@ -59,13 +58,13 @@ mod dirty;
 mod error;
 mod queue;
 pub mod quorum;
+mod read;
 mod rejoin;
 #[cfg(test)]
 mod tests;
 mod worker;
 
-use cache::{CLUSTER_BLOCKS, Cache};
-use choice::Candidate;
+use cache::Cache;
 use dirty::DirtyTimeLog;
 pub use error::{Error, RejoinError, Result};
 use queue::{Job, Queue, Ticket};
@@ -606,223 +605,6 @@ impl Mirror {
         fence(inner, index, &worker.queue, state, reason);
         self.shared.publish(inner);
         self.shared.notify_all();
-    }
-
-    /// Reads a run. `open` is called with the index of each block in the run and its sealed bytes, and says whether
-    /// it verified; it may be called again for the same block with another replica's bytes.
-    ///
-    /// # Errors
-    /// [`Error::Integrity`] or [`Error::Unreadable`] for the first block that no replica can give.
-    pub fn read(&self, run: Run, open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Result<()> {
-        match self.cache.get() {
-            Some(cache) if run.blocks <= CLUSTER_BLOCKS => cache::parts(run).try_for_each(|part| {
-                let skip = (part.addr.0 - run.addr.0) as usize;
-                self.read_cached(cache, part, &mut |i, sealed| open(skip + i, sealed))
-            }),
-            _ => self.read_run(self.read_order(run)?, run, open),
-        }
-    }
-
-    /// Reads a run that lies in one cluster from memory, or else the whole cluster from a replica.
-    fn read_cached(&self, cache: &Cache, run: Run, open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Result<()> {
-        if cache.open(run, open) {
-            return Ok(());
-        }
-        let mut order = self.read_order(run)?;
-        let span = cache::around(run, self.data_blocks(order[0]));
-        let buf = match self.ask(order[0], span, cache.buffer(span), self.patience(order.len())[0]) {
-            Ok(buf) => buf,
-            Err(error) => {
-                if let device::Error::Unanswered { .. } = error {
-                    order.rotate_left(1);
-                }
-                // It can be a neighbour that is unreadable.
-                return self.read_run(order, run, open);
-            }
-        };
-        let skip = (run.addr.0 - span.addr.0) as usize * BLOCK_SIZE;
-        let bad = self.verify(order[0], &buf[skip..skip + run.blocks as usize * BLOCK_SIZE], open);
-        if bad.is_empty() {
-            cache.put(span, buf);
-        }
-        self.read_elsewhere(&order, run, &bad, open)
-    }
-
-    /// Reads a run from the first replica in order that answers and, what does not verify, from the others.
-    fn read_run(&self, mut order: Vec<usize>, run: Run, open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Result<()> {
-        let replicas = order.len();
-        for patience in self.patience(replicas).into_iter().flat_map(|patience| std::iter::repeat_n(patience, replicas))
-        {
-            let buf = AlignedBuf::scratch(run.blocks as usize * BLOCK_SIZE);
-            let bad = match self.ask(order[0], run, buf, patience) {
-                Ok(buf) => self.verify(order[0], &buf, open),
-                Err(device::Error::Unanswered { .. }) => {
-                    order.rotate_left(1);
-                    continue;
-                }
-                // One unreadable sector must not condemn its neighbours: block by block from here.
-                Err(_) => (0..run.blocks as usize).collect(),
-            };
-            return self.read_elsewhere(&order, run, &bad, open);
-        }
-        // Invariant: the last patience has no end.
-        Err(Error::Unreadable { addr: run.addr, last: "no answer".to_owned() })
-    }
-
-    /// How long each of so many replicas may take for a read, turn by turn.
-    fn patience(&self, replicas: usize) -> [Option<Duration>; 3] {
-        if replicas == 1 { [None; 3] } else { [Some(self.timeout / 30), Some(self.timeout), None] }
-    }
-
-    /// Opens the blocks in `sealed`, which `index` gave, and returns those that did not verify.
-    fn verify(&self, index: usize, sealed: &[u8], open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Vec<usize> {
-        let mut bad = Vec::new();
-        for (i, sealed) in sealed.chunks_exact(BLOCK_SIZE).enumerate() {
-            if !open(i, sealed) {
-                self.replicas[index].counters.integrity.fetch_add(1, Ordering::Relaxed);
-                bad.push(i);
-            }
-        }
-        bad
-    }
-
-    fn read_elsewhere(
-        &self,
-        order: &[usize],
-        run: Run,
-        bad: &[usize],
-        open: &mut dyn FnMut(usize, &[u8]) -> bool,
-    ) -> Result<()> {
-        bad.iter()
-            .try_for_each(|i| self.read_block_anywhere(order, run.addr.add(*i as u64), &mut |sealed| open(*i, sealed)))
-    }
-
-    /// Reads and verifies one block from any replica and repairs those that gave a wrong one.
-    fn read_block_anywhere(&self, order: &[usize], addr: BlockAddr, open: &mut dyn FnMut(&[u8]) -> bool) -> Result<()> {
-        let run = Run::new(addr, 1);
-        let (mut damaged, mut wrong) = (0, Vec::new());
-        let mut last = None;
-        let mut left = order.to_vec();
-        for patience in self.patience(order.len()) {
-            left.sort_by_key(|index| self.is_silent(*index));
-            for index in std::mem::take(&mut left) {
-                match self.ask(index, run, AlignedBuf::scratch(BLOCK_SIZE), patience) {
-                    Ok(buf) if open(&buf) => {
-                        for damaged in wrong {
-                            self.repair(damaged, addr, &buf);
-                        }
-                        return Ok(());
-                    }
-                    Ok(_) => {
-                        if index != order[0] {
-                            self.replicas[index].counters.integrity.fetch_add(1, Ordering::Relaxed);
-                        }
-                        damaged += 1;
-                        wrong.push(index);
-                    }
-                    Err(device::Error::Unanswered { .. }) => left.push(index),
-                    Err(error) => {
-                        last = Some(error.to_string());
-                        wrong.push(index);
-                    }
-                }
-            }
-        }
-        log::error!("block {} verifies on none of {} replicas", addr.0, order.len());
-        match last {
-            Some(last) if damaged == 0 => Err(Error::Unreadable { addr, last }),
-            _ => Err(Error::Integrity { addr, tried: damaged }),
-        }
-    }
-
-    /// Reads a run from one replica, as it is there, however long that takes.
-    ///
-    /// # Errors
-    /// The device's error.
-    pub fn read_from(&self, index: usize, run: Run) -> device::Result<AlignedBuf> {
-        self.ask(index, run, AlignedBuf::scratch(run.blocks as usize * BLOCK_SIZE), None)
-    }
-
-    /// As [`Mirror::read_from`], into `buf`, which is as long as the run, and with so much patience.
-    fn ask(
-        &self,
-        index: usize,
-        run: Run,
-        mut buf: AlignedBuf,
-        patience: Option<Duration>,
-    ) -> device::Result<AlignedBuf> {
-        let replica = &self.replicas[index];
-        let offset = device_offset(run.addr);
-        let Some(device) = self.device(index) else {
-            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(device::Error::Io { action: "read", offset, bytes: buf.len(), source });
-        };
-        replica.reading.fetch_add(1, Ordering::Relaxed);
-        let result = match patience {
-            Some(limit) => device.read_within(offset, buf, limit),
-            None => device.read_at(offset, &mut buf).map(|()| buf),
-        };
-        replica.reading.fetch_sub(1, Ordering::Relaxed);
-        if let Err(error) = &result {
-            replica.counters.read.fetch_add(1, Ordering::Relaxed);
-            log::warn!("{}: {error}", device.name());
-        }
-        result
-    }
-
-    /// Writes a block that verified over a copy that did not, on a replica in sync. A failure leaves the replica as good as
-    /// it was, so it is counted and no more.
-    pub fn repair(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
-        // One that does not answer would not take a write either.
-        if !self.repairing.load(Ordering::Acquire) || self.state(index).0 != State::InSync || self.is_silent(index) {
-            return;
-        }
-        let replica = &self.replicas[index];
-        let Some(device) = self.device(index) else { return };
-        match device.write_at(device_offset(addr), &[IoSlice::new(sealed)]) {
-            Ok(()) => {
-                replica.counters.repaired.fetch_add(1, Ordering::Relaxed);
-                log::warn!("{}: block {} was damaged and is written anew from another replica", device.name(), addr.0);
-            }
-            Err(error) => {
-                replica.counters.write.fetch_add(1, Ordering::Relaxed);
-                log::error!("{}: block {} is damaged and cannot be written anew: {error}", device.name(), addr.0);
-            }
-        }
-    }
-
-    /// The replicas to read `run` from, best first and at least one, once nothing of the run is in flight any more.
-    fn read_order(&self, run: Run) -> Result<Vec<usize>> {
-        let silent = mask((0..self.len()).map(|index| self.is_silent(index)));
-        let inner = self.wait_for_writes(|inner| !inner.overlaps(run));
-        let candidates = inner.replicas.iter().enumerate().map(|(index, status)| Candidate {
-            index,
-            state: status.state,
-            silent: silent >> index & 1 == 1,
-            reading: self.replicas[index].reading.load(Ordering::Relaxed),
-        });
-        let mut order = choice::read_order(candidates, run.addr);
-        if order.is_empty() {
-            // Reads go on from who held the last root (promise P2); what it lacks does not verify.
-            let durable = self.durable.load(Ordering::Acquire);
-            order = (0..self.len()).filter(|i| durable >> i & 1 == 1 && self.shared.worker(*i).is_some()).collect();
-            order.sort_by_key(|index| silent >> index & 1 == 1);
-        }
-        if order.is_empty() {
-            return Err(Error::Unreadable { addr: run.addr, last: inner.reasons() });
-        }
-        Ok(order)
-    }
-
-    /// Whether a replica has not answered an abandoned read.
-    fn is_silent(&self, index: usize) -> bool {
-        self.shared.worker(index).is_some_and(|worker| worker.device.is_silent())
-    }
-
-    /// Blocks of the data area of a replica's device.
-    fn data_blocks(&self, index: usize) -> u64 {
-        let bytes = self.shared.worker(index).map_or(0, |worker| worker.device.size_bytes());
-        bytes.saturating_sub(2 * LABEL_SIZE) / BLOCK_SIZE as u64
     }
 
     /// Ends the replicas' threads once their queues are empty, so that the devices are free. Bounded: a thread that hangs in

@@ -75,20 +75,7 @@ pub fn create(
         return Err(Error::DeviceCount { found: devices.len() });
     }
     let devices: Vec<Arc<ApprovedDevice>> = devices.into_iter().map(Arc::new).collect();
-    let mut identities: HashSet<[u8; 32]> = HashSet::new();
-    for device in &devices {
-        refuse_content(device)?;
-        if !identities.insert(device.registry_entry().identity_digest) {
-            let name = device.name().to_owned();
-            return Err(Error::SameDevice { first: name.clone(), second: name });
-        }
-    }
-    let entries: Vec<_> = devices.iter().map(|device| device.registry_entry()).collect();
-    let entries: Vec<&_> = entries.iter().map(|entry| &**entry).collect();
-    let reasons = examine_set(registry, &entries);
-    if !reasons.is_empty() {
-        return Err(Error::Registry(reasons));
-    }
+    refuse_unfit(&devices, registry)?;
     let key = VolumeKey::generate()?;
     let headers = headers(&devices, registry, &key, secret, options)?;
     let volume = headers.first().map(|header| header.volume).unwrap_or_default();
@@ -138,6 +125,22 @@ pub fn create(
         flush(device)?;
     }
     Ok(volume)
+}
+
+/// Refuses devices on which something lies, the same one twice, and what the policy does not let hold a volume together.
+fn refuse_unfit(devices: &[Arc<ApprovedDevice>], registry: &VerifiedRegistry) -> Result<(), Error> {
+    let mut identities: HashSet<[u8; 32]> = HashSet::new();
+    for device in devices {
+        refuse_content(device)?;
+        if !identities.insert(device.registry_entry().identity_digest) {
+            let name = device.name().to_owned();
+            return Err(Error::SameDevice { first: name.clone(), second: name });
+        }
+    }
+    let entries: Vec<_> = devices.iter().map(|device| device.registry_entry()).collect();
+    let entries: Vec<&_> = entries.iter().map(|entry| &**entry).collect();
+    let reasons = examine_set(registry, &entries);
+    if reasons.is_empty() { Ok(()) } else { Err(Error::Registry(reasons)) }
 }
 
 /// The first record of the trail.

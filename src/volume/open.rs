@@ -93,89 +93,26 @@ impl Assembled {
     /// # Errors
     /// See [`Error::code`]. On a refusal nothing has been written but what a replica lacked of the last commit.
     pub fn open(self, registry: &VerifiedRegistry, options: &OpenOptions) -> Result<Open, Error> {
-        let volume = self.header.volume;
-        if !options.read_only && !self.header.writable() {
-            return Err(Error::ReadOnlyFeatures(volume));
-        }
-        let mut rings = self.rings();
-        let Chosen { mut choice, proof, incomplete } =
-            self.choose(&mut rings, options.degraded, options.accept_rollback)?;
-        if let Some((block, error)) = proof.unread {
-            return Err(Error::Unproven { volume, generation: choice.root.generation, block: block.0, error });
-        }
-        let newest: Vec<Option<Root>> = rings.iter().map(recovery::newest).collect();
-        // Of a provisional root that was not gone on from nobody knows whether all of it is there.
-        let before = |generation: Generation| Generation(generation.0.saturating_sub(1));
-        let holds = |root: &Root| match root.provisional {
-            Some(_) if *root != choice.root => before(root.generation),
-            _ => root.generation,
-        };
-        let mut left_at: Vec<Generation> =
-            newest.iter().map(|root| root.as_ref().map_or(Generation(0), holds)).collect();
-        self.check_registry(registry, &choice.root)?;
-        let rolled_back = check_witness(options, volume, choice.root.generation)?;
-        let read_only = options.read_only;
-        let behind = if read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
-        let mut states = choice.states.clone();
-        for resync in &behind {
-            states[resync.index] = State::Resyncing;
-        }
-        let (mirror, device_bytes) = self.mirror(&states)?;
-        mirror.cache_reads(options.cache_bytes);
-        if read_only {
-            mirror.stop_repairing();
-        }
-        if !read_only && choice.root.provisional.is_some() {
-            self.confirm(registry)?;
-            self.complete(&proof.lacking, &mirror)?;
-            for (index, state) in choice.states.iter_mut().enumerate() {
-                if *state == State::InSync && mirror.state(index).0 != State::InSync {
-                    // It has the root perhaps, but not the commit.
-                    *state = mirror.state(index).0;
-                    left_at[index] = before(choice.root.generation);
-                }
-            }
-        }
-        let mut root = choice.root;
-        root.trust = root.trust_in_force(self.header.trust_digest);
-        // Invariant: 2^32 mounts, one a second, take 136 years.
-        let epoch = root.epoch().saturating_add(1);
-        let has_before = self.has_before(&choice, &rings);
-        let store = Store::open(
-            mirror,
-            StoreOptions {
-                keys: self.keys.volume_key().keys(self.header.volume),
-                volume,
-                total_blocks: self.header.data_blocks,
-                device_bytes,
-                root,
-                epoch,
-            },
-        )?;
+        let mut plan = self.plan(registry, options)?;
+        let store = self.open_store(registry, options, &mut plan)?;
+        let Plan { choice, rings, behind, left_at, mut opening, .. } = plan;
         let newer = store.quorum().saw_registry(&Arc::new(registry.clone()));
-        let succeeded = store.quorum().saw_trust(registry.anchors_digest());
-        let too_few = store.writable().err().map(|error| error.to_string());
-        if read_only {
+        opening.new_registry = store.quorum().saw_trust(registry.anchors_digest()) || newer;
+        opening.too_few = store.writable().err().map(|error| error.to_string());
+        if options.read_only {
             store.poison_quietly("mounted read-only".to_owned());
         } else {
             self.confirm(registry)?;
+            let newest: Vec<Option<Root>> = rings.iter().map(recovery::newest).collect();
             self.level_roots(&newest, &choice, store.mirror())?;
             // The epoch is durable before anything is sealed in it.
             store.commit(store.stage())?;
             self.repair_labels(store.mirror())?;
         }
-        let fs = Arc::new(Fs::open(store.clone())?);
-        let seed = self.keys.audit_seed();
-        let audit = Audit::new(fs.clone(), &self.header, seed, options.witness.as_deref(), &choice.states)?;
-        let audit = Arc::new(audit);
-        let keys = self.keys.volume_key().keys(volume);
-        let at_mount = AtMount { left_at, has_before };
-        let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, at_mount);
-        let (members, witness) = (Arc::new(members), options.witness.clone());
-        let mut open = Open { members, store, fs, read_only, witness, ticker: None, audit };
-        let new_registry = newer || succeeded;
-        open.begin_audit(registry, options, &choice, &Opening { rolled_back, new_registry, too_few, incomplete })?;
-        if !read_only {
+        let at_mount = AtMount { left_at, has_before: self.has_before(&choice, &rings) };
+        let mut open = self.into_open(options, store, &choice, at_mount)?;
+        open.begin_audit(registry, options, &choice, &opening)?;
+        if !options.read_only {
             open.remember();
             open.ticker = Some(open.start_ticker()?);
             for resync in behind {
@@ -183,6 +120,92 @@ impl Assembled {
             }
         }
         Ok(open)
+    }
+
+    /// Decides where the volume goes on from, and refuses what [`super`] lists. Writes nothing.
+    fn plan(&self, registry: &VerifiedRegistry, options: &OpenOptions) -> Result<Plan, Error> {
+        let volume = self.header.volume;
+        if !options.read_only && !self.header.writable() {
+            return Err(Error::ReadOnlyFeatures(volume));
+        }
+        let mut rings = self.rings();
+        let Chosen { choice, proof, incomplete } =
+            self.choose(&mut rings, options.degraded, options.accept_rollback)?;
+        if let Some((block, error)) = proof.unread {
+            return Err(Error::Unproven { volume, generation: choice.root.generation, block: block.0, error });
+        }
+        // Of a provisional root that was not gone on from nobody knows whether all of it is there.
+        let holds = |root: &Root| match root.provisional {
+            Some(_) if *root != choice.root => before(root.generation),
+            _ => root.generation,
+        };
+        let left_at = rings.iter().map(|ring| recovery::newest(ring).as_ref().map_or(Generation(0), holds)).collect();
+        self.check_registry(registry, &choice.root)?;
+        let rolled_back = check_witness(options, volume, choice.root.generation)?;
+        let behind = if options.read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
+        let opening = Opening { rolled_back, new_registry: false, too_few: None, incomplete };
+        Ok(Plan { choice, rings, lacking: proof.lacking, behind, left_at, opening })
+    }
+
+    /// Opens the store at the chosen root, in an epoch of its own. What a replica lacks of the root's commit it is given before,
+    /// unless the volume is only read.
+    fn open_store(
+        &self,
+        registry: &VerifiedRegistry,
+        options: &OpenOptions,
+        plan: &mut Plan,
+    ) -> Result<Arc<Store>, Error> {
+        let mut states = plan.choice.states.clone();
+        for resync in &plan.behind {
+            states[resync.index] = State::Resyncing;
+        }
+        let (mirror, device_bytes) = self.mirror(&states)?;
+        mirror.cache_reads(options.cache_bytes);
+        if options.read_only {
+            mirror.stop_repairing();
+        } else if plan.choice.root.provisional.is_some() {
+            self.confirm(registry)?;
+            self.complete(&plan.lacking, &mirror)?;
+            for (index, state) in plan.choice.states.iter_mut().enumerate() {
+                if *state == State::InSync && mirror.state(index).0 != State::InSync {
+                    // It has the root perhaps, but not the commit.
+                    *state = mirror.state(index).0;
+                    plan.left_at[index] = before(plan.choice.root.generation);
+                }
+            }
+        }
+        let mut root = plan.choice.root;
+        root.trust = root.trust_in_force(self.header.trust_digest);
+        // Invariant: 2^32 mounts, one a second, take 136 years.
+        let epoch = root.epoch().saturating_add(1);
+        let options = StoreOptions {
+            keys: self.keys.volume_key().keys(self.header.volume),
+            volume: self.header.volume,
+            total_blocks: self.header.data_blocks,
+            device_bytes,
+            root,
+            epoch,
+        };
+        Ok(Store::open(mirror, options)?)
+    }
+
+    /// Puts the filesystem, the trail and the replicas over an open store. No thread runs yet.
+    fn into_open(
+        self,
+        options: &OpenOptions,
+        store: Arc<Store>,
+        choice: &recovery::Choice,
+        at_mount: AtMount,
+    ) -> Result<Open, Error> {
+        let read_only = options.read_only;
+        let fs = Arc::new(Fs::open(store.clone())?);
+        let seed = self.keys.audit_seed();
+        let audit = Audit::new(fs.clone(), &self.header, seed, options.witness.as_deref(), &choice.states)?;
+        let audit = Arc::new(audit);
+        let keys = self.keys.volume_key().keys(self.header.volume);
+        let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, at_mount);
+        let (members, witness) = (Arc::new(members), options.witness.clone());
+        Ok(Open { members, store, fs, read_only, witness, ticker: None, audit })
     }
 
     /// The replicas present that the root does not name or that are too old, and what each of them has.
@@ -247,6 +270,24 @@ impl Assembled {
     fn repair_labels(&self, mirror: &Mirror) -> Result<(), Error> {
         self.replicas.iter().try_for_each(|replica| repair_label(&self.header, &self.keys, replica, mirror))
     }
+}
+
+/// The generation before.
+fn before(generation: Generation) -> Generation {
+    Generation(generation.0.saturating_sub(1))
+}
+
+/// How a volume is opened.
+struct Plan {
+    choice: recovery::Choice,
+    rings: Vec<recovery::Ring>,
+    /// What replicas in sync lack of the root's commit.
+    lacking: Vec<Lacking>,
+    /// The replicas that are resynced.
+    behind: Vec<Resync>,
+    /// The last generation that each replica holds.
+    left_at: Vec<Generation>,
+    opening: Opening,
 }
 
 /// What the trail is to tell of an opening.

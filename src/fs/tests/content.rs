@@ -253,6 +253,17 @@ fn copies_are_whole() {
     sound(&fs);
 }
 
+/// Sets a range of bytes, beyond the end only if it is to `grow`.
+fn fill(wanted: &mut Vec<u8>, range: std::ops::Range<usize>, byte: u8, grow: bool) {
+    if grow && wanted.len() < range.end {
+        wanted.resize(range.end, 0);
+    }
+    let end = range.end.min(wanted.len());
+    if range.start < end {
+        wanted[range.start..end].fill(byte);
+    }
+}
+
 /// Every operation on content against a plain vector of bytes.
 #[test]
 fn content_follows_a_vector_of_bytes() {
@@ -267,15 +278,7 @@ fn content_follows_a_vector_of_bytes() {
             let offset = dice.below(400_000) / unit * unit;
             let len = (1 + dice.below(if step % 10 == 0 { 300_000 } else { 20_000 })).div_ceil(unit) * unit;
             let (begin, end) = (offset as usize, (offset + len) as usize);
-            let fill = |wanted: &mut Vec<u8>, byte, grow: bool| {
-                if grow && wanted.len() < end {
-                    wanted.resize(end, 0);
-                }
-                let end = end.min(wanted.len());
-                if begin < end {
-                    wanted[begin..end].fill(byte);
-                }
-            };
+            let fill = |wanted: &mut Vec<u8>, byte, grow| fill(wanted, begin..end, byte, grow);
             match dice.below(11) {
                 0..=3 => {
                     let byte = step as u8 | 1;
