@@ -5,7 +5,10 @@
 //! One suite runs against each. An [`IdentifiedDevice`] also says what it is and what is below it
 //! ([`probe`](crate::probe)).
 
-use std::io::IoSlice;
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 pub mod faulty;
@@ -17,7 +20,9 @@ mod suite;
 
 pub use crate::os::AlignedBuf;
 pub use crate::os::aio::Write;
+use crate::os::blkid::{self, Signature};
 use crate::probe::{DeviceFacts, FactsError};
+use crate::units::BLOCK_SIZE;
 
 /// What went wrong with a device, in the words of the caller.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +122,34 @@ pub trait IdentifiedDevice: BlockDevice {
     /// # Errors
     /// When the device is gone, or is not the one that was opened.
     fn facts(&self) -> std::result::Result<DeviceFacts, FactsError>;
+
+    /// What libblkid recognises on the device, read anew. libblkid reads through a descriptor; a device that has none, one
+    /// of a test, is copied into an anonymous file for it.
+    ///
+    /// # Errors
+    /// When a read fails, or the device is not the one that was opened: then nothing is known of what is on it.
+    fn signatures(&self) -> io::Result<Vec<Signature>> {
+        blkid::signatures(copy(self)?.as_fd(), self.logical_block_size())
+    }
+}
+
+/// A file in memory with the content of `device`; what is zero takes no room.
+fn copy(device: &(impl BlockDevice + ?Sized)) -> io::Result<File> {
+    const PIECE: u64 = 1 << 20;
+    let file = File::from(rustix::fs::memfd_create("scelle-device", rustix::fs::MemfdFlags::CLOEXEC)?);
+    let size = device.size_bytes();
+    file.set_len(size)?;
+    for offset in (0..size).step_by(PIECE as usize) {
+        let len = PIECE.min(size - offset) as usize;
+        let mut piece = AlignedBuf::zeroed(len);
+        device.read_at(offset, &mut piece[..len]).map_err(io::Error::other)?;
+        for (block, at) in piece[..len].chunks(BLOCK_SIZE).zip((offset..).step_by(BLOCK_SIZE)) {
+            if block.iter().any(|byte| *byte != 0) {
+                file.write_all_at(block, at)?;
+            }
+        }
+    }
+    Ok(file)
 }
 
 /// Checks a transfer against the device's size and logical blocks.

@@ -1,11 +1,12 @@
 //! The services of the operating system, as safe functions: asynchronous transfers, questions by ioctl(2), messages of
-//! the kernel, calls about the own process, memory for direct I/O, bounded reads of files.
+//! the kernel, calls about the own process, memory for direct I/O, bounded reads of files, what libblkid recognises on a device.
 //!
 //! Most system calls go through rustix, which has safe functions for them. What rustix lacks is called through libc,
 //! and all `unsafe` code of the program is here for that reason. The one exception is SQLite's interface to files
 //! ([`pages::vfs`](crate::pages)). Nothing in this module knows what a volume is.
 
 pub mod aio;
+pub mod blkid;
 pub mod buffer;
 mod devno;
 pub mod events;

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, check_range};
 use crate::os::aio::{self, Context, Outcome, Pending, TOGETHER_MAX};
+use crate::os::blkid::{self, Signature};
 use crate::os::{DevNo, ioctl};
 use crate::probe::sys::{Kernel, System};
 use crate::probe::{DeviceFacts, Doubt, FactsError, Node, chain};
@@ -427,6 +428,28 @@ impl IdentifiedDevice for RawDevice {
             differ("disk sequence number", sequence, self.diskseq);
         }
         Ok(DeviceFacts { root })
+    }
+
+    /// By a second, plain descriptor, as the mkfs programs read: libblkid's buffers and offsets are not aligned for ours,
+    /// which is opened with `O_DIRECT`. (The policy approves no device of the device mapper, so libblkid's silence about
+    /// those that are private to LVM does not matter.)
+    fn signatures(&self) -> io::Result<Vec<Signature>> {
+        self.check_same().map_err(io::Error::other)?;
+        // The node that is open, whatever its path leads to by now. Opening it is by its number, which another disk may have
+        // taken over: the numbers and the size are compared before anything that is read counts.
+        let plain = File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        let found = (plain.metadata()?.rdev(), ioctl::diskseq(plain.as_fd())?, ioctl::size_bytes(plain.as_fd())?);
+        if found != (self.file.metadata()?.rdev(), self.diskseq, self.size) {
+            return Err(io::Error::other(format!("{} leads to another disk than the one that is open", self.name)));
+        }
+        // A plain read is served by the kernel's cache, which does not notice what was written around it: by way of a
+        // partition's own node, or by another host. Nothing of before is read, and nothing is left for later.
+        let forget = || rustix::fs::fadvise(&plain, 0, None, rustix::fs::Advice::DontNeed);
+        forget()?;
+        let signatures = blkid::signatures(plain.as_fd(), self.block)?;
+        forget()?;
+        self.check_same().map_err(io::Error::other)?;
+        Ok(signatures)
     }
 }
 

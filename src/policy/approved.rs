@@ -1,6 +1,6 @@
 //! A device that the policy approved, and the gate in front of every write to it.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use super::examine::examine_entry;
 use super::{Verdict, in_a_line};
 use crate::device::IdentifiedDevice;
 use crate::device::{self, AlignedBuf, Write};
+use crate::os::blkid::Signature;
 use crate::probe::host::HostFacts;
 use crate::probe::identity::{DeviceFacts, FactsError};
 use crate::problem::{Code, Problem};
@@ -269,6 +270,14 @@ impl ApprovedDevice {
     /// As [`device::BlockDevice::is_silent`].
     pub fn is_silent(&self) -> bool {
         self.device.is_silent()
+    }
+
+    /// What libblkid recognises on the device, also when fenced.
+    ///
+    /// # Errors
+    /// As [`IdentifiedDevice::signatures`].
+    pub fn signatures(&self) -> io::Result<Vec<Signature>> {
+        self.device.signatures()
     }
 
     /// Writes the concatenation of `bufs`, if the gate is open.
