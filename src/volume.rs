@@ -21,6 +21,7 @@
 
 mod assembled;
 mod check;
+mod content;
 mod create;
 mod error;
 mod labels;

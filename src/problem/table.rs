@@ -377,7 +377,7 @@ codes! {
                "Look at the cabling and at the kernel's log (dmesg)."
         DeviceNotEmpty "device-not-empty" Busy by "create"
             en "Something is stored on the device already; nothing was written."
-               "If it is no longer needed, erase its signature first (wipefs --all DEV)."
+               "If that is no longer needed, erase it first, as the message says."
         NotAVolume "not-a-volume" Usage by "label"
             en "The device holds no scelle volume."
                "Name another device; scelle device list shows what each holds."

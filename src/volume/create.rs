@@ -6,6 +6,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::content;
 use super::error::{Error, System};
 use crate::audit::{self, Event, ReplicaFacts};
 use crate::crypto::{KdfParams, Secret, VolumeKey, derive_slot_key, random_bytes, wrap_key};
@@ -39,26 +40,6 @@ impl Default for CreateOptions {
         Self { label: String::new(), kdf: KdfParams::DEFAULT, root_uid: 0, root_gid: 0, root_mode: 0o755 }
     }
 }
-
-/// Signatures of what may already be on a device: name, byte offset, bytes (from the sources of libblkid).
-const SIGNATURES: &[(&str, usize, &[u8])] = &[
-    ("an ext2, ext3 or ext4 filesystem", 0x438, &[0x53, 0xef]),
-    ("an XFS filesystem", 0, b"XFSB"),
-    ("a btrfs filesystem", 0x10040, b"_BHRfS_M"),
-    ("an encrypted LUKS volume", 0, b"LUKS\xba\xbe"),
-    ("an LVM physical volume", 512 + 24, b"LVM2 001"),
-    ("a partition table (GPT)", 512, b"EFI PART"),
-    ("a partition table (GPT, 4096-byte blocks)", 4096, b"EFI PART"),
-    ("a partition table or a boot sector", 510, &[0x55, 0xaa]),
-    ("swap space", 4086, b"SWAPSPACE2"),
-    ("a member of an md array", 4096, &[0xfc, 0x4e, 0x2b, 0xa9]),
-    ("a member of an md array", 0, &[0xfc, 0x4e, 0x2b, 0xa9]),
-    ("a member of a ZFS pool", 128 << 10, &[0x0c, 0xb1, 0xba]),
-    ("a bcachefs or bcache device", 4096 + 24, &[0xc6, 0x85, 0x73, 0xf6]),
-];
-
-/// Bytes that are looked at for signatures.
-const PROBE_BYTES: usize = 132 << 10;
 
 /// Makes a volume on `devices`, which become its replicas 0, 1, … in this order.
 ///
@@ -131,7 +112,7 @@ pub fn create(
 fn refuse_unfit(devices: &[Arc<ApprovedDevice>], registry: &VerifiedRegistry) -> Result<(), Error> {
     let mut identities: HashSet<[u8; 32]> = HashSet::new();
     for device in devices {
-        refuse_content(device)?;
+        content::refuse(device)?;
         if !identities.insert(device.registry_entry().identity_digest) {
             let name = device.name().to_owned();
             return Err(Error::SameDevice { first: name.clone(), second: name });
@@ -207,33 +188,6 @@ fn headers(
         headers.push(header.map_err(|source| Error::Label { device: device.name().to_owned(), source })?);
     }
     Ok(headers)
-}
-
-/// Refuses a device that is too small or carries a label or another system's signature.
-fn refuse_content(device: &ApprovedDevice) -> Result<(), Error> {
-    let name = device.name().to_owned();
-    match label::read(device) {
-        Ok(found) => {
-            let claims = found.newest.claims();
-            let content = format!("scelle volume {} ({:?})", claims.volume, claims.label);
-            return Err(Error::NotEmpty { device: name, content });
-        }
-        Err(label::Error::NotScelle) => {}
-        Err(source @ (label::Error::DeviceSize { .. } | label::Error::Device(_))) => {
-            return Err(Error::Label { device: name, source });
-        }
-        Err(other) => {
-            return Err(Error::NotEmpty { device: name, content: format!("a scelle label ({other})") });
-        }
-    }
-    let mut head = AlignedBuf::zeroed(PROBE_BYTES);
-    device.read_at(0, &mut head).map_err(|e| Error::Label { device: name.clone(), source: e.into() })?;
-    for (content, offset, signature) in SIGNATURES {
-        if head[*offset..].starts_with(signature) {
-            return Err(Error::NotEmpty { device: name, content: (*content).to_owned() });
-        }
-    }
-    Ok(())
 }
 
 fn write(device: &ApprovedDevice, offset: u64, bytes: &[u8]) -> Result<(), Error> {

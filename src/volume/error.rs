@@ -22,8 +22,10 @@ pub enum Error {
     NotEmpty {
         /// The device.
         device: String,
-        /// What was recognised.
+        /// Everything that was recognised.
         content: String,
+        /// The commands that take it away.
+        erase: String,
     },
     /// No device was given, or too many.
     #[error("{found} devices were given; a volume has 1 to {REPLICAS_MAX} replicas")]
@@ -178,8 +180,8 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
             Error::Device(refused) => refused.into(),
-            Error::NotEmpty { ref device, .. } => Self::new(error.code(), error.to_string())
-                .advise(format!("If it is no longer needed, erase its signature first: wipefs --all {device}")),
+            Error::NotEmpty { ref erase, .. } => Self::new(error.code(), error.to_string())
+                .advise(format!("If that is no longer needed, erase it first: {erase}")),
             error => Self::new(error.code(), error.to_string()),
         }
     }

@@ -6,6 +6,7 @@
 mod support;
 
 mod audit;
+mod contents;
 mod crash;
 mod helper;
 mod lifecycle;

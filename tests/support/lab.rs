@@ -39,9 +39,19 @@ impl Disk {
         Self { image, device, attached: AtomicBool::new(true) }
     }
 
+    /// An image that is there already, shown in logical blocks of this size.
+    pub fn with_blocks(image: PathBuf, block: u32) -> Self {
+        let device = Self::attach_with(&image, &["--sector-size", &block.to_string()]);
+        Self { image, device, attached: AtomicBool::new(true) }
+    }
+
     fn attach(image: &Path) -> PathBuf {
+        Self::attach_with(image, &[])
+    }
+
+    fn attach_with(image: &Path, options: &[&str]) -> PathBuf {
         let alone = ATTACHING.lock().unwrap_or_else(PoisonError::into_inner);
-        let out = run(Command::new("losetup").args(["--find", "--show"]).arg(image));
+        let out = run(Command::new("losetup").args(["--find", "--show"]).args(options).arg(image));
         drop(alone);
         assert!(out.status.success(), "losetup: these tests need root and loop devices: {}", stderr(&out));
         PathBuf::from(String::from_utf8(out.stdout).unwrap().trim())
