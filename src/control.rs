@@ -14,7 +14,7 @@
 //!
 //! The calls are rows of one table (`calls.rs`), each with what its answer may have to wait for. One that may wait for a
 //! device is answered on a thread of its own and holds no other client up; beyond sixteen of them at once another is refused.
-//! The call `end` is none of the table: it is answered when the volume is closed.
+//! The call `end` is none of the table: it is answered twice, at once and when the volume is closed.
 
 pub mod ask;
 mod calls;

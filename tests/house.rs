@@ -472,7 +472,7 @@ fn functions(code: &str) -> Vec<(String, usize, usize)> {
     let measured = starts.map(|(at, indent, name): (usize, usize, String)| {
         let close = |line: &&str| line.len() - line.trim_start().len() == indent && line.trim_start().starts_with('}');
         let is_declared_only = lines[at].trim_end().ends_with(';');
-        let length = if is_declared_only { 0 } else { lines[at..].iter().position(|line| close(&line)).unwrap_or(0) };
+        let length = if is_declared_only { 0 } else { lines[at..].iter().position(close).unwrap_or(0) };
         (name, at + 1, length + 1)
     });
     measured.collect()

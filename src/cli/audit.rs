@@ -287,7 +287,7 @@ fn export(volume: &str, output: Option<&Path>) -> Result<(), Stop> {
         Some(path) => {
             // A file that is there may be evidence: it is not written over.
             let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-            let file = made.map_err(|error| Problem::new(Code::Output, format!("{}: {error}", path.display())))?;
+            let file = made.map_err(|error| Problem::new(Code::OutputFile, format!("{}: {error}", path.display())))?;
             let written = write(&mut io::BufWriter::new(&file)).and_then(|()| Ok(file.sync_all()?));
             if written.is_err() {
                 // Half an export would only look like a forged one.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::mpsc;
 
 use super::RUN_DIR;
-use super::client::{Client, daemons};
+use super::client::{Client, ClientError, daemons};
 use super::status::VolumeStatus;
 use crate::os;
 use crate::problem::{Code, Problem};
@@ -25,7 +25,7 @@ pub fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<H
         std::thread::Builder::new().name("ask".into()).spawn(ask).map_err(system)?;
     }
     drop(sender);
-    let (mut found, mut silent) = (Vec::new(), Vec::new());
+    let (mut found, mut unheard) = (Vec::new(), Vec::new());
     for (answer, daemon) in receiver {
         match answer {
             Ok(status) if wanted(&status) => {
@@ -34,14 +34,21 @@ pub fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<H
                     break;
                 }
             }
-            Err(error) if error.is_silent() => silent.push(error.to_string()),
-            // A socket whose daemon was killed answers nothing, and its volume is not mounted.
-            Ok(_) | Err(_) => {}
+            Err(error) if error.is_gone() => {}
+            Err(error) => unheard.push(error),
+            Ok(_) => {}
         }
     }
     found.sort_by(|(_, one), (_, other)| one.uuid.cmp(&other.uuid));
-    let failure = |text| Problem::new(Code::DaemonSilent, text);
-    Ok((found, (!silent.is_empty()).then(|| failure(silent.join("; ")))))
+    Ok((found, unheard_of(unheard)))
+}
+
+/// What is said of daemons that are there and were not understood or did not answer.
+fn unheard_of(errors: Vec<ClientError>) -> Option<Problem> {
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    let first = errors.into_iter().next()?;
+    let code = if first.is_silent() { Code::DaemonSilent } else { Problem::from(first).code };
+    Some(Problem::new(code, texts.join("; ")))
 }
 
 /// The volumes that are called `wanted`, all that are mounted without it. Several can have one label, but not one mount point.

@@ -20,6 +20,9 @@ const KNOWN_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for an answer that needs devices: a sync may have to wait for one that is fenced after a minute.
 const ANSWER_WAIT: Duration = Duration::from_secs(120);
 
+/// How often a daemon is asked that closes the connection before it has answered.
+const ATTEMPTS: u32 = 5;
+
 /// Most sockets that [`daemons`] looks at.
 const DAEMONS_MAX: usize = 1024;
 
@@ -72,6 +75,12 @@ impl ClientError {
     pub fn is_silent(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == ErrorKind::TimedOut)
     }
+
+    /// Whether there is no daemon behind the socket, or it ended on the way: its volume is not mounted.
+    pub fn is_gone(&self) -> bool {
+        let gone = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused);
+        matches!(self, Self::Io { source, .. } if gone(source.kind()) || is_closed(source))
+    }
 }
 
 /// A daemon that can be asked.
@@ -91,9 +100,9 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; never [`ClientError::Version`].
     pub fn watch_end(&self) -> Result<EndWatch, ClientError> {
-        let (greeting, mut stream) = self.connect(KNOWN_WAIT)?;
         let request = Request { call: END.into(), with: Value::Null };
-        line::send(&mut stream, &request, KNOWN_WAIT).map_err(|source| self.failed(source))?;
+        let (greeting, answer, stream) = self.ask(KNOWN_WAIT, &request, |_| Ok(()))?;
+        self.understood::<()>(answer)?;
         Ok(EndWatch { client: self.clone(), stream, pid: greeting.pid })
     }
 
@@ -107,24 +116,38 @@ impl Client {
     }
 
     fn call_within<T: DeserializeOwned>(&self, wait: Duration, name: &str, with: Value) -> Result<T, ClientError> {
-        let (Greeting { protocol, program, .. }, mut stream) = self.connect(wait)?;
-        if protocol != PROTOCOL {
-            return Err(ClientError::Version { path: self.path.clone(), program, protocol });
-        }
         let request = Request { call: name.into(), with };
-        let sent = line::send(&mut stream, &request, wait);
-        let answer =
-            sent.and_then(|()| line::receive(&mut stream, Some(wait))).map_err(|source| self.failed(source))?;
+        let (_, answer, _) = self.ask(wait, &request, |greeting| match greeting {
+            Greeting { protocol: PROTOCOL, .. } => Ok(()),
+            Greeting { protocol, program, .. } => {
+                let (program, protocol) = (program.clone(), *protocol);
+                Err(ClientError::Version { path: self.path.clone(), program, protocol })
+            }
+        })?;
         self.understood(answer)
     }
 
-    /// Connects, and hears who answers.
-    fn connect(&self, wait: Duration) -> Result<(Greeting, UnixStream), ClientError> {
-        let connected = line::connect(&self.path, wait).and_then(|mut stream| {
-            let greeting = line::receive(&mut stream, Some(wait))?;
-            Ok((greeting, stream))
-        });
-        connected.map_err(|source| self.failed(source))
+    /// Connects, hears who answers, and asks if that `fits`. A daemon waits two seconds for a question. On a busy machine the question
+    /// may be later than that, so a daemon that has greeted and then closed is asked again.
+    fn ask(
+        &self,
+        wait: Duration,
+        request: &Request,
+        fits: impl Fn(&Greeting) -> Result<(), ClientError>,
+    ) -> Result<(Greeting, Answer, UnixStream), ClientError> {
+        let mut left = ATTEMPTS;
+        loop {
+            left -= 1;
+            let mut stream = line::connect(&self.path, wait).map_err(|source| self.failed(source))?;
+            let greeting: Greeting = line::receive(&mut stream, Some(wait)).map_err(|source| self.failed(source))?;
+            fits(&greeting)?;
+            let answer = line::send(&mut stream, request, wait).and_then(|()| line::receive(&mut stream, Some(wait)));
+            match answer {
+                Ok(answer) => return Ok((greeting, answer, stream)),
+                Err(error) if left > 0 && is_closed(&error) => {}
+                Err(source) => return Err(self.failed(source)),
+            }
+        }
     }
 
     fn understood<T: DeserializeOwned>(&self, answer: Answer) -> Result<T, ClientError> {
@@ -138,6 +161,10 @@ impl Client {
     fn failed(&self, source: io::Error) -> ClientError {
         ClientError::Io { path: self.path.clone(), source }
     }
+}
+
+fn is_closed(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe)
 }
 
 /// A connection on which the daemon will say that the volume is closed.
@@ -422,7 +449,7 @@ mod tests {
                 let mut request = [0; 15];
                 if stream.read(&mut request).unwrap() > 0 {
                     assert_eq!(&request, b"{\"call\":\"end\"}\n");
-                    stream.write_all(b"{\"ok\":null}\n").unwrap();
+                    stream.write_all(b"{\"ok\":null}\n{\"ok\":null}\n").unwrap();
                 }
             }
         });
@@ -435,5 +462,27 @@ mod tests {
         assert_eq!(watch.pid, 44);
         watch.wait(Duration::from_secs(5)).unwrap();
         daemon.join().unwrap();
+    }
+
+    /// A daemon that had no patience with us, as on a busy machine, is asked again, and not taken for one that is gone.
+    #[test]
+    fn whoever_was_too_slow_with_a_question_asks_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap();
+        let greeting = format!("{{\"protocol\":{PROTOCOL},\"program\":\"\",\"volume\":\"\",\"pid\":4}}\n");
+        let daemon = std::thread::spawn(move || {
+            for answer in [&b""[..], b"", b"{\"ok\":null}\n"] {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.write_all(greeting.as_bytes()).unwrap();
+                if !answer.is_empty() {
+                    stream.read_exact(&mut [0; 16]).unwrap();
+                    stream.write_all(answer).unwrap();
+                }
+            }
+        });
+        let client = Client::new(dir.path(), UUID);
+        client.sync().unwrap();
+        daemon.join().unwrap();
+        assert!(client.sync().unwrap_err().is_gone());
     }
 }

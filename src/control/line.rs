@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use rustix::net::{RecvFlags, recv};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -37,15 +38,18 @@ pub(super) fn receive<T: DeserializeOwned>(stream: &mut UnixStream, wait: Option
             return Err(ErrorKind::TimedOut.into());
         }
         stream.set_read_timeout(left)?;
-        let count = match stream.read(&mut chunk) {
-            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-            Ok(count) => count,
+        // Looked at first: what follows the line belongs to whoever reads next.
+        let count = match recv(&*stream, &mut chunk[..], RecvFlags::PEEK).map_err(io::Error::from) {
+            Ok((0, _)) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok((count, _)) => count,
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
             Err(error) => return Err(error),
         };
-        let fresh = &chunk[..count];
-        if let Some(end) = fresh.iter().position(|&byte| byte == b'\n') {
+        let end = chunk[..count].iter().position(|&byte| byte == b'\n');
+        let fresh = &mut chunk[..end.map_or(count, |end| end + 1)];
+        stream.read_exact(fresh)?;
+        if let Some(end) = end {
             line.extend_from_slice(&fresh[..end]);
             return serde_json::from_slice(&line).map_err(|error| io::Error::new(ErrorKind::InvalidData, error));
         }

@@ -9,7 +9,7 @@ use crate::problem::{Code, Problem};
 /// can be unmounted; whoever changes another row takes the next number.
 pub const PROTOCOL: u32 = 2;
 
-/// The call that is answered when the volume is closed, by the server itself.
+/// The call that is answered twice by the server itself: at once, and when the volume is closed.
 pub(super) const END: &str = "end";
 
 /// What a daemon says to everybody who connects, before it is asked.

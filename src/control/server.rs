@@ -170,10 +170,10 @@ fn reply(stream: &mut UnixStream, outcome: Result<Value, Problem>) {
 }
 
 impl Shared {
-    /// Keeps the connection of a client that wants to be told of the end.
-    fn await_end(&self, stream: UnixStream) {
+    /// Keeps the connection of a client that wants to be told of the end, and says that it does.
+    fn await_end(&self, mut stream: UnixStream) {
         let mut awaiting = self.awaiting.lock();
-        if awaiting.len() < AWAITING_MAX {
+        if awaiting.len() < AWAITING_MAX && line::send(&mut stream, &Answer::Ok(Value::Null), CLIENT_WAIT).is_ok() {
             awaiting.push(stream);
         }
     }

@@ -75,7 +75,7 @@ fn p9_a_trail_is_exported_and_verified_without_us() {
     let file = lab.path("trail");
     export(&lab, &file);
     let again = audit(&["export".as_ref(), lab.mountpoint.as_os_str(), "--output".as_ref(), file.as_os_str()]);
-    fails(&again, 2, "output");
+    fails(&again, 2, "output-file");
     ok(&lab.umount());
     lab.disks.iter().for_each(|disk| disk.detach());
 

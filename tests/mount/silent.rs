@@ -20,6 +20,13 @@ impl Stopped {
     fn new(lab: &Lab) -> Self {
         let pid = Pid::from_raw(i32::try_from(lab.daemon()).unwrap()).unwrap();
         kill_process(pid, Signal::STOP).unwrap();
+        // On a busy machine a thread may go on for a while.
+        let is_stopped = |thread: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        };
+        let threads = format!("/proc/{}/task", pid.as_raw_nonzero());
+        wait_for("every thread to stop", || std::fs::read_dir(&threads).unwrap().flatten().all(is_stopped));
         Self(pid)
     }
 }
