@@ -1,4 +1,8 @@
-//! The command line: arguments to a validated configuration, one file a command, exit codes.
+//! The command line: turns arguments into a validated configuration, runs one command, and returns its exit code.
+//!
+//! Each command has a file of its own. The process behind a mount, and what the commands that work on devices share, is
+//! [`crate::daemon`]'s. A command that asks about a mounted volume asks its daemon through [`crate::control`]; only
+//! `where` asks the mounted folder itself.
 
 mod audit;
 mod check;

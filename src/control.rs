@@ -1,9 +1,11 @@
-//! The control socket of a mounted volume: the protocol as plain data, its server and its client. Knows no volume.
+//! The control socket of a mounted volume: the protocol as plain data, its server and its client.
 //!
-//! `/run/scelle/UUID.sock` is a Unix stream socket that only root can open. Who connects is greeted with one line of
-//! JSON, which says the version of the protocol and the process that speaks ([`Greeting`]). The client then sends one
-//! object on one line, the daemon answers with one on one line and closes. Every line is at most
-//! [`CONTROL_MESSAGE_MAX`](crate::limits::CONTROL_MESSAGE_MAX) bytes, every wait is bounded.
+//! It knows no volume. What a daemon answers is [`crate::daemon`]'s, and what a command prints is [`crate::cli`]'s.
+//!
+//! `/run/scelle/UUID.sock` is a Unix stream socket that only root can open. A client that connects is greeted with one
+//! line of JSON, which says the version of the protocol and the process that speaks ([`Greeting`]). The client then
+//! sends one object on one line; the daemon answers with one object on one line, and closes. Every line is at most
+//! [`CONTROL_MESSAGE_MAX`](crate::limits::CONTROL_MESSAGE_MAX) bytes, and every wait is bounded.
 //!
 //! | line | |
 //! |---|---|
@@ -12,9 +14,10 @@
 //! | `{"ok":…}` | its answer |
 //! | `{"problem":{"code":"…","text":"…","advice":"…"}}` | why there is none |
 //!
-//! The calls are rows of one table (`calls.rs`), each with what its answer may have to wait for. One that may wait for a
-//! device is answered on a thread of its own and holds no other client up; beyond sixteen of them at once another is refused.
-//! The call `end` is none of the table: it is answered twice, at once and when the volume is closed.
+//! The calls are rows of one table (`calls.rs`), each with what its answer may have to wait for. A call that may wait
+//! for a device is answered on a thread of its own, and holds no other client up. While sixteen such calls are under
+//! way, another is refused. The call `end` is not in the table: it is answered
+//! twice, at once and when the volume is closed.
 
 pub mod ask;
 mod calls;

@@ -1,8 +1,11 @@
 //! The process behind a mount, and what the commands that work on devices share with it.
 //!
-//! [`serve`] opens the volume, answers the kernel and the control socket, and closes the volume whatever ended the mount.
-//! The watch looks at the registry and the devices again and again (promise P2). [`devices`] leads from names to devices
-//! that the policy approves, [`find`] from what a user calls a volume to its devices.
+//! [`serve`] opens the volume, answers the kernel and the control socket, and closes the volume whatever ended the
+//! mount. The watch checks the registry and the devices again and again (promise P2). [`devices`] leads from names to
+//! devices that the policy approves. [`find`] leads from what a user calls a volume to its devices.
+//!
+//! The daemon decides nothing about devices itself, which is [`crate::policy`]'s. What becomes of a volume's replicas
+//! is [`crate::volume`]'s, and command lines are [`crate::cli`]'s.
 
 pub mod devices;
 pub mod find;

@@ -1,17 +1,22 @@
-//! The filesystem: inodes, names, attributes, data. It knows nothing of FUSE; permissions are the kernel's
-//! (`default_permissions`), everything else of POSIX is here.
+//! The filesystem: inodes, names, attributes and the content of files, as POSIX has them.
+//!
+//! It knows nothing of FUSE, which is [`crate::fuse`]'s, nor of devices and replicas, which are below [`pages`].
+//! Permissions are the kernel's (`default_permissions`); everything else of POSIX is here. The tables are
+//! [`crate::meta`]'s.
 //!
 //! # Ownership and lifetimes
 //!
-//! An inode's row lives as long as it has a name, or the kernel knows it, as it does while a file is open. A table of
-//! references counts the latter: each call that returns an [`Attr`] for a name counts one lookup, [`Fs::forget`] takes them
-//! back. When the last name goes, the row stays with `nlink` 0, an *orphan*, and whoever takes back the last reference
-//! frees it (`reap`). References are not on the devices: after a crash nobody holds an orphan, so [`Fs::open`] frees all
-//! of them.
+//! An inode's row lives as long as the inode has a name or the kernel knows it. The kernel knows an inode while a file
+//! is open, and counts lookups: each call that returns an [`Attr`] for a name counts one, and [`Fs::forget`] takes them
+//! back. A table of references holds these counts.
 //!
-//! A file's blocks belong to the rows of `extent`. Blocks that were written but not yet put in a row belong to the running
-//! call, which publishes them with the row or abandons them. A truncation that frees more than 128 extents first
-//! commits itself to it with a row of `trim`; the next mount finishes what a crash interrupts.
+//! When the last name goes, the row stays with `nlink` 0, as an *orphan*. The call that takes back the last reference
+//! frees the orphan (`reap`). References are not on the devices: after a crash nobody holds an orphan, so [`Fs::open`]
+//! frees all of them.
+//!
+//! A file's blocks belong to the rows of `extent`. Blocks that were written but are not yet in a row belong to the
+//! running call, which publishes them with the row or abandons them. A truncation that frees more than 128 extents
+//! first commits itself to it with a row of `trim`; the next mount finishes what a crash interrupts.
 //!
 //! # Lock order
 //!
@@ -23,12 +28,12 @@
 //! 4. `references`.
 //!
 //! A call never waits for a lock that is above one it holds, and never holds two stripes. Sealing and device transfers
-//! happen under no lock but a stripe.
+//! happen under no lock but a stripe. The order of all locks of the program is in the crate's own page ([`crate`]).
 //!
 //! # Times
 //!
-//! The access time is set when an inode is made and by utimensat(2); reading does not change it, as with the mount option
-//! `noatime`. Modification and change times are POSIX's.
+//! The access time is set when an inode is made and by utimensat(2). Reading does not change it, as with the mount
+//! option `noatime`. Modification and change times are POSIX's.
 
 pub mod acl;
 mod attr;
@@ -84,14 +89,15 @@ const STRIPES: usize = 1024;
 /// Most extents that are freed without letting go of the metadata.
 const STEP: usize = 128;
 
-/// How often freed blocks that readers still hold are waited for before the volume counts as full: a millisecond,
-/// then twice as long each time, two seconds in all. A reader's thread may not run for some hundred milliseconds on a busy machine.
+/// How often the filesystem waits for freed blocks that readers still hold, before the volume counts as full. It waits
+/// a millisecond, then twice as long each time, two seconds in all. On a busy machine a reader's thread may not run for
+/// some hundred milliseconds.
 const SPACE_ATTEMPTS: u32 = 11;
 
-/// The same before a commit that has hardly any room: a quarter of a second.
+/// The same before a commit that has hardly any room; a quarter of a second in all.
 const ROOM_ATTEMPTS: u32 = 8;
 
-/// Who creates something.
+/// On whose behalf something is created.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
     /// Effective user.
@@ -161,15 +167,15 @@ pub struct Fs {
     meta: Mutex<Meta>,
     references: Mutex<References>,
     mappings: Mappings,
-    /// Operations done since the beginning: written under `meta`.
+    /// Operations done since the mount. Written under `meta`.
     changes: AtomicU64,
-    /// `changes` after the last operation that somebody asked for.
+    /// Number of the last operation that a user asked for; the volume's own operations do not count.
     asked: AtomicU64,
-    /// `changes` at the last commit's beginning: written under `meta`.
+    /// `changes` when the last commit took the tables over. Written under `meta`.
     staged: AtomicU64,
-    /// `changes` at the beginning of the last commit that is durable.
+    /// `changes` when the last durable commit took the tables over.
     durable: AtomicU64,
-    /// When the first operation since then was done.
+    /// When the first operation was done that no commit has taken over yet; none when there is no such operation.
     dirty_since: Mutex<Option<Instant>>,
     meters: Meters,
 }
@@ -212,7 +218,7 @@ impl Fs {
         let fs = Self::assemble(store, meta);
         fs.existing(Ino::ROOT)?;
         if fs.store.writable().is_ok() {
-            // What is left is only space: it is tried again at the next mount.
+            // Orphans and rows of `trim` cost only space, and the next mount tries again.
             if let Err(error) = fs.finish_interrupted() {
                 log::error!("what an interrupted removal left is not freed yet: {error}");
             }
@@ -245,7 +251,7 @@ impl Fs {
         Ok(self.meta().self_check()?)
     }
 
-    /// How long its work has taken since it was opened.
+    /// How long the filesystem's work has taken since it was opened.
     pub fn meters(&self) -> &Meters {
         &self.meters
     }
@@ -255,8 +261,8 @@ impl Fs {
         &self.store
     }
 
-    /// The metadata. A panic while it was held (never in a release build, which aborts) left at worst an open savepoint,
-    /// which the next operation's end takes along or the next commit refuses.
+    /// The metadata. A panic while it was held left at worst an open savepoint, which the next operation's end takes
+    /// along or the next commit refuses. A release build aborts instead.
     fn meta(&self) -> MutexGuard<'_, Meta> {
         self.meta.lock()
     }
@@ -273,8 +279,9 @@ impl Fs {
         self.stripe(ino).write()
     }
 
-    /// Returns when every write whose blocks were sealed before the call has put them in the file's rows, or given them up.
-    /// That takes as long as the longest operation that holds a file's content. The caller holds no lock and no reader.
+    /// Returns when every write whose blocks were sealed before the call has put them in the file's rows, or abandoned
+    /// them. That takes as long as the longest operation that holds a file's content. The caller holds no lock and no
+    /// reader.
     pub fn wait_for_writers(&self) {
         for stripe in &self.stripes {
             drop(stripe.write());
@@ -291,22 +298,22 @@ impl Fs {
         self.view(|view| existing(view, ino))
     }
 
-    /// To be called before an operation takes any lock: refuses when the store takes no writes, and commits when space is
-    /// so short that the next operation might not fit beside what is waiting.
+    /// To be called before an operation takes any lock. Refuses when the store takes no writes, and commits when space
+    /// is so short that the next operation might not fit beside the operations that wait for a commit.
     fn admit(&self) -> Result<()> {
         self.store.writable()?;
         self.make_room()
     }
 
-    /// Commits when space is so short that the next operation might not fit beside what is waiting.
+    /// Commits when space is so short that the next operation might not fit beside those that wait for a commit.
     fn make_room(&self) -> Result<()> {
-        // `staged` first: it never passes a `changes` read later, and another thread's commit may come between.
+        // `staged` is read first: it never passes a `changes` read later, and another thread's commit may come between.
         let staged = self.staged.load(Ordering::Acquire);
         let waiting = self.changes.load(Ordering::Acquire).saturating_sub(staged);
         if waiting > 0 && self.store.pressure(waiting) {
             self.checkpoint()?;
         }
-        // Not even one more operation might be committed: only while a reader holds what commits have freed.
+        // The pressure stays, even for a single operation, only while a reader holds blocks that commits have freed.
         for tried in 0..ROOM_ATTEMPTS {
             if !self.store.pressure(1) {
                 return Ok(());
@@ -323,8 +330,10 @@ impl Fs {
         self.with_space(1, || Ok(()))
     }
 
-    /// Takes `blocks` blocks of space with `take`, unless that would touch what is reserved. Blocks that were freed
-    /// become available with the next commit that no reader outlives: so it commits, and tries again, before it says that the volume is full.
+    /// Takes `blocks` blocks of space with `take`, unless that would touch what is reserved.
+    ///
+    /// Freed blocks become available with the next commit that no reader outlives. So this commits, and tries again,
+    /// before it says that the volume is full.
     fn with_space<T>(&self, blocks: u64, take: impl Fn() -> pages::Result<T>) -> Result<T> {
         let attempt = || if self.available() < blocks { Err(Error::NoSpace) } else { Ok(take()?) };
         let mut seen = self.store.generation();
@@ -335,10 +344,10 @@ impl Fs {
             }
             let released = self.release_space(seen)?;
             if tried > 0 && released {
-                // A reader outlived the commit; it ends when its blocks have come from a device.
+                // A reader outlived the commit. It ends when its blocks have come from a device.
                 thread::sleep(Duration::from_millis(1 << tried));
             }
-            // Once more in any case: a commit that was in flight at the attempt is over now.
+            // One more attempt in any case: a commit that was in flight at the last attempt is over now.
             seen = self.store.generation();
             outcome = attempt();
             if !released {
@@ -361,8 +370,8 @@ impl Fs {
         Ok(value)
     }
 
-    /// As [`Fs::change`], and returns the number of the operation; not for what a user asked for, who may ask whether it is on
-    /// as many replicas as the policy wants.
+    /// As [`Fs::change`], and returns the number of the operation. Not for an operation that a user asked for: the user
+    /// may ask whether it is on as many replicas as the policy wants, and only [`Fs::change`] notes that in `asked`.
     fn change_numbered<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, u64)> {
         self.meters.change.time(0, || {
             let mut meta = self.meta();
@@ -417,8 +426,8 @@ fn file(view: &View<'_>, ino: Ino) -> Result<Inode> {
     }
 }
 
-/// The time of the clock that the kernel stamps with, which moves once a tick: a file's times come from the kernel (with its
-/// writeback cache) or from here, and must be in the order of what happened.
+/// The time of the clock that the kernel stamps with, which moves once a tick. A file's times come from the kernel
+/// (with its writeback cache) or from here, and must be in the order of what happened.
 fn now() -> Time {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
     Time { s: time.tv_sec, ns: u32::try_from(time.tv_nsec).unwrap_or_default() }

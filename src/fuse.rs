@@ -1,4 +1,7 @@
-//! The FUSE adapter: requests of the kernel to calls of [`Fs`](crate::fs::Fs), and nothing else.
+//! The FUSE adapter: turns requests of the kernel into calls of [`Fs`](crate::fs::Fs), and nothing else.
+//!
+//! It knows neither replicas nor the registry; where a file is, it asks a [`Locator`]. POSIX is [`crate::fs`]'s, and
+//! the process around a mount is [`crate::daemon`]'s.
 //!
 //! What the connection is set to, and why:
 //!

@@ -1,9 +1,12 @@
-//! Metadata: one SQLite database with typed rows, and the one kind of transaction on it.
+//! The metadata: one SQLite database with typed rows, and the one kind of transaction on it.
 //!
-//! A SQLite transaction is always open. Each operation of the filesystem that changes it is a savepoint in it
-//! ([`Meta::op`]); a commit of the volume closes it, has the page store take the changed pages, and opens the next one
-//! ([`Meta::commit`]). So an operation is whole or absent, and so is a commit, and operations reach the devices in their
-//! order. Rows of inodes change in memory (`inodes`) and are written by the commit.
+//! This module knows rows, and neither POSIX nor devices. What rows mean is [`crate::fs`]'s, and where the database's
+//! pages lie is [`crate::pages`]'. The tables are in `schema`.
+//!
+//! A SQLite transaction is always open. Each operation of the filesystem that changes the tables is a savepoint in it
+//! ([`Meta::op`]). A commit of the volume closes the transaction, has the page store take the changed pages, and opens
+//! the next transaction ([`Meta::commit`]). So an operation is whole or absent, and so is a commit, and operations
+//! reach the devices in their order. Rows of inodes change in memory (`inodes`), and the commit writes them.
 //!
 //! Every statement is prepared once and kept in the connection's cache. Rows are checked when they are read
 //! ([`Error::Corrupt`]); nothing in the database can make this module panic.
@@ -82,13 +85,14 @@ const CACHE_KIB: i64 = 64 << 10;
 /// Prepared statements kept: more than this module has.
 const STATEMENTS_MAX: usize = 128;
 
-/// Inode numbers taken ahead of use, so that a number given out and then lost in a crash is not soon given out again.
+/// Inode numbers that a commit takes ahead of use, so that a number given out and then lost in a crash is not soon
+/// given out again.
 const INO_LEAP: u64 = 1 << 16;
 
 /// Inode numbers stop here: SQLite's integers are signed.
 const INO_MAX: u64 = i64::MAX as u64 - 2 * INO_LEAP;
 
-/// Pragmas of every connection: what to set and what to find then.
+/// Pragmas of every connection: each is set to its value, and must then have it.
 const PRAGMAS: &[(&str, &str)] = &[
     ("page_size", "4096"),
     ("journal_mode", "memory"),
@@ -163,8 +167,10 @@ impl Meta {
         f(&View::new(&self.conn, self.key, &self.inodes))
     }
 
-    /// Does one operation: all that `f` changes, or nothing when it returns an error. Also returns which blocks the rows
-    /// now refer to, and which no longer: the caller tells the page store before it lets go of this `Meta`.
+    /// Does one operation: all that `f` changes or, when it returns an error, nothing.
+    ///
+    /// Also returns which blocks the rows refer to from now on, and which no longer. The caller tells the page store
+    /// before it lets go of this `Meta`.
     ///
     /// # Errors
     /// [`Error::Poisoned`], or what `f` returns.
@@ -186,7 +192,8 @@ impl Meta {
             },
             Err(error) => (tx.undo().is_ok(), error),
         };
-        // SQLite ends the whole transaction itself on some failures; then operations already answered are lost.
+        // On some failures SQLite itself ends the whole transaction. Then operations that were already answered are
+        // lost.
         self.poisoned = !undone || self.conn.is_autocommit();
         Err(error)
     }
@@ -201,7 +208,7 @@ impl Meta {
     /// Ends the SQLite transaction, calls `stage` to have its pages taken, and begins the next one.
     ///
     /// # Errors
-    /// Of SQLite; then the metadata is poisoned: what was answered to callers may not be what the database holds.
+    /// Of SQLite. Then the metadata is poisoned: what was answered to callers may not be what the database holds.
     pub fn commit<T>(&mut self, stage: impl FnOnce() -> T) -> Result<T> {
         if self.poisoned {
             return Err(Error::Poisoned);

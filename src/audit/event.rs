@@ -1,8 +1,8 @@
 //! What the audit trail tells of: actors, objects, events, reasons.
 //!
-//! To add an event, add a variant: its name in kebab case is its code in the trail, for ever, and its fields are its
-//! details. Fields may be added to a variant, never changed in meaning. Who reads a trail takes codes and fields that it does
-//! not know as they are.
+//! To add an event, add a variant. The variant's name in kebab case is the event's code in the trail, for ever, and its
+//! fields are the event's details. Fields may be added to a variant, but never change their meaning. A reader of a
+//! trail takes codes and fields that it does not know as they are.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use crate::os::process::Identity;
 use crate::problem::{Code, Problem};
 use crate::registry::{VerifiedRegistry, hex};
 
-/// Who did it.
+/// Who did something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Actor {
@@ -21,7 +21,7 @@ pub enum Actor {
         /// Process number.
         pid: u32,
     },
-    /// Somebody who ran the command.
+    /// A user who ran the command.
     User {
         /// Real user of the process.
         uid: u32,
@@ -29,9 +29,9 @@ pub enum Actor {
         gid: u32,
         /// Process number.
         pid: u32,
-        /// The user who logged in, whatever became of the user since; none for a service.
+        /// The user who logged in, whatever user the session changed to since; none for a service.
         login_uid: Option<u32>,
-        /// Name of that user, else of `uid`, as the host knew it then.
+        /// Name of the user who logged in, else of `uid`, as the host knew it then.
         name: Option<String>,
     },
 }
@@ -42,14 +42,14 @@ impl Actor {
         Self::System { pid: std::process::id() }
     }
 
-    /// Who runs this process.
+    /// The user who runs this process.
     pub fn user(identity: &Identity) -> Self {
         let Identity { uid, gid, pid, login_uid, ref name, .. } = *identity;
         Self::User { uid, gid, pid, login_uid, name: name.as_deref().map(cut) }
     }
 }
 
-/// What it was done to.
+/// What something was done to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Object {
@@ -113,7 +113,7 @@ pub struct ReplicaFacts {
     pub registry_id: String,
     /// Device node; empty when there is none.
     pub device: String,
-    /// As it was found.
+    /// Its state when it was found.
     pub state: State,
 }
 
@@ -147,11 +147,11 @@ pub enum Event {
         host: String,
         /// Version of the program.
         program: String,
-        /// Whether it takes no changes; the reasons say why, when that was not asked for.
+        /// Whether it takes no changes. If nobody asked for that, the reasons say why.
         read_only: bool,
         /// Whether missing replicas were accepted beforehand.
         degraded: bool,
-        /// Whether the mount before has no `unmounted`: it ended by a crash, or with the power.
+        /// Whether the trail has no `unmounted` for the mount before: that one ended by a crash, or with the power.
         after_crash: bool,
         /// The generation that was found.
         generation: u64,
@@ -160,7 +160,7 @@ pub enum Event {
         /// The replicas as they were found.
         replicas: Vec<ReplicaFacts>,
     },
-    /// The volume was closed; what follows is its last commit.
+    /// The volume was closed. Its last commit follows this record.
     Unmounted,
     /// Somebody wanted to mount it, and was refused for these reasons.
     MountRefused,
@@ -171,8 +171,8 @@ pub enum Event {
         /// The generation that was found.
         found: u64,
     },
-    /// A replica came into another state, for these reasons: `refused` is the policy's word, `faulty` the device's,
-    /// `resyncing` and then `in-sync` a resync that began and ended well.
+    /// A replica came into another state, for these reasons. `refused` is the policy's word, `faulty` the device's.
+    /// `resyncing` and then `in-sync` are a resync that began and ended well.
     ReplicaState {
         /// Before.
         from: State,
@@ -185,7 +185,7 @@ pub enum Event {
     DeviceRefused,
     /// A device that had been refused is approved again.
     DeviceApproved,
-    /// What went wrong on a replica since the last such record, or since the mount.
+    /// Errors of a replica since the last such record, or since the mount.
     ReplicaErrors(ErrorCounts),
     /// A registry came into force.
     RegistryAccepted(RegistryFacts),
@@ -200,19 +200,19 @@ pub enum Event {
         /// Time of the record before.
         from: String,
     },
-    /// Reports of the host that could not be kept, because there were too many.
+    /// The host could not keep some reports, because there were too many.
     ReportsLost {
         /// How many.
         count: u64,
     },
 }
 
-/// Why, as records keep it: a code that was stable when it was written.
+/// Why something happened, as records keep it. The code was stable when it was written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// Stable code.
     pub code: String,
-    /// The same for people.
+    /// The reason in words, for people.
     pub text: String,
 }
 
@@ -239,17 +239,19 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// What the program noticed or did by itself. Repetitions of it are counted rather than recorded one by one.
+    /// An entry for what the program noticed or did by itself. Repetitions of it are counted rather than recorded one
+    /// by one.
     pub fn noticed(object: Object, event: Event) -> Self {
         Self { actor: Actor::system(), object, event, reasons: Vec::new() }
     }
 
-    /// What somebody did. Each time is recorded.
+    /// An entry for what somebody did. Each time is recorded.
     pub fn done(by: Actor, object: Object, event: Event) -> Self {
         Self { actor: by, object, event, reasons: Vec::new() }
     }
 
-    /// The same, with reasons; the first [`AUDIT_REASONS_MAX`] are kept, and how many more there were.
+    /// The entry with reasons. At most [`AUDIT_REASONS_MAX`] are kept; if there were more, the last of them says how
+    /// many.
     #[must_use]
     pub fn because(mut self, reasons: impl IntoIterator<Item = Reason>) -> Self {
         self.reasons.extend(reasons);

@@ -1,4 +1,4 @@
-//! Records, their bytes, and how they are chained. Pure.
+//! Records, their bytes, and how they are chained. Pure: `trail` adds records, and `verify` verifies them.
 //!
 //! A record is one line of JSON (RFC 8259, UTF-8) without line breaks, at most
 //! [`AUDIT_RECORD_BYTES_MAX`](crate::limits::AUDIT_RECORD_BYTES_MAX) bytes:
@@ -16,9 +16,11 @@
 //! | `reported` | present when a host reported it later: `host`, and `seq`, `time`, `digest` there, and whether that chain was `intact` |
 //! | `prev` | digest of the record before |
 //!
-//! The **digest** of a record is the SHA-384 of exactly its bytes, in 96 lower-case hexadecimal digits; what stands in for
-//! the record before the first is the SHA-384 of the 51 bytes `scelle audit 1 UUID`. So nothing has to be brought into a
-//! canonical form to verify a chain, nor understood: `sha384sum` and a text editor do.
+//! The **digest** of a record is the SHA-384 of exactly its bytes, in 96 lower-case hexadecimal digits. The first
+//! record has none before it: in its place stands the SHA-384 of the 51 bytes `scelle audit 1 UUID`.
+//!
+//! So nothing has to be brought into a canonical form to verify a chain, nor understood: `sha384sum` and a text editor
+//! do.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -85,8 +87,8 @@ pub struct Repeated {
     pub last: String,
 }
 
-/// Where a record comes from that a host kept until the volume could be written. The volume's chain did not cover it then:
-/// it is that host's word.
+/// The origin of a record that a host kept until the volume could be written. The volume's chain did not cover the
+/// record until then: it is that host's word.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reported {
     /// Name of the host.
@@ -101,7 +103,7 @@ pub struct Reported {
     pub intact: bool,
 }
 
-/// A record: what is hashed, decoded.
+/// A record, decoded from the bytes that are hashed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Number, from 1.
@@ -112,18 +114,18 @@ pub struct Record {
     pub actor: Value,
     /// To what.
     pub object: Value,
-    /// What: a code.
+    /// What happened: a code.
     pub event: String,
-    /// What else belongs to it.
+    /// What else belongs to the event.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub details: Value,
     /// Why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<Reason>,
-    /// Equal ones that were only counted.
+    /// Equal events that were only counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeated: Option<Repeated>,
-    /// Where it was kept before.
+    /// Which host kept the record before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported: Option<Reported>,
     /// Digest of the record before.
@@ -157,7 +159,7 @@ impl Record {
         serde_json::from_slice(bytes).ok()
     }
 
-    /// Whether `other` tells of the same, at whatever time and by whichever process.
+    /// Whether `other` tells of the same event, at whatever time and by whichever process.
     pub(super) fn repeats(&self, other: &Self) -> bool {
         let codes = |record: &Self| record.reasons.iter().map(|reason| reason.code.clone()).collect::<Vec<_>>();
         let by = |record: &Self| (record.actor.get("kind").cloned(), record.actor.get("uid").cloned());
@@ -168,7 +170,7 @@ impl Record {
             && codes(self) == codes(other)
     }
 
-    /// Counts one more of the same.
+    /// Counts one more event of this kind.
     pub(super) fn count(&mut self, time: &str) {
         let repeated =
             self.repeated.get_or_insert_with(|| Repeated { count: 0, first: time.to_owned(), last: String::new() });
@@ -210,7 +212,8 @@ impl Chain {
     }
 }
 
-/// Now, by the host's clock, as records have it. A clock before 1970 shows 1970, one after 2554 shows 2554.
+/// The time now by the host's clock, in the form that records have. A clock before 1970 shows 1970, one after 2554
+/// shows 2554.
 pub(super) fn now() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     time_of(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
@@ -234,7 +237,7 @@ mod tests {
         assert_eq!(time_of(0), "1970-01-01T00:00:00.000000000Z");
         assert_eq!(time_of(1_795_305_599_000_000_007), "2026-11-21T23:59:59.000000007Z");
         assert_eq!(time_of(u64::MAX).len(), time_of(0).len());
-        // So they are ordered as texts.
+        // Their order as times is also their order as texts.
         assert!(time_of(999_999_999) < time_of(1_000_000_000));
     }
 

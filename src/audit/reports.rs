@@ -1,10 +1,13 @@
-//! What cannot be written to the volume's trail (a mount that was refused, a volume that takes no changes) is kept by the
-//! host, beside its witness, and goes into the trail when the volume can be written again.
+//! The host's reports: records that the volume could not take when they were made, because a mount was refused or the
+//! volume took no changes. The host keeps them beside its witness. They go into the volume's trail when it can be
+//! written again.
 //!
-//! `UUID.reports` holds records in the form of the trail, one a line, in a chain of their own that begins anew each time the
-//! file does. It is bounded: the same again only adds to a count, and when the file is full the last record counts what
-//! could not be kept. Only root can read or write it, and root could forge it: in the trail a report is marked as what it
-//! is, a host's word ([`Reported`]).
+//! `UUID.reports` holds records in the form of the trail, one a line, in a chain of their own that begins anew each
+//! time the file does. The file is bounded: the same event again only adds to a count, and when the file is full, the
+//! last record counts what could not be kept.
+//!
+//! Only root can read or write the file, and root could forge it. So in the trail a report is marked as what it is, a
+//! host's word ([`Reported`]).
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -27,12 +30,12 @@ pub struct Reports {
 pub(super) struct Held<'a> {
     reports: &'a Reports,
     lines: Vec<Vec<u8>>,
-    /// The folder: its lock ends with it.
+    /// The folder of the file. Its lock ends with it.
     folder: File,
 }
 
 impl Reports {
-    /// Those in `folder`, the witness's.
+    /// The reports of `volume` in `folder`, which is the witness's.
     pub fn new(folder: &Path, volume: Uuid) -> Self {
         Self { folder: folder.to_owned(), volume }
     }
@@ -77,7 +80,7 @@ impl Reports {
         held.write()
     }
 
-    /// Takes hold of the reports.
+    /// Locks the reports and reads them.
     ///
     /// # Errors
     /// The system's.
@@ -96,7 +99,7 @@ impl Reports {
     }
 }
 
-/// Says how many reports were not kept.
+/// A record that says how many reports were not kept.
 fn lost(count: u64) -> Record {
     let entry =
         Entry { actor: Actor::system(), object: Object::Volume, event: Event::ReportsLost { count }, reasons: vec![] };
@@ -104,7 +107,7 @@ fn lost(count: u64) -> Record {
 }
 
 impl Held<'_> {
-    /// The reports as records to be put in the volume's trail. One that cannot be read counts as lost.
+    /// The reports as records to be put in the volume's trail. A report that cannot be read counts as lost.
     pub(super) fn records(&self, host: &str) -> Vec<Record> {
         let mut chain = Chain::after(Digest::genesis(self.reports.volume), None);
         let (mut intact, mut records, mut damaged) = (true, Vec::new(), 0);
@@ -129,7 +132,7 @@ impl Held<'_> {
         records
     }
 
-    /// Forgets them: they are durable elsewhere.
+    /// Deletes the reports: they are durable elsewhere.
     pub(super) fn clear(mut self) -> io::Result<()> {
         if self.lines.is_empty() {
             return Ok(());
@@ -139,7 +142,7 @@ impl Held<'_> {
         self.folder.sync_all()
     }
 
-    /// Written beside, synced, renamed over.
+    /// Writes the new content beside the file, syncs it, and renames it over the file.
     fn write(&self) -> io::Result<()> {
         let beside = self.reports.path().with_extension("reports-new");
         let mut options = OpenOptions::new();

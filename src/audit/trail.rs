@@ -1,4 +1,4 @@
-//! The trail of a volume in use: it adds records, counts what repeats, and signs where it ends.
+//! The trail of a volume in use: adds records, counts repeated events, and signs where the trail ends.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -25,8 +25,8 @@ use crate::problem::{Code, Problem};
 use crate::registry::{DerivedKey, VerifiedRegistry};
 use crate::units::Uuid;
 
-/// For so long, what the program notices again is only counted, unless it noticed something else in between; then one
-/// record says how often.
+/// How long an event that the program notices again is only counted. Then one record says how often. If the program
+/// noticed another event in between, the event is recorded again instead.
 pub const REPEAT_WINDOW: Duration = Duration::from_secs(60);
 
 /// Most records of one event in that time: a device that comes and goes all day must not fill the volume.
@@ -35,11 +35,11 @@ const REPEATS_RECORDED_MAX: u32 = 8;
 /// Most events whose repetitions are counted at once.
 const RECENT_MAX: usize = 256;
 
-/// Records from the end of the trail in which reports are looked for, that a crash left behind although they are in the
-/// trail, and the end of the last mount.
+/// How many records from the end of the trail are searched. The search is for reports that a crash left on the host
+/// although they are in the trail, and for the end of the last mount.
 const LOOK_BACK_MAX: usize = 1024;
 
-/// Findings of a check after which it looks no further.
+/// How many findings end a check.
 const FINDINGS_MAX: usize = 100;
 
 /// The audit trail of an open volume.
@@ -56,16 +56,17 @@ pub struct Audit {
     head: Mutex<Head>,
     /// Records that are not known to be on the devices, in their order.
     pending: Mutex<VecDeque<Pending>>,
-    /// When to look whether the volume takes what the host keeps of this mount; nothing when it keeps nothing.
+    /// When to see next whether the volume takes the reports that the host keeps of this mount. Nothing when it keeps
+    /// none.
     kept: Mutex<Option<Instant>>,
 }
 
-/// A record that the next commit will make durable, or none will.
+/// A record that the next commit makes durable, or else no commit.
 struct Pending {
-    /// How many operations must be durable for it to be so.
+    /// The record is durable when so many operations are.
     change: u64,
     seq: u64,
-    /// Nothing once the host has it.
+    /// Nothing once the host has the record.
     record: Option<Record>,
 }
 
@@ -82,8 +83,8 @@ struct Recent {
     record: Record,
     /// How often it was recorded.
     times: u32,
-    /// Whether another event was noticed since: the same is then not merely the same again. A device that is refused,
-    /// approved and refused once more was refused twice.
+    /// Whether another event was noticed since. Then this event again is not merely a repetition: a device that is
+    /// refused, approved and refused once more was refused twice.
     followed: bool,
 }
 
@@ -99,7 +100,8 @@ pub struct Head {
 }
 
 impl Audit {
-    /// The trail of the volume in `fs`; `states` are its replicas' as found, which the first record will tell.
+    /// The trail of the volume in `fs`. `states` are those in which the replicas were found, which the first record
+    /// will tell.
     ///
     /// # Errors
     /// When the signing key cannot be made, or the trail cannot be read.
@@ -136,7 +138,7 @@ impl Audit {
         })
     }
 
-    /// Who runs this process, as an actor.
+    /// The user who runs this process, as an actor.
     pub fn user(&self) -> Actor {
         Actor::user(&self.identity)
     }
@@ -153,8 +155,8 @@ impl Audit {
         Object::Replica { index, registry_id, device: event::cut(&device) }
     }
 
-    /// Records something. It is durable with the next commit, within a second at the latest. Never fails: what the volume does
-    /// not take goes to the host's reports and, as everything, to the log.
+    /// Records an entry. The record is durable with the next commit, within a second at the latest. This never fails:
+    /// what the volume does not take goes to the host's reports and, as everything does, to the log.
     pub fn record(&self, entry: Entry) {
         let fresh = Record::new(&entry, record::now());
         if matches!(entry.actor, Actor::System { .. }) {
@@ -176,32 +178,33 @@ impl Audit {
         self.write(vec![fresh]);
     }
 
-    /// The policy thinks otherwise of a replica's device than before.
+    /// The entry for a replica's device on which the policy's verdict has changed.
     pub fn judged(&self, index: usize, verdict: &Verdict) -> Entry {
         let event = if verdict.approved { Event::DeviceApproved } else { Event::DeviceRefused };
         Entry::noticed(self.replica(index), event).because(verdict.reasons.iter().map(Reason::from))
     }
 
-    /// Somebody asked that a device be brought back, which may not.
+    /// The entry for a device that somebody asked to be brought back, and that was refused.
     pub fn resync_refused(device: &Path, why: &Problem) -> Entry {
         let object = Object::Device { device: event::cut(&device.to_string_lossy()) };
         Entry::noticed(object, Event::ResyncRefused).because([why.into()])
     }
 
-    /// A registry came into force while the volume was in use.
+    /// The entry for a registry that came into force while the volume was in use.
     pub fn registry_accepted(registry: &VerifiedRegistry) -> Entry {
         let object = Object::Registry { version: Some(registry.version()) };
         Entry::noticed(object, Event::RegistryAccepted(registry.into()))
     }
 
-    /// What is on the host in place of the registry does not come into force.
+    /// The entry for a registry file that does not come into force.
     pub fn registry_refused(why: &Problem) -> Entry {
         let entry = Entry::noticed(Object::Registry { version: None }, Event::RegistryRefused);
         entry.because([why.into()])
     }
 
-    /// Records what has changed since the last call: states of replicas, errors, whether changes are taken; and how often
-    /// events were repeated. Cheap when nothing has. To be called before a commit whose root will tell of the change.
+    /// Records what has changed since the last call: states of replicas, errors, whether changes are taken. Also
+    /// records how often events were repeated. Cheap when nothing has changed. To be called before a commit whose root
+    /// will tell of the change.
     pub fn observe(&self) {
         let mut entries = Vec::new();
         {
@@ -229,7 +232,7 @@ impl Audit {
         self.write_repetitions(|recent| recent.since.elapsed() >= REPEAT_WINDOW);
     }
 
-    /// Gives the host what no commit will take any more.
+    /// Gives the host the records that no commit will make durable any more.
     pub fn hand_over(&self, why: &fs::Error) {
         let lost: Vec<Record> = self.settle().iter_mut().filter_map(|pending| pending.record.take()).collect();
         self.report(&lost, why);
@@ -262,7 +265,7 @@ impl Audit {
         }
     }
 
-    /// The volume is in use from now on: puts the host's reports into the trail, then `entries`, and makes both durable.
+    /// Begins the trail of this mount: puts the host's reports into the trail, then `entries`, and makes both durable.
     ///
     /// # Errors
     /// When the commit fails.
@@ -273,7 +276,7 @@ impl Audit {
             return Ok(());
         }
         match self.append_after_reports(&mut records) {
-            // A full volume is mounted all the same: what should be recorded is on the host, and in the log.
+            // A full volume is mounted all the same: the host and the log have what should be recorded.
             Err(error) if error.is_no_space() && self.fs.store().poisoned().is_none() => {
                 self.report(&records, &error);
                 Ok(())
@@ -286,17 +289,17 @@ impl Audit {
         }
     }
 
-    /// Puts what the host keeps of this mount into the trail, once the volume takes it. To be called now and then; cheap when
-    /// there is nothing.
+    /// Puts the reports that the host keeps of this mount into the trail, once the volume takes them. To be called now
+    /// and then; cheap when there are none.
     pub fn take_back(&self) {
         let is_due = self.kept.lock().is_some_and(|at| Instant::now() >= at);
         if !is_due || self.fs.store().committable().is_err() {
             return;
         }
-        // What is kept from now on is for the next time.
+        // Reports that the host gets from now on are for the next time.
         *self.kept.lock() = None;
         if let Err(error) = self.append_after_reports(&mut Vec::new()) {
-            log::error!("audit: the volume does not yet take what this host keeps for it: {error}");
+            log::error!("audit: the reports that this host keeps cannot go into the volume's trail yet: {error}");
             *self.kept.lock() = Some(Instant::now() + REPEAT_WINDOW);
         }
     }
@@ -311,7 +314,7 @@ impl Audit {
         if !reported.is_empty() {
             let known = self.reported_before();
             reported.retain(|record| record.reported.as_ref().is_none_or(|origin| !known.contains(&origin.digest)));
-            // What the host saw comes before what it did next.
+            // The host's reports come before the records of this mount.
             records.splice(0..0, reported);
         }
         if self.head().records == 0 {
@@ -321,7 +324,7 @@ impl Audit {
         if !records.is_empty() {
             self.append(records)?;
         }
-        // What the trail has had before may not be durable either.
+        // Records that were in the trail before may not be durable either.
         self.fs.checkpoint()?;
         if let Some(Err(error)) = held.map(reports::Held::clear) {
             log::error!("reports that are in the trail cannot be removed from this host: {error}");
@@ -329,7 +332,8 @@ impl Audit {
         Ok(())
     }
 
-    /// The volume is about to be closed: what is still to be said, and that.
+    /// Ends the trail of this mount, before the volume is closed: records everything that is still to be said, then the
+    /// end.
     pub fn end(&self) {
         self.observe();
         let mut entries = Vec::new();
@@ -339,13 +343,13 @@ impl Audit {
                 self.observe_replica(&mut seen, index, true, &mut entries);
             }
         }
-        // By whom is not known: the kernel takes the mount down, for whoever asked it to.
+        // Who unmounted is not known: the kernel takes the mount down, for whoever asked it to.
         entries.push(Entry::noticed(Object::Volume, Event::Unmounted));
         self.write_repetitions(|_| true);
         entries.into_iter().for_each(|entry| self.record(entry));
     }
 
-    /// Whether the last mount has no end in the trail, or among the reports of this host.
+    /// Whether neither the trail nor this host's reports hold an end of the last mount.
     ///
     /// # Errors
     /// Of the metadata.
@@ -371,7 +375,7 @@ impl Audit {
         Ok(false)
     }
 
-    /// Digests of the reports that are among the last records.
+    /// Digests of the reports that are among the trail's last records.
     fn reported_before(&self) -> Vec<Digest> {
         let mut known = Vec::new();
         let mut before = u64::MAX;
@@ -398,7 +402,7 @@ impl Audit {
         }
     }
 
-    /// To the trail, or else to the host's reports.
+    /// Writes to the trail or, if that fails, to the host's reports.
     fn write(&self, mut records: Vec<Record>) {
         if let Err(error) = self.append(&mut records) {
             self.report(&records, &error);
@@ -408,7 +412,7 @@ impl Audit {
     fn report(&self, records: &[Record], why: &fs::Error) {
         for record in records {
             log::warn!("audit: {} ({why})", said(record));
-            // What a host has reported before stays where it is.
+            // A record that came from a host's reports stays there.
             let Some(reports) = self.reports.as_ref().filter(|_| record.reported.is_none()) else { continue };
             match reports.add_record(record.clone()) {
                 Ok(()) => drop(self.kept.lock().get_or_insert_with(Instant::now)),
@@ -424,7 +428,7 @@ impl Audit {
             let mut chain = Chain::after(genesis, last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice())));
             let mut lines = Vec::new();
             for record in records.iter_mut() {
-                // Here, where nobody comes between: so times only go back when the clock does.
+                // The time is set here, where nobody comes between. So times only go back when the clock does.
                 record.time = record::now();
                 if let Some(from) = chain.time.clone().filter(|before| *before > record.time) {
                     let entry = Entry::noticed(Object::Volume, Event::ClockWentBack { from });
@@ -439,7 +443,7 @@ impl Audit {
         self.settle().extend(records.iter().map(|r| Pending { change, seq: r.seq, record: kept(r) }));
         let mut head = self.head.lock();
         for (record, digest) in records.iter().zip(digests) {
-            // The digest first: the system's log cuts what is long.
+            // The digest comes first: the system's log cuts long messages.
             log::info!("audit: record {} has digest {digest}: {}", record.seq, said(record));
             if record.seq > head.records {
                 (head.records, head.digest) = (record.seq, digest);
@@ -456,7 +460,8 @@ impl Audit {
     /// The durable end of the trail: what a crash at this moment would leave.
     fn durable_head(&self) -> fs::Result<Head> {
         let head = self.head();
-        // After a failed commit what is in memory may never be on the devices: then only what was known before counts.
+        // After a failed commit the records in memory may never be on the devices. Then only those known to be durable
+        // count.
         let _ = self.fs.sync();
         let end = self.settle().iter().map(|pending| pending.seq).min().unwrap_or(head.records + 1);
         let last = self.fs.audit_last(end)?;
@@ -465,7 +470,7 @@ impl Audit {
         Ok(Head { records: chain.seq, digest: chain.head, public_key: head.public_key })
     }
 
-    /// The records that are still not durable.
+    /// Drops the records that are durable by now, and returns the others.
     fn settle(&self) -> MutexGuard<'_, VecDeque<Pending>> {
         let durable = self.fs.durable_changes();
         let mut pending = self.pending.lock();
@@ -475,7 +480,8 @@ impl Audit {
         pending
     }
 
-    /// Records after number `after`, in order, in pages of [`AUDIT_PAGE_BYTES_MAX`]; none when there are no more.
+    /// Records after number `after`, in order, in pages of [`AUDIT_PAGE_BYTES_MAX`]. An empty page means that there are
+    /// no more.
     ///
     /// # Errors
     /// Of the metadata.
@@ -484,7 +490,7 @@ impl Audit {
         Ok(found.into_iter().map(|(_, bytes)| bytes).collect())
     }
 
-    /// Signs the trail as it is now: the line that is signed, and the content of a minisign signature file.
+    /// Signs the trail as it is now. Returns the line that is signed, and the content of a minisign signature file.
     ///
     /// # Errors
     /// Of the metadata, or when the system gives no random bytes.
@@ -540,10 +546,10 @@ pub fn check(fs: &Fs, volume: Uuid) -> fs::Result<Vec<String>> {
     }
 }
 
-/// The first record of a volume that is being made. Durable with its first commit.
+/// Writes the first record of a volume that is being made. It is durable with the volume's first commit.
 ///
 /// # Errors
-/// When it cannot be written.
+/// When the record cannot be written.
 pub fn begin_with(fs: &Fs, volume: Uuid, event: Event) -> fs::Result<u64> {
     let entry = Entry::done(Actor::user(&process::identity()), Object::Volume, event);
     let mut record = Record::new(&entry, record::now());

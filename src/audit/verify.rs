@@ -1,4 +1,5 @@
-//! Verifying a trail: the seal and its signature, then record by record, with nothing but a public key. Pure.
+//! Verifying a trail with nothing but a public key: the seal and its signature, then record by record. Pure: it opens
+//! neither files nor volumes.
 //!
 //! An export is lines of text, each ended by a line feed:
 //!
@@ -8,8 +9,8 @@
 //! | 2 | `{"signature":"…"}`: content of a minisign signature file over line 1, its line feed included |
 //! | 3 … | the records, as they are in the volume |
 //!
-//! Every byte counts: the signature covers line 1 and is accepted in one spelling only, line 1 covers the last record, and
-//! each record the one before.
+//! Every byte counts: the signature covers line 1 and is accepted in one spelling only. Line 1 covers the last record,
+//! and each record covers the one before.
 
 use std::io::BufRead;
 
@@ -43,7 +44,8 @@ pub struct Seal {
     pub generation: u64,
     /// Version of the registry in force.
     pub registry_version: u64,
-    /// The public key that verifies the signature, as minisign writes it. Whoever verifies compares it with the one they know.
+    /// The public key that verifies the signature, as minisign writes it. Whoever verifies a seal compares this key
+    /// with the one they know.
     pub key: String,
     /// Version of the program.
     pub program: String,
@@ -177,8 +179,8 @@ impl Verifier {
         &self.seal
     }
 
-    /// Takes the next record's bytes, without line feed. That it is unchanged is known when the next one, or
-    /// [`Verifier::finish`], agrees.
+    /// Takes the next record's bytes, without line feed. Whether the record is unchanged is known only when the next
+    /// record, or [`Verifier::finish`], agrees.
     ///
     /// # Errors
     /// [`Fault`].
@@ -204,7 +206,7 @@ impl Verifier {
         Ok(record)
     }
 
-    /// All records have been taken.
+    /// To be called when all records have been taken.
     ///
     /// # Errors
     /// [`Fault`].
@@ -254,7 +256,7 @@ pub fn verify_export(mut input: impl BufRead, key: &str) -> Result<Seal, Fault> 
     while let Some(line) = read_line(&mut input)? {
         let Err(fault) = verifier.push(&line) else { continue };
         if let Fault::Missing { from, .. } = fault {
-            // Cut out, or only moved to a later place?
+            // Were the records in between cut out, or only moved to a later place?
             let found = Record::parse(&line).map_or(0, |record| record.seq);
             while let Some(line) = read_line(&mut input)? {
                 if Record::parse(&line).is_some_and(|record| record.seq == from) {
@@ -270,7 +272,7 @@ pub fn verify_export(mut input: impl BufRead, key: &str) -> Result<Seal, Fault> 
 /// A line without its line feed; none at the end. A last line without line feed is incomplete.
 fn read_line(input: &mut impl BufRead) -> Result<Option<Vec<u8>>, Fault> {
     let mut line = Vec::new();
-    // Not all of a file without line feeds is read into memory.
+    // The bound keeps a file without line feeds from being read into memory whole.
     let length = std::io::Read::take(&mut *input, AUDIT_RECORD_BYTES_MAX as u64 + 1).read_until(b'\n', &mut line)?;
     match line.pop() {
         None => Ok(None),

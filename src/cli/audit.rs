@@ -1,4 +1,4 @@
-//! `scelle audit`.
+//! `scelle audit`: shows, verifies and exports the trail that a daemon hands out. Records are [`crate::audit`]'s.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
@@ -63,7 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
         Command::Export { volume, output } => export(volume, output.as_deref()),
     };
     match done {
-        // Whoever reads the other end of the pipe has seen enough.
+        // The reader at the other end of the pipe has seen enough.
         Err(Stop::Closed) => Ok(ExitCode::Done),
         Err(Stop::Failed(failure)) => Err(failure),
         Ok(()) => Ok(ExitCode::Done),
@@ -102,7 +102,7 @@ fn fault(what: &str, fault: &Fault) -> Problem {
     Problem::new(fault.code(), format!("the audit trail in {what} is not accepted: {fault}"))
 }
 
-/// Calls `each` with the bytes of the records after the first `after`, part by part, until it returns false.
+/// Calls `each` with the bytes of each record, fetched part by part, until it returns false.
 fn records(client: &Client, mut each: impl FnMut(&str) -> Result<bool, Stop>) -> Result<(), Stop> {
     let mut after = 0;
     loop {
@@ -130,7 +130,7 @@ fn log(volume: &str, json: bool, since: Option<&str>) -> Result<(), Stop> {
     let mut out = io::stdout().lock();
     records(&client, |line| {
         let record = Record::parse(line.as_bytes());
-        // Times are ordered as texts.
+        // The order of times is their order as texts.
         if record.as_ref().is_some_and(|record| record.time < since) {
             return Ok(true);
         }
@@ -146,7 +146,7 @@ fn log(volume: &str, json: bool, since: Option<&str>) -> Result<(), Stop> {
     Ok(())
 }
 
-/// A record for people: a line, and what belongs to it below.
+/// Writes a record for people: one line, and the record's details below it.
 fn write_record(out: &mut impl Write, record: &Record) -> io::Result<()> {
     let Record { seq, time, event, .. } = record;
     let time = time.get(..19).unwrap_or(time).replace('T', " ");
@@ -168,7 +168,7 @@ fn write_record(out: &mut impl Write, record: &Record) -> io::Result<()> {
     Ok(())
 }
 
-/// Without what a terminal would obey.
+/// The text without characters that a terminal would obey.
 fn shown(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -188,7 +188,7 @@ fn object(record: &Record) -> String {
     if fields.is_empty() { kind } else { format!("{kind} {fields}") }
 }
 
-/// The fields of an object but `without`, as `key=value`.
+/// The fields of an object except those in `without`, as `key=value`.
 fn fields(of: &Value, without: &[&str]) -> String {
     let Some(object) = of.as_object() else { return value(of) };
     let known = object.iter().filter(|(key, value)| !without.contains(&key.as_str()) && !value.is_null());
@@ -236,7 +236,7 @@ fn verify(what: &str, key: Option<&str>) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The public key in a file, or given as it is.
+/// The public key in a file, or `key` itself where there is no such file.
 fn read_key(key: &str) -> Result<String, Problem> {
     match read_bounded(Path::new(key), SIGNATURE_BYTES_MAX) {
         Ok(Some(bytes)) => String::from_utf8(bytes).map_err(|_| fault(key, &Fault::Key("not text".into()))),
@@ -254,7 +254,7 @@ fn verify_volume(volume: &str, key: Option<String>) -> Result<Seal, Stop> {
     Ok(verifier.finish().map_err(|e| fault(volume, &e))?)
 }
 
-/// Takes the records that were sealed, verifies them and calls `each`.
+/// Fetches the records that were sealed, verifies them, and calls `each` with each.
 fn sealed_records(
     client: &Client,
     verifier: &mut Verifier,

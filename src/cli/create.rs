@@ -36,7 +36,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     }
     let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Create)?;
     let options = CreateOptions { label: arguments.label.clone(), ..CreateOptions::default() };
-    // Whoever was asked for a passphrase may have taken his time: a device may have been revoked meanwhile.
+    // Asking for a passphrase may take its time, and a device may have been revoked meanwhile.
     let registry = devices::load_registry(&arguments.documents.documents())?;
     let uuid = volume::create(approved, &registry, &secret, &options)?;
     println!("{uuid}");
@@ -46,7 +46,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     Ok(ExitCode::Done)
 }
 
-/// A label is shown in mount tables and chosen on command lines: no control characters, and not what looks like a path.
+/// Checks a label. It is shown in mount tables and chosen on command lines: so it has no control characters, and does
+/// not look like a path.
 fn check_label(label: &str) -> Result<(), Problem> {
     let wrong = if label.len() > VOLUME_LABEL_MAX {
         format!("is longer than {VOLUME_LABEL_MAX} bytes")

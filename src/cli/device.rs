@@ -88,7 +88,7 @@ struct Advice {
     text: &'static str,
 }
 
-/// What to do about a verdict, each thing once.
+/// What to do about a verdict, each advice once.
 fn advice(verdict: Option<&Verdict>) -> Vec<Advice> {
     let mut advice: Vec<Advice> = Vec::new();
     for code in verdict.into_iter().flat_map(|verdict| &verdict.reasons).map(|reason| reason.code) {
@@ -113,8 +113,8 @@ fn list(arguments: &List, out: &mut dyn Write) -> Result<ExitCode, Problem> {
     Ok(ExitCode::Done)
 }
 
-/// The list, in columns or as JSON: of the first `max` of the names that the kernel has for block devices, those that
-/// have a size.
+/// Lists devices, in columns or as JSON. Of the names that the kernel has for block devices it looks at the first
+/// `max`, and lists those that have a size.
 fn listing(
     system: &dyn System,
     max: usize,
@@ -165,7 +165,7 @@ fn listing(
     Ok(text)
 }
 
-/// A verdict in a word or two: the whole of it is for `inspect`.
+/// A verdict in a word or two; `inspect` shows the whole of it.
 fn short(verdict: Option<&Verdict>) -> String {
     let Some(verdict) = verdict else { return "not examined: no registry".to_owned() };
     if verdict.approved {
@@ -226,7 +226,7 @@ fn inspect(arguments: &Inspect, out: &mut dyn Write) -> Result<ExitCode, Problem
     Ok(if verdict.is_some_and(|v| v.approved) { ExitCode::Done } else { ExitCode::Refused })
 }
 
-/// The device, what is below it, every rule with what it compared, the verdict, and what to do.
+/// Writes the device, what is below it, every rule with what it compared, the verdict, and what to do.
 fn in_words(report: &Report<'_>) -> String {
     let mut text = String::from("Backing chain\n");
     tree(&report.facts.root, "  ", "  ", &mut text);
@@ -372,7 +372,7 @@ mod tests {
         }
     }
 
-    /// A kernel with as many RAM disks, none of them readable any further.
+    /// A kernel with this many RAM disks, none of which can be read any further.
     struct Disks(usize);
 
     impl System for Disks {

@@ -1,4 +1,4 @@
-//! What mount(8) and umount(8) call for the types `scelle` and `fuse.scelle`.
+//! The helpers that mount(8) and umount(8) call for the types `scelle` and `fuse.scelle`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -19,7 +19,7 @@ pub(super) enum Helper {
 }
 
 impl Helper {
-    /// By the program's name.
+    /// The helper whose name the program was called by.
     pub(super) fn of(program: &OsStr) -> Option<Self> {
         match Path::new(program).file_name()?.to_str()? {
             "mount.scelle" | "mount.fuse.scelle" => Some(Self::Mount),
@@ -28,7 +28,7 @@ impl Helper {
         }
     }
 
-    /// Does what the arguments say, without the program's name.
+    /// Runs the helper with the arguments, which begin after the program's name.
     pub(super) fn run(self, arguments: &[OsString]) -> Result<ExitCode, Problem> {
         match self {
             Self::Mount => as_mount(arguments),
@@ -79,7 +79,7 @@ fn as_mount(arguments: &[OsString]) -> Result<ExitCode, Problem> {
     mount::perform(Request::of_helper(source, mountpoint, options))
 }
 
-/// `umount.scelle MOUNTPOINT [-fnlv] [-N NAMESPACE] [-t TYPE]`. `-f` changes nothing: what was written is not thrown away.
+/// `umount.scelle MOUNTPOINT [-fnlv] [-N NAMESPACE] [-t TYPE]`. `-f` changes nothing: written data is not thrown away.
 fn as_umount(arguments: &[OsString]) -> Result<ExitCode, Problem> {
     let Parsed { places, flags, .. } = parse(arguments, b"fnlv")?;
     let [mountpoint] = places[..] else {

@@ -21,7 +21,7 @@ pub fn to_terminal() {
     let _ = env_logger::Builder::from_env(environment).format_target(false).try_init();
 }
 
-/// Sends messages to the system's log; warnings and errors also to standard error, as long as that leads anywhere.
+/// Sends messages to the system's log. Warnings and errors also go to standard error, as long as that leads anywhere.
 pub fn to_system() {
     let socket = UnixDatagram::unbound().and_then(|socket| socket.connect(SYSLOG).map(|()| socket)).ok();
     if log::set_boxed_logger(Box::new(SystemLog { socket })).is_ok() {
@@ -35,7 +35,7 @@ struct SystemLog {
 
 impl Log for SystemLog {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        // The FUSE library announces each request it does not know; ours are the messages that matter.
+        // The FUSE library announces each request that it does not know. The messages that matter are our own.
         metadata.level() <= Level::Info && metadata.target().starts_with("scelle")
     }
 

@@ -18,7 +18,7 @@ pub(super) struct Arguments {
     /// Mount options: ro, degraded, noexec, suid, dev, sync, powersave, idle=TIME, cache=SIZE, accept-rollback, registry=FILE, trust=FILE, passphrase-file=FILE
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
-    /// Incarnation in front, and unmount on Ctrl-C
+    /// Stay in front, and unmount on Ctrl-C
     #[arg(short = 'f', long)]
     foreground: bool,
     #[command(flatten)]
@@ -83,7 +83,7 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
                 }
                 Err(problem) => {
                     refusal::report(&request, &problem);
-                    // The command is gone if this fails; there is nobody else to tell.
+                    // If this fails, the command is gone, and there is nobody else to tell.
                     let _ = notifier.failed(&Report { code: problem.exit() as u8, message: problem.whole() });
                     Ok(problem.exit())
                 }

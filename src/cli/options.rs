@@ -12,9 +12,9 @@ enum Effect {
     SetValue(fn(&mut MountOptions, PathBuf)),
     SetBytes(fn(&mut MountOptions, u64)),
     SetTime(fn(&mut MountOptions, Duration)),
-    /// Means something to mount(8), systemd or the kernel's defaults, and nothing here.
+    /// The option means something to mount(8), systemd or the kernel's defaults, and nothing here.
     Neutral,
-    /// The same, with a value: what mount(8) reads in the mount table and repeats when it remounts.
+    /// The same for an option with a value: mount(8) reads it in the mount table and repeats it when it remounts.
     NeutralValue,
 }
 
@@ -31,8 +31,8 @@ const TABLE: &[(&str, Effect)] = &[
     ("noexec", Set(|o| o.no_exec = Some(true))),
     ("suid", Set(|o| o.suid = Some(true))),
     ("nosuid", Set(|o| o.suid = Some(false))),
-    // mount(8) passes no word that is the kernel's default: `suid` and `dev` never reach a helper, these do. It does not keep
-    // the order either, so `nosuid` and `nodev` win.
+    // mount(8) passes no word that is the kernel's default: `suid` and `dev` never reach a helper, but these two do.
+    // mount(8) does not keep the order either, so `nosuid` and `nodev` win.
     ("allow-suid", Set(|o| o.suid = o.suid.or(Some(true)))),
     ("allow-dev", Set(|o| o.dev = o.dev.or(Some(true)))),
     ("dev", Set(|o| o.dev = Some(true))),
@@ -55,11 +55,12 @@ const TABLE: &[(&str, Effect)] = &[
     ("users", Neutral),
     ("owner", Neutral),
     ("group", Neutral),
-    // Reading never changes an access time; `atime` and `strictatime` would ask for what is not kept, and are unknown.
+    // Reading never changes an access time. `atime` and `strictatime` would ask for what is not kept, so they are
+    // unknown.
     ("noatime", Neutral),
     ("relatime", Neutral),
     ("nodiratime", Neutral),
-    // Always so, and commonly written in fstab lines for FUSE.
+    // This is always so, and fstab lines for FUSE commonly say it.
     ("allow_other", Neutral),
     ("default_permissions", Neutral),
     ("acl", Neutral),

@@ -1,4 +1,5 @@
-//! The figures of `scelle status`: what was done since the mount and how long it took, and with `--watch` what is being done.
+//! The figures of `scelle status`: what was done since the mount, and how long it took. With `--watch`: what is being
+//! done now.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -43,11 +44,11 @@ pub(super) fn write_device(out: &mut String, io: &DeviceIo) -> std::fmt::Result 
     if parts.is_empty() { Ok(()) } else { writeln!(out, "    device: {}", parts.join(", ")) }
 }
 
-/// One line on what was done between two looks at the same mount.
+/// One line on what was done between two answers of the same mount.
 pub(super) fn rates(before: &VolumeStatus, after: &VolumeStatus) -> String {
     let (old, new) = (&before.performance, &after.performance);
     let ms = new.since_ms.saturating_sub(old.since_ms).max(1);
-    // A daemon that was started anew in between began to count anew.
+    // A daemon that was started anew in between has counted from zero.
     let a_second = |old: u64, new: u64| u128::from(new.saturating_sub(old)) * 1000 / u128::from(ms);
     let rate = |of: fn(&Performance) -> u64| a_second(of(old), of(new));
     let size = |of: fn(&Performance) -> u64| bytes(u64::try_from(rate(of)).unwrap_or(u64::MAX));

@@ -1,4 +1,4 @@
-//! `scelle registry`: officers' keys, and registries made, signed, verified and shown; officers replaced.
+//! `scelle registry`: makes officers' keys; makes, signs, verifies and shows registries; replaces officers.
 
 mod draft;
 mod explain;
@@ -218,7 +218,8 @@ fn sign(arguments: &Sign, out: &mut dyn Write) -> Result<(), Problem> {
     print(out, &format!("{}: {what}\n{warnings}", path.display()))
 }
 
-/// What the document is, in words, and what is to be said of it: an officer signs only what the software understands.
+/// Says in words what the document is, and what is to be said of it: an officer signs only what the software
+/// understands.
 fn understood(document: &[u8]) -> Result<(String, Vec<String>), Problem> {
     let error = match Registry::parse(document) {
         Ok(registry) => {
@@ -238,7 +239,7 @@ fn understood(document: &[u8]) -> Result<(String, Vec<String>), Problem> {
                 format!("trust anchors version {version}, {} of {officers} officers must sign", anchors.threshold());
             Ok((what, Vec::new()))
         }
-        // Of the two errors, that of the document it is more like.
+        // Of the two errors, it is that of the kind of document which this one resembles more.
         Err(other) if String::from_utf8_lossy(document).contains("[[officer]]") => Err(Problem::from(other)),
         Err(_) => Err(Problem::from(error)),
     }

@@ -56,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     first.map_or(Ok(ExitCode::Done), Err)
 }
 
-/// The daemon has another working folder.
+/// Makes a path absolute, because the daemon has another working folder.
 fn absolute(name: &str) -> String {
     if !name.contains('/') {
         return name.to_owned();

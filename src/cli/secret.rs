@@ -1,4 +1,4 @@
-//! Where a passphrase comes from: a file, a systemd credential, or the terminal. Never the arguments or the environment.
+//! Gets a passphrase from a file, a systemd credential or the terminal, never from the arguments or the environment.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
@@ -16,9 +16,10 @@ const CREDENTIAL: &str = "scelle.passphrase";
 /// Whether the passphrase opens something or protects something new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Asked for once.
+    /// The passphrase opens something: it is asked for once.
     Open,
-    /// Asked for twice: a slip of the finger would lock everybody out.
+    /// The passphrase protects something new: it is asked for twice, because a slip of the finger would lock everybody
+    /// out.
     Create,
 }
 
@@ -48,8 +49,8 @@ fn from_file(path: &Path) -> Result<Secret, Problem> {
     } else {
         Box::new(File::open(path).map_err(unreadable)?)
     };
-    // Room for the largest secret, its newline and one byte that shows it is too long; allocated at once, so that no
-    // copy is left behind by growing.
+    // Room for the largest secret, its newline, and one byte that shows that it is too long. All of it is allocated at
+    // once, so that growing leaves no copy behind.
     let mut bytes = Zeroizing::new(vec![0; SECRET_BYTES_MAX + 2]);
     let mut length = 0;
     while length < bytes.len() {

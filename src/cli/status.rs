@@ -33,7 +33,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Lines of `--watch` below one head.
 const WATCH_LINES: u32 = 20;
 
-/// Asks the daemons and prints; exit code 6 when something is not as it should be.
+/// Asks the daemons and prints their answers. The exit code is 6 when something is not as it should be.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let wanted = arguments.volume.as_deref();
     let (found, silent) = mounted(wanted)?;
@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
 }
 
-/// Prints what is done from one look to the next, until no volume is left or nobody reads.
+/// Prints what is done between two answers, until no volume is left or nobody reads.
 fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Problem> {
     let by_daemon = |volumes: Vec<VolumeStatus>| -> HashMap<u32, VolumeStatus> {
         volumes.into_iter().map(|volume| (volume.pid, volume)).collect()

@@ -86,12 +86,12 @@ pub(super) fn line(task: &TaskReport) -> String {
     format!("task {id}  {kind} {subject}  {}  {how}", state.as_str())
 }
 
-/// Full percent; 100 only when all is done.
+/// Full percent, rounded down; 100 only when all is done.
 fn percent(done: u64, total: u64) -> u128 {
     (u128::from(done) * 100).checked_div(total.into()).unwrap_or(0)
 }
 
-/// Waits until none of these tasks is under way, with a bar on a terminal. All of them must be done then.
+/// Waits until none of these tasks is under way, with a bar on a terminal. Fails unless all of them are done then.
 pub(super) fn wait(daemon: &Client, ids: &[u64]) -> Result<(), Problem> {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::default_bar());

@@ -1,4 +1,4 @@
-//! What several commands print: numbers for people, JSON, text that nobody may read to the end.
+//! What several commands print: numbers for people, JSON, and text that may not be read to its end.
 
 use std::io::{self, Write};
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::problem::{Code, Problem};
 
-/// Writes `text` out. A closed pipe is no failure: whoever reads has read enough.
+/// Writes `text` out. A closed pipe is no failure: the reader has read enough.
 pub(super) fn print(out: &mut dyn Write, text: &str) -> Result<(), Problem> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Problem::new(Code::Output, error.to_string())),

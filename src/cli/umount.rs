@@ -15,11 +15,11 @@ use crate::problem::{Code, ExitCode, Problem};
 /// Longest wait for the last commit and the daemon's end.
 const END_WAIT: Duration = Duration::from_secs(300);
 
-/// Longest wait for the daemon's end once it has said that the volume is closed. Only a device that does not answer takes longer: no
-/// process ends before the kernel is done with its transfers.
+/// Longest wait for the daemon's end, once it has said that the volume is closed. Only a device that does not answer
+/// takes longer: no process ends before the kernel is done with its transfers.
 const EXIT_WAIT: Duration = Duration::from_secs(30);
 
-/// How often the daemon's end is looked for once it has said that the volume is closed.
+/// How often to see whether the daemon has ended, once it has said that the volume is closed.
 const POLL: Duration = Duration::from_millis(5);
 
 /// Most processes that a message names.
@@ -129,7 +129,7 @@ fn users(mountpoint: &Path) -> Vec<String> {
     found
 }
 
-/// Whether the process still holds anything: a zombie does not, unless only its first thread has ended so far.
+/// Whether the process still holds anything. A zombie does not, unless only its first thread has ended so far.
 fn is_alive(pid: u32) -> bool {
     // The state follows the command's name, which may hold spaces and brackets (proc_pid_stat(5)).
     let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();

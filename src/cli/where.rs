@@ -1,5 +1,5 @@
-//! `scelle where`: asks the mounted folder itself, through the attribute that every file in it answers, so whoever may read
-//! a file may ask; neither the control socket nor a passphrase is needed.
+//! `scelle where`: asks the mounted folder itself, through the attribute that every file in it answers. So whoever may
+//! read a file may ask where it is; neither the control socket nor a passphrase is needed.
 
 use std::fmt::Write;
 use std::fs::OpenOptions;
@@ -39,7 +39,8 @@ pub(super) struct Arguments {
     answer: bool,
 }
 
-/// Asks for each path and prints; exit code 6 when a replica lacks something, that of the first failure when there is one.
+/// Asks for each path and prints the answers. The exit code is that of the first failure if there is one, else 6 when a
+/// replica lacks something.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     if arguments.answer {
         answer(&arguments.paths);
@@ -74,8 +75,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     Ok(first_failure.unwrap_or(if is_whole { ExitCode::Done } else { ExitCode::Degraded }))
 }
 
-/// One answer a path, in their order. Another process asks: a request that a hanging daemon has taken cannot be called back, and
-/// holds whoever made it, even against SIGKILL. When it gets stuck, it is left to itself and the rest is not asked about.
+/// Returns one answer a path, in their order. Another process asks: a request that a hanging daemon has taken cannot be
+/// called back, and holds the process that made it, even against SIGKILL. When that process gets stuck, it is left to
+/// itself, and the other paths are not asked about.
 fn ask_all(paths: &[PathBuf]) -> Vec<Result<Value, Problem>> {
     let answers = match start_asking(paths) {
         Ok(answers) => answers,
@@ -107,9 +109,9 @@ fn ask_all(paths: &[PathBuf]) -> Vec<Result<Value, Problem>> {
     paths.iter().map(|path| answer(path.as_path())).collect()
 }
 
-/// Starts ourselves with `--answer`, and a thread that passes the lines on.
+/// Starts this program with `--answer`, and a thread that passes its lines on.
 fn start_asking(paths: &[PathBuf]) -> io::Result<mpsc::Receiver<String>> {
-    // Nothing of ours is left open in it: whoever waits for our output is not to wait for a process that is stuck.
+    // The process inherits no open file of ours: a reader of our output is not to wait for a process that is stuck.
     let mut asking = Command::new("/proc/self/exe");
     asking.args(["where", "--answer", "--"]).args(paths);
     let mut child = asking.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
@@ -127,7 +129,7 @@ fn start_asking(paths: &[PathBuf]) -> io::Result<mpsc::Receiver<String>> {
     Ok(answers)
 }
 
-/// The process that asks: a line of JSON for each path.
+/// Runs in the process that asks: prints a line of JSON for each path.
 fn answer(paths: &[PathBuf]) {
     for path in paths {
         match ask(path) {
@@ -146,8 +148,8 @@ fn from_line(path: &Path, line: &str) -> Result<Value, Problem> {
     Err(serde_json::from_value(problem).unwrap_or_else(|error| unexpected(path, &error)))
 }
 
-/// The attribute of one path. Other filesystems may store an attribute of that name with any content, so only a mount of
-/// type `fuse.scelle` that root has made is believed.
+/// Reads the attribute of one path. Other filesystems may store an attribute of that name with any content. So only a
+/// mount of type `fuse.scelle` that root has made is believed.
 fn ask(path: &Path) -> Result<Value, Problem> {
     // O_PATH: nothing is opened on the way, neither a pipe nor a device.
     let options = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
@@ -200,7 +202,7 @@ fn failure(path: &Path, error: &io::Error) -> Problem {
     }
 }
 
-/// The path for a terminal: a name may hold anything.
+/// The path as it is shown on a terminal: a name may hold anything.
 fn shown(path: &Path) -> String {
     let text = path.to_string_lossy();
     text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
@@ -292,7 +294,7 @@ mod tests {
         let dir = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = dir.path().join("forged");
         std::fs::write(&path, "x").unwrap();
-        // Whether it can be set or not: it is not asked.
+        // Whether the attribute can be set does not matter: it is not asked for.
         let _ = rustix::fs::setxattr(&path, PLACE_XATTR, b"{}", rustix::fs::XattrFlags::empty());
         assert_eq!(ask(&path).unwrap_err().code, Code::WhereNotScelle);
         assert_eq!(ask(&dir.path().join("absent")).unwrap_err().code, Code::WhereNotFound);

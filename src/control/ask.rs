@@ -1,4 +1,4 @@
-//! Asking all daemons of the host: which volumes are mounted, and who serves one of them.
+//! Asks all daemons of the host which volumes are mounted, and finds the daemon of one of them.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -9,17 +9,18 @@ use super::status::VolumeStatus;
 use crate::os;
 use crate::problem::{Code, Problem};
 
-/// Daemons with their status, and what to say of those that do not answer.
+/// Daemons with their status; and, if some daemons do not answer, the problem that says so.
 pub type Heard = (Vec<(Client, VolumeStatus)>, Option<Problem>);
 
-/// Asks all daemons at once for the volumes that are `wanted`. When there can be `only_one`, the others are not waited for.
+/// Asks all daemons at once, and returns those whose volume is `wanted`. With `only_one`, the first such answer ends
+/// the wait.
 pub fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<Heard, Problem> {
     let system = |error| Problem::new(Code::Control, format!("{RUN_DIR}: {error}"));
     let (sender, receiver) = mpsc::channel();
     for daemon in daemons(Path::new(RUN_DIR)).map_err(system)? {
         let sender = sender.clone();
         let ask = move || {
-            // Who has heard enough has gone away.
+            // If nobody listens any more, the asker has heard enough.
             let _ = sender.send((daemon.status(), daemon));
         };
         std::thread::Builder::new().name("ask".into()).spawn(ask).map_err(system)?;
@@ -51,7 +52,8 @@ fn unheard_of(errors: Vec<ClientError>) -> Option<Problem> {
     Some(Problem::new(code, texts.join("; ")))
 }
 
-/// The volumes that are called `wanted`, all that are mounted without it. Several can have one label, but not one mount point.
+/// The volumes that are called `wanted`; without a name, all that are mounted. Several can have one label, but not one
+/// mount point.
 pub fn mounted(wanted: Option<&str>) -> Result<Heard, Problem> {
     heard(wanted.is_some_and(is_path), |volume| wanted.is_none_or(|name| is_called(volume, name)))
 }
@@ -69,7 +71,7 @@ pub fn daemon(name: &str) -> Result<(Client, VolumeStatus), Problem> {
     }
 }
 
-/// What is said of a name that no mounted volume has.
+/// The problem of a name that no mounted volume has.
 pub fn not_mounted(name: &str) -> Problem {
     Problem::new(Code::VolumeNotMounted, format!("no mounted volume is called {name:?}"))
 }
@@ -84,7 +86,7 @@ fn is_called(volume: &VolumeStatus, name: &str) -> bool {
         || (is_path(name) && Path::new(&volume.mountpoint) == os::mountpoint_path(Path::new(name)))
 }
 
-/// The daemon that serves the mount at `mountpoint`; none is said only when all daemons were heard.
+/// The daemon that serves the mount at `mountpoint`. `None` is returned only when all daemons were heard.
 pub fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Problem> {
     let (mut found, silent) = heard(true, |status| Path::new(&status.mountpoint) == mountpoint)?;
     match (found.pop(), silent) {

@@ -1,4 +1,4 @@
-//! What a daemon can be asked: a call is one row here, and nothing anywhere else but the daemon's answer to it.
+//! What a daemon can be asked. A call is one row here, and nothing anywhere else but the daemon's answer to it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,7 +8,7 @@ use super::protocol::{AtOnce, Waits, not_understood};
 use super::status::{TaskReport, VolumeStatus};
 use crate::problem::{Code, Problem};
 
-/// Makes, from a row each: the call, the daemon's side of it ([`Handler`]), the client's, and what leads from one to the other.
+/// Makes from each row: the call, the daemon's side of it ([`Handler`]), the client's side, and what joins the two.
 macro_rules! calls {
     ($(
         $(#[$doc:meta])*
@@ -54,8 +54,8 @@ macro_rules! calls {
             }
         }
 
-        /// What a daemon can be asked. What waits for nothing must not wait for a device: everybody else waits for it. The others
-        /// are each asked on a thread of their own.
+        /// What a daemon can be asked. A call that waits for nothing must not wait for a device, because everybody else
+        /// waits for it. Each other call is answered on a thread of its own.
         pub trait Handler: Send + Sync + 'static {
             $(
                 $(#[$doc])*
@@ -103,8 +103,8 @@ calls! {
     /// Where the audit trail ends, signed.
     Seal seal() -> SealedTrail, waits ForDevices, at once Any;
 
-    /// Brings back the replica that is named, by its device node or its identifier in the registry, or all that are not in use.
-    /// Ends before what they lack is copied.
+    /// Brings back the replica that is named by its device node or its identifier in the registry; without a name, all
+    /// that are not in use. Ends before what they lack is copied.
     Resync resync(replica: Option<String>) -> ResyncAnswer, waits ForDevices, at once One;
 
     /// Every task under way, and the last that have ended; the oldest first.
@@ -132,7 +132,7 @@ pub struct SealedTrail {
 pub struct ResyncAnswer {
     /// Those that are in use now.
     pub returned: Vec<Returned>,
-    /// Why others are not, one for each.
+    /// Why others are not in use, one problem for each.
     pub problems: Vec<Problem>,
 }
 
@@ -143,7 +143,7 @@ pub struct Returned {
     pub registry_id: String,
     /// Its device node.
     pub device: String,
-    /// The task that resyncs it; nothing when it lacks nothing.
+    /// The task that resyncs it; nothing when the replica lacks nothing.
     pub task: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! The command line's side of the control socket.
+//! The client of the control socket: it finds daemons, asks them, and waits for their end.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -14,10 +14,10 @@ use super::protocol::{Answer, END, Greeting, PROTOCOL, Request, Waits};
 use crate::problem::{Code, Problem};
 use crate::units::Uuid;
 
-/// Longest wait for what a daemon knows by itself, on a machine that is busy.
+/// Longest wait for an answer that the daemon has at hand, on a machine that is busy.
 const KNOWN_WAIT: Duration = Duration::from_secs(30);
 
-/// Longest wait for an answer that needs devices: a sync may have to wait for one that is fenced after a minute.
+/// Longest wait for an answer that needs devices: a sync may have to wait for a device that is fenced after a minute.
 const ANSWER_WAIT: Duration = Duration::from_secs(120);
 
 /// How often a daemon is asked that closes the connection before it has answered.
@@ -95,7 +95,7 @@ impl Client {
         Self { path: dir.join(format!("{uuid}.sock")) }
     }
 
-    /// Asks to be told of the end; the answer comes through [`EndWatch::wait`].
+    /// Asks to be told of the volume's end. The answer comes through [`EndWatch::wait`].
     ///
     /// # Errors
     /// See [`ClientError`]; never [`ClientError::Version`].
@@ -106,7 +106,7 @@ impl Client {
         Ok(EndWatch { client: self.clone(), stream, pid: greeting.pid })
     }
 
-    /// Asks what a row of the table of calls says.
+    /// Makes one call of the table of calls.
     pub(super) fn call<T: DeserializeOwned>(&self, name: &str, waits: Waits, with: Value) -> Result<T, ClientError> {
         let wait = match waits {
             Waits::ForNothing => KNOWN_WAIT,
@@ -181,15 +181,15 @@ impl EndWatch {
     ///
     /// # Errors
     /// [`ClientError::Refused`] when the last commit failed, `TimedOut` when the end did not come, `UnexpectedEof` when
-    /// the daemon died on the way.
+    /// the daemon died before it.
     pub fn wait(mut self, wait: Duration) -> Result<(), ClientError> {
         let answer = line::receive(&mut self.stream, Some(wait)).map_err(|source| self.client.failed(source))?;
         self.client.understood(answer)
     }
 }
 
-/// The daemons that have a socket in `dir`, in the order of their UUIDs. A folder that does not exist holds none; a
-/// socket whose daemon has died is left out by [`Client::status`] failing, not here.
+/// The daemons that have a socket in `dir`, in the order of their UUIDs. A folder that does not exist holds none. A
+/// socket whose daemon has died is not left out here: [`Client::status`] then fails.
 ///
 /// # Errors
 /// What reading the folder says.

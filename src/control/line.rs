@@ -1,4 +1,4 @@
-//! One line in, one line out, both bounded in length and time.
+//! Sends and receives one line, bounded in length and time.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 
 use crate::limits::CONTROL_MESSAGE_MAX;
 
-/// Connects to the socket at `path`. To a daemon that accepts nobody while as many wait as the system lets wait
-/// (`net.core.somaxconn`), connect(2) sleeps without end: a thread of its own does it, and is left behind after `wait`.
+/// Connects to the socket at `path`. When as many clients wait for a daemon as the system lets wait
+/// (`net.core.somaxconn`), connect(2) sleeps without end. So a thread of its own connects, and is left behind after
+/// `wait`.
 ///
 /// # Errors
 /// `TimedOut`, `NotFound` and `ConnectionRefused` where nobody listens, or the socket's.
@@ -23,8 +24,8 @@ pub(super) fn connect(path: &Path, wait: Duration) -> io::Result<UnixStream> {
     receiver.recv_timeout(wait).unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
 }
 
-/// Reads one line and decodes it. `wait` bounds the whole line, so that a peer who sends a byte now and then cannot
-/// hold the reader; `None` waits as long as it takes.
+/// Reads one line and decodes it. `wait` bounds the whole line, so that a peer which sends a byte now and then cannot
+/// hold the reader. `None` waits as long as it takes.
 ///
 /// # Errors
 /// `TimedOut`, `UnexpectedEof`, `InvalidData` for a line that is too long or not what was expected, or the socket's.

@@ -15,9 +15,10 @@ pub struct FilePlace {
     pub kind: String,
     /// Size in bytes; of a folder, one block.
     pub size_bytes: u64,
-    /// Room that a file takes on each replica, in bytes.
+    /// Room that the file takes on each replica, in bytes; none for anything but a file.
     pub stored_bytes: Option<u64>,
-    /// Last change of its content or attributes by the host's clock (`st_ctime`), RFC 3339 in UTC, rounded up to a second.
+    /// Last change of its content or attributes by the host's clock (`st_ctime`), RFC 3339 in UTC, rounded up to a
+    /// second.
     pub changed: Option<String>,
     /// Last durable commit of the volume.
     pub generation: u64,
@@ -76,13 +77,13 @@ pub struct PlaceReplica {
     pub device: String,
     /// `in-sync`, `resyncing`, `stale`, `missing`, `faulty` or `refused`.
     pub state: String,
-    /// Since when, at the earliest since the mount.
+    /// Since when the replica has this state, at the earliest since the mount.
     pub state_since: Option<String>,
     /// How much of the file is there.
     pub copy: Copy,
-    /// Of an incomplete copy of a file: at least so many of its `stored_bytes` are there.
+    /// If the copy of a file is incomplete: how many of its `stored_bytes` are there at least.
     pub bytes_at_least: Option<u64>,
-    /// Of a complete copy of a file: since when at the latest.
+    /// If the copy of a file is complete: since when, at the latest.
     pub since: Option<String>,
     /// Last commit that the replica holds.
     pub generation: u64,

@@ -5,14 +5,14 @@ use serde_json::Value;
 
 use crate::problem::{Code, Problem};
 
-/// Number of this form of the protocol. The greeting and the call `end` keep theirs for ever, so that a daemon of any version
-/// can be unmounted; whoever changes another row takes the next number.
+/// Number of this form of the protocol. The greeting and the call `end` keep their form for ever, so that a daemon of
+/// any version can be unmounted. A change of another call takes the next number.
 pub const PROTOCOL: u32 = 2;
 
 /// The call that is answered twice by the server itself: at once, and when the volume is closed.
 pub(super) const END: &str = "end";
 
-/// What a daemon says to everybody who connects, before it is asked.
+/// What a daemon says to every client that connects, before it is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Greeting {
     /// Number of its protocol.
@@ -30,7 +30,7 @@ pub struct Greeting {
 pub struct Request {
     /// Name of the call.
     pub call: String,
-    /// What it is about; left out by calls that are about the whole volume.
+    /// The call's argument; left out by calls that are about the whole volume.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub with: Value,
 }
@@ -41,16 +41,16 @@ pub struct Request {
 pub enum Answer {
     /// What was asked for.
     Ok(Value),
-    /// Why not.
+    /// Why there is none.
     Problem(Problem),
 }
 
 /// What the answer to a call may have to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waits {
-    /// For nothing: the daemon knows it.
+    /// The daemon has the answer at hand.
     ForNothing,
-    /// For a device, perhaps one that does not answer.
+    /// A device, perhaps one that does not answer.
     ForDevices,
 }
 
@@ -63,7 +63,7 @@ pub(super) enum AtOnce {
     One,
 }
 
-/// What is said of a question that is none.
+/// The problem of a question that cannot be understood.
 pub(super) fn not_understood(why: &str) -> Problem {
     Problem::new(Code::ControlRequest, format!("not a request: {why}"))
 }

@@ -1,4 +1,5 @@
-//! The daemon's side of the control socket.
+//! The server of the control socket, in the daemon. It is serial: only questions that may wait for a device get a
+//! thread.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, ErrorKind};
@@ -25,7 +26,7 @@ const CLIENT_WAIT: Duration = Duration::from_secs(2);
 /// Most clients that wait for the end of the volume at once.
 const AWAITING_MAX: usize = 32;
 
-/// Most questions under way at once that may have to wait for a device.
+/// Most questions that may have to wait for a device and are under way at once.
 pub(super) const OFFLOADED_MAX: usize = 16;
 
 /// The listening socket and the thread that serves it.
@@ -40,9 +41,9 @@ pub struct Server {
 struct Shared {
     ending: AtomicBool,
     awaiting: Mutex<Vec<UnixStream>>,
-    /// Bit by bit, the calls under way of which there can be one.
+    /// The calls under way of which there can be only one, a bit for each.
     alone: AtomicU64,
-    /// One more of it is held for each question that may have to wait for a device.
+    /// Each question that may have to wait for a device holds one more reference to it.
     offloaded: Arc<()>,
 }
 
@@ -68,7 +69,7 @@ impl Server {
         Ok(Self { path, shared, thread: Some(thread) })
     }
 
-    /// Stops listening and tells everybody who waits how the volume ended.
+    /// Stops listening, and tells every client that waits for the end how the volume ended.
     pub fn finish(mut self, outcome: &Result<(), Problem>) {
         self.stop();
         let answer = match outcome {
@@ -85,13 +86,13 @@ impl Server {
     fn stop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         self.shared.ending.store(true, Ordering::SeqCst);
-        // Connecting wakes accept(2). If the socket was removed under us the thread cannot be woken, nor does anybody
-        // reach it any more; it ends with the process.
+        // Connecting wakes accept(2). If the socket was removed, the thread cannot be woken, but nobody reaches it any
+        // more either. It ends with the process.
         if UnixStream::connect(&self.path).is_ok() {
             let _ = thread.join();
         }
         let _ = fs::remove_file(&self.path);
-        // Who has asked is told, unless a device does not answer.
+        // Questions under way are still answered, unless a device does not answer.
         let deadline = Instant::now() + CLIENT_WAIT;
         while Arc::strong_count(&self.shared.offloaded) > 1 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
@@ -105,7 +106,7 @@ impl Drop for Server {
     }
 }
 
-/// Binds inside a private folder and renames into place: no moment at which others could connect.
+/// Binds inside a private folder and renames into place, so that there is no moment at which others could connect.
 fn bind_privately(dir: &Path, name: &str, path: &Path) -> io::Result<UnixListener> {
     match DirBuilder::new().mode(0o755).create(dir) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
@@ -134,7 +135,7 @@ fn serve(listener: &UnixListener, greeting: &Greeting, shared: &Arc<Shared>, han
         }
         match accepted {
             Ok((stream, _)) => serve_one(stream, greeting, shared, handler),
-            // Out of descriptors, for instance: not worth the volume, but not worth a busy loop either.
+            // The process is out of descriptors, for instance: not worth the volume, but not worth a busy loop either.
             Err(error) => {
                 log::warn!("control socket: {error}");
                 std::thread::sleep(Duration::from_millis(100));
@@ -179,7 +180,7 @@ impl Shared {
     }
 }
 
-/// Has the daemon answer, unless the call is under way already and there can be one of it.
+/// Has the daemon answer, unless only one such call may be under way and one is.
 fn answer(call: Call, with: Value, handler: &dyn Handler, shared: &Shared) -> Result<Value, Problem> {
     if call.at_once() == AtOnce::Any {
         return call.answer(handler, with);
@@ -194,7 +195,7 @@ fn answer(call: Call, with: Value, handler: &dyn Handler, shared: &Shared) -> Re
     outcome
 }
 
-/// Has a thread of its own answer what may have to wait for a device. Says why it does not.
+/// Has a thread of its own answer a question that may have to wait for a device. An error says why it does not.
 fn offload(
     stream: &UnixStream,
     call: Call,

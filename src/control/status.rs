@@ -11,7 +11,7 @@ pub struct StatusReport {
     pub volumes: Vec<VolumeStatus>,
 }
 
-/// VolumeState of a volume as a whole.
+/// The state of a volume as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VolumeState {
@@ -32,13 +32,13 @@ pub struct VolumeStatus {
     pub label: String,
     /// Where it is mounted.
     pub mountpoint: String,
-    /// VolumeState as a whole.
+    /// The volume's state as a whole.
     pub state: VolumeState,
     /// Whether the registry is a real one; false for a laboratory registry.
     pub sovereign: bool,
     /// Last durable commit.
     pub generation: u64,
-    /// Room, in bytes of file data and metadata on each replica.
+    /// Room on each replica for file data and metadata, in bytes.
     pub capacity: Capacity,
     /// The registry in force.
     pub registry: RegistryStatus,
@@ -52,7 +52,7 @@ pub struct VolumeStatus {
     /// What is wrong and what to do, in sentences; empty when healthy.
     #[serde(default)]
     pub advice: Vec<Problem>,
-    /// What makes the daemon look at registry and devices again.
+    /// What makes the daemon check registry and devices again.
     #[serde(default)]
     pub watch: WatchStatus,
     /// Where the audit trail ends.
@@ -73,9 +73,9 @@ pub struct TaskReport {
     pub id: u64,
     /// What it does: `resync`.
     pub kind: String,
-    /// To what: of a resync, the replica's identifier in the registry.
+    /// What the task is about: of a resync, the replica's identifier in the registry.
     pub subject: String,
-    /// How it is.
+    /// The task's state.
     pub state: TaskState,
     /// Bytes done.
     pub done_bytes: u64,
@@ -89,7 +89,7 @@ pub struct TaskReport {
     pub problem: Option<Problem>,
 }
 
-/// How a task is.
+/// The state of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskState {
@@ -115,7 +115,8 @@ impl TaskState {
     }
 }
 
-/// What was done since the mount, and how long it took. Only what succeeded; waiting for others is in the durations.
+/// What was done since the mount, and how long it took. Only successful calls count, and the durations include waiting
+/// for others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Performance {
     /// Milliseconds since the mount.
@@ -141,9 +142,9 @@ pub struct Performance {
 pub struct Latency {
     /// How many.
     pub count: u64,
-    /// What half of them did not exceed, in nanoseconds, to about a tenth.
+    /// Half of the durations did not exceed this many nanoseconds; exact to about a tenth.
     pub median_ns: u64,
-    /// What all but one in a hundred did not exceed, in nanoseconds, to about a tenth.
+    /// All but one in a hundred of the durations did not exceed this many nanoseconds; exact to about a tenth.
     pub p99_ns: u64,
     /// The longest, in nanoseconds.
     pub longest_ns: u64,
@@ -190,14 +191,14 @@ pub struct AuditStatus {
     pub key: String,
 }
 
-/// What makes the daemon look at registry and devices again.
+/// What makes the daemon check registry and devices again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WatchStatus {
     /// The kernel's messages about devices.
     pub devices: bool,
     /// The kernel's messages about the registry's folder.
     pub files: bool,
-    /// The clock, at least so often, in seconds.
+    /// The clock: the longest time between two checks, in seconds.
     pub interval_s: u64,
 }
 
@@ -221,7 +222,7 @@ pub struct RegistryStatus {
     pub signatures: Vec<String>,
 }
 
-/// One replica: the device, who answers for it, and how it is.
+/// One replica: the device, the people who answer for it, and its state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
     /// Device node, or empty when the replica is missing.
@@ -260,7 +261,7 @@ pub struct Replica {
 pub struct Verdict {
     /// Whether the device may be written to.
     pub approved: bool,
-    /// Why not.
+    /// Why the device may not be written to.
     pub reasons: Vec<Problem>,
 }
 
@@ -391,7 +392,7 @@ mod tests {
         assert!(replica["resync"].is_null());
     }
 
-    /// What a daemon says that was started before its program was updated.
+    /// The status of a daemon that was started before its program was updated.
     #[test]
     fn the_status_of_an_older_daemon_is_understood() {
         let mut json = serde_json::to_value(sample()).unwrap();

@@ -1,4 +1,4 @@
-//! From names on the command line to devices that the registry approves, or a failure that says why not.
+//! Leads from names on the command line to devices that the registry approves, or to a problem that says why not.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub fn today() -> Result<Date, Problem> {
     })
 }
 
-/// Opens the devices and has the policy examine each, and all together. Nothing is written.
+/// Opens the devices and has the policy examine each of them, and all together. Nothing is written.
 pub fn approve(paths: &[PathBuf], registry: &VerifiedRegistry, access: Access) -> Result<Vec<ApprovedDevice>, Problem> {
     let (host, today) = (HostFacts::read(&Kernel), today()?);
     refuse_repeated(paths)?;
@@ -48,11 +48,11 @@ pub fn approve_one(path: &Path, registry: &VerifiedRegistry, access: Access) -> 
     Ok(ApprovedDevice::approve(Arc::new(device), registry, &HostFacts::read(&Kernel), today()?)?)
 }
 
-/// The same device twice would otherwise be "in use": by ourselves.
+/// Refuses a device that is named twice. It would otherwise be "in use": by ourselves.
 fn refuse_repeated(paths: &[PathBuf]) -> Result<(), Problem> {
     let mut seen: Vec<(PathBuf, &Path)> = Vec::new();
     for path in paths {
-        // What does not exist is reported by opening it.
+        // A path that does not exist is reported when it is opened.
         let Ok(node) = std::fs::canonicalize(path) else { continue };
         if let Some((_, earlier)) = seen.iter().find(|(other, _)| *other == node) {
             let text = format!("{} and {} are the same device", earlier.display(), path.display());

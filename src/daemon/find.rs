@@ -1,4 +1,4 @@
-//! From what a user calls a volume to its devices, and from a mount point to what is there.
+//! Leads from what a user calls a volume to its devices, and from a mount point to the mount there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::probe::sys::Kernel;
 use crate::problem::{Code, Problem};
 use crate::units::Uuid;
 
-/// The devices that `names` stand for: a path is a device, one other word is a label or a UUID, also written
+/// The devices that `names` stand for. A path is a device; a single other word is a label or a UUID, also written
 /// `LABEL=…` or `UUID=…`.
 pub fn devices(names: &[PathBuf]) -> Result<Vec<PathBuf>, Problem> {
     let [name] = names else { return Ok(names.iter().map(|name| absolute(name)).collect()) };
@@ -84,15 +84,15 @@ pub fn replica(volume: Uuid, index: usize) -> Vec<PathBuf> {
     found
 }
 
-/// Whether the topmost mount at `mountpoint` is one of ours whose daemon has died. What the kernel has cached can be looked
-/// at, opened and listed after that; the state of the filesystem is asked anew each time.
+/// Whether the topmost mount at `mountpoint` is a scelle volume whose daemon has died. After that, what the kernel has
+/// cached can still be looked at, opened and listed. The state of the filesystem is asked anew each time, so it shows.
 pub fn is_dead_mount(mountpoint: &Path) -> bool {
     let ours = mounts::topmost(&mounts(), mountpoint).is_some_and(|mount| mount.kind == "fuse.scelle");
     ours && statfs(mountpoint).is_err_and(|error| error == Errno::NOTCONN)
 }
 
-/// Whether root has mounted it as a scelle volume. Users can mount a FUSE filesystem of their own under any type, but the
-/// kernel says whose it is.
+/// Whether root has mounted it as a scelle volume. Users can mount a FUSE filesystem of their own under any type, but
+/// the kernel says whose mount it is.
 pub fn is_ours(mount: &Mount) -> bool {
     mount.kind == "fuse.scelle" && mount.options.split(',').any(|option| option == "user_id=0")
 }
@@ -102,7 +102,7 @@ pub fn mounts() -> Vec<Mount> {
     mounts::read(&Kernel).unwrap_or_default()
 }
 
-/// Refuses what nothing can be mounted on, and clears away a mount of ours whose daemon has died.
+/// Refuses a folder that nothing can be mounted on, and clears away a mount of ours whose daemon has died.
 pub fn prepare_mountpoint(mountpoint: &Path) -> Result<(), Problem> {
     use crate::os::process::{Unmount, unmount};
     if is_dead_mount(mountpoint) {

@@ -9,13 +9,13 @@ use crate::registry::{Date, VerifiedRegistry, utc_second};
 use crate::units::Ino;
 use crate::volume::{self, Open, Portion};
 
-/// What the answer rests on, said in every answer.
+/// The basis of every answer, said in every answer.
 const BASIS: &str = "The officers named here signed that these devices may hold this volume, and the identity that each \
     device shows is the one they signed. Where a device stands, who owns and administers it and whose law can compel \
     its operator is what the registry states; the inspection of its site vouches for that on its day. Nothing here \
     measures a position.";
 
-/// What is true of an inode of `open` now, under `registry`.
+/// The place of an inode of `open` now, under `registry`.
 ///
 /// # Errors
 /// Of the filesystem.
@@ -65,7 +65,7 @@ fn replica(
         Portion::LeftBehind { bytes } => (Copy::LeftBehind, bytes),
     };
     let state_since = since_epoch(holding.since);
-    // A folder's own change says nothing of what is below it; and a copy on a device that left the set is complete
+    // A folder's own change says nothing of what is below the folder. A copy on a device that left the set is complete
     // because nothing changed since.
     let is_known = is_file_committed && copy == Copy::Complete && shown.state == "in-sync";
     let site = registry.site(&shown.site);
@@ -99,8 +99,8 @@ fn since_epoch(time: SystemTime) -> (i64, u32) {
     (i64::try_from(since.as_secs()).unwrap_or(i64::MAX), since.subsec_nanos())
 }
 
-/// A time as RFC 3339 has it, in UTC, rounded up to a second: it is the latest that something began. `None` before 1970
-/// and after 9999.
+/// A time as RFC 3339 has it, in UTC, rounded up to a second, because it is the latest at which something began. `None`
+/// before 1970 and after 9999.
 fn utc((seconds, nanoseconds): (i64, u32)) -> Option<String> {
     let seconds = u64::try_from(seconds).ok()?.checked_add(u64::from(nanoseconds > 0))?;
     Some(utc_second(seconds)? + "Z")

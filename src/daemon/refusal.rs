@@ -1,4 +1,4 @@
-//! A mount that was refused goes into the audit trail too, although there is no volume yet that it could be written to.
+//! Takes a refused mount into the audit trail too, although there is no volume yet that it could be written to.
 
 use super::WITNESS_DIR;
 use super::request::Request;
@@ -9,8 +9,8 @@ use crate::limits::REPLICAS_MAX;
 use crate::os::process;
 use crate::problem::{ExitCode, Problem};
 
-/// Leaves a report of `problem` for every volume that the devices say they belong to; the next mount of it that can write
-/// takes it into the trail. What the labels say is not authenticated: so are reports.
+/// Leaves a report of `problem` for every volume that the devices say they belong to. The next mount of that volume
+/// that can write takes the report into the trail. What labels say is not authenticated; nor are reports.
 pub fn report(request: &Request, problem: &Problem) {
     let refused = [ExitCode::Refused, ExitCode::WrongKey, ExitCode::Integrity, ExitCode::Degraded];
     if !refused.contains(&problem.exit()) {

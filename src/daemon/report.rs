@@ -15,8 +15,8 @@ use crate::units::BLOCK_SIZE;
 use crate::units::meter::{Meter, Reading};
 use crate::volume::{Open, Outcome, ReplicaStatus, TaskKind, TaskStatus, Tasks};
 
-/// What is true of `open` now, under `registry`, mounted at `mountpoint`. `concerns` are what the caller knows beyond
-/// the volume: the registry file no longer verifies, say.
+/// The status of `open` now, under `registry`, mounted at `mountpoint`. `concerns` are what the caller knows beyond the
+/// volume; for instance, that the registry file no longer verifies.
 pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concerns: &[Problem]) -> VolumeStatus {
     let status = open.status();
     let state = match &status.read_only {

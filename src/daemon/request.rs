@@ -1,4 +1,4 @@
-//! What is to be mounted, and how.
+//! What is to be mounted, and how: a mount's request, complete and plain. Parsing is [`crate::cli`]'s.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
 
-/// How the source of a mount under a laboratory registry begins in the mount table, where spaces would be hard to read.
+/// How the source of a mount under a laboratory registry begins in the mount table. Spaces would be hard to read there.
 const LABORATORY: &str = "not-sovereign:laboratory-registry:";
 
 /// Where the documents are that approve devices.
@@ -19,10 +19,10 @@ pub struct Documents {
     pub trust: PathBuf,
 }
 
-/// What `-o` asked for.
+/// The mount options, as `-o` asked for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Change the flags of what is mounted there.
+    /// Change the flags of the mount that is there.
     pub remount: bool,
     /// Refuse every change.
     pub read_only: bool,
@@ -30,17 +30,17 @@ pub struct MountOptions {
     pub degraded: bool,
     /// Go on although every device shows an older state than this host has seen.
     pub accept_rollback: bool,
-    /// Let nobody execute anything; unless said, execution is allowed.
+    /// Let nobody execute anything. If the mount does not say, execution is allowed.
     pub no_exec: Option<bool>,
-    /// Honour set-user-id and set-group-id bits; unless said, they are not.
+    /// Honour set-user-id and set-group-id bits. If the mount does not say, they are not honoured.
     pub suid: Option<bool>,
-    /// Honour device nodes; unless said, they are not.
+    /// Honour device nodes. If the mount does not say, they are not honoured.
     pub dev: Option<bool>,
-    /// Every write is durable when it returns; unless said, after fsync.
+    /// Every write is durable when it returns. If the mount does not say, it is durable after fsync.
     pub sync: Option<bool>,
     /// Let processors sleep between requests, however short the pause.
     pub powersave: bool,
-    /// Unmount when nobody has used the folder for so long.
+    /// Unmount when nobody has used the folder for this long.
     pub idle: Option<Duration>,
     /// Most memory for blocks that were read, in bytes.
     pub cache_bytes: Option<u64>,
@@ -55,7 +55,7 @@ pub struct MountOptions {
 /// What is to be mounted, complete and absolute.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What the mount table is to show: the volume or its devices, as they were named.
+    /// What the mount table is to show: the volume or its devices, as the user named them.
     pub named: String,
     /// The devices, or the one name of a volume.
     pub sources: Vec<PathBuf>,
@@ -65,20 +65,20 @@ pub struct Request {
     pub options: MountOptions,
     /// Where the registry and the trust anchors are.
     pub documents: Documents,
-    /// Where the passphrase is; else it is asked for.
+    /// Where the passphrase is; if nowhere, the user is asked for it.
     pub passphrase_file: Option<PathBuf>,
     /// Whether no daemon is split off.
     pub foreground: bool,
 }
 
-/// The sources, as one source of the mount table.
+/// Joins the sources to one source of the mount table.
 pub fn join(sources: &[PathBuf]) -> String {
     sources.iter().map(|source| source.to_string_lossy()).collect::<Vec<_>>().join(":")
 }
 
 impl Request {
-    /// What mount(8) asks for: `source` is a label, a UUID or the devices with colons between them, or what the mount
-    /// table showed of it.
+    /// The request of mount(8). `source` is a label, a UUID or the devices with colons between them, or what the mount
+    /// table showed of these.
     pub fn of_helper(source: &OsStr, mountpoint: &OsStr, options: MountOptions) -> Self {
         let source = source.as_bytes();
         let source = source.strip_prefix(LABORATORY.as_bytes()).unwrap_or(source);
@@ -95,8 +95,8 @@ impl Request {
         }
     }
 
-    /// The source of the mount in the mount table: what was asked for, so that mount(8) finds the line of fstab(5) mounted,
-    /// and what it can be asked for with. That a volume is not sovereign is said first.
+    /// The source of the mount in the mount table. It shows what was asked for: so mount(8) finds the line of fstab(5)
+    /// mounted, and a user can ask for the volume with it. That a volume is not sovereign is said first.
     pub fn shown(&self, sovereign: bool) -> String {
         format!("{}{}", if sovereign { "" } else { LABORATORY }, self.named)
     }

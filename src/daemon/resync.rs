@@ -1,4 +1,4 @@
-//! What the daemon does when `scelle replica resync` asks: it looks at everything again, then brings back what it can.
+//! Answers `scelle replica resync`: checks everything again, then brings back every replica that it can.
 
 use std::path::{Path, PathBuf};
 
@@ -13,11 +13,11 @@ use crate::problem::{Code, ExitCode, Problem};
 use crate::units::Uuid;
 use crate::volume::{Findings, Members};
 
-/// Brings back the replica that `wanted` names, a device node or an identifier of the registry; without it, every one that
-/// is not in sync.
+/// Brings back the replica that `wanted` names by a device node or an identifier of the registry. Without a name,
+/// brings back every replica that is not in sync.
 ///
 /// # Errors
-/// When `wanted` names no replica. Why one that is named does not come back is in the answer.
+/// When `wanted` names no replica. Why a replica that is named does not come back is in the answer.
 pub(super) fn resync(checker: &Checker, volume: Uuid, wanted: Option<&str>) -> Result<ResyncAnswer, Problem> {
     // The registry may have changed a moment ago, and a device may have come back.
     checker.check_and_apply();
@@ -45,7 +45,7 @@ type Target = (Option<usize>, Option<PathBuf>);
 
 fn targets(members: &Members, wanted: Option<&str>) -> Result<Vec<Target>, Problem> {
     let Some(wanted) = wanted else {
-        // Also those that the watch has brought back a moment ago: whoever asks may want to wait for them.
+        // The answer also names replicas that the watch brought back a moment ago: the asker may want to wait for them.
         let under_way = (0..REPLICAS_MAX).filter(|index| members.state(*index) == State::Resyncing);
         return Ok(members.absent().into_iter().chain(under_way).map(|index| (Some(index), None)).collect());
     };
@@ -65,7 +65,8 @@ fn ours(members: &Members, node: &Path) -> Option<usize> {
     (0..REPLICAS_MAX).find(|index| members.device(*index).is_some_and(|device| Path::new(device.name()) == node))
 }
 
-/// Brings one replica back: with the device that is open, if the policy approves it, else with one that shows the replica.
+/// Brings one replica back: with the device that is open, if the policy approves it; else with a device whose label
+/// shows the replica.
 fn bring_back(checker: &Checker, volume: Uuid, index: usize, node: Option<&Path>) -> Result<State, Problem> {
     let members = checker.members();
     if !members.absent().contains(&index) {

@@ -30,10 +30,10 @@ const CLOSING_WAIT: Duration = Duration::from_secs(60);
 /// Longest wait for a daemon that was killed.
 const KILLED_WAIT: Duration = Duration::from_secs(2);
 
-/// How often it is looked at.
+/// How often the devices are tried again meanwhile.
 const CLOSING_POLL: Duration = Duration::from_millis(20);
 
-/// What is said of what cannot be asked any more.
+/// The text for a question that cannot be answered any more.
 const CLOSED: &str = "the volume is being closed";
 
 /// A mounted volume whose requests are not yet served.
@@ -49,7 +49,7 @@ pub struct Mounted {
 /// Opens the volume and mounts it.
 pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
     let system = |what: &str, error: std::io::Error| Problem::new(Code::System, format!("{what}: {error}"));
-    // Before the first thread: threads inherit what is blocked.
+    // This is done before the first thread starts, because threads inherit which signals are blocked.
     let signals = EndSignals::block().map_err(|error| system("blocking signals", error))?;
     for (what, error) in process::harden() {
         log::warn!("{what}: {error}");
@@ -60,7 +60,8 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
     let registry = devices::load_registry(&request.documents)?;
     let approved = approve(request, &registry)?;
     let assembled = Sealed::read(approved)?.unlock(secret)?;
-    // A key slot costs seconds, in which a device may have been revoked; from the opening on, the watch looks.
+    // Opening a key slot takes seconds, in which a device may have been revoked. So the registry is read again; from
+    // the opening on, the watch checks it.
     let registry = devices::load_registry(&request.documents)?;
     let options = OpenOptions {
         read_only: request.options.read_only,
@@ -99,13 +100,13 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
     }
 }
 
-/// What is kept of blocks that were read, unless the mount says it: a sixteenth of the machine's memory, within bounds.
+/// Most memory for blocks that were read, unless the mount says it: a sixteenth of the machine's memory, within bounds.
 fn default_cache_bytes() -> u64 {
     (process::memory_bytes() / 16).clamp(CACHE_BYTES_DEFAULT_MIN, CACHE_BYTES_DEFAULT_MAX)
 }
 
-/// Has the devices approved; when they are busy because the daemon of an unmounted volume is still closing it, waits. One
-/// that was killed cannot be asked, and holds its devices until the kernel has taken it apart.
+/// Has the policy approve the devices. Waits while they are busy because the daemon of an unmounted volume is still
+/// closing it. A daemon that was killed cannot be asked, and holds its devices until the kernel has taken it apart.
 fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<ApprovedDevice>, Problem> {
     let access = if request.options.read_only { Access::ExclusiveRead } else { Access::Exclusive };
     let began = Instant::now();
@@ -122,7 +123,7 @@ fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<Approve
     }
 }
 
-/// Whether a daemon serves a volume on one of `devices` that is no longer mounted.
+/// Whether a daemon serves a volume on one of `devices`, and that volume is no longer mounted.
 fn is_closing(devices: &[PathBuf]) -> bool {
     let node = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let wanted: Vec<PathBuf> = devices.iter().map(|device| node(device)).collect();
@@ -179,7 +180,7 @@ impl Mounted {
     }
 }
 
-/// A signal unmounts; while the folder is in use it leaves the tree at once, and the daemon ends with its last user.
+/// Unmounts at each signal. A folder in use leaves the tree at once, and the daemon ends with its last user.
 fn obey(signals: &EndSignals, mountpoint: &Path) {
     while let Ok(signal) = signals.wait() {
         log::info!("signal {signal}: unmounting {}", mountpoint.display());
@@ -196,8 +197,8 @@ fn obey(signals: &EndSignals, mountpoint: &Path) {
     }
 }
 
-/// Unmounts when nobody has used the mount between two looks. The kernel itself knows that, also of uses that never
-/// reach the daemon, and of those that begin while it is asked.
+/// Unmounts when nobody has used the mount between two attempts. The kernel itself knows that. It also knows of uses
+/// that never reach the daemon, and of those that begin while it is asked.
 fn unmount_when_idle(mountpoint: &std::path::Path, idle: Duration) {
     loop {
         std::thread::sleep(idle);
@@ -210,7 +211,7 @@ fn unmount_when_idle(mountpoint: &std::path::Path, idle: Duration) {
     }
 }
 
-/// What the control socket asks, answered from the open volume; and once that is closed, from the last answer.
+/// What the control socket is answered from: the open volume and, once that is closed, the last answer.
 struct Served {
     open: RwLock<Option<Open>>,
     watch: Mutex<Option<Watch>>,
@@ -228,7 +229,7 @@ impl Served {
         Ok(Arc::new(Self { open: RwLock::new(Some(open)), watch: Mutex::new(Some(watch)), last, mountpoint, uuid }))
     }
 
-    /// The last commit, and the end of everything but the control socket.
+    /// Makes the last commit, and ends everything but the control socket.
     fn close(&self) -> Result<(), Problem> {
         drop(self.watch.lock().take());
         let open = self.open.write().take();
@@ -236,8 +237,8 @@ impl Served {
             .map_err(|error| Problem::new(Code::LastCommit, format!("the last commit failed: {error}")))
     }
 
-    /// The look at registry and devices, until the volume is closed. Its lock is let go of, so that a device that hangs
-    /// while it is looked at does not hold up the end.
+    /// The check of registry and devices, until the volume is closed. Its lock is let go of, so that a device that
+    /// hangs while it is checked does not hold up the end.
     fn checker(&self) -> Option<Arc<Checker>> {
         self.watch.lock().as_ref().map(|watch| Arc::clone(watch.checker()))
     }
@@ -259,7 +260,7 @@ impl Locator for Served {
         let found = self.checker().map(|checker| checker.found());
         match (open.as_ref(), found) {
             (Some(open), Some(found)) => place::place(open, &found.registry, ino)?.encode(),
-            // Being closed: nobody can ask any more but who asked before.
+            // The volume is being closed: only those who asked before can still ask.
             _ => Err(fs::Error::NoAttribute),
         }
     }

@@ -1,11 +1,13 @@
-//! The daemon's watch over its devices (promise P2). The registry and the facts of every device are looked at again
+//! The daemon's watch over the registry and the devices (promise P2). It checks the registry and the facts of every
+//! device
 //!
 //! * when the kernel says that a device came, went or changed,
 //! * when the registry, a signature or the trust anchors change, however they are replaced,
 //! * at midnight (UTC), when validities end, and two seconds before; and when the clock is set,
 //! * and at least every [`INTERVAL`], whatever was or was not said; sooner while a device has not answered.
 //!
-//! The watch never waits for a transfer: what comes of a check, up to the commit, is the business of another thread ([`Queue`]).
+//! The watch decides when to check. What a check finds is [`crate::policy`]'s and [`crate::volume`]'s. The watch never
+//! waits for a transfer: another thread applies the findings, up to the commit ([`Queue`]).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -29,40 +31,40 @@ use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry};
 use crate::volume::{Findings, Members};
 
-/// Longest time between two looks at everything.
+/// Longest time between two checks.
 const INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often the registry file is looked at while the kernel does not tell of its changes.
 const TICK: Duration = Duration::from_secs(1);
 
-/// So long the files must have been left alone: a registry and its signatures seldom arrive in one piece.
+/// How long the files must have been left alone: a registry and its signatures seldom arrive in one piece.
 const SETTLED: Duration = Duration::from_millis(100);
 
-/// At most so long that is waited for.
+/// Longest wait for that.
 const SETTLING_MAX: Duration = Duration::from_secs(2);
 
-/// Shortest time between two looks: a bus that is rescanned sends hundreds of messages.
+/// Shortest time between two checks: a bus that is rescanned sends hundreds of messages.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How often the watch's end is looked for.
+/// How often the watch's threads are asked whether they have ended.
 const POLL: Duration = Duration::from_millis(1);
 
-/// Longest time between two looks while a device has not answered.
+/// Longest time between two checks while a device has not answered.
 const IMPATIENT: Duration = Duration::from_millis(500);
 
 const DAY_S: u64 = 24 * 60 * 60;
 
-/// So long before midnight the volume is prepared for devices whose approval ends with the day.
+/// How long before midnight the volume is prepared for devices whose approval ends with the day.
 const EVE_S: u64 = 2;
 
-/// What is in force, as the last check has found it.
+/// What is in force, as the last check found it.
 #[derive(Clone, Debug)]
 pub(super) struct InForce {
     /// The registry in force: the last one that verified.
     pub(super) registry: Arc<VerifiedRegistry>,
-    /// Why the file is not the registry in force, when it is not.
+    /// Why the registry file is not the registry in force, when it is not.
     pub(super) concerns: Vec<Problem>,
-    /// What tells the watch that it is time to look.
+    /// What makes the watch check.
     pub(super) watching: WatchStatus,
 }
 
@@ -77,7 +79,7 @@ pub(super) struct Checker {
     ending: AtomicBool,
 }
 
-/// What checks have found, for the thread that applies it.
+/// The findings of checks, for the thread that applies them.
 #[derive(Default)]
 struct Queue {
     findings: Mutex<Option<Findings>>,
@@ -112,7 +114,7 @@ impl Watch {
         Ok(watch)
     }
 
-    /// The checker, for others that want a check.
+    /// The checker, for other parts of the daemon that want a check.
     pub(super) fn checker(&self) -> &Arc<Checker> {
         &self.checker
     }
@@ -122,7 +124,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.checker.ending.store(true, Ordering::Release);
         self.waker.wake();
-        // With the lock, so that it is not between looking and waiting.
+        // The lock is taken so that the thread that applies is not between looking at `ending` and waiting.
         drop(self.checker.queue.findings.lock());
         self.checker.queue.more.notify_all();
         let deadline = Instant::now() + Duration::from_secs(DEVICE_TIMEOUT_S);
@@ -131,7 +133,7 @@ impl Drop for Watch {
                 std::thread::sleep(POLL);
             }
             if !thread.is_finished() {
-                log::error!("the watch waits for a device that does not answer; it is left behind");
+                log::error!("the watch waits for a device that does not answer; its thread is left behind");
             } else if thread.join().is_err() {
                 log::error!("the watch panicked");
             }
@@ -149,7 +151,7 @@ impl Queue {
         self.more.notify_all();
     }
 
-    /// Waits for findings. None when the watch is to end, and everything is done.
+    /// Waits for findings. None when the watch is to end and all findings are applied.
     fn next(&self, ending: &AtomicBool) -> Option<Findings> {
         let mut findings = self.findings.lock();
         loop {
@@ -163,12 +165,12 @@ impl Queue {
 }
 
 impl Checker {
-    /// What is known now.
+    /// What is in force, as the last check found it.
     pub(super) fn found(&self) -> InForce {
         self.found.lock().clone()
     }
 
-    /// The replicas that are looked at.
+    /// The replicas that are checked.
     pub(super) fn members(&self) -> &Arc<Members> {
         &self.members
     }
@@ -187,7 +189,7 @@ impl Checker {
             events.follow(&[&self.documents.registry, &self.documents.trust]);
             events.alarm(next_alarm(now_unix_s()));
             self.found.lock().watching = status(&events);
-            // What changed before it was followed is seen here.
+            // A change that came before the files were followed shows here.
             let most = if events.sees_files() && version == Some(self.file_version()) { INTERVAL } else { TICK };
             let mut happened = events.wait(most.min(interval.saturating_sub(looked.elapsed())));
             if happened.files {
@@ -201,13 +203,13 @@ impl Checker {
                 if !early.is_zero() {
                     std::thread::sleep(early);
                 }
-                // Looks on the next turn.
+                // Check on the next turn.
                 version = None;
             }
         }
     }
 
-    /// What changes when somebody edits or replaces the registry, one of its signatures or the trust anchors.
+    /// A value that changes when somebody edits or replaces the registry, one of its signatures or the trust anchors.
     fn file_version(&self) -> Vec<(u64, u64, i64, i64)> {
         let version = |path: &Path| {
             let of = |m: std::fs::Metadata| (m.ino(), m.size(), m.ctime(), m.ctime_nsec());
@@ -227,20 +229,20 @@ impl Checker {
         versions
     }
 
-    /// Applies what checks have found, until the watch ends.
+    /// Applies the findings of checks, until the watch ends.
     fn apply_findings(&self) {
         while let Some(findings) = self.queue.next(&self.ending) {
             self.members.apply(findings);
         }
     }
 
-    /// Looks at the registry and at every device, now, and does what comes of it.
+    /// Checks the registry and every device now, and applies the findings.
     pub(super) fn check_and_apply(&self) {
         let findings = self.check();
         self.members.apply(findings);
     }
 
-    /// Looks at the registry and at every device, now. Who is refused is fenced when this returns.
+    /// Checks the registry and every device now. A device that is refused is fenced when this returns.
     fn check(&self) -> Findings {
         let _turn = self.turn.lock();
         let mut findings = Findings::default();
@@ -258,7 +260,7 @@ impl Checker {
         findings
     }
 
-    /// The registry that is in force from now on, and what is wrong with the file if it is another.
+    /// The registry that is in force from now on; and, if the file is another one, the problem with it.
     fn registry(&self, known: &InForce, findings: &mut Findings) -> (Arc<VerifiedRegistry>, Vec<Problem>) {
         let concern = match devices::load_registry(&self.documents) {
             Ok(registry) if registry.version() < known.registry.version() => Problem::new(
@@ -297,7 +299,8 @@ fn now_unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// When validities end, with the day (UTC), or shortly before; in seconds since 1970.
+/// When to check next because of the clock, in seconds since 1970: at the end of the day (UTC), when validities end, or
+/// shortly before.
 fn next_alarm(now_unix_s: u64) -> u64 {
     let midnight = (now_unix_s / DAY_S + 1) * DAY_S;
     if now_unix_s < midnight - EVE_S { midnight - EVE_S } else { midnight }
@@ -379,7 +382,7 @@ mod tests {
         }
     }
 
-    /// While one device does not answer, another is revoked: that is noticed as fast as ever.
+    /// One device does not answer, and another is revoked meanwhile: that is noticed as fast as ever.
     fn revoked_while_another_hangs(operation: Operation) {
         let watched = Watched::new();
         let (open, registry) = watched.open();

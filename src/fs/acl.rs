@@ -9,8 +9,8 @@
 //! | 6 + 8·i | 2 | permission, 0 to 7 |
 //! | 8 + 8·i | 4 | uid or gid, all ones where there is none |
 //!
-//! The kernel enforces them (`FUSE_POSIX_ACL` with `default_permissions`); here they are checked, kept in step with the
-//! mode, and inherited, with the rules of fs/posix_acl.c.
+//! The kernel enforces the lists (`FUSE_POSIX_ACL` with `default_permissions`). Here they are checked, kept in step
+//! with the mode, and inherited, by the rules of fs/posix_acl.c.
 
 use super::{Error, Result};
 
@@ -92,7 +92,7 @@ impl Acl {
             && (count(4) == 1 || count(4) == 0 && count(1) + count(3) == 0)
     }
 
-    /// The permission bits that `mode` has with this list, and whether the list says nothing more than they do
+    /// The permission bits that `mode` has with this list, and whether the list says nothing more than those bits do
     /// (posix_acl_equiv_mode()).
     pub fn mode(&self, mode: u32) -> (u32, bool) {
         let mut bits = 0;
@@ -126,8 +126,9 @@ impl Acl {
         }
     }
 
-    /// Turns a folder's default list into the access list of something created in it with `mode`: both are cut down to
-    /// what the other allows. Returns the new mode, and whether the list says no more than it (posix_acl_create()).
+    /// Turns a folder's default list into the access list of something created in it with `mode`: list and mode are
+    /// both cut down to what the other allows. Returns the new mode, and whether the list says no more than it
+    /// (posix_acl_create()).
     pub fn create(&mut self, mode: u32) -> (u32, bool) {
         for entry in self.classes() {
             match entry.who {
@@ -140,7 +141,8 @@ impl Acl {
         self.mode(mode)
     }
 
-    /// The entries that stand for the three classes of the mode: with a mask, the group's own entry does not.
+    /// The entries that stand for the three classes of the mode. If there is a mask, it stands for the group class, not
+    /// the group's own entry.
     fn classes(&mut self) -> impl Iterator<Item = &mut Entry> {
         let masked = self.0.iter().any(|entry| entry.who == Who::Mask);
         self.0.iter_mut().filter(move |entry| !(masked && entry.who == Who::GroupObj))

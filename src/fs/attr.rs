@@ -66,11 +66,12 @@ impl Fs {
         Ok(Attr::from(&self.existing(ino)?))
     }
 
-    /// Changes attributes, all or none of them, and returns them. A new size shortens a file or lengthens it with zeros; new
-    /// permission bits also go to the access ACL.
+    /// Changes attributes, all or none of them, and returns them. A new size shortens a file or lengthens it with
+    /// zeros. New permission bits also go to the access ACL.
     ///
     /// # Errors
-    /// [`Error::FileTooBig`]; [`Error::IsDirectory`] or [`Error::Invalid`] for the size of something that is not a file.
+    /// [`Error::FileTooBig`]; [`Error::IsDirectory`] or [`Error::Invalid`] for the size of something that is not a
+    /// file.
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         self.admit()?;
         let Some(size) = set.size else {
@@ -93,7 +94,8 @@ impl Fs {
             let mut inode = file(tx, ino)?;
             let before = inode.size;
             let trim = super::resize::resize(tx, &mut inode, size)?;
-            // For the same size the kernel says so when the time is to change: it does with ftruncate, not with truncate.
+            // When the size stays the same, the kernel says whether the time is to change: with ftruncate it does, with
+            // truncate not.
             let mtime = set.mtime.or((size != before).then_some(SetTime::Now));
             apply(tx, &mut inode, &SetAttr { mtime, ..*set })?;
             tx.put_inode(&inode);
@@ -123,7 +125,7 @@ impl Fs {
     /// A symbolic link's target.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when it is none.
+    /// [`Error::Invalid`] when the inode is no symbolic link.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         self.view(|view| {
             if existing(view, ino)?.kind() != Kind::Symlink {

@@ -1,11 +1,13 @@
-//! Records of the audit trail, as bytes: what they say and how they are chained is [`crate::audit`]'s.
+//! Storing the audit trail: records are bytes here. What they say and how they are chained is [`crate::audit`]'s.
 
 use super::{Fs, Result};
 
 impl Fs {
-    /// Adds what `make` returns to the audit trail, in one operation: it is committed with, and in the order of, all other
-    /// operations. `make` is called once, with the number and bytes of the last record; nothing else is added meanwhile.
-    /// It is durable when [`Fs::durable_changes`] is as great as the number returned.
+    /// Adds the records that `make` returns to the audit trail, in one operation. They are committed together with all
+    /// other operations, and in their order. `make` is called once, with the number and bytes of the last record, and
+    /// nothing else is added meanwhile.
+    ///
+    /// The records are durable when [`Fs::durable_changes`] is at least the number returned.
     ///
     /// # Errors
     /// When the volume can commit nothing; then nothing was added.
@@ -24,8 +26,8 @@ impl Fs {
         Ok(number)
     }
 
-    /// The records of the audit trail after number `after`, in order, until they are `bytes` long together; none when there
-    /// are no more.
+    /// The records of the audit trail after number `after`, in order, until they are `bytes` long together. An empty
+    /// list means that there are no more.
     ///
     /// # Errors
     /// Of the metadata.

@@ -1,28 +1,81 @@
-//! Group commit.
+//! Group commit: when the page store commits, for whom, and what a caller is told when that fails.
+//!
+//! What a commit writes and in which order is the page store's business ([`crate::pages`]). How the tables hand their
+//! pages over is [`Meta::commit`].
+//!
+//! # Who commits for whom
+//!
+//! `Fs::changes` numbers the operations. A commit takes along every operation that was done before it took the tables
+//! over, whoever did it. [`Committed::changes`] is the number of the last of them.
+//!
+//! A caller of [`Fs::sync`] first notes the number of the last operation, then waits for the lock `commit`, which the
+//! one commit in flight holds. When the caller has the lock, one of two things is true:
+//!
+//! * The last commit took all these operations along, because it began after them. The caller has nothing to do.
+//! * The last commit began before one of them. Then this caller commits, and takes along the operations of everybody
+//!   who waits by then.
+//!
+//! So of many callers that wait one commits, and the others find their operations durable. Operations go on during a
+//! commit: only the moment in which the store takes the pages over holds them up, under the lock `meta`.
+//!
+//! # When a commit fails
+//!
+//! | what failed | what is known then | what follows |
+//! |---|---|---|
+//! | [`Store::committable`], before anything is taken over | all: the batch is whole in memory | the batch waits |
+//! | [`Meta::commit`] | what was answered may not be what the database holds | tables and store are poisoned |
+//! | [`Store::commit`] | not how much of it reached the devices | the store is poisoned |
+//!
+//! The first failure poisons nothing. Either no replica is in sync, and the batch waits until one comes back; or the
+//! store was poisoned before. In the second case the tables poison themselves and this file poisons the store. It also
+//! comes about when the tables were poisoned before, by an operation that could not be undone. In the third case the
+//! store poisons itself.
+//!
+//! A poisoned store refuses every change and every further commit until the volume is mounted again. It still serves
+//! reads: the pages that the failed commit took over stay in memory, as the only copy that readers have. Poisoned
+//! tables answer nothing any more, not even reads. The next mount begins at the last root on the devices, of which a
+//! failed commit has overwritten nothing.
+//!
+//! Nobody is told that an operation is durable when its commit failed. [`Committed::changes`] and `Fs::durable` move
+//! only after [`Store::commit`] has succeeded. Each later [`Fs::sync`] waits for all operations done before it, those
+//! of the failed commit among them. It finds a number that is too small, tries to commit, and is refused: it gets
+//! [`Error::NotDurable`], however many callers got an error before it.
+//!
+//! # When a commit succeeds on too few replicas
+//!
+//! A commit goes to the replicas that are in sync, also when the policy asks for more of them. Nothing is poisoned
+//! then, but [`Fs::sync`] reports [`Error::NotDurable`] for what users asked for. It stops doing so once enough
+//! replicas are in sync, because a replica that came back holds everything that was committed meanwhile. Operations
+//! that nobody asked for, such as the volume's own records of its audit trail, do not count here (`Fs::asked`).
+//!
+//! [`Meta::commit`]: crate::meta::Meta::commit
+//! [`Store::commit`]: crate::pages::Store::commit
+//! [`Store::committable`]: crate::pages::Store::committable
 
 use std::{sync::atomic::Ordering, time::Instant};
 
 use super::{Error, Fs, Result};
 use crate::units::Generation;
 
-/// What the last commit took along.
+/// How far commits have come, in operations.
 #[derive(Debug, Default)]
 pub(super) struct Committed {
-    /// `Fs::changes` when it began.
+    /// `Fs::changes` when the last successful commit took the tables over.
     changes: u64,
-    /// The same of the last commit after which enough replicas for the policy were in sync.
+    /// The same number, of the last commit after which as many replicas were in sync as the policy asks for.
     enough: u64,
 }
 
 impl Fs {
     /// Returns when every operation that was done before the call is on stable storage of every in-sync replica.
     ///
-    /// The first caller commits for all who wait; whoever waited for a commit that began before its own operation commits
-    /// next, again for all. Operations go on meanwhile: only taking the pages over holds them up.
+    /// The first caller commits for all who wait. A caller that waited for a commit which began before its own
+    /// operation commits next, again for all. Operations go on meanwhile: only taking the pages over holds them up.
     ///
     /// # Errors
-    /// [`Error::NotDurable`] when the store takes no writes, or fewer replicas hold the operations than the policy asks for;
-    /// else of the store; then nothing is known to be durable beyond the previous commit, and it takes no more writes.
+    /// [`Error::NotDurable`] when the store can commit nothing, or when fewer replicas hold the operations than the
+    /// policy asks for. Any other error is the tables' or the store's: then nothing is known to be durable beyond the
+    /// previous commit, and the store takes no more writes.
     pub fn sync(&self) -> Result<()> {
         let wanted = self.changes.load(Ordering::Acquire);
         let mut committed = self.commit.lock();
@@ -32,24 +85,26 @@ impl Fs {
         if committed.enough >= self.asked.load(Ordering::Acquire).min(wanted) {
             return Ok(());
         }
-        // Too few replicas were in sync; those that came back have everything.
+        // Too few replicas were in sync after the commit. If enough are now, those that came back have everything.
         self.store.writable().map_err(Error::NotDurable)?;
         committed.enough = committed.changes;
         Ok(())
     }
 
     /// As [`Fs::sync`], but commits even when no operation waits: for what else a root records, and to make freed
-    /// blocks available.
+    /// blocks available. Too few replicas for the policy are no error here.
     ///
     /// # Errors
-    /// As [`Fs::sync`].
+    /// [`Error::Store`] when the store can commit nothing; else as [`Fs::sync`].
     pub fn checkpoint(&self) -> Result<()> {
         self.commit_in(&mut self.commit.lock())
     }
 
-    /// Makes freed blocks available: waits for the commit in flight, which may hold them, and commits when others
-    /// are left. Returns whether there may be more space than at generation `seen`: something was committed since, or blocks that
-    /// were freed wait for a reader to end.
+    /// Makes freed blocks available: waits for the commit in flight, which may free blocks, and commits when others are
+    /// left.
+    ///
+    /// Returns whether there may be more space than at generation `seen`. That is so when something was committed
+    /// since, or when freed blocks still wait for a reader to end.
     pub(super) fn release_space(&self, seen: Generation) -> Result<bool> {
         let mut committed = self.commit.lock();
         if self.store.has_unreleased() {
@@ -58,14 +113,14 @@ impl Fs {
         Ok(self.store.generation() != seen || self.store.has_unreleased())
     }
 
-    /// Calls `f` while no commit is under way: none has taken its tables over and not yet published them.
+    /// Calls `f` while no commit is under way. A commit is under way from taking the tables over to publishing them.
     pub fn between_commits<T>(&self, f: impl FnOnce() -> T) -> T {
         let _committed = self.commit.lock();
         f()
     }
 
     fn commit_in(&self, committed: &mut Committed) -> Result<()> {
-        // What no replica can take stays where it is, until one comes back.
+        // Without a replica that can take it, the batch stays in memory until one comes back.
         self.store.committable()?;
         let begin = Instant::now();
         let (batch, changes) = {

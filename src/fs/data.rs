@@ -1,12 +1,12 @@
 //! Content of files: reading and writing.
 //!
-//! A write seals its blocks into fresh space without holding the metadata, then replaces the file's extents in one operation.
-//! Whole blocks are sealed straight from the caller's bytes. A partial block is read, completed and written under the
-//! file's stripe, exclusively, so that no other write is lost.
+//! A write seals its blocks into fresh space without holding the metadata, then replaces the file's extents in one
+//! operation. Whole blocks are sealed straight from the caller's bytes. A partial block is read, completed and written
+//! under the file's exclusive stripe, so that no other write is lost.
 //!
-//! Bytes between the end of a file and the end of its last block are zeros, so that the file can grow without looking at
-//! them; except when [`FLAG_TAIL`] says that a truncation left old ones, or [`FLAG_TRIM`] that it left whole blocks. Then
-//! `prepare_growth` puts that right first.
+//! Bytes between the end of a file and the end of its last block are zeros, so that the file can grow without looking
+//! at them. There are two exceptions: [`FLAG_TAIL`] says that a truncation left old bytes there, [`FLAG_TRIM`] that it
+//! left whole blocks behind the end. `prepare_growth` clears either before the file grows.
 
 use std::borrow::Cow;
 use std::time::Instant;
@@ -22,12 +22,12 @@ use crate::{
 /// [`BLOCK_SIZE`] for file offsets.
 pub(super) const BLOCK: u64 = BLOCK_SIZE as u64;
 
-/// Longest write that is copied to make one piece of its partial and its whole blocks, in bytes. A longer one is sealed as up
-/// to three pieces: an extent more costs less than the copy.
+/// Longest write, in bytes, whose partial and whole blocks are copied to make one piece. A longer write is sealed as up
+/// to three pieces: one extent more costs less than the copy.
 const COPIED_MAX: usize = 128 << 10;
 
-/// How long the kernel holds written data back, in seconds: twice its default (`vm.dirty_expire_centisecs`). If a crash comes
-/// between such data and its times, the file at least does not keep older ones than that.
+/// How long the kernel holds written data back, in seconds: twice its default (`vm.dirty_expire_centisecs`). If a crash
+/// comes between such data and its times, the file at least keeps no times that are older than that.
 const HELD_BACK_S_MAX: i64 = 60;
 
 /// What a write does to the times of modification and change.
@@ -35,11 +35,11 @@ const HELD_BACK_S_MAX: i64 = 60;
 enum Stamp {
     /// They become the clock's.
     Now,
-    /// They become the clock's if they are older than what the kernel holds back.
+    /// They become the clock's if they are older than any data that the kernel may still hold back.
     IfOld,
 }
 
-/// Blocks of a file that were sealed for a write, not in any row yet.
+/// Blocks of a file that were sealed for a write and are not in any row yet.
 #[derive(Default)]
 struct Sealed {
     /// In fresh space.
@@ -49,11 +49,12 @@ struct Sealed {
 }
 
 impl Fs {
-    /// Up to `size` bytes of the file from `offset` on, in `scratch`: fewer at its end. Holes read as zeros. What `scratch`
-    /// held before does not matter, and its memory is used again.
+    /// Reads up to `size` bytes of the file from `offset` on into `scratch`; fewer at the file's end. Holes read as
+    /// zeros. What `scratch` held before does not matter, and its memory is used again.
     ///
     /// # Errors
-    /// [`Error::IsDirectory`], [`Error::Invalid`] for what has no content; of the store when no replica has the right bytes.
+    /// [`Error::IsDirectory`] for a folder, [`Error::Invalid`] for another inode without content; of the store when no
+    /// replica has the right bytes.
     pub fn read<'a>(&self, ino: Ino, offset: u64, size: usize, scratch: &'a mut Vec<u8>) -> Result<&'a [u8]> {
         let begin = Instant::now();
         let guard = self.store.reader();
@@ -62,7 +63,7 @@ impl Fs {
         let size = (size as u64).min(file_size.saturating_sub(offset)) as usize;
         let skip = (offset % BLOCK) as usize;
         let blocks = if size == 0 { 0 } else { (skip + size).div_ceil(BLOCK_SIZE) };
-        // Growing fills with zeros; what is there already is overwritten below.
+        // Resizing fills new bytes with zeros; bytes that `scratch` held before are overwritten below.
         scratch.resize(scratch.len().max(blocks * BLOCK_SIZE), 0);
         self.read_extents(&guard, &extents, first, &mut scratch[..blocks * BLOCK_SIZE])?;
         self.meters.read.record(begin.elapsed(), size);
@@ -86,7 +87,8 @@ impl Fs {
         })
     }
 
-    /// Fills `out`, blocks from `first` on, with what the extents hold of them, and zeros between.
+    /// Fills `out`, which stands for blocks from `first` on, with the content of the extents, and with zeros between
+    /// them.
     fn read_extents(
         &self,
         _guard: &pages::ReadGuard<'_>,
@@ -130,12 +132,15 @@ impl Fs {
         self.write_timed(ino, offset, data, Stamp::Now)
     }
 
-    /// As [`Fs::write`], for data that the kernel's writeback cache held back. The kernel has noted the times when it took
-    /// the data, and sends them afterwards with a `setattr`; but not when they have stayed the same for it, as with a
-    /// second write within one tick of its clock. So times that can be the right ones are left alone.
+    /// As [`Fs::write`], for data that the kernel's writeback cache held back.
+    ///
+    /// The kernel noted the times when it took the data, and sends them afterwards with a `setattr`. It sends none when
+    /// the times have stayed the same for it, as with a second write within one tick of its clock. So times that can be
+    /// the right ones are left alone.
     ///
     /// # Errors
-    /// As [`Fs::write`]; but a store that takes no writes is [`Error::NotDurable`]: whoever wrote was told that it was done.
+    /// As [`Fs::write`]; but a store that takes no writes is [`Error::NotDurable`], because the writer was told that
+    /// the write was done.
     pub fn write_back(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
         self.write_timed(ino, offset, data, Stamp::IfOld).map_err(Error::of_accepted)
     }
@@ -183,7 +188,7 @@ impl Fs {
         self.put(ino, sealed, end, stamp)
     }
 
-    /// Completes a write to whole blocks, with what the file holds around it: one piece, or up to three.
+    /// Completes a write to whole blocks, with the bytes that the file holds around it: one piece, or up to three.
     fn whole_blocks<'a>(&self, inode: &Inode, offset: u64, data: &'a [u8]) -> Result<Vec<(u64, Cow<'a, [u8]>)>> {
         let end = offset + data.len() as u64;
         let (first, last) = (offset / BLOCK, (end - 1) / BLOCK);
@@ -226,7 +231,7 @@ impl Fs {
         Ok(pieces)
     }
 
-    /// Fills `out`, one block of zeros, with what the file holds there: zeros after its end.
+    /// Fills `out`, one block of zeros, with the file's bytes there. Bytes after the file's end stay zeros.
     fn old_block(&self, inode: &Inode, lblock: u64, out: &mut [u8]) -> Result<()> {
         let inside = inode.size.saturating_sub(lblock * BLOCK).min(BLOCK) as usize;
         if inside == 0 {
@@ -289,8 +294,8 @@ impl Fs {
             .collect())
     }
 
-    /// Puts sealed blocks in the file's rows, in place of what was there, and moves its end to at least `end`. On an error
-    /// abandons them.
+    /// Puts sealed blocks in the file's rows, in place of the extents that were there, and moves the file's end to at
+    /// least `end`. On an error abandons the blocks in fresh space.
     fn put(&self, ino: Ino, sealed: Sealed, end: u64, stamp: Stamp) -> Result<()> {
         let done = self.change(|tx| {
             let mut inode = file(tx, ino)?;
@@ -319,8 +324,8 @@ impl Fs {
         }
     }
 
-    /// Makes sure that a file that is about to grow has zeros after its present end; not needed in blocks from `rewritten`
-    /// on, which the caller writes whole. The caller holds the stripe exclusively.
+    /// Makes sure that a file which is about to grow has zeros after its present end. Blocks from `rewritten` on need
+    /// none: the caller writes them whole. The caller holds the stripe exclusively.
     pub(super) fn prepare_growth(&self, inode: &Inode, rewritten: u64) -> Result<()> {
         if inode.has(FLAG_TRIM) {
             self.trim(inode.ino, inode.size.div_ceil(BLOCK))?;
@@ -368,7 +373,7 @@ fn row(lblock: u64, extent: Extent) -> ExtentRow {
 /// Puts sealed blocks in the rows. The caller writes the inode.
 fn put(tx: &mut Tx<'_>, inode: &mut Inode, sealed: &Sealed) -> Result<()> {
     let ino = inode.ino;
-    // Past its end a file has blocks only if some were reserved, or a truncation is not finished.
+    // A file has blocks past its end only if some were reserved, or a truncation is not finished.
     let end = if inode.has(FLAG_RESERVED | FLAG_TRIM) { u64::MAX } else { inode.size.div_ceil(BLOCK) };
     let mut at = 0;
     while let Some(first) = sealed.fresh.get(at) {

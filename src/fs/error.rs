@@ -26,13 +26,13 @@ pub enum Error {
     /// The call makes no sense.
     #[error("invalid argument")]
     Invalid,
-    /// Not with this kind of inode.
+    /// The operation is not for this kind of inode.
     #[error("operation not permitted")]
     NotPermitted,
-    /// A default ACL on something that is not a folder.
+    /// A default ACL is only for a folder.
     #[error("access denied")]
     AccessDenied,
-    /// Beyond the largest file.
+    /// The file would be larger than any file may be.
     #[error("the file would be too big")]
     FileTooBig,
     /// Too many names for one inode.
@@ -105,7 +105,8 @@ impl Error {
         }
     }
 
-    /// The same of a call that makes durable what was accepted before: "read-only" is then no answer but a loss.
+    /// The same error, of a call that makes durable what was accepted before. "Read-only" would be no answer there: it
+    /// is a loss.
     pub(super) fn of_accepted(self) -> Self {
         match self {
             Self::Store(error @ pages::Error::ReadOnly(_)) => Self::NotDurable(error),
@@ -123,7 +124,7 @@ impl Error {
         }
     }
 
-    /// Whether it is for want of space.
+    /// Whether the call failed for want of space.
     pub fn is_no_space(&self) -> bool {
         self.errno() == libc::ENOSPC
     }

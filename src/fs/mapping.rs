@@ -1,9 +1,11 @@
-//! Where the blocks of files that were read lately are, in memory.
+//! Remembers in memory where the blocks of recently read files are.
 //!
-//! Looking an extent up costs three queries under the one lock of the metadata; for a short read that is as much as all the
-//! rest. What was found is kept with the file's version at that moment: a counter that every operation which changes the
-//! file's row or extents raises, under the lock of the metadata, before it returns. A reader that registered with the store
-//! *before* it finds the version unchanged reads blocks that nobody has freed yet, or not before it is done.
+//! Looking an extent up costs three queries under the one lock of the metadata. For a short read that is as much as all
+//! the rest. So a lookup's result is kept, together with the file's version at that moment.
+//!
+//! The version is a counter. Every operation that changes the file's row or extents raises it, under the lock of the
+//! metadata, before it returns. A reader registers with the store *before* it compares versions. If the version is
+//! unchanged, the blocks that it reads are not freed yet, or not before the reader is done.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,13 +14,13 @@ use parking_lot::Mutex;
 
 use crate::{limits::EXTENT_BLOCKS_MAX, meta::ExtentRow, units::Ino};
 
-/// Stretches of files that are kept: some 10 MiB of tags when all are extents of full length.
+/// How many stretches of files are kept: some 10 MiB of tags when all are extents of full length.
 const STRETCHES: usize = 8192;
 
-/// Files share counters.
+/// How many version counters there are; files share them.
 const VERSIONS: usize = 1024;
 
-/// A stretch of a file, all of it.
+/// A part of a file with all extents in it.
 #[derive(Clone)]
 pub(super) struct Stretch {
     /// Size of the file, in bytes.
@@ -47,7 +49,7 @@ impl Default for Mappings {
 }
 
 impl Mappings {
-    /// The file's row or extents changed. Under the metadata lock.
+    /// To be called under the metadata lock when the file's row or extents changed.
     pub fn changed(&self, ino: Ino) {
         self.version(ino).fetch_add(1, Ordering::Release);
     }
@@ -61,8 +63,8 @@ impl Mappings {
         place.as_ref().filter(holds).cloned()
     }
 
-    /// Keeps all extents of the file that overlap its blocks `from..to`; `size` is the file's, in bytes. Under the
-    /// metadata lock, under which they were read.
+    /// Keeps all extents of the file that overlap its blocks `from..to`; `size` is the file's, in bytes. The caller
+    /// still holds the metadata lock under which it read them.
     pub fn keep(&self, ino: Ino, size: u64, from: u64, to: u64, extents: Vec<ExtentRow>) -> Stretch {
         let version = self.version(ino).load(Ordering::Relaxed);
         let stretch = Stretch {
@@ -81,7 +83,8 @@ impl Mappings {
         &self.versions[ino.0 as usize % VERSIONS]
     }
 
-    /// Extents of full length begin where a write did, mostly at a multiple of their length: so one place an extent.
+    /// Where a stretch is kept. Extents of full length begin where a write did, mostly at a multiple of their length:
+    /// so there is one place an extent.
     fn place(&self, ino: Ino, lblock: u64) -> &Mutex<Option<Stretch>> {
         let at = ino.0.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(lblock / EXTENT_BLOCKS_MAX);
         &self.stretches[at as usize % STRETCHES]

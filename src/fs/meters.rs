@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use crate::units::meter::Meter;
 
-/// Durations of what succeeded since the filesystem was opened, each from the moment it was asked for: waiting for others
-/// is in them.
+/// Durations of successful calls since the filesystem was opened. Each begins when the call was made, so waiting for
+/// others is part of it.
 pub struct Meters {
-    /// When it was opened.
+    /// When the filesystem was opened.
     pub since: Instant,
     /// Reads of files, and their bytes.
     pub read: Meter,
@@ -17,7 +17,7 @@ pub struct Meters {
     pub lookup: Meter,
     /// Changes of the metadata: an operation that changes anything is one.
     pub change: Meter,
-    /// What applications waited for an `fsync`; one record for all who waited for the same.
+    /// How long applications waited for an `fsync`; one record for all who waited for the same commit.
     pub fsync: Meter,
     /// Commits, from freezing the batch to the root on every replica.
     pub commit: Meter,

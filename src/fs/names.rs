@@ -35,11 +35,12 @@ pub struct DirEntry<'a> {
 }
 
 impl Fs {
-    /// What `name` in folder `parent` leads to. "." is the inode itself, whatever it is, and ".." a folder's folder, so that
-    /// a file handle of NFS can be resolved. Counts a lookup.
+    /// What `name` in folder `parent` leads to. "." is the inode itself, whatever it is, and ".." a folder's folder, so
+    /// that a file handle of NFS can be resolved. Counts a lookup.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NotDirectory`], [`Error::NameTooLong`]; [`Error::Stale`] for "." of a removed inode.
+    /// [`Error::NotFound`], [`Error::NotDirectory`], [`Error::NameTooLong`]; [`Error::Stale`] for "." of a removed
+    /// inode.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         if name.len() > NAME_MAX {
             return Err(Error::NameTooLong);
@@ -118,7 +119,8 @@ impl Fs {
     /// Gives an inode another name. Counts a lookup.
     ///
     /// # Errors
-    /// [`Error::Exists`], [`Error::TooManyLinks`]; [`Error::NotPermitted`] for a folder; [`Error::NotFound`] for an orphan.
+    /// [`Error::Exists`], [`Error::TooManyLinks`]; [`Error::NotPermitted`] for a folder; [`Error::NotFound`] for an
+    /// orphan.
     pub fn link(&self, ino: Ino, new_parent: Ino, new_name: &[u8]) -> Result<Attr> {
         check_new_name(new_name)?;
         self.admit_growth()?;
@@ -191,8 +193,8 @@ impl Fs {
         Ok(())
     }
 
-    /// Takes a name away from an inode, whose dentry the caller removes, and writes its row. Returns the inode when nobody
-    /// holds it any more: it is to be freed after the operation.
+    /// Takes a name away from an inode and writes the inode's row; the caller removes the dentry. Returns the inode
+    /// when nobody holds it any more: the caller then frees it after the operation.
     pub(super) fn drop_name(&self, tx: &mut Tx<'_>, inode: &mut Inode) -> Result<Option<Ino>> {
         if inode.is_dir() {
             if tx.any_entry(inode.ino)? {
@@ -206,9 +208,9 @@ impl Fs {
         Ok((inode.nlink == 0 && self.references().orphaned(inode.ino)).then_some(inode.ino))
     }
 
-    /// Calls `emit` for the entries after `cookie` (0: all, "." and ".." first), until it returns false because it did not
-    /// take the entry. With `plus` each entry comes with its attributes, and each one taken counts a lookup, except "." and
-    /// "..". `emit` runs while the metadata is locked: it must not call the filesystem.
+    /// Calls `emit` for the entries after `cookie` (0: all, "." and ".." first), until it returns false because it did
+    /// not take the entry. With `plus` each entry comes with its attributes, and each entry taken counts a lookup,
+    /// except "." and "..". `emit` runs while the metadata is locked: it must not call the filesystem.
     ///
     /// # Errors
     /// [`Error::NotDirectory`], or of the metadata.
@@ -223,7 +225,7 @@ impl Fs {
             }
             if cookie < COOKIE_DOT_DOT {
                 let parent = Ino(dir.parent);
-                // A removed folder may have outlived the one that held it.
+                // A removed folder may have outlived the folder that held it.
                 let attr = if plus { Some(Attr::from(&view.inode(parent)?.unwrap_or(dir))) } else { None };
                 let next_cookie = COOKIE_DOT_DOT;
                 if !emit(DirEntry { ino: parent, kind: Kind::Directory, name: b"..", next_cookie, attr }) {
@@ -266,7 +268,7 @@ impl New<'_> {
     }
 }
 
-/// Makes an inode with a name in `parent`: its group, mode and ACLs are partly the folder's.
+/// Makes an inode with a name in `parent`. Its group, mode and ACLs partly come from that folder.
 fn make(tx: &mut Tx<'_>, caller: &Caller, parent: Ino, name: &[u8], new: &New<'_>) -> Result<Inode> {
     let mut dir = living_folder(tx, parent)?;
     let slot = tx.slot(parent, name)?.ok_or(Error::Exists)?;
@@ -290,7 +292,7 @@ fn make(tx: &mut Tx<'_>, caller: &Caller, parent: Ino, name: &[u8], new: &New<'_
     Ok(inode)
 }
 
-/// An inode of `caller` that is nowhere yet.
+/// A new inode of `caller`, not yet in any table.
 pub(super) fn blank(tx: &mut Tx<'_>, caller: &Caller, new: &New<'_>) -> Result<Inode> {
     let now = now();
     Ok(Inode {

@@ -6,13 +6,15 @@ use crate::{
     units::Ino,
 };
 
-/// Most extents that are looked at for one answer: anybody who may read a file can ask, and a file can have millions.
+/// Most extents that are looked at for one answer. Anybody who may read a file can ask, and a file can have millions.
 const EXTENTS_MAX: u64 = 8192;
 
 impl Fs {
-    /// For each of `epochs`, how many bytes of the file's space were surely written by mounts before that one. Reserved space
-    /// that was never written counts, for it holds nothing. A file of more than 8192 extents is not looked at beyond
-    /// them. `None`: what has no blocks of its own (a folder, a link, a device).
+    /// For each of `epochs`, how many bytes of the file's space were surely written by mounts before that one. Reserved
+    /// space that was never written counts, for it holds nothing. Extents of a file beyond the first 8192 are not
+    /// looked at.
+    ///
+    /// Returns `None` for an inode that has no blocks of its own: a folder, a link, a device.
     ///
     /// # Errors
     /// [`Error::Stale`](super::Error::Stale), or of the metadata.

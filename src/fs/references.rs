@@ -1,5 +1,5 @@
-//! Who holds an inode besides its names: the kernel, with its lookups. While a file is open, the kernel keeps the inode, so opens
-//! need no count of their own.
+//! Counts who holds an inode besides its names: the kernel, with its lookups. While a file is open, the kernel keeps
+//! the inode, so opens need no count of their own.
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -12,7 +12,7 @@ use crate::{
 #[derive(Debug, Default)]
 struct Counts {
     lookups: u64,
-    /// The last name is gone: who drops the last reference frees the inode.
+    /// The last name is gone: the call that takes back the last reference frees the inode.
     orphan: bool,
 }
 
@@ -62,7 +62,7 @@ impl Fs {
         }
     }
 
-    /// Frees an orphan that nobody holds. What cannot be freed now is freed by the next mount.
+    /// Frees an orphan that nobody holds. If that fails now, the next mount frees it.
     pub(super) fn reap(&self, ino: Ino) {
         if let Err(error) = self.try_reap(ino) {
             log::warn!("inode {} stays without a name until the next mount: {error}", ino.0);
@@ -94,7 +94,7 @@ impl Fs {
         }
     }
 
-    /// Frees orphans, and finishes truncations, that a crash interrupted.
+    /// Frees the orphans that a crash left, and finishes the truncations that it interrupted.
     pub(super) fn finish_interrupted(&self) -> Result<()> {
         for (ino, lblock) in self.view(|view| Ok(view.trims()?))? {
             self.trim(ino, lblock)?;
@@ -119,7 +119,7 @@ impl Fs {
     }
 }
 
-/// One step of a truncation: says whether more are needed. An inode that is gone needs none.
+/// Does one step of a truncation, and returns whether more are needed. An inode that is gone needs none.
 fn trim_step(tx: &mut Tx<'_>, ino: Ino, lblock: u64) -> Result<bool> {
     let Some(mut inode) = tx.inode(ino)? else {
         tx.set_trim(ino, None)?;

@@ -24,7 +24,7 @@ pub enum RenameFlags {
     Whiteout,
 }
 
-/// Deepest folder that is moved to: damaged metadata may have a circle.
+/// Deepest folder that something is moved to. The check stops there because damaged metadata may hold a cycle.
 const DEPTH_MAX: u32 = 1 << 20;
 
 /// The two folders of a renaming, which may be one.
@@ -46,13 +46,13 @@ impl Folders {
 }
 
 impl Fs {
-    /// Gives `name` in folder `parent` the name `new_name` in folder `new_parent`, in one step. Nothing happens when both
-    /// lead to the same inode.
+    /// Gives `name` in folder `parent` the name `new_name` in folder `new_parent`, in one step. Nothing happens when
+    /// both lead to the same inode.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Exists`] with [`RenameFlags::NoReplace`]; [`Error::Invalid`] when a folder would come
-    /// to be inside itself; [`Error::NotEmpty`], [`Error::IsDirectory`], [`Error::NotDirectory`] when the new name exists
-    /// and cannot be replaced.
+    /// [`Error::NotFound`]; [`Error::Exists`] with [`RenameFlags::NoReplace`]; [`Error::Invalid`] when a folder would
+    /// come to be inside itself. [`Error::NotEmpty`], [`Error::IsDirectory`] and [`Error::NotDirectory`] when the new
+    /// name exists and cannot be replaced.
     pub fn rename(&self, parent: Ino, name: &[u8], new_parent: Ino, new_name: &[u8], flags: RenameFlags) -> Result<()> {
         check_old_name(name)?;
         check_new_name(new_name)?;

@@ -7,7 +7,7 @@ use crate::{
     units::{Ino, Run, WriteId},
 };
 
-/// Most bytes that one [`Fs::copy_range`] copies: the caller asks again.
+/// Most bytes that one [`Fs::copy_range`] copies; for more the caller asks again.
 pub const COPY_MAX: u64 = 64 << 20;
 
 /// Most blocks that are reserved in one operation (1 GiB).
@@ -22,8 +22,9 @@ pub enum Seek {
     Hole,
 }
 
-/// Sets the size, and frees blocks after it: if there are many, the first of them; then returns from where on the caller
-/// frees the rest, after the operation. The caller writes the inode, and prepared it for growth.
+/// Sets the size, and frees blocks after it. If there are many, only the first are freed; the result is then the file
+/// block from which on the caller frees the rest, after the operation. The caller has prepared the inode for growth,
+/// and writes it.
 pub(super) fn resize(tx: &mut Tx<'_>, inode: &mut Inode, size: u64) -> Result<Option<u64>> {
     let mut trim = None;
     if size <= inode.size {
@@ -51,8 +52,8 @@ impl Fs {
     /// `ZERO_RANGE` with or without `KEEP_SIZE`.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for another mode; [`Error::NoSpace`], then the file has the same content and size as before;
-    /// [`Error::FileTooBig`]; [`Error::Invalid`] for an empty range.
+    /// [`Error::Unsupported`] for another mode; [`Error::FileTooBig`]; [`Error::Invalid`] for an empty range. After
+    /// [`Error::NoSpace`] the file has the same content and size as before.
     pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, mode: u32) -> Result<()> {
         const KEEP_SIZE: u32 = libc::FALLOC_FL_KEEP_SIZE as u32;
         const PUNCH_HOLE: u32 = libc::FALLOC_FL_PUNCH_HOLE as u32;
@@ -99,7 +100,7 @@ impl Fs {
         })
     }
 
-    /// Reserves space for the holes in file blocks `first..end`: for all of them, or on an error for some.
+    /// Reserves space for the holes in file blocks `first..end`: for all of them or, on an error, for some.
     fn allocate(&self, ino: Ino, first: u64, end: u64) -> Result<()> {
         let mut holes = Vec::new();
         let mut at = first;
@@ -129,8 +130,8 @@ impl Fs {
         self.with_space(blocks, || self.store.reserve(blocks))
     }
 
-    /// Puts reserved runs in the rows, at file block `from` and on, after `clear` made room and said how many blocks that
-    /// freed. Returns the first block after them.
+    /// Puts reserved runs in the rows, from file block `from` on. Before that `clear` makes room, and returns how many
+    /// blocks it freed. Returns the first block after the runs.
     fn put_reserved(
         &self,
         ino: Ino,
@@ -175,7 +176,7 @@ impl Fs {
         if !keep {
             return self.punch(inode.ino, first, last);
         }
-        // Data gives way to reserved blocks; what is reserved already stays. No hole is left after `allocate`.
+        // Data gives way to reserved blocks, and reserved blocks stay. No hole is left after `allocate`.
         let mut written = Vec::new();
         self.each_span(inode.ino, first, last, |span| {
             if !span.reserved() {
@@ -210,7 +211,8 @@ impl Fs {
         }
     }
 
-    /// Calls `f` for the extents in file blocks `from..to`, in order, until it returns false. The metadata is free in between.
+    /// Calls `f` for the extents in file blocks `from..to`, in order, until it returns false. The metadata is not
+    /// locked while `f` runs.
     pub(super) fn each_span(&self, ino: Ino, mut from: u64, to: u64, mut f: impl FnMut(Span) -> bool) -> Result<()> {
         while from < to {
             let spans = self.view(|view| Ok(view.spans(ino, from, to, STEP)?))?;
@@ -257,12 +259,12 @@ impl Fs {
         }
     }
 
-    /// Copies up to `len` bytes between files, or within one, at most [`COPY_MAX`]; returns how many: fewer at the source's
-    /// end.
+    /// Copies up to `len` bytes, at most [`COPY_MAX`], between files or within one. Returns how many: fewer at the
+    /// source's end.
     ///
     /// # Errors
-    /// As reading and writing; [`Error::Invalid`] when the ranges overlap in one file. After the first bytes an error is a
-    /// short copy.
+    /// As reading and writing; [`Error::Invalid`] when the ranges overlap in one file. An error after the first bytes
+    /// makes a short copy, not an error.
     pub fn copy_range(&self, from: Ino, from_offset: u64, to: Ino, to_offset: u64, len: u64) -> Result<u64> {
         if from == to && from_offset.abs_diff(to_offset) < len {
             return Err(Error::Invalid);

@@ -3,19 +3,21 @@
 use super::{Fs, Result};
 use crate::{meta::ExtentRow, units::Ino};
 
-/// An extent and whose it is.
+/// An extent and the file that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scanned {
     /// The file.
     pub ino: Ino,
-    /// Where in it, where on the devices, and what proves the content; no tags when it was never written.
+    /// Where it is in the file and on the devices, and what proves its content. Without tags it was never written.
     pub extent: ExtentRow,
 }
 
 impl Fs {
-    /// At most `limit` extents after `after` (`None`: from the beginning), by inode number and place in the file; none when
-    /// there are no more. Files change between two calls: hold a [`ReadGuard`](crate::pages::ReadGuard) from before a call
-    /// until its extents have been looked at.
+    /// At most `limit` extents after `after` (`None`: from the beginning), by inode number and place in the file. An
+    /// empty list means that there are no more.
+    ///
+    /// Files change between two calls: hold a [`ReadGuard`](crate::pages::ReadGuard) from before a call until its
+    /// extents have been looked at.
     ///
     /// # Errors
     /// Of the metadata.

@@ -9,14 +9,14 @@ use crate::{
     units::Ino,
 };
 
-/// What begins so is not stored: it is for what the daemon itself says of a file. Never listed, so that copies of a tree do
-/// not stumble over it.
+/// Names that begin so are not stored: they are for what the daemon itself says of a file. They are never listed, so
+/// that copies of a tree do not stumble over them.
 pub const RESERVED: &[u8] = b"user.scelle.";
 
-/// Namespaces that are stored; the kernel says who may use them. Of `system.` there are only the ACLs.
+/// Namespaces that are stored; the kernel decides who may use them. Of `system.` there are only the ACLs.
 const NAMESPACES: &[&[u8]] = &[b"user.", TRUSTED, b"security."];
 
-/// What administrators note, and others are not shown.
+/// Attributes for administrators, which others are not shown.
 const TRUSTED: &[u8] = b"trusted.";
 
 impl Fs {
@@ -28,7 +28,7 @@ impl Fs {
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         check_name(name)?;
         self.view(|view| {
-            // Asked for before every first write (security.capability), mostly in vain.
+            // The kernel asks this before every first write (security.capability), mostly in vain.
             if !existing(view, ino)?.has(own_flag(name)) {
                 return Err(Error::NoAttribute);
             }
@@ -44,8 +44,8 @@ impl Fs {
         self.view(|view| if existing(view, ino)?.has(FLAG_XATTR) { Ok(view.xattr_names(ino)?) } else { Ok(Vec::new()) })
     }
 
-    /// As [`Fs::listxattr`]. Names of `trusted.*` are left out unless `sees_trusted` says that the caller may see them; it is
-    /// asked only when there are any.
+    /// As [`Fs::listxattr`]. Names of `trusted.*` are left out unless `sees_trusted` says that the caller may see them.
+    /// `sees_trusted` is called only when there are such names.
     ///
     /// # Errors
     /// As [`Fs::listxattr`].
@@ -58,9 +58,10 @@ impl Fs {
         Ok(each().filter(|name| !name.starts_with(TRUSTED)).flatten().copied().collect())
     }
 
-    /// Sets an attribute. `flags` holds none, one or both of `XATTR_CREATE` (it must not exist) and `XATTR_REPLACE` (it must
-    /// exist); with both nothing can be set, and the error says which of them it was, as with ext4. An access
-    /// ACL also sets the permission bits, and is not kept when they say the same.
+    /// Sets an attribute. `flags` holds none, one or both of `XATTR_CREATE` (it must not exist) and `XATTR_REPLACE` (it
+    /// must exist). With both nothing can be set, and the error says which of them it was, as with ext4.
+    ///
+    /// An access ACL also sets the permission bits, and is not stored when it says no more than they do.
     ///
     /// # Errors
     /// [`Error::Exists`] and [`Error::NoAttribute`] for the flags; [`Error::ValueTooLong`], [`Error::NameTooLong`],
@@ -71,8 +72,8 @@ impl Fs {
         self.setxattr_as(ino, name, value, flags, |_| true)
     }
 
-    /// As [`Fs::setxattr`]. An access ACL takes the set-group-id bit away unless `keeps_group_id` says of the file's group
-    /// that the caller is in it, or may do as if it were: as chmod(2) does (posix_acl_update_mode()).
+    /// As [`Fs::setxattr`]. An access ACL takes the set-group-id bit away, as chmod(2) does (posix_acl_update_mode()).
+    /// `keeps_group_id` prevents that: it says of the file's group that the caller is in it, or may act as if it were.
     ///
     /// # Errors
     /// As [`Fs::setxattr`].
@@ -127,7 +128,7 @@ impl Fs {
         self.change(|tx| {
             let mut inode = existing(tx, ino)?;
             if !inode.has(FLAG_XATTR) || !tx.delete_xattr(ino, name)? {
-                // As ext4: there is always an access ACL, if only the one that the mode is.
+                // As ext4: an access ACL always exists, if only the one that the mode stands for.
                 return if is_acl(name) { Ok(()) } else { Err(Error::NoAttribute) };
             }
             inode.ctime = now();
@@ -147,7 +148,7 @@ fn acl_flag(name: &[u8]) -> u32 {
     xattr_flag(name) & !FLAG_XATTR
 }
 
-/// The flag without which there is no attribute of that name.
+/// The flag that every inode with an attribute of that name has.
 fn own_flag(name: &[u8]) -> u32 {
     if is_acl(name) { acl_flag(name) } else { FLAG_XATTR }
 }
@@ -171,7 +172,7 @@ fn check_changeable(name: &[u8]) -> Result<()> {
     if name.starts_with(RESERVED) { Err(Error::NotPermitted) } else { Ok(()) }
 }
 
-/// Clears the flags that spoke of a removed attribute.
+/// Clears the flags that stood for a removed attribute.
 fn removed(tx: &Tx<'_>, inode: &mut Inode, name: &[u8]) -> Result<()> {
     inode.set(acl_flag(name), false);
     let any = !tx.xattr_names(inode.ino)?.is_empty();

@@ -1,4 +1,4 @@
-//! Attributes and times, from ours to the library's and back.
+//! Attributes and times, from the filesystem's form to the library's and back.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -69,7 +69,7 @@ fn to_system(time: Time) -> SystemTime {
 }
 
 /// The time that the kernel sent. For times before 1970 fuser 0.18 takes the fraction for negative too (its `time.rs`),
-/// so that -2 s + 0.8 s arrives as 2.8 s before the epoch; the two parts can be had back exactly.
+/// so that -2 s + 0.8 s arrives as 2.8 s before the epoch. The two parts can be recovered exactly.
 pub(super) fn from_system(time: SystemTime) -> Time {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => Time { s: i64::try_from(after.as_secs()).unwrap_or(i64::MAX), ns: after.subsec_nanos() },

@@ -1,9 +1,11 @@
 //! Keeps processors from sleeping between two requests of a burst.
 //!
-//! A request is two wake-ups, the daemon's and the application's. A processor that has gone to sleep in between takes longer
-//! to wake than the request takes to serve. While requests come, the kernel is told that no latency is tolerated
-//! (`/dev/cpu_dma_latency`, Documentation/power/pm_qos_interface.rst); [`IDLE`] after the last one it is let go. The cost is the
-//! power of awake processors for that time; the mount option `powersave` does without.
+//! A request is two wake-ups, the daemon's and the application's. A processor that has gone to sleep in between takes
+//! longer to wake than the request takes to serve.
+//!
+//! While requests come, the kernel is told that no latency is tolerated (`/dev/cpu_dma_latency`,
+//! Documentation/power/pm_qos_interface.rst). [`IDLE`] after the last request this is taken back. The cost is the power
+//! of awake processors for that time; the mount option `powersave` does without.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 const DEVICE: &str = "/dev/cpu_dma_latency";
 
-/// Without a request for so long, processors may sleep.
+/// How long no request must come before processors may sleep.
 const IDLE: Duration = Duration::from_millis(10);
 
 /// The hold on the processors.
@@ -31,7 +33,8 @@ struct Shared {
 }
 
 impl Awake {
-    /// Starts the thread that holds and lets go, unless `powersave` asks for none or the kernel offers no such device.
+    /// Starts the thread that keeps processors awake, unless `powersave` asks for none or the kernel offers no such
+    /// device.
     pub fn start(powersave: bool) -> Self {
         let shared = Arc::new(Shared::default());
         if powersave || hold().is_none() {
@@ -42,7 +45,7 @@ impl Awake {
         Self { shared, thread: spawned.ok().map(|handle| handle.thread().clone()) }
     }
 
-    /// A request has come.
+    /// To be called when a request has come.
     pub fn touch(&self) {
         let Some(thread) = &self.thread else { return };
         self.shared.requests.fetch_add(1, Ordering::Relaxed);
@@ -84,7 +87,7 @@ impl Shared {
     }
 }
 
-/// The kernel holds the request as long as the file is open.
+/// Asks the kernel for no latency. The kernel grants this as long as the file is open.
 fn hold() -> Option<File> {
     let mut file = File::options().write(true).open(DEVICE).ok()?;
     file.write_all(&0i32.to_ne_bytes()).ok()?;

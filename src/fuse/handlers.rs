@@ -1,4 +1,4 @@
-//! One handler a request.
+//! The handlers: one for each request of the kernel.
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -25,7 +25,7 @@ use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::units::Ino;
 
-/// How long the kernel may believe what it was told. Nobody else changes the volume, so: long.
+/// How long the kernel may believe an answer. Nobody else changes the volume, so: long.
 const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Inode numbers are never reused, so one generation is enough.
@@ -34,7 +34,7 @@ const GENERATION: Generation = Generation(0);
 /// Requests that the kernel may have in flight beside the synchronous ones (write-back, read-ahead).
 const BACKGROUND_MAX: u16 = 128;
 
-/// What opening relies on (Linux 5.1); without them every open would fail.
+/// What opening relies on (Linux 5.1): a kernel without them would fail every open.
 const NEEDED: InitFlags = InitFlags::FUSE_NO_OPEN_SUPPORT.union(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
 
 const CAPABILITIES: [InitFlags; 8] = [
@@ -49,7 +49,7 @@ const CAPABILITIES: [InitFlags; 8] = [
 ];
 
 thread_local! {
-    /// What a read is put together in; one an event loop.
+    /// The buffer in which a read is put together; each event loop has its own.
     static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -77,8 +77,8 @@ impl Adapter {
         Ok(Self { placer: Placer::start(locator)?, syncer, seeker, awake: Awake::start(powersave), notifier, fs })
     }
 
-    /// The permission bits that a change by `request` leaves, if it takes any: always, or unless the caller's process may
-    /// leave them as they are.
+    /// The permission bits that a change by `request` leaves, if it takes any away. With `always` it takes them in any
+    /// case, else only if the caller's process may not leave them as they are.
     fn mode_after(&self, request: &Request, number: INodeNo, always: bool) -> fs::Result<Option<u32>> {
         let attr = self.fs.getattr(ino(number))?;
         let set_id = attr.kind != fs::Kind::Directory && attr.mode & SET_ID != 0;
@@ -88,8 +88,8 @@ impl Adapter {
         Ok(without_set_id(attr.mode, || in_group_or_capable(request, attr.gid)))
     }
 
-    /// The permission bits after chown(2) to nobody else, which the kernel lets everybody do: but only who may change the mode
-    /// takes bits by it.
+    /// The permission bits after a chown(2) that names neither owner nor group. The kernel lets everybody do that, but
+    /// only a caller who may change the mode takes bits away by it.
     fn mode_after_nobody(&self, request: &Request, number: INodeNo) -> fs::Result<Option<u32>> {
         let mode = self.mode_after(request, number, true)?;
         if mode.is_some() && !owner_or_capable(request, self.fs.getattr(ino(number))?.uid) {
@@ -150,7 +150,7 @@ impl Filesystem for Adapter {
                 log::warn!("the kernel's FUSE lacks {capability:?}");
             }
         }
-        // A value that is too large is answered with the largest that is not.
+        // If the value is too large, the library returns the largest possible, which is then set.
         let _ = config.set_max_write(REQUEST_BYTES_MAX as u32).or_else(|most| config.set_max_write(most));
         let _ = config.set_max_readahead(4 << 20).or_else(|most| config.set_max_readahead(most));
         let _ = config.set_max_background(BACKGROUND_MAX);
@@ -193,7 +193,7 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         self.awake.touch();
-        // chown(2) to nobody else comes as a change of the change time alone.
+        // A chown(2) that names neither owner nor group comes as a change of the change time alone.
         let others = [size.is_some(), atime.is_some(), mtime.is_some()].contains(&true);
         let mode = match mode {
             None if uid.or(gid).is_some() => self.mode_after(request, number, true),
@@ -275,7 +275,8 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         self.awake.touch();
-        // NOREPLACE comes to us only when the kernel has found the new name free: a whiteout beside it is what is left.
+        // The kernel hands NOREPLACE over only when it has found the new name free. So of NOREPLACE with a whiteout
+        // only the whiteout is left to do.
         let flags = match flags {
             RenameFlags::RENAME_EXCHANGE => fs::RenameFlags::Exchange,
             RenameFlags::RENAME_NOREPLACE => fs::RenameFlags::NoReplace,
@@ -286,13 +287,13 @@ impl Filesystem for Adapter {
     }
 
     fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
-        // The kernel then makes the node and opens it, and does not ask again: see `open`.
+        // After this answer the kernel makes the node and opens it, and does not ask again: see `open`.
         reply.error(Errno::ENOSYS);
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // The kernel then opens files itself, keeps their pages over open and close, and does not ask again
-        // (FUSE_NO_OPEN_SUPPORT): two requests less an open. It holds the inode as long as the file is open.
+        // After this answer the kernel opens files itself, keeps their pages over open and close, and does not ask
+        // again (FUSE_NO_OPEN_SUPPORT): two requests less an open. It holds the inode as long as the file is open.
         reply.error(Errno::ENOSYS);
     }
 
@@ -402,7 +403,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        // As for files; what the kernel has listed once it keeps.
+        // As for files. The kernel keeps what it has listed once.
         reply.error(Errno::ENOSYS);
     }
 
@@ -471,7 +472,7 @@ impl Filesystem for Adapter {
     }
 
     fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        // Never asked with default_permissions.
+        // The kernel never asks this with `default_permissions`.
         reply.error(Errno::ENOSYS);
     }
 
@@ -499,7 +500,7 @@ impl Filesystem for Adapter {
         _: PollFlags,
         reply: ReplyPoll,
     ) {
-        // The kernel then takes files for always ready, as they are.
+        // After this answer the kernel takes files for always ready, as they are.
         reply.error(Errno::ENOSYS);
     }
 }
@@ -508,15 +509,15 @@ impl Filesystem for Adapter {
 mod tests {
     use super::*;
 
-    /// With it, fs/fuse/dir.c drops the change of mode that should come with the truncation: a file that its owner, who is
-    /// not root, empties with `: >file` stayed set-user-id.
+    /// With that setting, fs/fuse/dir.c drops the change of mode that should come with the truncation. A file that its
+    /// owner, who is not root, emptied with `: >file` stayed set-user-id.
     #[test]
     fn regression_truncation_by_open_takes_set_user_id_bits() {
         assert!(!CAPABILITIES.contains(&InitFlags::FUSE_ATOMIC_O_TRUNC));
     }
 
-    /// The kernel would not drop pages that were read while an asynchronous direct write was under way: whoever reads the file
-    /// later, a backup say, would get what was there before.
+    /// With that setting, the kernel would not drop pages that were read while an asynchronous direct write was under
+    /// way. Whoever reads the file later, a backup say, would get what was there before.
     #[test]
     fn regression_a_direct_write_leaves_no_page_as_it_was() {
         assert!(!CAPABILITIES.contains(&InitFlags::FUSE_ASYNC_DIO));

@@ -1,11 +1,11 @@
-//! The virtual attribute that says where a file is.
+//! The virtual attribute that says where a file is. What it says is the [`Locator`]'s, above this module.
 //!
-//! It is answered when it is asked for by name and never listed, so that what copies the attributes of a tree (rsync, tar, cp)
-//! neither takes it along nor stumbles when it cannot set it. The kernel asks only for regular files and folders, on behalf
-//! of who may read them (xattr(7), "Extended user attributes").
+//! The attribute is answered when it is asked for by name, and never listed. So programs that copy the attributes of a
+//! tree (rsync, tar, cp) neither take it along nor stumble when they cannot set it. The kernel asks only for regular
+//! files and folders, on behalf of callers who may read them (xattr(7), "Extended user attributes").
 //!
-//! An answer may wait for a commit and look at many extents, and anybody may ask for any number: so one thread gives them all,
-//! and the event loops stay free.
+//! An answer may wait for a commit and look at many extents, and anybody may ask for any number of answers. So one
+//! thread gives them all, and the event loops stay free.
 
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -19,7 +19,7 @@ use crate::units::Ino;
 /// Name of the attribute.
 pub const PLACE_XATTR: &str = "user.scelle.place";
 
-/// Who knows where files are: above the adapter, which knows neither replicas nor the registry.
+/// Knows where files are. It is above the adapter, which knows neither replicas nor the registry.
 pub trait Locator: Send + Sync {
     /// The attribute's value for an inode.
     ///
@@ -53,14 +53,15 @@ impl Placer {
         Ok(Self { queue: Some(queue), thread: Some(thread) })
     }
 
-    /// Whether `name` asks for it.
+    /// Whether `name` asks for the attribute.
     pub(super) fn answers(name: &[u8]) -> bool {
         name == PLACE_XATTR.as_bytes()
     }
 
-    /// Replies as getxattr(2) with room for `size` bytes.
+    /// Replies as getxattr(2) does for `size` bytes of room.
     pub(super) fn ask(&self, ino: Ino, size: u32, reply: ReplyXattr) {
-        // A reply that is dropped unanswered is answered with EIO; the thread ends after the queue, so that does not happen.
+        // A reply that is dropped unanswered is answered with EIO. The thread ends after the queue, so that does not
+        // happen.
         if let Some(queue) = &self.queue {
             let _ = queue.send(Question { ino, size, reply });
         }

@@ -7,10 +7,10 @@ use fuser::{Errno, ReplyXattr};
 
 use crate::fs;
 
-/// Damaged or failing devices can produce an error a request: at most one log line in this time.
+/// At most one log line is written in this time: damaged or failing devices can produce an error a request.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The errno for the kernel; failures that no caller has caused are logged.
+/// The errno for the kernel. Failures that no caller has caused are logged.
 pub(super) fn errno(error: &fs::Error) -> Errno {
     static LAST: AtomicU64 = AtomicU64::new(0);
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();

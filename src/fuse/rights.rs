@@ -1,9 +1,11 @@
 //! What a caller may do, where the kernel's request does not say it.
 //!
-//! With `FUSE_HANDLE_KILLPRIV_V2` the kernel leaves it to the filesystem to take set-user-id and set-group-id bits from a file
-//! that is written, truncated or given away, and need not ask before every write(2) whether there are any. A request to
-//! write says whether its caller keeps them; one to truncate says so in a flag that the library does not know
-//! (`FATTR_KILL_SUIDGID`), one to allocate or to copy does not: there the caller's process is asked.
+//! With `FUSE_HANDLE_KILLPRIV_V2` the filesystem, not the kernel, takes set-user-id and set-group-id bits from a file
+//! that is written, truncated or given away. So the kernel need not ask before every write(2) whether there are any.
+//!
+//! A request to write says whether its caller keeps the bits. A request to truncate says so in a flag that the library
+//! does not know (`FATTR_KILL_SUIDGID`); a request to allocate or to copy does not say it. In these cases the caller's
+//! process is asked.
 
 use std::path::Path;
 
@@ -25,9 +27,9 @@ const CAP_FOWNER: u32 = 3;
 /// May see the extended attributes `trusted.*`, among much else.
 const CAP_SYS_ADMIN: u32 = 21;
 
-/// Whether the caller is in group `gid`, or may do as if it were (`in_group_or_capable()` of fs/inode.c). The kernel says so
-/// itself with `FUSE_SETXATTR_EXT`, which the library does not know; so the caller's process is asked, and one that is gone
-/// has no more rights than its request shows.
+/// Whether the caller is in group `gid`, or may act as if it were (`in_group_or_capable()` of fs/inode.c). The kernel
+/// says so itself with `FUSE_SETXATTR_EXT`, which the library does not know. So the caller's process is asked. A
+/// process that is gone has no more rights than its request shows.
 pub(super) fn in_group_or_capable(request: &Request, gid: u32) -> bool {
     request.gid() == gid || says(&status(request), gid)
 }
@@ -42,30 +44,31 @@ pub(super) fn owner_or_capable(request: &Request, uid: u32) -> bool {
     request.uid() == uid || capable_here(request, CAP_FOWNER)
 }
 
-/// Whether the caller is shown that there are attributes `trusted.*`. What they hold, the kernel itself keeps from others.
+/// Whether the caller is shown that there are attributes `trusted.*`. The kernel itself keeps their values from others.
 pub(super) fn sees_trusted(request: &Request) -> bool {
     capable_here(request, CAP_SYS_ADMIN)
 }
 
-/// Whether the caller has a capability on the host (`capable()` of kernel/capability.c). What a process may do in a user
-/// namespace of its own does not count, and one that is gone, or that is not seen from here, has not got it.
+/// Whether the caller has a capability on the host (`capable()` of kernel/capability.c). What a process may do in a
+/// user namespace of its own does not count. A process that is gone, or that is not seen from here, does not have the
+/// capability.
 fn capable_here(request: &Request, capability: u32) -> bool {
     let namespace = |process: &str| std::fs::read_link(Path::new("/proc").join(process).join("ns/user")).ok();
     let theirs = namespace(&request.pid().to_string());
     theirs.is_some() && theirs == namespace("self") && capable(&status(request), capability)
 }
 
-/// The permission bits that a file has after its content or owner changed (`setattr_should_drop_suidgid()` of fs/attr.c):
-/// `None` if there is nothing to take. A set-group-id bit without execution by the group is an old sign for mandatory
-/// locking: it stays for those who could set it.
+/// The permission bits that a file has after its content or owner changed (`setattr_should_drop_suidgid()` of
+/// fs/attr.c). `None` if there is nothing to take away. A set-group-id bit without execution by the group is an old
+/// sign for mandatory locking: it stays if the caller could set it.
 pub(super) fn without_set_id(mode: u32, keeps_group_id: impl FnOnce() -> bool) -> Option<u32> {
     let group = mode & S_ISGID != 0 && (mode & S_IXGRP != 0 || !keeps_group_id());
     let taken = mode & S_ISUID | if group { S_ISGID } else { 0 };
     (taken != 0).then_some(mode & 0o7777 & !taken)
 }
 
-/// What proc_pid_status(5) says of the caller; nothing when it acts for somebody else, as the kernel's file servers do: then its
-/// own groups and capabilities say nothing of this request.
+/// What proc_pid_status(5) says of the caller. Empty when the caller acts for somebody else, as the kernel's file
+/// servers do: then its own groups and capabilities say nothing of this request.
 fn status(request: &Request) -> String {
     let status = Path::new("/proc").join(request.pid().to_string()).join("status");
     let status = read_bounded(&status, PROC_BYTES_MAX).ok().flatten().unwrap_or_default();

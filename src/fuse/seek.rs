@@ -1,11 +1,14 @@
 //! Looking for data and holes in files, part of whose content the kernel may still hold.
 //!
-//! With the writeback cache the kernel holds data that the daemon has not seen, and asks `lseek(SEEK_DATA)` without handing
-//! it over first (fs/fuse/file.c, `fuse_lseek`): what was just written would count as a hole, and `cp` would leave it out.
-//! So the file's pages are first called in, with a notification that makes the kernel write them back and forget
-//! them. The kernel answers the notification when the pages have arrived as writes of their own, which other event loops
-//! serve: an event loop must not wait for that, so a thread does. Programs ask for files that look sparse; those
-//! are then read once more.
+//! With the writeback cache the kernel holds data that the daemon has not seen. It asks `lseek(SEEK_DATA)` without
+//! handing this data over first (fs/fuse/file.c, `fuse_lseek`). Data that was just written would count as a hole, and
+//! `cp` would leave it out.
+//!
+//! So the file's pages are first called in, with a notification that makes the kernel write them back and forget them.
+//! The kernel answers the notification only when the pages have arrived, as writes of their own which other event loops
+//! serve. An event loop must not wait for that, so a thread does.
+//!
+//! Programs ask for files that look sparse; the pages of those are then read once more.
 
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
@@ -31,7 +34,7 @@ pub(super) struct Seeker {
 }
 
 impl Seeker {
-    /// `notifier` is there when the first request is.
+    /// Starts the thread. `notifier` is set before the first request comes.
     pub(super) fn start(fs: Arc<Fs>, notifier: Arc<OnceLock<Notifier>>) -> std::io::Result<Self> {
         let (queue, waiting) = mpsc::channel::<Question>();
         let serve = move || {

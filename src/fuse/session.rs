@@ -10,13 +10,13 @@ use super::handlers::Adapter;
 use super::place::Locator;
 use crate::fs::Fs;
 
-/// Event loops: enough that one waiting for a device does not stop the others.
+/// How many event loops there are: enough that one waiting for a device does not stop the others.
 const LOOPS: usize = 4;
 
 /// What a mount is to be like.
 #[derive(Clone, Debug, Default)]
 pub struct MountConfig {
-    /// Where, absolute.
+    /// Where to mount; an absolute path.
     pub mountpoint: PathBuf,
     /// What `findmnt` shows as source.
     pub source: String,
@@ -39,7 +39,7 @@ impl MountConfig {
         let either = |yes, on, off| if yes { on } else { off };
         let mut options = vec![
             MountOption::FSName(self.source.clone()),
-            // The library passes a subtype only to its helper program; the kernel takes it as an option of the mount.
+            // The library passes a subtype only to its helper program. The kernel takes it as an option of the mount.
             MountOption::CUSTOM("subtype=scelle".into()),
             MountOption::DefaultPermissions,
             MountOption::NoAtime,
@@ -59,8 +59,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Mounts `fs`; `locator` says where its files are. From here on processes can use the folder; they wait until
-    /// [`run`](Session::run) is called.
+    /// Mounts `fs`; `locator` says where its files are. From here on processes can use the folder. Their requests wait
+    /// until [`run`](Session::run) is called.
     ///
     /// # Errors
     /// What mount(2) and the FUSE handshake say.

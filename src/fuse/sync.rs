@@ -1,4 +1,5 @@
-//! fsync without starving the event loops: a commit waits for the devices, and an event loop that waits serves nobody.
+//! Answers `fsync` without starving the event loops: a commit waits for the devices, and an event loop that waits
+//! serves nobody. What is committed for whom is [`Fs::sync`]'s.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -8,8 +9,8 @@ use fuser::{Errno, ReplyEmpty};
 
 use crate::fs::Fs;
 
-/// Decides where an fsync waits: in the event loop, while another loop is free, else on a thread of its own that
-/// answers all that have gathered with one commit.
+/// Decides where an `fsync` waits. While another event loop is free, it waits in its event loop. Else it waits on a
+/// thread of its own, which answers all that have gathered with one commit.
 pub(super) struct Syncer {
     inline: AtomicUsize,
     inline_max: usize,
@@ -18,7 +19,7 @@ pub(super) struct Syncer {
 }
 
 impl Syncer {
-    /// For `loops` event loops.
+    /// Starts the thread, for `loops` event loops.
     pub(super) fn start(fs: Arc<Fs>, loops: usize) -> std::io::Result<Self> {
         let (queue, waiting) = mpsc::channel();
         let thread = std::thread::Builder::new().name("fsync".into()).spawn(move || answer(&fs, &waiting))?;
@@ -52,7 +53,7 @@ impl Drop for Syncer {
 
 fn answer(fs: &Fs, waiting: &mpsc::Receiver<ReplyEmpty>) {
     while let Ok(first) = waiting.recv() {
-        // Whoever has asked before the commit begins is served by it.
+        // Every caller that asked before the commit begins is served by it.
         let batch: Vec<ReplyEmpty> = std::iter::once(first).chain(waiting.try_iter()).collect();
         let result = outcome(fs);
         batch.into_iter().for_each(|reply| finish(reply, result));

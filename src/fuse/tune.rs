@@ -1,4 +1,4 @@
-//! What the kernel keeps per mount in sysfs: read-ahead and the share of the page cache that may be dirty.
+//! Sets what the kernel keeps per mount in sysfs: read-ahead, and the share of the page cache that may be dirty.
 
 use std::fs;
 use std::io;

@@ -1,4 +1,4 @@
-//! Self-check: the tables against each other.
+//! Self-check: compares the tables with each other. Whether blocks hold what the tables say is the volume's check.
 
 use rusqlite::Connection;
 
@@ -7,7 +7,7 @@ use super::Result;
 /// Most findings that are reported.
 const FINDINGS_MAX: usize = 100;
 
-/// What must not exist, as (sentence, query of numbers that it applies to).
+/// What must not exist: a sentence, and a query that returns the numbers to which it applies.
 const RULES: &[(&str, &str)] = &[
     ("inode {} has another link count than names", "
         SELECT i.ino FROM inode i LEFT JOIN (SELECT ino, count(*) AS names FROM dentry GROUP BY ino) d USING(ino)

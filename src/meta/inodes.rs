@@ -1,8 +1,8 @@
 //! Rows of `inode` in memory: read once, and written once a commit however often they change.
 //!
-//! A folder's times change with every name made in it, a file's row with every write, and most requests ask for some
-//! row. What the database has instead may be older for the rows that [`Inodes::write`] has yet to write: every statement that
-//! reads the table must look here first, and every commit writes first.
+//! A folder's times change with every name made in it, a file's row changes with every write, and most requests ask for
+//! some row. The database may hold an older state of the rows that [`Inodes::write`] has yet to write. So every
+//! statement that reads the table must look here first, and every commit writes first.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,10 +11,10 @@ use rusqlite::{Connection, params};
 use super::{Result, rows::Inode};
 use crate::units::Ino;
 
-/// Rows kept that are as in the database.
+/// How many rows are kept that are the same in the database.
 const CLEAN_MAX: usize = 1 << 15;
 
-/// Changed rows after which [`Inodes::write`] is due: it takes some milliseconds.
+/// How many changed rows make [`Inodes::write`] due, which takes some milliseconds.
 const CHANGED_MAX: usize = 1 << 12;
 
 /// One statement for new and changed rows. A symbolic link's target never changes.
@@ -22,7 +22,7 @@ const PUT: &str = "INSERT INTO inode VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 
      ON CONFLICT(ino) DO UPDATE SET mode = ?2, uid = ?3, gid = ?4, nlink = ?5, parent = ?7, flags = ?8, size = ?9, \
      blocks = ?10, atime_s = ?11, atime_ns = ?12, mtime_s = ?13, mtime_ns = ?14, ctime_s = ?15, ctime_ns = ?16";
 
-/// A row that the database does not have so.
+/// A row that is different in the database, or absent there.
 #[derive(Clone, Debug)]
 struct Changed {
     inode: Inode,
@@ -30,7 +30,7 @@ struct Changed {
     new: bool,
 }
 
-/// The rows, and what undoes the operation that is going on.
+/// The rows, and what undoes the running operation.
 #[derive(Debug, Default)]
 pub(super) struct Inodes {
     clean: HashMap<Ino, Inode>,
@@ -46,7 +46,7 @@ impl Inodes {
         self.changed.get(&ino).map(|changed| &changed.inode).or_else(|| self.clean.get(&ino))
     }
 
-    /// Keeps a row that was read from the database; not one that [`Inodes::get`] has.
+    /// Keeps a row that was read from the database. The caller has seen that [`Inodes::get`] has none.
     pub fn keep(&mut self, inode: &Inode) {
         if self.clean.len() >= CLEAN_MAX {
             self.clean.clear();
@@ -69,24 +69,24 @@ impl Inodes {
         }
     }
 
-    /// A new inode.
+    /// Adds a new inode.
     pub fn insert(&mut self, inode: &Inode) {
         self.set(inode.ino, Some(Changed { inode: inode.clone(), new: true }));
     }
 
-    /// Another content of an inode that exists.
+    /// Replaces the row of an inode that exists.
     pub fn put(&mut self, inode: &Inode) {
         let new = self.changed.get(&inode.ino).is_some_and(|changed| changed.new);
         self.set(inode.ino, Some(Changed { inode: inode.clone(), new }));
     }
 
-    /// Drops the row. Returns whether the database has one, which the caller deletes.
+    /// Drops the row. Returns whether the database has one, which the caller then deletes.
     pub fn remove(&mut self, ino: Ino) -> bool {
         !self.set(ino, None).is_some_and(|changed| changed.new)
     }
 
     fn set(&mut self, ino: Ino, changed: Option<Changed>) -> Option<Changed> {
-        // An operation that is undone reads it again.
+        // If the operation is undone, the row is read again.
         self.clean.remove(&ino);
         let before = match changed {
             Some(changed) => self.changed.insert(ino, changed),
@@ -101,7 +101,7 @@ impl Inodes {
         self.changed.len() >= CHANGED_MAX
     }
 
-    /// Brings the database up to date.
+    /// Writes the changed rows to the database.
     ///
     /// # Errors
     /// Of SQLite; then it is not known which rows were written.

@@ -1,4 +1,5 @@
-//! Typed rows, checked when they are read: the database is authenticated, but a bug of an earlier version is not.
+//! Typed rows, checked when they are read. The database is authenticated, but that says nothing against a bug of an
+//! earlier version.
 
 use rusqlite::{Row, types::ValueRef};
 
@@ -79,7 +80,7 @@ pub const FLAG_ACL_ACCESS: u32 = 1 << 1;
 pub const FLAG_ACL_DEFAULT: u32 = 1 << 2;
 /// The file may have reserved extents.
 pub const FLAG_RESERVED: u32 = 1 << 3;
-/// The block that holds the end of file may have old bytes after it: they must be zeroed before the file grows.
+/// The block that holds the end of the file may have old bytes after it, which must be zeroed before the file grows.
 pub const FLAG_TAIL: u32 = 1 << 4;
 /// The file has a row in `trim`: old blocks after its end must be freed before it grows.
 pub const FLAG_TRIM: u32 = 1 << 5;
@@ -97,11 +98,11 @@ pub struct Inode {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// Names that lead here; a folder has 2 plus one for each folder in it. 0: an orphan.
+    /// Names that lead to the inode; for a folder, 2 plus one for each folder in it. An orphan has 0.
     pub nlink: u32,
     /// Device number of a device node, as the kernel encodes it.
     pub rdev: u32,
-    /// The folder that holds this folder; the root holds itself. Kept for folders only, else 0.
+    /// The folder that holds this folder; the root holds itself. 0 for anything but a folder.
     pub parent: u64,
     /// `FLAG_…` bits.
     pub flags: u32,
@@ -179,7 +180,7 @@ impl Inode {
 /// A name in a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dentry {
-    /// Its place in the folder: the name's hash, or a little after.
+    /// Its place in the folder: the name's hash, or up to 15 more.
     pub cookie: u64,
     /// What it leads to.
     pub ino: Ino,
@@ -202,7 +203,7 @@ pub struct ExtentRow {
     pub addr: BlockAddr,
     /// Identity of the first unit (all zero when reserved).
     pub id: WriteId,
-    /// One tag a block, or nothing when the blocks are reserved and were never written.
+    /// One tag a block; nothing when the blocks are reserved and were never written.
     pub tags: Option<Vec<Tag>>,
 }
 
@@ -241,7 +242,7 @@ impl ExtentRow {
         }
     }
 
-    /// Reads `lblock, blocks, addr, epoch, counter, tags`; tags that live in the other table are left for the caller.
+    /// Reads `lblock, blocks, addr, epoch, counter, tags`. Tags in the other table are left for the caller to read.
     pub(super) fn from_row(row: &Row<'_>) -> Result<(Self, TagPlace)> {
         let extent = Self {
             lblock: unsigned(row, 0)?,

@@ -11,8 +11,8 @@
 //! | `trim` | a file whose blocks from `lblock` on are still to be freed | inode |
 //! | `audit` | a record of the audit trail, as the bytes that are hashed; rows are only ever added | number, from 1 |
 //!
-//! Long tags live in a table of their own because a table without rowid is a B-tree of whole rows: with a kilobyte in each,
-//! a page would hold four of them. `(epoch, counter)` grows with time, so it also says when an extent was born.
+//! Long tags live in a table of their own because a table without rowid is a B-tree of whole rows: with a kilobyte in
+//! each, a page would hold four of them. `(epoch, counter)` grows with time, so it also says when an extent was born.
 
 /// Version that this code writes, kept in `PRAGMA user_version`.
 pub const VERSION: i64 = MIGRATIONS.len() as i64 + 1;

@@ -1,5 +1,6 @@
-//! SipHash-2-4 (Aumasson, Bernstein: "SipHash: a fast short-input PRF", 2012): a folder's names are hashed with a key
-//! of the volume, so that nobody can choose names that collide. Part of the format, so it is written out here.
+//! SipHash-2-4 (Aumasson, Bernstein: "SipHash: a fast short-input PRF", 2012). A folder's names are hashed with a key
+//! of the volume, so that nobody can choose names that collide. The hash is part of the format, so it is written out
+//! here.
 
 /// A 128-bit hash key, kept in the `volume` table.
 #[derive(Clone, Copy)]

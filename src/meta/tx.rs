@@ -1,4 +1,4 @@
-//! Typed queries ([`View`]) and changes ([`Tx`]) of the tables.
+//! Typed queries ([`View`]) and changes ([`Tx`]) of the tables, each one operation's.
 
 use std::cell::{Cell, RefCell};
 use std::ops::Deref;
@@ -20,10 +20,10 @@ use crate::{
     units::{BlockAddr, Ino, Run, Tag},
 };
 
-/// Cookies that a name may have, from its hash on: the length of a linear probe.
+/// How many cookies a name may have, from its hash on: the length of a linear probe.
 const PROBE: u64 = 16;
 
-/// Cookies below are for "." and "..", and for the beginning of a folder.
+/// Smaller cookies are for "." and "..", and for the beginning of a folder.
 const COOKIE_MIN: u64 = 16;
 
 /// Cookies have 62 bits: they are positive as a `loff_t`, probe included.
@@ -47,7 +47,8 @@ const LIST_PLUS: &str = concat!(
     inode_columns!(),
     " FROM dentry d LEFT JOIN inode i ON i.ino = d.ino WHERE d.parent = ? AND d.cookie > ? ORDER BY d.cookie"
 );
-/// From the extent that holds block ?2 (or, if none does, some earlier one or the next) to block ?3, at most ?4.
+/// Extents of file ?1 up to block ?3, at most ?4. The first is the extent that holds block ?2; if none does, it is an
+/// earlier one or the next.
 const EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags FROM extent WHERE ino = ?1 AND lblock >= \
      ifnull((SELECT lblock FROM extent WHERE ino = ?1 AND lblock <= ?2 ORDER BY lblock DESC LIMIT 1), ?2) \
      AND lblock < ?3 ORDER BY lblock LIMIT ?4";
@@ -138,7 +139,7 @@ impl<'a> View<'a> {
         self.one(INODE, (ino.0 as i64,), |row| self.joined(ino, row, 0))
     }
 
-    /// The row of `ino`, of which `row` holds what the database has, from column `first` on.
+    /// The inode `ino`. The row in memory goes before `row`, which holds the database's columns from `first` on.
     fn joined(&self, ino: Ino, row: &Row<'_>, first: usize) -> Result<Inode> {
         if let Some(inode) = self.inodes.borrow().get(ino) {
             return Ok(inode.clone());
@@ -165,7 +166,8 @@ impl<'a> View<'a> {
     /// A free place for `name` in folder `parent`: nothing when the name exists.
     ///
     /// # Errors
-    /// [`Error::Full`] when all places that the name may have are taken by others, which needs sixteen colliding hashes.
+    /// [`Error::Full`] when other names have taken all places that this one may have, which needs sixteen colliding
+    /// hashes.
     pub fn slot(&self, parent: Ino, name: &[u8]) -> Result<Option<Slot>> {
         let first = self.first_cookie(name);
         let mut statement = self.prepare(PROBED)?;
@@ -191,7 +193,7 @@ impl<'a> View<'a> {
         Ok(self.one(ANY, (parent.0 as i64,), |_| Ok(()))?.is_some())
     }
 
-    /// Calls `emit` with the entries of folder `parent` after `cookie` in the order of their cookies, until it returns
+    /// Calls `emit` with the entries of folder `parent` after `cookie`, in the order of their cookies, until it returns
     /// false.
     pub fn list(&self, parent: Ino, cookie: u64, inodes: bool, mut emit: impl FnMut(Listed<'_>) -> bool) -> Result<()> {
         let mut statement = self.prepare(if inodes { LIST_PLUS } else { LIST })?;
@@ -221,7 +223,7 @@ impl<'a> View<'a> {
         found.into_iter().map(|(ino, (extent, place))| Ok((ino, self.with_tags(extent, place)?))).collect()
     }
 
-    /// As [`View::extents`], but only where they are.
+    /// As [`View::extents`], but only where the extents are, without their tags.
     pub fn spans(&self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Vec<Span>> {
         let mut found = self.extents_without_tags(ino, from, to, limit)?;
         found.retain(|(extent, _)| extent.end() > from);
@@ -233,7 +235,7 @@ impl<'a> View<'a> {
         Ok(found.into_iter().map(span).collect())
     }
 
-    /// As [`View::extents`], but the first may end before `from`.
+    /// As [`View::extents`], but without reading tags from the other table, and the first extent may end before `from`.
     fn extents_without_tags(&self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Vec<(ExtentRow, TagPlace)>> {
         let by = (ino.0 as i64, from as i64, to as i64, limit as i64);
         let found = self.all(EXTENTS, by, ExtentRow::from_row)?;
@@ -257,7 +259,7 @@ impl<'a> View<'a> {
             .ok_or(Error::Corrupt("an extent has lost its tags"))
     }
 
-    /// At most `limit` inodes without a name, of those that the last commit knows.
+    /// At most `limit` inodes without a name, of those that the database has: rows in memory are not looked at.
     pub fn orphans(&self, limit: usize) -> Result<Vec<Ino>> {
         self.all(ORPHANS, (limit as i64,), |row| Ok(Ino(rows::unsigned(row, 0)?)))
     }
@@ -340,7 +342,7 @@ pub struct Span {
     pub from: u64,
     /// First block after.
     pub to: u64,
-    /// Number of the mount that wrote it; none: reserved and never written, reads as zeros.
+    /// Number of the mount that wrote it. None when it is reserved and was never written: it reads as zeros.
     pub epoch: Option<u32>,
 }
 
@@ -557,7 +559,8 @@ impl<'a> Tx<'a> {
         )
     }
 
-    /// Takes file blocks `from..to` out of at most `limit` extents, frees them, and keeps what of those extents is outside.
+    /// Takes file blocks `from..to` out of at most `limit` extents, and frees them. Parts of those extents outside the
+    /// range stay.
     pub fn clear(&mut self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Cleared> {
         self.touch(ino);
         let found = self.extents_without_tags(ino, from, to, limit)?;
@@ -597,7 +600,7 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Adds a record to the audit trail, under a number that is one above the last one's.
+    /// Adds a record to the audit trail. `seq` is one more than the last record's number.
     pub fn append_audit(&mut self, seq: u64, record: &[u8]) -> Result<()> {
         if record.len() > AUDIT_RECORD_BYTES_MAX {
             return Err(Error::Corrupt("a record of the audit trail is too long"));
@@ -605,7 +608,7 @@ impl<'a> Tx<'a> {
         self.execute_one("INSERT INTO audit(seq, record) VALUES(?, ?)", (seq as i64, record))
     }
 
-    /// Sets an extended attribute. The inode's flags are the caller's: [`xattr_flag`].
+    /// Sets an extended attribute. The caller also sets the inode's flags ([`xattr_flag`]).
     pub fn put_xattr(&mut self, ino: Ino, name: &[u8], value: &[u8]) -> Result<()> {
         self.execute("INSERT OR REPLACE INTO xattr(ino, name, value) VALUES(?, ?, ?)", (ino.0 as i64, name, value))?;
         Ok(())

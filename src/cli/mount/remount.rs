@@ -7,8 +7,8 @@ use crate::control::{VolumeState, ask};
 use crate::daemon::{MountOptions, Request, find};
 use crate::problem::{Code, ExitCode, Problem};
 
-/// Changes the flags of the mount: `ro`, `suid`, `dev`, `noexec`, `sync`. What is written before `ro` is durable when this
-/// returns. Other options are those of the mount itself, which mount(8) repeats: nothing of them is changed.
+/// Changes the flags of the mount: `ro`, `suid`, `dev`, `noexec`, `sync`. Data written before `ro` is durable when this
+/// returns. Other options are those of the mount itself, which mount(8) repeats: none of them is changed.
 pub(super) fn run(request: &Request) -> Result<ExitCode, Problem> {
     let (mountpoint, place) = (&request.mountpoint, request.mountpoint.display());
     let mounts = find::mounts();
@@ -34,7 +34,7 @@ pub(super) fn run(request: &Request) -> Result<ExitCode, Problem> {
     Ok(ExitCode::Done)
 }
 
-/// The flags that the mount is to have: what `options` say nothing of stays as it is `now`.
+/// The flags that the mount is to have. A flag of which `options` say nothing stays as it is `now`.
 fn flags(options: &MountOptions, now: StatVfsMountFlags) -> MountFlags {
     let when = |yes: bool, flag: MountFlags| if yes { flag } else { MountFlags::empty() };
     let has = |flag: StatVfsMountFlags| now.contains(flag);

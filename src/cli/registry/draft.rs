@@ -1,4 +1,4 @@
-//! `scelle registry new`: an entry for each device, and what only people know left open.
+//! `scelle registry new`: writes an entry for each device, and leaves open what only people know.
 
 use std::fmt::Write as _;
 
@@ -15,8 +15,8 @@ fn leaf(facts: &DeviceFacts) -> &Node {
     }
 }
 
-/// A registry that names these devices by what they show of themselves. Everything that somebody has to know or decide is
-/// an empty text, so that no command accepts or signs it before it is completed.
+/// A registry that names these devices by what they show of themselves. Everything that somebody has to know or decide
+/// is an empty text. So no command accepts or signs the registry before it is completed.
 ///
 /// # Errors
 /// Exit code 3 for a device that no registry can name: there would be nothing to recognise it by.
@@ -47,9 +47,9 @@ pub(super) fn draft(site: &str, devices: &[(String, DeviceFacts)], today: Date) 
     Ok(text)
 }
 
-/// The required fields of a table: those known, and the others to be completed.
+/// The required fields of a table: known ones with their values, the others to be completed.
 fn table(text: &mut String, fields: &[Field], known: &[(&str, String)]) {
-    // Tables below this one follow on their own.
+    // Tables below this one are written by themselves.
     let own = fields.iter().filter(|f| f.default.is_none() && (f.kind != "table" || f.name == "identity"));
     for field in own {
         let value = match known.iter().find(|(name, _)| *name == field.name) {

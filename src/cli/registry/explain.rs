@@ -1,4 +1,4 @@
-//! What a registry says, in words: who may hold what until when, who signed, what ends soon.
+//! Says in words what a registry says: who may hold what until when, who signed, what ends soon.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -7,7 +7,7 @@ use crate::policy::{EXPIRY_WARNING_DAYS, expiries, standing};
 use crate::problem::Code;
 use crate::registry::{Certification, Date, DeviceEntry, IdentityField, Registry, Signature, Site, TrustAnchors, hex};
 
-/// What the whole of it proves.
+/// What a registry proves as a whole.
 const CLAIM: &str = "It proves that named officers authorised these devices, and by which identity they are recognised. It does not\n\
      prove where they are: that is what the inspections are for, and why those end.\n";
 
@@ -113,14 +113,14 @@ pub(super) fn signatures(anchors: &TrustAnchors, signatures: &[(String, Signatur
     text
 }
 
-/// What is over or ends within [`EXPIRY_WARNING_DAYS`], and which entries approve nothing.
+/// Warnings: validities that are over or end within [`EXPIRY_WARNING_DAYS`], and entries that approve nothing.
 pub(super) fn warnings(registry: &Registry, today: Date) -> Vec<String> {
     let soon = expiries(registry).into_iter().filter(|e| today.days_until(e.last_day) <= EXPIRY_WARNING_DAYS);
     let mut warnings: Vec<String> =
         soon.map(|e| format!("{} ends on {} ({})", e.what, e.last_day, left(today, e.last_day))).collect();
     let mut identities: HashMap<[u8; 32], &str> = HashMap::new();
     for device in &registry.devices {
-        // What is over has been said, and a revoked device is meant to be refused.
+        // Validities that are over have been said, and a revoked device is meant to be refused.
         let said = |code| {
             use Code::{DeviceRevoked, InspectionExpired, RegistryExpired, RegistryNotYetValid};
             matches!(code, DeviceRevoked | InspectionExpired | RegistryExpired | RegistryNotYetValid)
