@@ -1,24 +1,51 @@
-//! The replica set: writes go to all replicas at once, a read goes to one and is verified, a block that does not
-//! verify is read from another replica and repaired there.
+//! The replica set: all replicas of a volume, used as one.
+//!
+//! A write goes to all replicas at once. A read goes to one replica and is verified. A block that does not verify is
+//! read from another replica and repaired on the first one.
+//!
+//! The set knows no keys and no files: its caller says whether a block verifies. Which device may be written is decided
+//! by the gate of its [`ApprovedDevice`]. Which root a volume goes on from is decided in
+//! [`volume::recovery`](crate::volume::recovery). The parts: `queue` and `worker` (writes), `read`, `choice` and
+//! `cache` (reads), `rejoin` and `dirty` (the return of a replica), [`quorum`] (how many replicas must be in sync).
 //!
 //! # Threads, queues, order
 //!
-//! Each replica has one queue and one thread. [`Mirror::submit`] puts a sealed run in the queue of every in-sync
-//! replica and returns; neighbours in a queue leave in one `pwritev`. [`Mirror::flush`] puts a flush behind
-//! everything submitted before it and waits: a queue is first in, first out, so when a replica has flushed, all that
-//! was submitted to it earlier is on stable storage. Replicas never wait for each other but in that one place.
+//! Each replica has one queue and one thread, its worker. [`Mirror::submit`] puts a sealed run into the queue of every
+//! replica that takes writes, and returns. Neighbours in a queue leave in one `pwritev`.
+//!
+//! [`Mirror::flush`] puts a flush behind everything submitted before it, and waits. A queue is first in, first out. So
+//! when a replica has flushed, all that was submitted to it earlier is on stable storage.
+//!
+//! Workers never wait for each other. A caller waits for all of them when it flushes or publishes a root, and when too
+//! much is in flight.
 //!
 //! # Failure
 //!
-//! A replica that fails a write or a flush, that is refused by the policy, or that does not answer for
-//! [`DEVICE_TIMEOUT_S`] is **fenced**: its queue is dropped, nothing is written to it until it is taken back, and the next
-//! root records that it is no longer in sync. The others go on; with none left every write fails, and reads go on from those
-//! that held the last root. A read error fences nobody: the block is repaired from another replica.
+//! A replica is **fenced** when
 //!
-//! Reads are made by the caller's thread. A disk that looks for a bad sector, or is about to die, answers after many seconds or when the
-//! kernel abandons it, which can take minutes; md(4) waits for it. Here a read that is not answered for a thirtieth of that
-//! limit, two seconds, is made from another replica, and the silent one is asked last until it has answered. When none answers, each has
-//! the whole limit, and then the first of them for as long as the kernel lets it: what could still be read does not fail.
+//! * it fails a write or a flush,
+//! * or the policy refuses it,
+//! * or it does not answer for [`DEVICE_TIMEOUT_S`].
+//!
+//! The queue of a fenced replica is dropped, and nothing is written to the replica until it is taken back. The next
+//! root records that it is no longer in sync. The other replicas go on. With none left in sync, every write fails, and
+//! reads go on from the replicas that hold the last root.
+//!
+//! A read error fences no replica: the block is repaired from another one.
+//!
+//! # Slow reads
+//!
+//! Reads are made by the caller's thread. A disk that looks for a bad sector, or is about to die, answers after many
+//! seconds, or when the kernel abandons the request, which can take minutes. md(4) waits for such a disk. Here a read
+//! asks the replicas in three turns:
+//!
+//! 1. Each replica has a thirtieth of [`DEVICE_TIMEOUT_S`], two seconds. A replica that does not answer by then is
+//!    silent: it is asked last until it has answered.
+//! 2. When no replica has answered, each has the whole of that limit.
+//! 3. When again none has answered, the first of them has as long as the kernel lets it. What could still be read does
+//!    not fail.
+//!
+//! The only replica that can be read has as long as the kernel lets it from the start.
 //!
 //! # States and events
 //!
@@ -26,18 +53,28 @@
 //! |---|---|---|---|---|
 //! | in sync | faulty | refused | - | - |
 //! | resyncing | faulty | refused | - | in sync |
-//! | stale, missing, faulty, refused | - | - | in sync if it misses nothing (`dirty`), else resyncing if another is in sync or it holds the last root, else as it was | - |
+//! | stale, missing, faulty, refused | - | - | as the list says | - |
 //!
-//! With none in sync, one that holds the last root is resynced from itself and the others that do, as far as they can be read: what it
-//! took before it was refused and never flushed is read back, verified against the metadata, and flushed.
+//! What [`rejoin`](Mirror::rejoin) makes of a replica:
 //!
-//! A resync that cannot be finished leaves its replica stale. What was refused becomes no other state when the policy
-//! approves it again: only `rejoin` does that, which takes an approved device that has nothing in hand.
+//! 1. In sync, if the replica lacks nothing by the dirty-time log (`dirty`).
+//! 2. Else resyncing, if another replica is in sync, or if the replica itself is known to hold the last root still.
+//! 3. Else the replica stays as it was.
+//!
+//! A resync that cannot be finished leaves its replica stale. A refused replica changes its state by `rejoin` alone,
+//! not by the policy's new approval. `rejoin` takes a device back only when nothing that it was given before is still
+//! under way.
+//!
+//! # When no replica is in sync
+//!
+//! A replica that holds the last root is then resynced from itself and from the other replicas that hold it, as far as
+//! they can be read. What it took before it was refused, and never flushed, is read back, verified against the
+//! metadata, and flushed.
 //!
 //! # A block that is being written
 //!
-//! Fresh blocks never overlap one another until a commit has passed, so what is in flight is a map of disjoint runs;
-//! a reader of such a run waits for it.
+//! Fresh blocks never overlap one another until a commit has passed. So what is in flight is a map of disjoint runs. A
+//! reader of such a run waits until the run is written.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -97,8 +134,8 @@ pub enum State {
     Refused,
 }
 
-/// Which of its incarnations a replica is in: it is another each time that it is taken back. What was begun for one incarnation, a
-/// resync, is not for the next: what had been queued was dropped between them.
+/// Which of its incarnations a replica is in: each time that the replica is taken back, a new one begins. A resync that
+/// was begun for one incarnation is void for the next, because what it had queued was dropped between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Incarnation(u64);
 
@@ -134,7 +171,7 @@ pub struct Mirror {
     replicas: Vec<Replica>,
     shared: Arc<Shared>,
     timeout: Duration,
-    /// The replicas that hold the last root: what is read when none is in sync any more.
+    /// The replicas that hold the last root: they are read when none is in sync any more.
     durable: AtomicU64,
     /// Whether damaged blocks are written anew.
     repairing: AtomicBool,
@@ -149,21 +186,22 @@ struct Shared {
     written: Condvar,
     /// A flush is done everywhere, or a replica was fenced.
     flushed: Condvar,
-    /// The replicas in sync, as `state` has them: to be read without its lock.
+    /// The replicas in sync, as `state` has them. It can be read without the lock of `state`.
     in_sync: AtomicU64,
-    /// Each replica's worker; none while it is missing. Locked after `state`.
+    /// Each replica's worker; none while the replica is missing. Locked after `state`.
     workers: RwLock<Vec<Option<Arc<Worker>>>>,
 }
 
 struct Inner {
     replicas: Vec<Status>,
-    /// Runs submitted and not yet written everywhere: blocks, and how many replicas are still at it.
+    /// Runs submitted and not yet written everywhere, by their first block: how many blocks, and how many replicas are
+    /// still writing.
     in_flight: BTreeMap<u64, (u64, usize)>,
     in_flight_bytes: usize,
-    /// Threads that wait for [`Shared::written`]: without any, a write's end is nobody's business, and a notification a
-    /// system call.
+    /// Threads that wait for [`Shared::written`]. Without any, the end of a write is nobody's business, and a
+    /// notification would be a system call for nothing.
     waiting_for_writes: usize,
-    /// Flushes that somebody waits for.
+    /// Flushes that a caller waits for.
     tickets: Vec<Arc<Ticket>>,
     dirty: DirtyTimeLog,
 }
@@ -174,11 +212,11 @@ struct Status {
     incarnation: Incarnation,
     reason: Option<String>,
     since: SystemTime,
-    /// Writes and flushes that its thread saw fail.
+    /// Writes and flushes that the worker saw fail.
     failed: u64,
-    /// The round of the last flush it has done while in sync (`dirty`).
+    /// The round of the last flush that the replica has done while in sync (`dirty`).
     flushed: u64,
-    /// The last root that it took part in while the volume is open.
+    /// The last root that the replica took part in while the volume is open.
     last_root: Option<Generation>,
 }
 
@@ -197,7 +235,7 @@ impl Shared {
         self.in_sync.store(in_sync, Ordering::Release);
     }
 
-    /// A replica was fenced: everybody looks again.
+    /// A replica was fenced: every waiting thread looks again.
     fn notify_all(&self) {
         self.written.notify_all();
         self.flushed.notify_all();
@@ -240,7 +278,7 @@ impl Inner {
         }
     }
 
-    /// A ticket for a flush of everybody who takes writes.
+    /// A ticket for a flush of every replica that takes writes.
     fn ticket(&mut self, round: Option<u64>) -> Arc<Ticket> {
         let asked = AtomicU64::new(self.writable_mask());
         let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0), round });
@@ -335,7 +373,8 @@ impl Mirror {
         Ok(mirror)
     }
 
-    /// The root of this generation is durable on these replicas: they are read when no replica is in sync any more.
+    /// To be called when the root of this generation is durable on these `replicas`: they are read when none is in sync
+    /// any more.
     pub(crate) fn set_durable(&self, replicas: u64, generation: Generation) {
         self.durable.store(replicas, Ordering::Release);
         let mut inner = self.shared.lock();
@@ -351,7 +390,7 @@ impl Mirror {
         self.shared.lock().replicas.get(index)?.last_root
     }
 
-    /// From now on nothing is written, not even a damaged block anew: for a volume opened read-only.
+    /// From now on damaged blocks are not repaired: a volume opened read-only writes nothing at all.
     pub fn stop_repairing(&self) {
         self.repairing.store(false, Ordering::Release);
     }
@@ -418,7 +457,7 @@ impl Mirror {
         self.shared.in_sync.load(Ordering::Acquire)
     }
 
-    /// Says why a replica that is not in the set is not taken back. Returns whether that is news.
+    /// Records why a replica that is not in the set is not taken back. Returns whether the reason is a new one.
     pub fn explain(&self, index: usize, reason: &str) -> bool {
         let mut inner = self.shared.lock();
         if inner.takes_writes(index) {
@@ -433,13 +472,13 @@ impl Mirror {
         self.shared.lock().reasons()
     }
 
-    /// That no replica is in sync, and what state each is in instead.
+    /// A sentence that no replica is in sync, and what state each is in instead.
     pub fn nothing_in_sync(&self) -> String {
         format!("no replica is in sync: {}", self.reasons())
     }
 
-    /// Queues a sealed run for every replica that takes writes. Returns when it is queued; waits first while too
-    /// much is in flight.
+    /// Queues a sealed run for every replica that takes writes. Returns when the run is queued. Waits first while too
+    /// much is in flight, or while a run that overlaps is.
     ///
     /// # Errors
     /// When no in-sync replica takes writes.
@@ -460,13 +499,13 @@ impl Mirror {
         Ok(())
     }
 
-    /// Queues jobs for every replica that takes writes. Their threads are woken when the lock is free: it is the first
-    /// thing that they want.
+    /// Queues jobs for every replica that takes writes. The workers are woken after the lock is released, because the
+    /// lock is the first thing that they want.
     fn queue<const N: usize>(&self, inner: MutexGuard<'_, Inner>, jobs: impl Fn(usize) -> [Job; N]) {
         let workers = self.shared.workers.read();
         let mut asleep: u64 = 0;
         for index in inner.writable() {
-            // Invariant: what takes writes has a worker.
+            // Invariant: a replica that takes writes has a worker.
             let Some(Some(worker)) = workers.get(index) else { continue };
             for job in jobs(index) {
                 asleep |= u64::from(worker.queue.push(job)) << index;
@@ -482,10 +521,10 @@ impl Mirror {
         }
     }
 
-    /// Returns when everything submitted so far is on stable storage of every replica that is still in sync; a
-    /// replica that fails is fenced meanwhile.
+    /// Returns when everything submitted so far is on stable storage of every replica that is still in sync. A replica
+    /// that fails is fenced meanwhile.
     ///
-    /// Returns the replicas that have done it, bit `i` for replica `i`.
+    /// Returns the replicas that have flushed: bit `i` for replica `i`.
     ///
     /// # Errors
     /// When no in-sync replica is left.
@@ -493,8 +532,9 @@ impl Mirror {
         Self::enough(&self.flush_all())
     }
 
-    /// Makes bytes outside the data area (a root) durable at the byte `offsets` of every replica that is still in sync, behind
-    /// everything else; nothing else need be durable then. Returns as [`flush`](Self::flush).
+    /// Makes bytes outside the data area (a root) durable at the byte `offsets` of every replica that is still in sync.
+    /// They are written behind everything else, but nothing else need be durable then. Returns as
+    /// [`flush`](Self::flush).
     ///
     /// # Errors
     /// As [`flush`](Self::flush).
@@ -508,8 +548,9 @@ impl Mirror {
         Self::enough(&self.wait_for_ticket(&ticket))
     }
 
-    /// [`flush`](Self::flush) that takes a root along: writes it at both byte `offsets` of every replica that is still in sync,
-    /// in no order with what was submitted before, and then makes all of it durable. Returns as [`flush`](Self::flush).
+    /// A [`flush`](Self::flush) that takes a root along. It writes the root at both byte `offsets` of every replica
+    /// that is still in sync, in no order with what was submitted before. Then it makes all of it durable. Returns as
+    /// [`flush`](Self::flush).
     ///
     /// # Errors
     /// As [`flush`](Self::flush).
@@ -532,7 +573,7 @@ impl Mirror {
         }
     }
 
-    /// As [`flush`](Self::flush), but also when none is in sync: at the end of a resync.
+    /// As [`flush`](Self::flush), but also when no replica is in sync: for the end of a resync.
     pub fn flush_resynced(&self) -> u64 {
         self.flush_all().1
     }
@@ -551,7 +592,7 @@ impl Mirror {
         (inner, ticket.done.load(Ordering::Acquire))
     }
 
-    /// Waits until `done`, which only the end of a write changes.
+    /// Waits until `done` holds; only the end of a write changes that.
     fn wait_for_writes(&self, done: impl Fn(&Inner) -> bool) -> MutexGuard<'_, Inner> {
         let mut inner = self.shared.lock();
         if done(&inner) {
@@ -568,7 +609,8 @@ impl Mirror {
         inner
     }
 
-    /// Waits until `done`; replicas that work on one job for longer than the bound are fenced, so it always ends.
+    /// Waits until `done` holds. A replica that works on one job for longer than the limit is fenced, so the wait
+    /// always ends.
     fn wait<'a>(
         &self,
         mut inner: MutexGuard<'a, Inner>,
@@ -593,7 +635,7 @@ impl Mirror {
         self.fence_locked(&mut self.shared.lock(), index, state, reason);
     }
 
-    /// As [`Mirror::fence`], after a write to it outside of its queue that did not succeed.
+    /// As [`Mirror::fence`], after a write to the replica outside of its queue did not succeed.
     pub fn failed(&self, index: usize, error: &WriteError) {
         let (state, reason) = worker::outcome(error);
         self.fence(index, state, &reason);
@@ -607,8 +649,8 @@ impl Mirror {
         self.shared.notify_all();
     }
 
-    /// Ends the replicas' threads once their queues are empty, so that the devices are free. Bounded: a thread that hangs in
-    /// the kernel is left behind.
+    /// Ends the workers once their queues are empty, so that the devices are free. The wait is bounded: a thread that
+    /// hangs in the kernel is left behind.
     pub fn close(&self) {
         let workers = std::mem::take(&mut *self.shared.workers.write());
         workers.iter().flatten().for_each(|worker| worker.end());

@@ -1,25 +1,32 @@
 //! The page store: everything of a volume that lies in the data area, and the commit that makes it durable.
 //!
-//! * **Pages** of the metadata database are written copy-on-write; a [`tree`] of map nodes holds each page's address,
-//!   write identity, tag and birth generation, so that the root authenticates every page.
+//! * **Pages** of the metadata database are written copy-on-write. A [`tree`] of map nodes holds each page's address,
+//!   write identity, tag and birth generation, so the root authenticates every page.
 //! * **Space** is a second such tree, whose pages are the regions of the [`Bitmap`].
-//! * **Data** blocks are sealed one by one; their tags lie in the extents' rows, hence in pages.
+//! * **Data** blocks are sealed one by one. Their tags lie in the extents' rows, hence in pages.
 //! * A **commit** publishes all three at once.
+//!
+//! The store does not know what the tables mean ([`meta`](crate::meta), [`fs`](crate::fs)), nor what a replica is
+//! ([`mirror`]).
 //!
 //! # What a commit does
 //!
-//! [`Store::stage`] takes, under the metadata lock, the pages that SQLite handed over and the runs that were put in use
-//! or freed by the batch. [`Store::commit`] then, without that lock:
+//! [`Store::stage`] takes, under the metadata lock, the pages that SQLite handed over and the runs that the batch put
+//! in use or freed. [`Store::commit`] then, without that lock:
 //!
-//! 1. takes fresh blocks for the pages, for the map nodes above them, for the space pages that all of this changes and
+//! 1. takes fresh blocks for the pages, for the map nodes above them, for the space pages that all of this changes, and
 //!    for the nodes above those (until nothing changes any more: each is taken at most once);
-//! 2. seals them from the leaves up and queues them as few long runs behind the data;
-//! 3. flushes every replica; 4. writes the root, twice, to every replica, as writes that are durable when they are done. A
-//!    small commit does both at once, with one flush ([`provisional`]).
+//! 2. seals them from the leaves up, and queues them as few long runs behind the data;
+//! 3. flushes every replica;
+//! 4. writes the root, twice, to every replica, as writes that are durable when they are done.
 //!
-//! Nothing that the previous root refers to is overwritten: what the batch frees becomes available after step 4, and
-//! only when no reader that began before the commit is left. A failure poisons the store: it goes on for readers and
-//! refuses every change, because what reached the devices is not known.
+//! A small commit does steps 3 and 4 at once, with one flush ([`provisional`]).
+//!
+//! Nothing that the previous root refers to is overwritten. What the batch frees becomes available after step 4, and
+//! only when no reader that began before the commit is left.
+//!
+//! A failure poisons the store: it goes on for readers and refuses every change, because what reached the devices is
+//! not known.
 //!
 //! # Two ways of refusing changes
 //!
@@ -30,13 +37,14 @@
 //! | what was answered before | lost with the memory of this mount | committed to the replicas in sync; metadata is kept in memory while there is none, and data is where the devices took it |
 //! | ends | when the volume is opened again from the last root | when enough replicas are in sync |
 //!
-//! A store that lacks is poisoned when all replicas are back and what they took does not verify (`volume::resync`).
+//! A store that lacks is poisoned when all replicas are back and what they took does not verify
+//! (`volume::members::resync`).
 //!
 //! # Lock order
 //!
-//! metadata (in `fs`) → commit → staging → tree → space → readers; the published root; [`Quorum`] → the replica set. No I/O
-//! happens under staging, space, readers, the published root or the quorum. A [`view`] takes only the locks of the readers and of
-//! the published root, one after the other.
+//! metadata (in `fs`) → commit → staging → tree → space → readers; the published root; [`Quorum`] → the replica set. No
+//! I/O happens under staging, space, readers, the published root or the quorum. A [`view`] takes only the locks of the
+//! readers and of the published root, one after the other.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -170,8 +178,8 @@ pub struct Store {
     commit: Mutex<CommitState>,
     /// The newest durable root. Written by commits alone, and read without waiting for one.
     published: Mutex<Root>,
-    /// Its generation: stored after the root, so that whoever reads the generation first and the root second finds a root that is
-    /// not older.
+    /// Generation of the newest durable root. It is stored after the root, so whoever reads the generation first and
+    /// the root second finds a root that is not older.
     generation: AtomicU64,
     readers: Readers,
     poisoned: OnceLock<String>,
@@ -201,7 +209,7 @@ struct Staging {
 struct CommitState {
     persisted: Bitmap,
     space_tree: Tree,
-    /// Freed by a commit, waiting for its readers to end.
+    /// Runs that a commit freed, with its generation: they wait for earlier readers to end.
     releasing: VecDeque<(u64, Vec<Run>)>,
 }
 
@@ -217,8 +225,8 @@ pub struct StoreOptions {
     pub device_bytes: Vec<u64>,
     /// The root to go on from; generation 0 and empty trees for a new volume.
     pub root: Root,
-    /// The epoch of this mount: greater than any that was ever used, and durable before the first write but for the
-    /// very first commit, which writes it.
+    /// The epoch of this mount: greater than any that was ever used. It is durable before anything is written, but for
+    /// the very first commit, which writes it.
     pub epoch: u32,
 }
 
@@ -257,8 +265,8 @@ impl Store {
             mount,
             lineage: root.lineage_after(),
             device_bytes: device_bytes.into_iter().map(AtomicU64::new).collect(),
-            // A random beginning, besides the epoch: two histories that went on from one state each by themselves
-            // (both restored from one backup, say) do not use one nonce twice either.
+            // A random beginning, besides the epoch. Two histories may go on from one state, each by itself: both were
+            // restored from one backup, say. They do not use one nonce twice either.
             counter: AtomicU64::new(first_counter),
             reserve: (total_blocks / 64).clamp(RESERVE_BLOCKS_MIN, RESERVE_BLOCKS_MAX),
             space: Mutex::new(Allocator::new(persisted.clone())),
@@ -292,7 +300,7 @@ impl Store {
         self.device_bytes.get(index).map_or(0, |bytes| bytes.load(Ordering::Acquire))
     }
 
-    /// A device is about to become replica `index`, and its label says this size.
+    /// Notes the size that a label says, when its device is about to become replica `index`.
     pub fn set_device_bytes(&self, index: usize, bytes: u64) {
         if let Some(known) = self.device_bytes.get(index) {
             known.store(bytes, Ordering::Release);
@@ -316,8 +324,9 @@ impl Store {
         &self.quorum
     }
 
-    /// Whether users' changes are possible: the store is not poisoned, and the policy lets the replicas that are in sync at
-    /// this moment take writes together. When it does not, that ends by itself once enough of them are in sync again.
+    /// Whether users' changes are possible: the store is not poisoned, and the policy lets the replicas that are in
+    /// sync at this moment take writes together. The policy's refusal ends by itself once enough replicas are in sync
+    /// again.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] with the reason when not.
@@ -326,8 +335,8 @@ impl Store {
         self.quorum.allows().map_err(Error::ReadOnly)
     }
 
-    /// Whether the volume's own changes are possible, which do not wait for the policy's number of replicas: what was
-    /// answered before is committed to those that are left, and a resync is what brings the others back.
+    /// Whether the volume's own changes are possible. They do not wait for the policy's number of replicas: what was
+    /// answered before is committed to the replicas that are left, and a resync is what brings the others back.
     ///
     /// # Errors
     /// [`Error::ReadOnly`] with the reason when not.
@@ -397,8 +406,8 @@ impl Store {
         !batch.freed.is_empty() || !batch.abandoned.is_empty() || self.readers.waiting()
     }
 
-    /// A reader of extents: blocks freed from now on are not used again until it is dropped. Taken before the
-    /// extents are looked up.
+    /// A reader of extents: blocks freed from now on are not used again until the reader is dropped. To be taken before
+    /// the extents are looked up.
     pub fn reader(&self) -> ReadGuard<'_> {
         self.readers.enter(&self.generation)
     }
@@ -459,7 +468,7 @@ impl Store {
     }
 }
 
-/// Where data of this volume is bound to.
+/// What a block of data of this volume is bound to.
 fn data_binding(volume: Uuid, run: Run, block: u64) -> Binding {
     Binding::data(volume, run.addr.add(block))
 }

@@ -1,9 +1,11 @@
-//! Sealed blocks that were read lately, in memory, with their neighbours on the device.
+//! Sealed blocks that were read lately, kept in memory with their neighbours on the device.
 //!
-//! A device gives 64 KiB in hardly more time than 4 KiB, and what lies together was written together. So a short read takes
-//! the whole cluster around it, and later reads of the neighbours need no device. Blocks stay sealed: whoever reads one
-//! opens it with the write identity that the metadata names today. What a cluster holds of blocks that were written
-//! since does not verify, and is read anew from the device; nothing has to be told of writes.
+//! A device gives 64 KiB in hardly more time than 4 KiB, and what lies together was written together. So a short read
+//! takes the whole cluster around it, and later reads of the neighbours need no device.
+//!
+//! The cache knows no keys: blocks stay sealed. Whoever reads a block opens it with the write identity that the
+//! metadata names today. A block of a cluster that was written since does not verify, and is read anew from the device.
+//! So the cache need not be told of writes.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +17,8 @@ use crate::units::{BLOCK_SIZE, BlockAddr, Run};
 /// Blocks of a cluster, which begins at a multiple of them.
 pub(super) const CLUSTER_BLOCKS: u64 = 16;
 
-/// Clusters that one set holds: which set a cluster belongs to is fixed, and the one used longest ago makes room.
+/// Clusters that one set holds. Which set a cluster belongs to is fixed; the cluster of a set that was used longest ago
+/// makes room.
 const WAYS: usize = 8;
 
 const SET_BYTES: u64 = WAYS as u64 * CLUSTER_BLOCKS * BLOCK_SIZE as u64;
@@ -46,7 +49,7 @@ fn cluster(addr: BlockAddr) -> u64 {
     addr.0 / CLUSTER_BLOCKS
 }
 
-/// The cluster around `run`, which lies in one, without blocks from `end` on.
+/// The cluster around `run`, which lies in one cluster, without the blocks from `end` on.
 pub(super) fn around(run: Run, end: u64) -> Run {
     let first = cluster(run.addr) * CLUSTER_BLOCKS;
     let last = (first + CLUSTER_BLOCKS).min(end).max(run.end().0);
@@ -97,7 +100,7 @@ impl Cache {
         verified
     }
 
-    /// A buffer for the cluster `span`, from [`around`]; takes that of the cluster which makes room for it.
+    /// A buffer for the cluster `span`, from [`around`]. It is that of the cluster which makes room, if one has to.
     pub fn buffer(&self, span: Run) -> AlignedBuf {
         let mut set = self.set(cluster(span.addr));
         let len = span.blocks as usize * BLOCK_SIZE;
@@ -117,7 +120,7 @@ impl Cache {
         let mut set = self.set(cluster);
         set.clock += 1;
         let used = set.clock;
-        // Two threads that read the same cluster, or different ones into the last place: the later stays.
+        // Two threads may have read the same cluster: the later copy stays. Or different ones into the last place.
         set.ways.retain(|way| way.cluster != cluster);
         if set.ways.len() < WAYS {
             set.ways.push(Way { cluster, used, sealed });

@@ -13,13 +13,14 @@ pub struct Candidate {
     pub index: usize,
     /// Only in-sync replicas are read.
     pub state: State,
-    /// It has not answered an abandoned read.
+    /// The replica has not yet answered a read that was abandoned.
     pub silent: bool,
     /// Reads under way on it.
     pub reading: usize,
 }
 
-/// The replicas to try, best first: those that answer, of these the least busy, then in turn by address.
+/// The replicas to try, best first: those that answer come before the silent ones, then the least busy, then in turn by
+/// address.
 pub fn read_order(candidates: impl Iterator<Item = Candidate>, addr: BlockAddr) -> Vec<usize> {
     let mut usable: Vec<Candidate> = candidates.filter(|c| c.state == State::InSync).collect();
     let count = usable.len().max(1) as u64;

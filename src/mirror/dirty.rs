@@ -1,20 +1,28 @@
-//! The dirty-time log (DTL, as ZFS calls it): when each part of the data area was last written, and up to when a replica has
-//! flushed. It says what a replica misses that was in sync for a while.
+//! The dirty-time log (DTL, as ZFS calls it): when each part of the data area was last written. Together with the last
+//! flush of a replica it says what the replica lacks that was in sync for a while.
 //!
-//! Time is counted in **rounds**: each flush begins one. A part is stamped with the round in which it was last submitted; a
-//! replica that has done the flush which began round `r` has everything of the rounds before `r` on stable storage. So a
-//! replica that left with round `r` misses at most the parts stamped `r` or later, and when there is none it misses nothing.
-//! One number for 16 MiB is all that this costs: 2 MiB of memory for 4 TiB that were written all over.
+//! Time is counted in **rounds**: each flush begins one. A part is stamped with the round in which it was last
+//! submitted. Then:
+//!
+//! 1. A replica that has done the flush which began round `r` has everything of the rounds before `r` on stable
+//!    storage.
+//! 2. So a replica that left with round `r` lacks at most the parts stamped `r` or later.
+//! 3. When no part has such a stamp, the replica lacks nothing.
+//!
+//! The log costs one number for each 16 MiB: 2 MiB of memory for 4 TiB that were written all over. It knows no
+//! replicas, and it ends with the mount; what a replica has from earlier mounts is told by its roots
+//! (`volume::recovery`).
 
 use crate::units::{BlockAddr, Run};
 
 /// Blocks of a part, as a power of two: 16 MiB.
 const PART_SHIFT: u32 = 12;
 
-/// The round a replica has that was never in sync while the volume was open: every part is as late as that or later.
+/// The round of a replica that was never in sync while the volume was open: the stamp of every part is this round or
+/// later.
 pub(super) const NEVER: u64 = 0;
 
-/// The round in which a replica that is in sync at the beginning has everything.
+/// The round of a replica that is in sync when the volume is opened: no part has been stamped yet.
 pub(super) const FIRST: u64 = 1;
 
 /// When each part was last submitted.
@@ -28,7 +36,7 @@ impl DirtyTimeLog {
         Self { round: FIRST, stamps: Vec::new() }
     }
 
-    /// A run is submitted.
+    /// Notes that a run is submitted.
     pub fn stamp(&mut self, run: Run) {
         let (first, last) = (part(run.addr), part(BlockAddr(run.end().0.saturating_sub(1))));
         if self.stamps.len() <= last {
@@ -37,18 +45,18 @@ impl DirtyTimeLog {
         self.stamps[first..=last].fill(self.round);
     }
 
-    /// A flush begins: what is submitted from now on is of the round it returns.
+    /// Notes that a flush begins. What is submitted from now on is of the round that this returns.
     pub fn next_round(&mut self) -> u64 {
         self.round += 1;
         self.round
     }
 
-    /// Whether a replica that left with round `since` may miss this block.
+    /// Whether a replica that left with round `since` may lack this block.
     pub fn is_missed(&self, addr: BlockAddr, since: u64) -> bool {
         self.stamps.get(part(addr)).copied().unwrap_or(NEVER) >= since
     }
 
-    /// Whether a replica that left with round `since` may miss anything.
+    /// Whether a replica that left with round `since` may lack anything.
     pub fn is_any_missed(&self, since: u64) -> bool {
         since == NEVER || self.stamps.iter().any(|stamp| *stamp >= since)
     }

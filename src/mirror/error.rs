@@ -29,16 +29,16 @@ pub enum Error {
 /// Why a replica was not taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RejoinError {
-    /// It takes writes already.
+    /// The replica takes writes already.
     #[error("the replica is in use")]
     InUse,
     /// There is no device.
     #[error("the device is not there")]
     NoDevice,
-    /// A write that it was given before it was fenced has not come back yet.
+    /// A write that the device was given before it was fenced has not returned yet.
     #[error("the device has not answered an earlier write yet")]
     StillWriting,
-    /// It misses something that no other replica can give.
+    /// The replica lacks something that no other replica can give.
     #[error("the replica lacks what was written last, and no replica that has it is in sync")]
     NoSource,
 }

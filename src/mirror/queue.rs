@@ -1,8 +1,11 @@
-//! A replica's queue: first in, first out, neighbours put together, and writes to several places taken at once.
+//! A replica's queue: first in, first out, with neighbours put together, and writes to several places taken at once.
 //!
-//! A write that nobody waits for yet waits for others, as requests do behind a plug of the kernel's block layer
-//! (include/linux/blkdev.h, `struct blk_plug`): what was written together goes to the device in one transfer, and one wake-up
-//! of the thread serves many small writes. The plug opens for a flush, and for whoever waits for a write ([`Queue::unplug`]).
+//! The queue touches no device: its worker does (`worker`).
+//!
+//! A write that no caller waits for yet waits for others, as requests do behind a plug of the kernel's block layer
+//! (include/linux/blkdev.h, `struct blk_plug`). So what was written together goes to the device in one transfer, and
+//! one wake-up of the worker serves many small writes. The plug opens for a flush, and for a caller that waits for a
+//! write ([`Queue::unplug`]).
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -47,14 +50,16 @@ impl Job {
     }
 }
 
-/// Who of the replicas that a flush was asked of has done it; bit `i` is replica `i`.
+/// A flush that replicas were asked for, and which of them have done it; bit `i` is replica `i`.
 #[derive(Default)]
 pub(super) struct Ticket {
-    /// Those that were asked and were not fenced since: one that was may be back, with another queue, before anybody looks.
+    /// The replicas that were asked and were not fenced since. A fence clears the bit: the replica may be back, with
+    /// another queue, before the waiter looks.
     pub asked: AtomicU64,
-    /// Those that have flushed.
+    /// The replicas that have flushed.
     pub done: AtomicU64,
-    /// What was submitted in earlier rounds is covered by it ([`super::dirty`]); none for what makes only itself durable.
+    /// The flush covers what was submitted in earlier rounds than this ([`super::dirty`]). None for a job that makes
+    /// only itself durable.
     pub round: Option<u64>,
 }
 
@@ -63,13 +68,13 @@ struct Inner {
     jobs: VecDeque<Job>,
     /// Bytes that the jobs write.
     bytes: usize,
-    /// So many jobs, the first ones, wait for no others.
+    /// How many jobs, from the first on, wait for no others.
     due: usize,
     /// Runs that the thread is writing at this moment.
     current: Vec<u64>,
-    /// The thread has a job, from the moment it leaves the queue.
+    /// The thread has a job, from the moment at which the job leaves the queue.
     taken: bool,
-    /// The thread sleeps, and nobody has undertaken to wake it.
+    /// The thread sleeps, and no caller has undertaken to wake it.
     idle: bool,
 }
 
@@ -77,7 +82,7 @@ pub(super) struct Queue {
     inner: Mutex<Inner>,
     filled: Condvar,
     began: Instant,
-    /// When the thread took the job that it is at: nanoseconds since `began`, at least 1; 0 when it is at none.
+    /// When the thread took the job that it carries out: nanoseconds since `began`, at least 1. 0 when there is none.
     busy: AtomicU64,
 }
 
@@ -92,7 +97,7 @@ impl Queue {
         self.busy.store(since, Ordering::Relaxed);
     }
 
-    /// For how long the thread has been at one job; zero when it is at none.
+    /// For how long the thread has carried out its present job; zero when there is none.
     pub fn busy_for(&self) -> Duration {
         match self.busy.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
@@ -104,8 +109,8 @@ impl Queue {
         self.inner.lock()
     }
 
-    /// Adds a job. Returns whether the thread sleeps and has something to do: then the caller must call [`Queue::wake`], once
-    /// it has let go of what the thread will want.
+    /// Adds a job. Returns whether the thread sleeps and has something to do. Then the caller must call
+    /// [`Queue::wake`], once it has released the locks that the thread will want.
     #[must_use]
     pub fn push(&self, job: Job) -> bool {
         let mut inner = self.lock();
@@ -118,7 +123,7 @@ impl Queue {
         inner.due > 0 && std::mem::take(&mut inner.idle)
     }
 
-    /// Nothing of what is queued waits any longer. Returns as [`Queue::push`].
+    /// Lets nothing of what is queued wait any longer. Returns as [`Queue::push`].
     #[must_use]
     pub fn unplug(&self) -> bool {
         let mut inner = self.lock();
@@ -131,7 +136,8 @@ impl Queue {
         self.filled.notify_one();
     }
 
-    /// Waits for work: one flush, or as many writes as can be carried out in any order. Returns it with the runs it covers.
+    /// Waits for work: one flush, or as many writes as can be carried out in any order. Returns the jobs with the runs
+    /// that they write.
     pub fn take(&self) -> (VecDeque<Job>, Vec<u64>) {
         let mut inner = self.lock();
         inner.taken = false;
@@ -159,7 +165,7 @@ impl Queue {
         }
     }
 
-    /// The thread has finished `runs`: returns those that nobody has accounted for yet.
+    /// To be called when the thread has finished `runs`. Returns those that a fence has not accounted for already.
     pub fn done(&self, runs: Vec<u64>) -> Vec<u64> {
         let mut inner = self.lock();
         if inner.current.is_empty() {
@@ -175,13 +181,13 @@ impl Queue {
         self.lock().jobs.len()
     }
 
-    /// Whether nothing waits and the thread has nothing in hand that it might still carry out.
+    /// Whether nothing is queued, and the thread has no job that it might still carry out.
     pub fn is_at_rest(&self) -> bool {
         let inner = self.lock();
         inner.jobs.is_empty() && !inner.taken
     }
 
-    /// Drops everything queued; returns the runs of it, those being written included.
+    /// Drops everything queued, but for the end of the thread. Returns the runs that were queued or are being written.
     pub fn drop_all(&self) -> Vec<u64> {
         let mut inner = self.lock();
         let mut runs = std::mem::take(&mut inner.current);
@@ -199,8 +205,8 @@ impl Queue {
     }
 }
 
-/// Takes the writes behind `first` along that touch other bytes. Those that follow each other on the device stand next to
-/// each other, as they were queued.
+/// Takes the writes behind `first` along, as long as they touch other bytes. Writes that follow each other on the
+/// device stand next to each other, as they were queued.
 fn gather(jobs: &mut VecDeque<Job>, first: Job) -> VecDeque<Job> {
     let Job::Write { offset, data, .. } = &first else { return VecDeque::from([first]) };
     let mut bytes = data.len();

@@ -1,9 +1,11 @@
-//! The quorum: what the policy in force asks of the replicas together, whether those in sync fulfil it, and what the next root
-//! records of the registry and of the trust anchors.
+//! The quorum: what the policy in force asks of the replicas together, and whether those in sync fulfil it.
 //!
-//! A replica is judged by itself at its gate ([`ApprovedDevice`](crate::policy::ApprovedDevice)). How many replicas at how many
-//! sites must be in sync for users' changes is asked of all of them together, here. The answer holds for one set of replicas
-//! under one registry: it is kept, and [`Quorum::allows`] asks again only when either is another.
+//! One replica by itself is judged at its gate ([`ApprovedDevice`](crate::policy::ApprovedDevice)). How many replicas,
+//! at how many sites, must be in sync for users' changes is asked of all of them together, here. The quorum also keeps
+//! what the next root records of the registry and of the trust anchors ([`Stamp`]).
+//!
+//! The answer holds for one set of replicas under one registry. It is kept, and [`Quorum::allows`] asks again only when
+//! either has changed.
 //!
 //! The lock of a quorum comes before those of the replica set. No I/O happens under it.
 
@@ -16,8 +18,8 @@ use super::Mirror;
 use crate::policy::{ApprovedEntry, examine_set};
 use crate::registry::VerifiedRegistry;
 
-/// What a root records of the documents in force when it was published: no older registry and no other officers are accepted
-/// after it.
+/// What a root records of the documents in force when it was published. After that root, no older registry and no other
+/// officers are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Version of the newest registry that was in force.
@@ -30,7 +32,7 @@ pub struct Stamp {
 pub struct Quorum {
     mirror: Arc<Mirror>,
     judgement: Mutex<Judgement>,
-    /// The replicas in sync that were found to be enough; 0: to be judged anew.
+    /// The replicas in sync that were found to be enough; 0 when that has to be judged anew.
     enough: AtomicU64,
     /// The newest registry that was in force.
     registry_version: AtomicU64,
@@ -43,12 +45,13 @@ struct Judgement {
     registry: Option<Arc<VerifiedRegistry>>,
     /// Why changes are refused at present.
     lacking: Option<String>,
-    /// Why changes are refused until the policy has looked again, although nothing lacks yet.
+    /// Why changes are refused until the policy has judged again, although no replica lacks yet.
     suspended: Option<String>,
 }
 
 impl Quorum {
-    /// The quorum of a set whose last root was stamped with `stamp`. No registry is in force yet, so that one replica is enough.
+    /// The quorum of a set whose last root was stamped with `stamp`. No registry is in force yet, so one replica is
+    /// enough.
     pub fn new(mirror: Arc<Mirror>, stamp: Stamp) -> Self {
         Self {
             mirror,
@@ -59,8 +62,9 @@ impl Quorum {
         }
     }
 
-    /// This registry is in force: its policy says how many replicas at how many sites must be in sync for changes, the next
-    /// root records its version, and no older one is accepted after that. Says whether the version is news.
+    /// Puts this registry in force. Its policy says how many replicas, at how many sites, must be in sync for changes.
+    /// The next root records its version, and no older registry is accepted after that. Returns whether the version is
+    /// newer than any before.
     pub fn saw_registry(&self, registry: &Arc<VerifiedRegistry>) -> bool {
         let mut judgement = self.judgement.lock();
         (judgement.registry, judgement.suspended) = (Some(registry.clone()), None);
@@ -69,8 +73,9 @@ impl Quorum {
         self.registry_version.fetch_max(version, Ordering::AcqRel) < version
     }
 
-    /// The trust anchors of this digest are in force: the next root records it, and only these or their successors are
-    /// accepted after that. Says whether that is news. The caller has seen that those in force before trust them.
+    /// Puts the trust anchors of this digest in force. The next root records the digest, and only these anchors or
+    /// their successors are accepted after that. Returns whether other anchors were in force before; the caller has
+    /// seen that those trust these.
     pub fn saw_trust(&self, digest: [u8; 32]) -> bool {
         std::mem::replace(&mut *self.trust.lock(), digest) != digest
     }
@@ -90,14 +95,14 @@ impl Quorum {
         Stamp { registry_version: self.registry_version(), trust: *self.trust.lock() }
     }
 
-    /// Refuses users' changes until the policy has looked again ([`Quorum::saw_registry`]).
+    /// Refuses users' changes until the policy has judged again ([`Quorum::saw_registry`]).
     pub fn suspend(&self, reason: String) {
         self.judgement.lock().suspended = Some(reason);
         self.enough.store(0, Ordering::Release);
     }
 
-    /// Whether the policy lets the replicas that are in sync at this moment take writes together. When it does not, that ends by
-    /// itself once enough of them are in sync again.
+    /// Whether the policy lets the replicas that are in sync at this moment take writes together. A refusal ends by
+    /// itself once enough replicas are in sync again.
     ///
     /// # Errors
     /// Why it does not.

@@ -1,5 +1,8 @@
-//! Reading: from one replica, verified by whoever asks; from another when that one is silent, fails or gives what does not verify; and
-//! the repair of a copy that was wrong.
+//! Reading, and the repair of a copy that was wrong.
+//!
+//! A run is read from one replica, and the caller verifies it. When that replica is silent, fails the read, or gives a
+//! block that does not verify, another one is read. Which replica comes first is decided in [`choice`]; how long each
+//! may take, in the page of [`mirror`](super).
 
 use std::io::IoSlice;
 use std::sync::atomic::Ordering;
@@ -13,8 +16,8 @@ use crate::limits::LABEL_SIZE;
 use crate::units::{BLOCK_SIZE, BlockAddr, Run};
 
 impl Mirror {
-    /// Reads a run. `open` is called with the index of each block in the run and its sealed bytes, and says whether
-    /// it verified; it may be called again for the same block with another replica's bytes.
+    /// Reads a run. `open` is called with the index of each block in the run and its sealed bytes, and says whether the
+    /// block verified. It may be called again for the same block with another replica's bytes.
     ///
     /// # Errors
     /// [`Error::Integrity`] or [`Error::Unreadable`] for the first block that no replica can give.
@@ -41,7 +44,7 @@ impl Mirror {
                 if let device::Error::Unanswered { .. } = error {
                     order.rotate_left(1);
                 }
-                // It can be a neighbour that is unreadable.
+                // The unreadable block can be a neighbour: only what was asked for is read now.
                 return self.read_run(order, run, open);
             }
         };
@@ -53,7 +56,7 @@ impl Mirror {
         self.read_elsewhere(&order, run, &bad, open)
     }
 
-    /// Reads a run from the first replica in order that answers and, what does not verify, from the others.
+    /// Reads a run from the first replica in `order` that answers, and the blocks that do not verify from the others.
     fn read_run(&self, mut order: Vec<usize>, run: Run, open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Result<()> {
         let replicas = order.len();
         for patience in self.patience(replicas).into_iter().flat_map(|patience| std::iter::repeat_n(patience, replicas))
@@ -70,11 +73,11 @@ impl Mirror {
             };
             return self.read_elsewhere(&order, run, &bad, open);
         }
-        // Invariant: the last patience has no end.
+        // Invariant: the last patience has no limit.
         Err(Error::Unreadable { addr: run.addr, last: "no answer".to_owned() })
     }
 
-    /// How long each of so many replicas may take for a read, turn by turn.
+    /// How long each of so many replicas may take for a read, in three turns; `None` is without a limit.
     fn patience(&self, replicas: usize) -> [Option<Duration>; 3] {
         if replicas == 1 { [None; 3] } else { [Some(self.timeout / 30), Some(self.timeout), None] }
     }
@@ -140,7 +143,7 @@ impl Mirror {
         }
     }
 
-    /// Reads a run from one replica, as it is there, however long that takes.
+    /// Reads a run from one replica as it is there, however long the device takes.
     ///
     /// # Errors
     /// The device's error.
@@ -148,7 +151,8 @@ impl Mirror {
         self.ask(index, run, AlignedBuf::scratch(run.blocks as usize * BLOCK_SIZE), None)
     }
 
-    /// As [`Mirror::read_from`], into `buf`, which is as long as the run, and with so much patience.
+    /// As [`Mirror::read_from`], into `buf`, which is as long as the run. The read is abandoned when `patience` is
+    /// over.
     fn ask(
         &self,
         index: usize,
@@ -175,10 +179,10 @@ impl Mirror {
         result
     }
 
-    /// Writes a block that verified over a copy that did not, on a replica in sync. A failure leaves the replica as good as
-    /// it was, so it is counted and no more.
+    /// Writes a block that verified over a copy that did not, on a replica in sync. A failure leaves the replica as
+    /// good as it was, so it is only counted.
     pub fn repair(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
-        // One that does not answer would not take a write either.
+        // A replica that does not answer would not take a write either.
         if !self.repairing.load(Ordering::Acquire) || self.state(index).0 != State::InSync || self.is_silent(index) {
             return;
         }
@@ -208,7 +212,7 @@ impl Mirror {
         });
         let mut order = choice::read_order(candidates, run.addr);
         if order.is_empty() {
-            // Reads go on from who held the last root (promise P2); what it lacks does not verify.
+            // Reads go on from the replicas that held the last root (promise P2); what they lack does not verify.
             let durable = self.durable.load(Ordering::Acquire);
             order = (0..self.len()).filter(|i| durable >> i & 1 == 1 && self.shared.worker(*i).is_some()).collect();
             order.sort_by_key(|index| silent >> index & 1 == 1);
@@ -219,7 +223,7 @@ impl Mirror {
         Ok(order)
     }
 
-    /// Whether a replica has not answered an abandoned read.
+    /// Whether a replica has not yet answered a read that was abandoned.
     fn is_silent(&self, index: usize) -> bool {
         self.shared.worker(index).is_some_and(|worker| worker.device.is_silent())
     }

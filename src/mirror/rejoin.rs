@@ -1,4 +1,7 @@
-//! How a replica comes back into the set: taken back, given what it lacks, in sync.
+//! The return of a replica into the set: it is taken back, given what it lacks, and in sync.
+//!
+//! Whether a device may come back at all is decided in `volume::members`, and so is what has to be copied. Here are the
+//! states, and the order of what is written to the replica.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,12 +14,17 @@ use crate::policy::ApprovedDevice;
 use crate::units::BlockAddr;
 
 impl Mirror {
-    /// Takes a replica back that was not in the set: with the device that it had, or with another that shows the same
-    /// replica. `knows_what_it_has` says that its content is what it was when it left; else it counts as lacking everything
-    /// that is not told otherwise. Returns its new state and incarnation: in sync when it lacks nothing, else resyncing; then everything
-    /// for which [`is_missed`](Self::is_missed) holds is to be copied to it, and it is to be [promoted](Self::promote).
+    /// Takes back a replica that was not in the set: with the device that it had, or with another that shows the same
+    /// replica. Returns the replica's new state and incarnation.
     ///
-    /// `first`, bytes and their two byte offsets, is made durable on it before anything else is written.
+    /// * **In sync**, when the replica lacks nothing.
+    /// * **Resyncing** otherwise. Then the caller copies everything for which [`is_missed`](Self::is_missed) holds, and
+    ///   [promotes](Self::promote) the replica.
+    ///
+    /// `knows_what_it_has` says that the replica's content is what it was when it left. Without that the replica counts
+    /// as one that lacks everything.
+    ///
+    /// `first`, bytes and their two byte offsets, is made durable on the replica before anything else is written.
     ///
     /// # Errors
     /// [`RejoinError`]; then nothing has changed. The device is written to only as far as the policy's gate is open.
@@ -43,7 +51,7 @@ impl Mirror {
         knows_what_it_has: bool,
         first: Option<([u64; 2], Arc<AlignedBuf>)>,
     ) -> std::result::Result<(State, Incarnation), RejoinError> {
-        // Let go of after the lock: closing a device can take its time.
+        // Dropped after the lock is released, because closing a device can take its time.
         let old = self.shared.worker(index);
         let mut inner = self.shared.lock();
         let others = inner.replicas.iter().any(|status| status.state == State::InSync);
@@ -82,15 +90,17 @@ impl Mirror {
         Ok((state, incarnation))
     }
 
-    /// Whether a replica that is taken back may lack this block (`dirty`).
+    /// Whether a replica that was taken back may lack this block (`dirty`).
     pub fn is_missed(&self, index: usize, addr: BlockAddr) -> bool {
         let inner = self.shared.lock();
         inner.replicas.get(index).is_some_and(|status| inner.dirty.is_missed(addr, status.flushed))
     }
 
-    /// Queues a block for a replica that is being resynced, behind all that it was given before: what is written to the same
-    /// place later comes later there too. Waits first while too much is queued; does nothing when the replica is not being
-    /// resynced in this incarnation any more. A failure fences it, as any failed write.
+    /// Queues a block for a replica that is being resynced, behind all that the replica was given before. What is
+    /// written to the same place later comes later on the replica, too.
+    ///
+    /// Waits first while too much is queued. Does nothing when the replica is not being resynced in this incarnation
+    /// any more. A failure fences the replica, as any failed write does.
     pub fn copy(&self, index: usize, incarnation: Incarnation, addr: BlockAddr, sealed: Arc<AlignedBuf>) {
         let Some(worker) = self.shared.worker(index) else { return };
         let resyncing = |inner: &Inner| inner.is_resyncing(index, incarnation);
@@ -110,8 +120,8 @@ impl Mirror {
         self.shared.lock().is_resyncing(index, incarnation)
     }
 
-    /// A resync is complete: the replica is in sync, unless it was fenced since that incarnation began, also when it is back. Says
-    /// whether it is.
+    /// Ends a resync that is complete: the replica is in sync from now on. Not when it was fenced since that
+    /// incarnation began, even if it has come back. Returns whether it is in sync.
     pub fn promote(&self, index: usize, incarnation: Incarnation) -> bool {
         let mut inner = self.shared.lock();
         if !inner.is_resyncing(index, incarnation) {
@@ -123,7 +133,7 @@ impl Mirror {
         true
     }
 
-    /// A resync cannot be finished: the replica is stale, unless it was fenced since that incarnation began.
+    /// Ends a resync that cannot be finished: the replica is stale, unless it was fenced since that incarnation began.
     pub fn abandon(&self, index: usize, incarnation: Incarnation, reason: &str) {
         let mut inner = self.shared.lock();
         if inner.is_resyncing(index, incarnation) {

@@ -12,7 +12,8 @@ fn device(name: &str) -> Arc<FaultyDevice> {
     Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::new(name, 4 * LABEL_SIZE))))
 }
 
-/// The flush that it had been asked for was dropped with its queue: as it took writes again, it was waited for without end.
+/// The flush that the replica had been asked for was dropped with its queue. As the replica took writes again, the
+/// flush was waited for without end.
 #[test]
 fn regression_a_replica_that_left_and_came_back_is_not_waited_for() {
     let [slow, lost, back] = ["slow", "lost", "back"].map(device);
@@ -45,7 +46,8 @@ fn regression_a_replica_that_left_and_came_back_is_not_waited_for() {
     mirror.close();
 }
 
-/// What it had copied was dropped with the queue, and it never saw the replica away: it made it in sync without that.
+/// What the first resync had copied was dropped with the queue, and the resync never saw the replica away. So it put
+/// the replica in sync without those blocks.
 #[test]
 fn regression_a_resync_ends_with_the_stay_that_it_began_in() {
     let [source, away] = ["source", "away"].map(device);

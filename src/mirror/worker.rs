@@ -15,7 +15,7 @@ use crate::device::Write;
 use crate::policy::{ApprovedDevice, WriteError};
 use crate::problem::{Code, Problem};
 
-/// How often the end of a thread is looked for.
+/// How often a wait looks whether a thread has ended.
 const POLL: Duration = Duration::from_millis(1);
 
 pub(super) struct Worker {
@@ -41,8 +41,8 @@ impl Worker {
         }
     }
 
-    /// Waits for the thread's end until `deadline`. One that hangs in the kernel is left behind: with its device, and nothing
-    /// else.
+    /// Waits for the thread's end until `deadline`. A thread that hangs in the kernel is left behind, with its device
+    /// and nothing else.
     pub fn join(&self, deadline: Instant) {
         let Some(thread) = self.thread.lock().take() else { return };
         while !thread.is_finished() {
@@ -112,7 +112,7 @@ impl WorkerThread {
         self.shared.worker(self.index).is_some_and(|worker| Arc::ptr_eq(&worker, &self.worker))
     }
 
-    /// Accounts for what was done, and wakes who waits for it and nobody else.
+    /// Accounts for what was done, and wakes the threads that wait for it, and no others.
     fn succeeded(&self, first: Option<&Job>, runs: Vec<u64>) {
         let mut inner = self.shared.lock();
         // Runs that a fence has already accounted for are not in the list any more.
@@ -121,10 +121,10 @@ impl WorkerThread {
         }
         let wakes_writers = inner.waiting_for_writes > 0;
         let is_flushed = match first {
-            // One that hung may have lost its place, and what it did then counts for nobody.
+            // A device that hung may have lost its place to another. Then what it did counts for nothing.
             Some(Job::Flush(ticket) | Job::Publish { ticket, .. }) if self.is_current() => {
                 let status = &mut inner.replicas[self.index];
-                // One that is being resynced was not given what came before.
+                // A replica that is being resynced was not given what came before, so its flush does not cover that.
                 if let Some(round) = ticket.round
                     && status.state == State::InSync
                 {
@@ -145,7 +145,7 @@ impl WorkerThread {
     }
 }
 
-/// The writes of the jobs; those that follow each other on the device as one.
+/// The writes of the jobs; writes that follow each other on the device are put together as one.
 fn writes(jobs: &VecDeque<Job>) -> Vec<Write<'_>> {
     let mut writes: Vec<Write<'_>> = Vec::new();
     let mut end = None;

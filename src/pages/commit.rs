@@ -1,4 +1,5 @@
-//! Staging a batch and making it durable. The order and the reasons are in the documentation of [`super`].
+//! Staging a batch and making it durable. The order, and the reasons for it, are in the documentation of [`super`];
+//! what makes a root provisional, in [`provisional`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -96,7 +97,7 @@ impl Plan<'_> {
         }
     }
 
-    /// A fresh block, in use from now on.
+    /// Takes a fresh block, which is in use from now on.
     fn block(&mut self) -> Result<BlockAddr> {
         let run = match self.spare.take() {
             Some(run) => run,
@@ -154,12 +155,13 @@ impl Store {
         StagedBatch { pages, db_pages: staging.db_pages, runs }
     }
 
-    /// Makes a batch durable on every in-sync replica and publishes it. Does nothing when it is empty and the root
-    /// already says what is true of epoch and membership.
+    /// Makes a batch durable on every in-sync replica, and publishes it. No root is written when the batch is empty,
+    /// and the last root is not provisional and still true: of the mount, of the replicas in sync, of registry and
+    /// trust anchors.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`] when the store is poisoned; anything else poisons it. Whoever would rather keep the batch than lose
-    /// it asks [`Store::committable`] before staging.
+    /// [`Error::ReadOnly`] when the store is poisoned; anything else poisons it. A caller that would rather keep the
+    /// batch than lose it asks [`Store::committable`] before staging.
     pub fn commit(&self, batch: StagedBatch) -> Result<Generation> {
         self.unpoisoned()?;
         let mut state = self.commit.lock();
@@ -215,13 +217,14 @@ impl Store {
         let persisted = &state.persisted;
         let content = |region: u64| persisted.page(region);
         self.seal_tree(&mut layout, &mut state.space_tree, &space_plan, generation, &content)?;
-        // The first root of a mount makes its epoch durable, before anything that can be lost is sealed in it; and one that
-        // names other replicas than the root before it is not fallen back from.
+        // Never provisional: the first root of a mount, which makes its epoch durable before anything that can be lost
+        // is sealed in it; and a root that names other replicas than the root before, for the volume could not fall
+        // back to that.
         let can_be_provisional = last.mount == self.mount
             && last.in_sync == self.mirror.in_sync()
             && (1..=provisional::BLOCKS_MAX).contains(&taken.len())
             && freed.iter().map(|run| run.blocks).sum::<u64>() <= provisional::BLOCKS_MAX as u64;
-        // What was freed again in the same batch is no part of the commit.
+        // A block that was freed again in the same batch is no part of the commit.
         written.retain(|addr| state.persisted.is_allocated(addr));
         let mut provisional = if can_be_provisional { written.listed() } else { None };
         for (run, buf) in layout.runs {
@@ -230,9 +233,10 @@ impl Store {
         if provisional.is_none() {
             self.mirror.flush()?;
         }
-        // A replica that failed in the middle of this must not be named by the root that is answered for: whoever mounts
-        // it alone later would go on from an older state, and nothing would show that two histories exist. A provisional root
-        // is flushed with all that it refers to: the one that takes its place is none.
+        // The root that is answered for must not name a replica that failed in the middle of this. Whoever mounts that
+        // replica alone later would go on from an older state, and nothing would show that two histories exist. So
+        // another root is published without it. A provisional root is flushed with all that it refers to: the one that
+        // takes its place is none.
         while !self.publish_root(state, generation, provisional.take())? {
             generation = generation.next();
         }
@@ -259,7 +263,7 @@ impl Store {
             let at = TreeKind::Database.page(self.volume, *addr, *no);
             entries.push((*no, self.seal_unit(layout, &at, page, birth)?));
         }
-        // Readers find these pages in the staging map until the commit is done.
+        // Until the commit is done, readers find these pages in the staging map.
         let mut tree = self.db.write();
         for (no, entry) in entries {
             tree.set_page(no, entry)?;
@@ -299,7 +303,8 @@ impl Store {
         Ok(Pointer { addr: at.addr, birth, id, tag })
     }
 
-    /// Makes the root durable in both label areas of every replica: the commit point. Returns whether all that it names have it.
+    /// Makes the root durable in both label areas of every replica: the commit point. Returns whether every replica
+    /// that the root names has it.
     fn publish_root(
         &self,
         state: &mut CommitState,
@@ -335,16 +340,19 @@ impl Store {
         self.db.write().stored();
         state.space_tree.stored();
         self.mirror.set_durable(root.in_sync, generation);
-        // The root first: a reader that begins in this generation finds it, or a later one (`View::pin`).
+        // The root is stored first: a reader that begins in this generation finds this root or a later one
+        // (`View::pin`).
         *self.published.lock() = root;
         self.generation.store(generation.0, Ordering::Release);
         self.staging.lock().committing = Arc::default();
         Ok(holders & root.in_sync == root.in_sync)
     }
 
-    /// Makes runs available that generation `generation` freed, and earlier ones, as far as no reader is left
-    /// that may still look at them. What a provisional root freed stays as it is until the next root is durable: until then
-    /// whoever opens the volume may have to go on from the root before it.
+    /// Makes available the runs that generation `generation` and earlier ones freed, as far as no reader is left that
+    /// may still look at them.
+    ///
+    /// What a provisional root freed stays as it is until the next root is durable. Until then, whoever opens the
+    /// volume may have to go on from the root before it.
     fn release(&self, state: &mut CommitState, generation: u64, runs: Vec<Run>) -> Result<()> {
         if !runs.is_empty() {
             state.releasing.push_back((generation, runs));
@@ -364,8 +372,8 @@ impl Store {
     }
 }
 
-/// New places for the space pages that the commit changes. Taking a place changes the bitmap again, so this goes on
-/// until every changed region has one; each gets one at most, so it ends.
+/// Takes new places for the space pages that the commit changes. Taking a place changes the bitmap again, so this goes
+/// on until every changed region has a place. Each region gets one at most, so the loop ends.
 fn plan_space(plan: &mut Plan<'_>, tree: &mut Tree) -> Result<TreePlan> {
     let mut placed = TreePlan::default();
     let mut done: BTreeSet<u64> = BTreeSet::new();
@@ -373,7 +381,7 @@ fn plan_space(plan: &mut Plan<'_>, tree: &mut Tree) -> Result<TreePlan> {
         let todo: BTreeSet<u64> = plan.regions.difference(&done).copied().collect();
         let Some(highest) = todo.last() else { return Ok(placed) };
         tree.grow(tree.pages().max(highest + 1));
-        // A tree that grew has a new top, which every later page is below.
+        // A tree that grew has a new top. Every later page is below it.
         plan.place(tree, &todo, &mut placed)?;
         done.extend(todo);
     }

@@ -1,4 +1,5 @@
-//! File data: blocks sealed one by one, written to fresh blocks, read back verified.
+//! File data: blocks sealed one by one, written to fresh blocks, read back verified. Which file a block belongs to is
+//! not known here: the tables say it ([`meta`](crate::meta)).
 
 use std::sync::Arc;
 
@@ -137,8 +138,9 @@ impl Store {
         Ok(runs)
     }
 
-    /// Reads blocks of extents that lie one after the other on the devices, in one piece: a request of the kernel spans
-    /// several extents, and a device has more to do at once. `out` takes as many blocks as the parts have together.
+    /// Reads blocks of extents that lie one after the other on the devices, in one piece. So a request of the kernel
+    /// that spans several extents gives a device more to do at once. `out` takes as many blocks as the parts have
+    /// together.
     ///
     /// # Errors
     /// [`Error::Integrity`] or [`Error::Io`] when no replica has a block as it was written.
@@ -162,23 +164,23 @@ impl Store {
         Ok(())
     }
 
-    /// A row now refers to these blocks: the batch puts them in use. Under the metadata lock.
+    /// Notes that a row now refers to these blocks: the batch puts them in use. Under the metadata lock.
     pub fn publish(&self, run: Run) {
         self.batch.lock().published.push(run);
     }
 
-    /// Rows now refer to this data: the batch is whole only with it. Under the metadata lock.
+    /// Notes that rows now refer to this data: the batch is whole only with it. Under the metadata lock.
     pub fn wrote(&self, written: &Written) {
         self.batch.lock().written.append(written);
     }
 
-    /// No row refers to these blocks any more. Under the metadata lock.
+    /// Notes that no row refers to these blocks any more. Under the metadata lock.
     pub fn free(&self, run: Run) {
         self.batch.lock().freed.push(run);
     }
 
-    /// These blocks were taken and no row will refer to them. They are available after the next commit: a write to
-    /// them may still be in flight.
+    /// Notes that no row will refer to these blocks, which were taken. They are available only after the next commit,
+    /// because a write to them may still be in flight.
     pub fn abandon(&self, run: Run) {
         self.batch.lock().abandoned.push(run);
     }

@@ -1,32 +1,56 @@
 //! Provisional roots: a small commit costs one flush instead of two.
 //!
-//! A root must not count unless all that it refers to is there. The plain way is to flush that first, and to write the root then. A
-//! provisional root goes to the device together with its commit's blocks, in whatever order the device likes, and one flush
-//! makes all of it durable. Nothing is lost by that while the flush succeeds, and nobody is answered before it has. When the power
-//! fails first, the newest root may lack some of its blocks. So whoever finds a provisional root looks at them
-//! ([`Proof`]): each is authenticated by the root, that is why a look suffices. Blocks that one replica has are given to those that lack
-//! them; if there is one that no replica has, the commit is incomplete, and the root before it is the last one.
+//! This module says which commits may do that, and proves after a crash whether such a commit is whole. Which root the
+//! volume then goes on from is decided in `volume::recovery`; how a root is written, in `pages::commit`.
 //!
-//! That one is whole, on every replica that it names, and needs no proof:
-//! - It is of the same mount and names the same replicas; otherwise the commit takes the plain way.
-//! - Its own flush had succeeded on all of them before the next commit began. So only the newest commit can be incomplete.
-//! - What the provisional commit freed is not used again before the next root is durable, neither is what it wrote and freed
-//!   itself. So what the root before it refers to is there still, and so is all that it needs for its proof.
+//! # How it works
 //!
-//! The blocks to look at are few and known: pages and nodes are those that the trees lead to and that were born with the root; data,
-//! whose rows do not say when they were written, is listed in the root. A commit of more takes the plain way
-//! ([`BLOCKS_MAX`], [`PROVISIONAL_BLOCKS_MAX`]). So does the first root of a mount, upon which its epoch depends, and it is what a
-//! incomplete commit falls back to at the latest: an epoch is never used twice.
+//! A root must not count unless all that it refers to is there. The plain way is to flush that first, and to write the
+//! root then.
 //!
-//! A block that no device has, and that one of them fails to read, may be there or may have been torn by the power failure. To go on
-//! from the root could seal half a commit, to drop it could undo what was answered for: the administrator decides
-//! ([`Unproven`](crate::volume::Error::Unproven)).
+//! A provisional root goes to the device together with its commit's blocks, in whatever order the device likes. One
+//! flush makes all of it durable. Nothing is lost by that while the flush succeeds, and nobody is answered before it
+//! has.
 //!
-//! A device that loses what it has flushed, within the second or so until the next root, looks like one that never had it. Then the volume
-//! goes on from a state that was durable a commit earlier, says so in the log and in the trail, and another host's or this
-//! one's witness ([`witness`](crate::volume)) refuses it when it has seen more.
+//! When the power fails first, the newest root may lack some of its blocks. So whoever finds a provisional root looks
+//! for those blocks ([`Proof`]). The root authenticates each of them, so a look suffices. Then:
 //!
-//! ext4 does the same with its journal's commit block, which has a checksum over what it commits (ext4(5), `journal_async_commit`).
+//! 1. A block that one replica has is given to the replicas that lack it.
+//! 2. If no replica has some block, the commit is incomplete, and the root before it is the last one.
+//!
+//! # Why the root before is whole
+//!
+//! The root before a provisional one is whole on every replica that it names, and needs no proof:
+//!
+//! 1. It is of the same mount and names the same replicas. Otherwise the commit takes the plain way.
+//! 2. Its own flush had succeeded on all of them before the next commit began. So only the newest commit can be
+//!    incomplete.
+//! 3. What the provisional commit freed is not used again before the next root is durable. Neither is what it wrote and
+//!    freed itself. So what the root before refers to is still there, and so is all that this root needs for its own
+//!    proof.
+//!
+//! # Which blocks are looked for
+//!
+//! They are few and known. Pages and nodes are those that the trees lead to and that were born with the root. Data
+//! blocks are listed in the root, because their rows do not say when they were written. A commit of more blocks takes
+//! the plain way ([`BLOCKS_MAX`], [`PROVISIONAL_BLOCKS_MAX`]).
+//!
+//! The first root of a mount takes the plain way, too: the mount's epoch depends on it. It is what an incomplete commit
+//! falls back to at the latest, so an epoch is never used twice.
+//!
+//! # When the proof cannot be given
+//!
+//! A block may be on no device that can be read, while another device fails to read it. That block may be there, or the
+//! power failure may have torn it. To go on from the root could seal half a commit; to drop the root could undo what
+//! was answered for. The administrator decides ([`Unproven`](crate::volume::Error::Unproven)).
+//!
+//! A device that loses what it has flushed, within the second or so until the next root, looks like one that never had
+//! it. Then the volume goes on from a state that was durable a commit earlier, and says so in the log and in the trail.
+//! The witness of this host or of another refuses the volume when it has seen more
+//! ([`witness`](crate::volume::witness)).
+//!
+//! ext4 does the same with its journal's commit block, which has a checksum over what it commits (ext4(5),
+//! `journal_async_commit`).
 
 use super::tree::{self, FANOUT, NodeId, Pointer, TreeKind};
 use super::{Page, Unit, data_binding};
@@ -36,18 +60,19 @@ use crate::label::{PROVISIONAL_BLOCKS_MAX, Provisional, Root, TreeRef, WrittenBl
 use crate::mirror::device_offset;
 use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, Uuid, WriteId};
 
-/// Pages and nodes of a commit with a provisional root, at most: 1 MiB to look at on each replica after a crash. And blocks that it
-/// frees: so much is not free yet after it. A larger one does not feel the second flush.
+/// Most pages and nodes of a commit with a provisional root: 1 MiB to look at on each replica after a crash. Also the
+/// most blocks that such a commit frees: so much is not free yet after it. A larger commit does not feel the second
+/// flush.
 pub const BLOCKS_MAX: usize = 256;
 
-/// How often a device is asked for a block.
+/// How often a device is asked for a block before the block counts as one that it fails to read.
 const ATTEMPTS: usize = 3;
 
 /// The data of a batch, as far as a provisional root can list it.
 #[derive(Debug, Default)]
 pub struct Written {
     blocks: Vec<WrittenBlock>,
-    /// There is more of it than that.
+    /// Whether there are more blocks than a root can list.
     more: bool,
 }
 
@@ -78,7 +103,7 @@ impl Written {
         self.blocks.retain(|block| keep(block.addr));
     }
 
-    /// The list, if it is all there is.
+    /// The list for a provisional root; none when there are more blocks than it can list.
     pub fn listed(&self) -> Option<Provisional> {
         if self.more { None } else { Provisional::new(&self.blocks) }
     }
@@ -94,15 +119,15 @@ pub struct Lacking {
     pub replicas: u64,
 }
 
-/// What has become of a root's commit.
+/// What has become of a root's commit: which of its blocks are where.
 #[derive(Default)]
 pub struct Proof {
     /// Blocks that not every replica has.
     pub lacking: Vec<Lacking>,
-    /// Blocks that none has; there may be more, below those.
+    /// How many blocks no replica has. There may be more below those.
     pub lost: u64,
-    /// The first block that none of the devices that could be read has, and that one or more failed to read, with the
-    /// error: neither is it known to be there nor to be lost, nor what is below it.
+    /// The first block that no device which could be read has, and that at least one device failed to read, with the
+    /// error. Whether this block is there or lost is not known, and neither is what lies below it.
     pub unread: Option<(BlockAddr, String)>,
 }
 
@@ -136,7 +161,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// What of a tree was born with the root.
+    /// Looks for those nodes and pages of a tree that were born with the root.
     fn tree(&mut self, kind: TreeKind, at: &TreeRef) {
         let is_new = at.pages > 0 && at.birth == self.root.generation;
         if let Some(top) = at.height.checked_sub(1).filter(|_| is_new) {
@@ -159,7 +184,7 @@ impl Search<'_> {
         }
     }
 
-    /// Looks for one unit on every replica. Returns what it holds.
+    /// Looks for one unit on every replica. Returns what the unit holds; nothing when no replica has it.
     fn unit(&mut self, unit: &Unit) -> Option<Box<Page>> {
         let (mut good, mut lacking, mut failed) = (None, 0, None);
         for (index, device) in self.replicas {

@@ -1,4 +1,4 @@
-//! Who is reading, and since which generation: freed blocks wait for them.
+//! The readers at work, by the generation in which each began: freed blocks wait for them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,8 +14,8 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    /// Registers a reader. The generation is read under the lock, so that a commit which looks for older readers
-    /// afterwards sees this one or has already published the map that it will use.
+    /// Registers a reader. The generation is read under the lock. So a commit that looks for older readers afterwards
+    /// sees this one, or has already published the map that this reader will use.
     pub fn enter(&self, generation: &AtomicU64) -> ReadGuard<'_> {
         let mut active = self.active.lock();
         let began = generation.load(Ordering::Acquire);
@@ -38,7 +38,7 @@ impl Readers {
     }
 }
 
-/// While it lives, blocks that were in use when it was made are not written to.
+/// A reader. While it lives, blocks that were in use when it was made are not written to.
 pub struct ReadGuard<'a> {
     readers: &'a Readers,
     began: u64,

@@ -170,8 +170,8 @@ fn data_round_trips_and_freed_blocks_come_back() {
     assert!(before - store.usage().free_blocks < 20);
 }
 
-/// Whoever finds half of a provisional commit goes on from the root before it: that one is of the same mount, and names the
-/// same replicas.
+/// Whoever finds half of a provisional commit goes on from the root before it. That root is of the same mount, and
+/// names the same replicas.
 #[test]
 fn only_a_commit_that_can_be_fallen_back_from_is_provisional() {
     let lab = Lab::new(3);
@@ -308,7 +308,8 @@ fn extents_that_lie_one_after_the_other_are_read_in_one_piece() {
     store.read_data(&[], &mut []).unwrap();
 }
 
-/// A thousand pages are ten nodes and one above, of which four are kept: they come and go between commits and never during one.
+/// A thousand pages are ten nodes and one above, of which four are kept. Nodes come and go between commits, and never
+/// during one.
 #[test]
 fn however_large_the_database_few_of_its_nodes_are_kept() {
     const ROWS: u64 = 1000;

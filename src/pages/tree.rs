@@ -1,8 +1,10 @@
 //! The map from page numbers to sealed blocks: a tree of nodes that are themselves sealed blocks (scelle-format(5)).
 //!
-//! A node holds [`FANOUT`] entries of 40 bytes; level 0 leads to pages, level `n` to nodes of level `n - 1`. Node
-//! `(level, index)` covers the pages `index * FANOUT^(level+1)` and on, so its place needs no pointers to neighbours and
-//! a tree grows by a node on top. An entry holds the tag of what it leads to: the root authenticates everything.
+//! A node holds [`FANOUT`] entries of 40 bytes. Level 0 leads to pages, level `n` to nodes of level `n - 1`. Node
+//! `(level, index)` covers the pages `index * FANOUT^(level+1)` and on. So its place needs no pointers to neighbours,
+//! and a tree grows by a node on top. An entry holds the tag of what it leads to: the root authenticates everything.
+//!
+//! When nodes are written, and where, is decided in `pages::commit`.
 //!
 //! | offset | bytes | field of an entry |
 //! |-------:|------:|-------|
@@ -28,8 +30,8 @@ pub const ENTRY_BYTES: usize = 40;
 
 const NOWHERE: u64 = (1 << 48) - 1;
 
-/// Nodes that are kept in memory, 6 KiB each, before half of those of the lowest level are dropped: enough for 4 GiB of metadata, some
-/// ten million files.
+/// Nodes that are kept in memory, 6 KiB each, before half of those of the lowest level are dropped. They are enough for
+/// 4 GiB of metadata, some ten million files.
 pub(super) const NODES_MAX: usize = if cfg!(test) { 4 } else { 12 << 10 };
 
 /// Highest tree: more than 2^48 pages.
@@ -194,7 +196,7 @@ impl Tree {
             }
         };
         if id.0 == 0 && !self.changing && self.nodes.len() >= NODES_MAX {
-            // Which half is as good as random: the order of a hash map.
+            // Which half is dropped is as good as random: it follows the order of a hash map.
             let mut leaves = 0;
             self.nodes.retain(|(level, _), _| {
                 leaves += usize::from(*level == 0);
@@ -211,7 +213,7 @@ impl Tree {
         self.nodes.len()
     }
 
-    /// Every node is stored as it is here: what is not needed need not be kept any more.
+    /// Notes that every node is stored as it is here: nodes that are not needed need not be kept any more.
     pub fn stored(&mut self) {
         self.changing = false;
     }

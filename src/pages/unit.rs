@@ -1,4 +1,5 @@
-//! Sealed units: the blocks that a volume consists of, each with what proves it.
+//! Sealed units: the blocks that a volume consists of, each with what proves it. Where units are found is the concern
+//! of [`view`](super::view) and of the tables.
 
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// Opens `sealed` into `plain`. Returns whether it is the unit.
+    /// Opens `sealed` into `plain`. Returns whether `sealed` is this unit.
     pub(super) fn open(&self, keys: &Keys, sealed: &[u8], plain: &mut Page) -> bool {
         let opened = match self.at.kind {
             Kind::Data => keys.data(self.id.epoch).open_block(&self.at, self.id, &self.tag, sealed, plain),
@@ -62,10 +63,11 @@ impl Store {
         }
     }
 
-    /// Reads a unit from a replica that has it and writes it to `replica`, which is being resynced in this incarnation.
+    /// Reads a unit from a replica that has it, and queues it for `replica`, which is being resynced in this
+    /// incarnation.
     ///
     /// # Errors
-    /// When no in-sync replica has it. A write that fails fences `replica` instead.
+    /// When no replica that is read has the unit. A write that fails fences `replica` instead.
     pub fn copy_unit(&self, unit: &Unit, replica: usize, incarnation: Incarnation) -> Result<()> {
         let mut good = AlignedBuf::scratch(BLOCK_SIZE);
         self.mirror.read(Run::new(unit.at.addr, 1), &mut |_, sealed| {

@@ -18,10 +18,11 @@ use rusqlite::{Connection, OpenFlags, ffi};
 use super::{Error, Page, Result, Store};
 use crate::units::BLOCK_SIZE;
 
-/// Result codes for a page that no replica has as it was written, and for one that no replica can give. SQLite rolls a
-/// whole transaction back on `SQLITE_IOERR`, also in a SELECT (`sqlite3VdbeHalt`), and with it operations that were
-/// answered long ago; on `SQLITE_CORRUPT` only the statement fails. The plain code would make the database read-only, an
-/// extended one of our own does not.
+/// Result codes for a page that no replica has as it was written, and for a page that no replica can give.
+///
+/// On `SQLITE_IOERR`, SQLite rolls a whole transaction back, even in a SELECT (`sqlite3VdbeHalt`), and with it
+/// operations that were answered long ago. On `SQLITE_CORRUPT` only the statement fails. The plain code would make the
+/// database read-only; an extended code of our own does not.
 const INTEGRITY_CODE: c_int = ffi::SQLITE_CORRUPT | (101 << 8);
 const UNREADABLE_CODE: c_int = ffi::SQLITE_CORRUPT | (102 << 8);
 

@@ -1,36 +1,42 @@
 //! Views: the trees as one root has them, read from the devices beside a store in use.
 //!
 //! A [`View`] takes no lock that a commit or an operation waits for. It reads nodes and pages by the references of one
-//! published root, and a [`ReadGuard`] sees to it that nothing which that root refers to is overwritten meanwhile. What it
-//! keeps in memory is one node for each level of each tree ([`Nodes`]), whatever the volume holds.
+//! published root. A [`ReadGuard`] sees to it that nothing which that root refers to is overwritten meanwhile. A view
+//! keeps one node for each level of each tree in memory ([`Nodes`]), whatever the volume holds. It knows nothing of
+//! files: what a page means is the tables' ([`meta`](crate::meta)).
 //!
 //! # A traversal pins one chunk at a time
 //!
-//! A guard keeps freed blocks from being used again, so a nearly full volume runs out of space under one that lives for long.
-//! [`Units`] visits every unit of both trees in chunks. Each chunk is read by a view of its own, at the root that is the newest
-//! when the chunk begins; between two chunks nothing is held. A chunk has at most [`CHUNK_UNITS`] units, and begins none after
-//! [`CHUNK_TIME`]. It reads one node for each level of the tree to find its place again, and then at most one for each unit.
+//! A guard keeps freed blocks from being used again. So a nearly full volume runs out of space under a guard that lives
+//! for long. [`Units`] therefore visits every unit of both trees in chunks:
+//!
+//! * Each chunk is read by a view of its own, at the root that is the newest when the chunk begins. Between two chunks
+//!   nothing is held.
+//! * A chunk has at most [`CHUNK_UNITS`] units, and begins none after [`CHUNK_TIME`].
+//! * It reads one node for each level of the tree to find its place again, and then at most one node for each unit.
 //!
 //! # What a traversal visits
 //!
-//! Units are told apart by their *place*: a page by its tree and its number, a node by its tree, its level and its index. The
-//! order of places is the order in which a tree is walked from its top, a node before what is below it. It depends on no root
-//! ([`Place`]), so that the place of the last visit says under any later root where to go on.
+//! Units are told apart by their *place*: a page by its tree and its number, a node by its tree, its level and its
+//! index. The order of places is the order in which a tree is walked from its top, a node before what is below it. That
+//! order depends on no root ([`Place`]). So the place of the last visit says under any later root where to go on.
 //!
 //! The *first root* of a traversal is the one that its first chunk pins.
 //!
-//! * **Every place that has a unit in the first root is visited exactly once**, with the unit that is there in the root of its
-//!   chunk. A place keeps a unit for ever: the database is never shortened, the map has a page for a region from its first
-//!   change on, and trees grow only. So a unit of the first root that still exists when its chunk is reached is visited exactly
-//!   once. In the place of one that does not, its successor is visited, where copy-on-write has put it.
-//! * **No place is visited twice**, also when a commit rewrites it between two chunks or a tree grows in height. A node that
-//!   growth puts on top comes before every other place of its tree, hence before the cursor.
-//! * **A traversal ends**, however fast the volume grows: it visits nothing behind the last page that the first root's tree has.
-//!   A place that got its first unit after the traversal began is visited when it lies between the cursor and that end, and
-//!   else it is not.
+//! * **Every place that has a unit in the first root is visited exactly once**, with the unit that is there in the root
+//!   of its chunk. A place keeps a unit for ever: the database is never shortened, the map has a page for a region from
+//!   its first change on, and trees only grow. So a unit of the first root that still exists when its chunk is reached
+//!   is visited exactly once. In the place of a unit that does not exist any more, its successor is visited, where
+//!   copy-on-write has put it.
+//! * **No place is visited twice**, even when a commit rewrites it between two chunks or a tree grows in height. A node
+//!   that growth puts on top comes before every other place of its tree, hence before the cursor.
+//! * **A traversal ends**, however fast the volume grows: it visits nothing behind the last page that the first root's
+//!   tree has. A place that got its first unit after the traversal began is visited when it lies between the cursor and
+//!   that end, and else it is not.
 //!
-//! So everything that is not visited was written by commits that came after the first root. Who verifies may leave that out: it was
-//! written and flushed a moment ago. Who copies must see to it by other means (`volume::resync` does).
+//! So everything that is not visited was written by commits that came after the first root. A caller that verifies may
+//! leave that out: it was written and flushed a moment ago. A caller that copies must see to it by other means
+//! (`volume::members::resync` does).
 
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
@@ -43,8 +49,8 @@ use crate::units::{BLOCK_SIZE, Generation};
 /// Most units of a chunk.
 pub const CHUNK_UNITS: usize = 64;
 
-/// So long after its beginning a chunk begins no further unit. A tenth of a second is less than what an operation waits for on a
-/// full volume before it says that there is no space.
+/// How long after its beginning a chunk begins no further unit. A tenth of a second is less than an operation on a full
+/// volume waits before it says that there is no space.
 pub const CHUNK_TIME: Duration = Duration::from_millis(100);
 
 /// A node that was read, and the entry that proves it.
@@ -54,8 +60,8 @@ struct Held {
     node: Node,
 }
 
-/// The node of each level that was read last, of both trees. A node is told by the entry that leads to it, so what one view has
-/// read serves the next one as far as it is still in the tree.
+/// The node of each level that was read last, of both trees. A node is recognised by the entry that leads to it. So a
+/// node that one view has read serves the next view, too, as long as it is still in the tree.
 #[derive(Default)]
 pub struct Nodes {
     database: [Option<Held>; HEIGHT_MAX as usize],
@@ -76,7 +82,8 @@ impl Nodes {
 pub struct Place {
     /// The first page that the unit is, or leads to.
     first: u64,
-    /// How far above the pages it is: 0 for a page, one more than its level for a node. The higher one comes first.
+    /// How far above the pages the unit is: 0 for a page, one more than its level for a node. The higher unit comes
+    /// first.
     above: Reverse<u8>,
 }
 
@@ -108,15 +115,17 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     /// Pins the newest durable root. `nodes` are those of an earlier view, or none.
     pub(super) fn pin(store: &'a Store, nodes: Nodes) -> Self {
-        // The guard first, the root second; a commit does the reverse: it publishes its root first, its generation second, and looks
-        // for readers last. So no block of the root R that is read here is used again while the guard lives.
+        // The guard is taken first, the root read second. A commit does the reverse: it publishes its root first, its
+        // generation second, and looks for readers last. So no block of the root R that is read here is used again
+        // while the guard lives.
         //
-        // Proof. A block of R is freed by a later commit C. It is used again only after C has seen, under the lock of the readers,
-        // that each of them began in C's generation or later.
-        // - If the guard enters before C looks, C finds it. The guard began before C: the generation that it read is not newer than
-        //   the root that was read after it, as each generation is stored after its root, and R is older than C.
-        // - If the guard enters after C has looked, C's root was published before that. What is read here is that root or a
-        //   later one, not R.
+        // Proof. A block of R is freed by a later commit C. It is used again only after C has seen, under the lock of
+        // the readers, that each of them began in C's generation or later.
+        // - If the guard enters before C looks, C finds it. The guard began before C: each generation is stored after
+        //   its root, so the generation that the guard read is not newer than R, which was read after it; and R is
+        //   older than C.
+        // - If the guard enters after C has looked, C's root was published before that. What is read here is that root
+        //   or a later one, not R.
         let guard = store.reader();
         let root = store.root();
         Self { store, root, nodes, _guard: guard }
@@ -253,8 +262,8 @@ impl<'a> Units<'a> {
         Self { store, nodes: Nodes::default(), left: Vec::new(), begun: false, after: None }
     }
 
-    /// Visits the next units under a view of the newest root, until the chunk is full or `visit` says that it is to end. What was
-    /// visited may be read until `visit` returns. Returns whether there are more.
+    /// Visits the next units under a view of the newest root, until the chunk is full or `visit` says that it is to
+    /// end. A unit may be read until `visit` has returned. Returns whether there are more.
     ///
     /// # Errors
     /// When a node cannot be read from any replica, or what `visit` returns.
