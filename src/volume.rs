@@ -1,6 +1,10 @@
-//! The life of a volume: labels read ([`Sealed`]), key found ([`Assembled`]), in use ([`Open`]). Each step consumes the
-//! one before it, so that nothing can be written before the labels agree, the key is right, the policy has approved
-//! every device and the newest root is known.
+//! The life of a volume: labels read ([`Sealed`]), key found ([`Assembled`]), in use ([`Open`]).
+//!
+//! Each step consumes the one before it. So nothing can be written before the labels agree, the key is right, the
+//! policy has approved every device, and the newest root is known.
+//!
+//! Which process holds the volume, and what asks it for something, is not known here ([`daemon`](crate::daemon)). Which
+//! root a volume goes on from is decided in [`recovery`]; which replicas come and go while it is in use, in `members`.
 //!
 //! # What is done with every combination found at start-up
 //!

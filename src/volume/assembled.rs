@@ -1,4 +1,5 @@
-//! Key found, labels authentic: which root the volume goes on from, and whether it may.
+//! Key found, labels authentic: which root the volume goes on from, and whether it may. The choice itself is
+//! [`recovery`]'s, which is pure; here the devices are read for it. Nothing is written.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::units::Uuid;
 pub struct OpenOptions {
     /// No change, not even of the label.
     pub read_only: bool,
-    /// Go on although a replica of the newest root is absent.
+    /// Go on although a replica that the newest root names is absent.
     pub degraded: bool,
     /// Go on although the witness has seen a later generation; the witness is then set back.
     pub accept_rollback: bool,
@@ -91,13 +92,13 @@ impl Assembled {
         self.keys.volume_key()
     }
 
-    /// The registry must be of the volume's kind, verified with the pinned anchors or with those that their officers have
-    /// put in their place, and not older than what the volume has seen.
+    /// Checks three things. The registry must be verified with the pinned anchors, or with those that their officers
+    /// have put in their place. It must be of the volume's kind. It must not be older than what the volume has seen.
     pub(super) fn check_registry(&self, registry: &VerifiedRegistry, root: &Root) -> Result<(), Error> {
         let refuse = |code, text: String| Err(Error::Registry(vec![Problem::new(code, text)]));
         if !registry.is_trusted_by(&root.trust_in_force(self.header.trust_digest)) {
-            let text = "the trust anchors are neither those pinned in the volume nor have the officers pinned there put \
-                        them in their place: another officer's key, another threshold, or an older trust.toml";
+            let text = "the trust anchors are neither those that the volume trusts nor successors that their officers have \
+                        signed: another officer's key, another threshold, or an older trust.toml";
             return refuse(Code::RegistryOther, text.to_owned());
         }
         if registry.is_laboratory() == self.header.sovereign {
@@ -125,7 +126,7 @@ impl Assembled {
             let roots = match roots {
                 Ok(roots) => roots,
                 Err(error) => {
-                    // Nothing is known of what it went through: as if it were not there.
+                    // What this replica went through is not known: it is treated as if it were not there.
                     log::warn!("{}: root ring: {error}", device.name());
                     continue;
                 }
@@ -137,8 +138,8 @@ impl Assembled {
         found
     }
 
-    /// Decides which root to go on from. Leaves out of `rings` the root of an incomplete commit, or of which that is not
-    /// known and the administrator accepts it.
+    /// Decides which root to go on from. Leaves a root out of `rings` when its commit is incomplete, or when that is
+    /// not known and the administrator accepts the rollback.
     pub(super) fn choose(
         &self,
         rings: &mut Vec<recovery::Ring>,
@@ -170,8 +171,8 @@ impl Assembled {
             0 => "may be incomplete, and the administrator accepted a rollback: not every block of it can be read"
                 .to_owned(),
             _ => format!(
-                "is incomplete, because of a power failure it seems, before it was answered for: at least {lost} of its blocks are on no \
-                 replica that is here"
+                "is incomplete: it seems that the power failed before it was answered for. At least {lost} of its blocks \
+                 are on no replica that is here"
             ),
         };
         let absent = match &*choice.absent {

@@ -145,7 +145,7 @@ impl Examination<'_> {
         for (replica, finding) in self.in_sync.iter().zip(found) {
             let what = match finding {
                 Finding::Good => continue,
-                // The power failed before it was there: the next mount gives it.
+                // The power failed before the replica had the block: the next mount gives it.
                 Finding::Damaged if self.proof.lacks(*replica, unit.at.addr) => continue,
                 Finding::Damaged => "does not verify".to_owned(),
                 Finding::Unreadable(error) => error,
@@ -157,7 +157,7 @@ impl Examination<'_> {
     }
 }
 
-/// What is referred to against what the space map says.
+/// Compares the blocks that are referred to with those that the space map has in use.
 fn compare(report: &mut CheckReport, used: &Bitmap, stored: &Bitmap) {
     if used.allocated_runs() == stored.allocated_runs() {
         return;

@@ -1,5 +1,5 @@
-//! Making a volume: nothing is written before every device has been looked at, and the headers come last, so that a
-//! volume exists wholly or not at all.
+//! Making a volume. Nothing is written before every device has been examined, and the headers come last, so that a
+//! volume exists wholly or not at all. Whether a device is approved was decided before ([`policy`](crate::policy)).
 
 use std::collections::HashSet;
 use std::io::IoSlice;
@@ -61,10 +61,11 @@ pub fn create(
     let headers = headers(&devices, registry, &key, secret, options)?;
     let volume = headers.first().map(|header| header.volume).unwrap_or_default();
     let keys = key.keys(volume);
-    // The passphrase was asked for and its key derived: what was approved before that may be another device by now.
+    // The passphrase was asked for and its key derived. A device that was approved before that may be another one by
+    // now.
     devices.iter().try_for_each(|device| device.confirm(registry))?;
     for (device, header) in devices.iter().zip(&headers) {
-        // Everything of the label but the header: a crash from here on leaves no volume.
+        // Everything of the label is written but the header, so a crash from here on leaves no volume.
         let area = label::new_area(&[0; label::HEADER_BYTES])
             .map_err(|source| Error::Label { device: device.name().to_owned(), source: source.into() })?;
         for at in Area::BOTH {
@@ -108,7 +109,8 @@ pub fn create(
     Ok(volume)
 }
 
-/// Refuses devices on which something lies, the same one twice, and what the policy does not let hold a volume together.
+/// Refuses devices on which something lies, a device that is given twice, and devices that the policy does not let hold
+/// a volume together.
 fn refuse_unfit(devices: &[Arc<ApprovedDevice>], registry: &VerifiedRegistry) -> Result<(), Error> {
     let mut identities: HashSet<[u8; 32]> = HashSet::new();
     for device in devices {

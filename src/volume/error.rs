@@ -81,7 +81,7 @@ pub enum Error {
     /// No root opens on any device.
     #[error("volume {0} has no root that verifies on any of the devices given: its label areas are damaged")]
     NoRoot(Uuid),
-    /// Older than what this host has seen.
+    /// The chosen root is older than what this host has seen.
     #[error(
         "volume {volume} is at generation {found}, this host has seen generation {seen}: every device shows an older state"
     )]
@@ -93,7 +93,7 @@ pub enum Error {
         /// Generation in the witness.
         seen: Generation,
     },
-    /// Devices fail to read blocks of the last commit, and no other has them.
+    /// Devices fail to read blocks of the last commit, and no other device has those blocks.
     #[error(
         "volume {volume}: whether its last commit, {generation}, is whole cannot be told: block {block} is on no device that can read it ({error})"
     )]

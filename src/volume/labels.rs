@@ -1,4 +1,5 @@
-//! The label copies of a volume's devices: which are damaged, and writing them anew.
+//! The label copies of a volume's devices: which are damaged, and how they are written anew. What a label is, is told
+//! in [`label`].
 
 use super::assembled::Replica;
 use super::error::Error;
@@ -12,7 +13,8 @@ pub(super) fn areas(damaged: Vec<(label::Area, label::Error)>) -> Vec<label::Are
     damaged.into_iter().map(|(area, _)| area).collect()
 }
 
-/// Writes the label copies of one replica anew that are damaged or older than the volume's. One that fails is fenced.
+/// Writes anew those label copies of one replica that are damaged or older than the volume's. A replica that fails is
+/// fenced.
 pub(super) fn repair_label(volume: &Header, keys: &Keys, replica: &Replica, mirror: &Mirror) -> Result<(), Error> {
     let outdated = replica.header.sequence != volume.sequence;
     let index = usize::from(replica.header.replica_index);

@@ -1,15 +1,29 @@
-//! The replicas of a volume in use: who is refused and when, who comes back and how.
+//! The replicas of a volume in use: which is refused and when, which comes back and how.
 //!
-//! [`Members::check`] has the policy look at every device again and fences the refused at once; [`Members::apply`] does what comes
-//! of it ([`recheck`]). One that was refused and is approved again comes back by itself; everything else comes back when somebody asks for it ([`Members::rejoin`],
-//! [`Members::take_in`]): a device that failed, that was unplugged, that was not there at the mount.
+//! What the policy demands is not known here ([`policy`](crate::policy)), nor how a replica is written to
+//! ([`mirror`](crate::mirror)). [`recheck`] has the policy examine the devices again; [`resync`] copies what a replica
+//! lacks.
+//!
+//! [`Members::check`] examines every device and fences the refused ones at once. [`Members::apply`] then does what
+//! follows from the findings.
+//!
+//! Two kinds of replicas come back by themselves: one that was refused and is approved again, and one whose resync
+//! ended because none was left to copy from. Every other comes back when somebody asks for it ([`Members::rejoin`],
+//! [`Members::take_in`]): its device failed, or was unplugged, or was not there at the mount.
 //!
 //! # Coming back
 //!
-//! A device is taken back only when the policy approves it, its label names it as this replica, and its newest root is one of
-//! this mount's past: one that went on elsewhere meanwhile is refused. What it has is then known in two ways. If it left
-//! during this mount and still shows the last root that it took part in, it lacks what was written since it last flushed
-//! ([`crate::mirror`]), which may be nothing. Otherwise it lacks what was written since the mount whose roots name it.
+//! A device is taken back only when
+//!
+//! 1. the policy approves it,
+//! 2. its label names it as this replica,
+//! 3. and its newest root is one of this mount or of its past. A replica that went on elsewhere meanwhile is refused.
+//!
+//! What the replica then has is known in one of two ways:
+//!
+//! * It left during this mount and still shows the last root that it took part in. Then it lacks what was written since
+//!   it last flushed ([`crate::mirror`]), which may be nothing.
+//! * Otherwise it lacks what was written since the last mount whose roots name it, that mount's own writes included.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,13 +49,13 @@ use crate::problem::{Code, Problem};
 use crate::registry::VerifiedRegistry;
 use crate::units::Generation;
 
-/// How long a replica that comes back may need to let go of the write that it was refused in.
+/// How long a replica that comes back may take to finish the write that was under way when it was refused.
 const REST_WAIT: Duration = Duration::from_secs(2);
 
-/// How long the policy's approval of a device that comes back counts before it is asked again.
+/// How long the policy's approval of a device that comes back counts before the policy is asked again.
 const CONFIRMED_FOR: Duration = Duration::from_secs(1);
 
-/// How often the end of a resync, or of a write, is looked for.
+/// How often a wait looks whether a resync, or a write, has ended.
 const POLL: Duration = Duration::from_millis(2);
 
 mod recheck;
@@ -63,20 +77,22 @@ pub struct Members {
     at_mount: Mutex<AtMount>,
     resyncs: Mutex<Vec<Resyncing>>,
     tasks: Tasks,
-    /// The looks at the facts of each device.
+    /// The examination of each device, which may be under way.
     examinations: Mutex<Vec<Arc<Examination>>>,
-    /// One replica comes back at a time.
+    /// Held while a replica comes back: one does so at a time.
     rejoining: Mutex<()>,
-    /// Replicas whose resync ended because none was left to copy from: they come back by themselves, as the refused do.
+    /// Replicas whose resync ended because none was left to copy from, bit `i` for replica `i`. They come back by
+    /// themselves, as the refused do.
     sourceless: Arc<AtomicU64>,
     closing: AtomicBool,
 }
 
-/// What each replica was found to have.
+/// What each replica was found to have at the mount.
 pub(super) struct AtMount {
-    /// Its generation at the mount: what one has that has not been in sync since.
+    /// The generation of each replica at the mount: what a replica has that has not been in sync since.
     pub left_at: Vec<Generation>,
-    /// It held every unit of the epochs before this one when it was opened ([`super::place`]).
+    /// For each replica an epoch: when its device was opened, the replica held every unit of the epochs before
+    /// ([`super::place`]).
     pub has_before: Vec<u32>,
 }
 
@@ -120,7 +136,7 @@ impl Members {
         }
     }
 
-    /// Of each replica, the first epoch of which it may lack something.
+    /// For each replica, the first epoch of which it may lack something.
     pub(super) fn has_before(&self) -> Vec<u32> {
         self.at_mount.lock().has_before.clone()
     }
@@ -134,7 +150,7 @@ impl Members {
         &self.header
     }
 
-    /// The last generation that a replica holds for certain.
+    /// The last generation that replica `index` holds for certain.
     pub(super) fn generation(&self, index: usize) -> Generation {
         if self.store.mirror().state(index).0 == State::InSync {
             return self.store.generation();
@@ -143,7 +159,7 @@ impl Members {
         self.store.mirror().last_root(index).unwrap_or(at_the_mount)
     }
 
-    /// Bytes done and bytes in all of a replica's resync.
+    /// Bytes done and bytes in all of a replica's resync; nothing when the replica is not being resynced.
     pub(super) fn progress(&self, index: usize) -> Option<(u64, u64)> {
         let resyncs = self.resyncs.lock();
         let resyncing = resyncs.iter().rev().find(|r| r.resync.index == index && !r.thread.is_finished())?;
@@ -200,8 +216,8 @@ impl Members {
         }
     }
 
-    /// Brings a replica back whose device is still open: one that was refused or that failed. Returns its new state: in sync
-    /// when it lacks nothing, else resyncing.
+    /// Brings a replica back whose device is still open, because it was refused or failed. Returns its new state: in
+    /// sync when it lacks nothing, else resyncing.
     ///
     /// # Errors
     /// [`Error::Rejoin`]; what reading the label says.
@@ -217,8 +233,8 @@ impl Members {
         self.enter(index, &replica, None)
     }
 
-    /// Takes in a device that was opened anew: one that was not there at the mount, or that was unplugged and has come back
-    /// as another device node. Returns which replica it is, and its new state.
+    /// Takes in a device that was opened anew: it was not there at the mount, or was unplugged and has come back as
+    /// another device node. Returns which replica it is, and the replica's new state.
     ///
     /// # Errors
     /// [`Error::NotEnrolled`], [`Error::MixedVolumes`], [`Error::Rejoin`]; what reading the label says.
@@ -236,7 +252,7 @@ impl Members {
         let state = self.enter(index, &replica, Some(&device)).inspect_err(|_| {
             self.store.set_device_bytes(index, before);
         })?;
-        // Who still waits for the facts of the device that was there before does not hold up this one's.
+        // An examination that still waits for the facts of the device of before does not hold up that of this one.
         if let Some(examinations) = self.examinations.lock().get_mut(index) {
             *examinations = Arc::default();
         }
@@ -263,7 +279,7 @@ impl Members {
         Error::Rejoin { replica: self.name(index), code, why: why.to_owned() }
     }
 
-    /// Reads and authenticates the label of a device, which must be one of our replicas.
+    /// Reads and authenticates the label of a device, which must be a replica of this volume.
     fn identify(&self, device: &Arc<ApprovedDevice>) -> Result<Replica, Error> {
         let name = || device.name().to_owned();
         let failed = |source| Error::Label { device: name(), source };
@@ -286,7 +302,7 @@ impl Members {
         }
     }
 
-    /// Puts an identified replica back into the set, with its `device` if that is not the one of before.
+    /// Puts an identified replica back into the set; with its `device`, if that is another than before.
     fn enter(&self, index: usize, replica: &Replica, device: Option<&Arc<ApprovedDevice>>) -> Result<State, Error> {
         let failed = |source: crate::device::Error| Error::Label {
             device: replica.device.name().to_owned(),
@@ -294,24 +310,29 @@ impl Members {
         };
         let bytes = replica.header.device_bytes;
         let roots = label::read_roots(&*replica.device, bytes, &self.keys, self.header.volume).map_err(failed)?;
-        // What is put in the place of one that the last root names is named no more before it is written to.
+        // The last root may name this replica, and the device not be as the replica left it. Then a root that does not
+        // name the replica is committed before the device is written to, if a commit is possible.
         let ours = self.store.root();
         if ours.names(index) && !self.is_as_it_left(index, roots.first(), &ours) && self.store.committable().is_ok() {
             // A commit that fails has said so.
             let _ = self.fs.checkpoint();
         }
         let since_epoch = recovery::last_epoch_in_sync(&roots, index, &ours);
-        // Closing a device can take its time: not while commits wait.
+        // Closing a device can take its time. The old one is held to the end of this function: no commit waits for
+        // that.
         let _old = self.store.mirror().device(index);
         let mut deadline = None;
         let (state, incarnation) = loop {
             let registry = self.confirm(index, &replica.device)?;
             let confirmed = Instant::now();
-            // In a commit that is under way, what the replica is to show first could be overtaken.
+            // Between commits: the root of a commit under way could overtake the root that `join` gives the replica
+            // first.
             let joined = self.fs.between_commits(|| {
                 let in_force = self.store.quorum().registry();
                 let is_same = registry.as_ref().zip(in_force.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
-                // A commit can take long, and a look in between does not see a device that is not in the set yet.
+                // The commit that was waited for can take long, and a check made meanwhile does not examine a device
+                // that is not in the set yet. So the approval counts only for a moment, and under the registry that
+                // gave it.
                 if is_same && confirmed.elapsed() < CONFIRMED_FOR {
                     self.join(index, device, roots.first())
                 } else {
@@ -336,16 +357,20 @@ impl Members {
             self.start_resync(Resync::new(index, incarnation, since_epoch))?;
         } else {
             log::warn!("{} lacks nothing: it is in sync", self.name(index));
-            // The next root names it, unless the last one does; a commit that fails has said so.
+            // The next root names the replica, unless the last one does. A commit that fails has said so.
             let _ = self.fs.checkpoint();
         }
         Ok(state)
     }
 
-    /// Has the replica set take a replica back that shows `newest`. Between commits.
+    /// Has the replica set take back a replica whose newest root is `newest`. To be called between commits.
     ///
-    /// What is written to it from now on may lie where an older root of its own refers to. So the last root is the first thing
-    /// that it is given: with that in its ring it is behind for whoever finds it, until a root names it.
+    /// What is written to the replica from now on may overwrite blocks that its own older roots refer to. So nobody may
+    /// go on from those roots any more. Two cases:
+    ///
+    /// 1. The last root does not name the replica. Then that root is the first thing that the replica is given. With it
+    ///    in the ring, whoever opens the volume finds the replica left behind, until a root names it.
+    /// 2. The last root names the replica. Then the replica must be as it left, and needs no other root.
     fn join(
         &self,
         index: usize,
@@ -358,7 +383,8 @@ impl Members {
         let is_as_it_left = self.is_as_it_left(index, newest, &ours);
         let first = if ours.names(index) {
             if !is_as_it_left {
-                // No commit could be made that does not name it: there is nobody to copy from.
+                // `enter` could not commit a root that does not name the replica: none is in sync, so there is none to
+                // copy from.
                 return Ok(Err(RejoinError::NoSource));
             }
             None
@@ -369,14 +395,15 @@ impl Members {
         Ok(self.store.mirror().rejoin(index, device.cloned(), is_as_it_left, first))
     }
 
-    /// Whether a replica that shows `newest` left during this mount, whose last root is `ours`, and has been left alone since.
+    /// Whether a replica whose newest root is `newest` left during this mount, and has been left alone since. `ours` is
+    /// the last root of this mount.
     fn is_as_it_left(&self, index: usize, newest: Option<&Root>, ours: &Root) -> bool {
         let last = self.store.mirror().last_root(index);
         newest.zip(last).is_some_and(|(newest, last)| newest.mount == ours.mount && newest.generation >= last)
     }
 
-    /// Whether the policy approves a device at this moment, directly before it is written to again. Returns the registry that
-    /// was asked.
+    /// Has the policy approve a device once more, directly before the device is written to again. Returns the registry
+    /// that was asked.
     fn confirm(&self, index: usize, device: &ApprovedDevice) -> Result<Option<Arc<VerifiedRegistry>>, Error> {
         // Invariant: a volume in use has seen a registry.
         let registry = self.store.quorum().registry();
@@ -398,7 +425,7 @@ impl Members {
         self.refusal(index, code, &error.to_string())
     }
 
-    /// The newest root of a replica must be one that ours comes after, or ours.
+    /// Checks that the newest root of a replica is `ours`, or that the history of `ours` has left it behind.
     fn check_history(&self, index: usize, newest: Option<Root>, ours: Root) -> Result<(), Error> {
         if newest.is_some_and(|newest| newest.mount == ours.mount) {
             return Ok(());
@@ -442,7 +469,8 @@ impl Members {
         }
     }
 
-    /// Ends the resyncs and lets nobody come back any more. Bounded: a thread that hangs in the kernel is left behind.
+    /// Ends the resyncs, and lets no replica come back any more. The wait is bounded: a thread that hangs in the kernel
+    /// is left behind.
     pub(super) fn stop(&self) {
         self.closing.store(true, Ordering::Release);
         let resyncs = std::mem::take(&mut *self.resyncs.lock());
@@ -461,7 +489,7 @@ impl Members {
     }
 }
 
-/// What comes of the end of a resync: for the replica, the volume, and the task.
+/// What the end of a resync means for the replica, the volume and the task.
 fn ended(job: &Resync, store: &Store, task: &Task, sourceless: &AtomicU64, outcome: Result<bool, Error>) -> Outcome {
     let interrupted = |why: &str| Outcome::Failed(Problem::new(Code::ResyncEnded, why));
     match outcome {

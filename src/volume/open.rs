@@ -1,4 +1,8 @@
 //! A volume in use: the filesystem, the thread that commits, the witness, the status.
+//!
+//! Opening has three parts. `plan` decides and writes nothing. `open_store` opens the page store at the chosen root.
+//! `into_open` puts the filesystem, the trail and the replicas over it. Which root is chosen, and why, is in
+//! [`recovery`] and `assembled`; which replicas come and go later, in `members`.
 
 use std::io::IoSlice;
 use std::path::PathBuf;
@@ -24,7 +28,8 @@ use crate::problem::Code;
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
-/// How often the commit thread looks; what it finds dirty for half of the promised second is committed.
+/// How often the commit thread wakes. It commits changes that it finds to have waited for two fifths of the promised
+/// second.
 const TICK: Duration = Duration::from_millis(COMMIT_INTERVAL_MS / 5);
 
 /// How often the witness is written while the volume is in use.
@@ -60,7 +65,7 @@ pub struct Status {
     pub sovereign: bool,
     /// Why no change is accepted, when none is.
     pub read_only: Option<String>,
-    /// Whether that stays so until the volume is mounted again, whatever becomes of the replicas.
+    /// Whether changes stay refused until the volume is mounted again, whatever becomes of the replicas.
     pub needs_remount: bool,
     /// The last durable generation.
     pub generation: Generation,
@@ -105,7 +110,7 @@ impl Assembled {
             self.confirm(registry)?;
             let newest: Vec<Option<Root>> = rings.iter().map(recovery::newest).collect();
             self.level_roots(&newest, &choice, store.mirror())?;
-            // The epoch is durable before anything is sealed in it.
+            // The epoch must be durable before anything else is sealed in it: this commit makes it so.
             store.commit(store.stage())?;
             self.repair_labels(store.mirror())?;
         }
@@ -134,7 +139,9 @@ impl Assembled {
         if let Some((block, error)) = proof.unread {
             return Err(Error::Unproven { volume, generation: choice.root.generation, block: block.0, error });
         }
-        // Of a provisional root that was not gone on from nobody knows whether all of it is there.
+        // The last generation that a replica holds for certain. When its newest root is provisional, and the volume
+        // does not go on from that root, whether all blocks of that commit are there is not known. So the generation
+        // before it counts.
         let holds = |root: &Root| match root.provisional {
             Some(_) if *root != choice.root => before(root.generation),
             _ => root.generation,
@@ -147,8 +154,10 @@ impl Assembled {
         Ok(Plan { choice, rings, lacking: proof.lacking, behind, left_at, opening })
     }
 
-    /// Opens the store at the chosen root, in an epoch of its own. What a replica lacks of the root's commit it is given before,
-    /// unless the volume is only read.
+    /// Opens the store at the chosen root, in an epoch of its own.
+    ///
+    /// When the root is provisional, the replicas are first given what they lack of its commit, and the commit is made
+    /// durable everywhere. A volume that is only read is not written to for that.
     fn open_store(
         &self,
         registry: &VerifiedRegistry,
@@ -168,7 +177,8 @@ impl Assembled {
             self.complete(&plan.lacking, &mirror)?;
             for (index, state) in plan.choice.states.iter_mut().enumerate() {
                 if *state == State::InSync && mirror.state(index).0 != State::InSync {
-                    // It has the root perhaps, but not the commit.
+                    // The replica failed meanwhile. It may have the root, but not all that the root's commit wrote:
+                    // what it holds for certain is the generation before.
                     *state = mirror.state(index).0;
                     plan.left_at[index] = before(plan.choice.root.generation);
                 }
@@ -189,7 +199,7 @@ impl Assembled {
         Ok(Store::open(mirror, options)?)
     }
 
-    /// Puts the filesystem, the trail and the replicas over an open store. No thread runs yet.
+    /// Puts the filesystem, the trail and the replicas over an open store. The commit thread does not run yet.
     fn into_open(
         self,
         options: &OpenOptions,
@@ -208,7 +218,8 @@ impl Assembled {
         Ok(Open { members, store, fs, read_only, witness, ticker: None, audit })
     }
 
-    /// The replicas present that the root does not name or that are too old, and what each of them has.
+    /// The replicas that are present but stale: the root does not name them, or they are too old. And what each of them
+    /// has.
     fn left_behind(&self, choice: &recovery::Choice, rings: &[recovery::Ring]) -> Vec<Resync> {
         let mut behind = Vec::new();
         for replica in &self.replicas {
@@ -222,14 +233,16 @@ impl Assembled {
         behind
     }
 
-    /// To be called directly before something is written for the first time: what was approved before the key was found may be
-    /// another device by now.
+    /// Has the policy confirm every device. To be called directly before something is written for the first time: a
+    /// device that was approved before the key was found may be another one by now.
     fn confirm(&self, registry: &VerifiedRegistry) -> Result<(), Error> {
         Ok(self.replicas.iter().try_for_each(|replica| replica.device.confirm(registry))?)
     }
 
-    /// Gives in-sync replicas what they lack of the chosen root's commit, because the power failed before they had it, and makes
-    /// it durable everywhere: what was found on a device may be in its cache only.
+    /// Completes the chosen root's commit on the in-sync replicas, in two steps:
+    ///
+    /// 1. A replica is given the blocks that it lacks, because the power failed before it had them.
+    /// 2. All replicas are flushed: what was found on a device may be in its cache only.
     fn complete(&self, lacking: &[Lacking], mirror: &Mirror) -> Result<(), Error> {
         for lacking in lacking {
             for replica in &self.replicas {
@@ -247,9 +260,11 @@ impl Assembled {
         Ok(())
     }
 
-    /// Writes the chosen root to in-sync replicas that do not have it, because the power failed between the roots. So no
-    /// in-sync replica is ever more than one root behind, however often that happens, and one that is further behind
-    /// was replaced by an old copy ([`super::recovery`]). The replicas that have the root keep theirs untouched.
+    /// Writes the chosen root to in-sync replicas that do not have it, because the power failed between the roots. The
+    /// replicas that have the root keep theirs untouched.
+    ///
+    /// So no in-sync replica is ever more than one root behind, however often the power fails. A replica that is
+    /// further behind was replaced by an old copy ([`super::recovery`]).
     fn level_roots(&self, newest: &[Option<Root>], choice: &recovery::Choice, mirror: &Mirror) -> Result<(), Error> {
         let sealed = choice.root.sealed(&self.keys, self.header.volume)?;
         for replica in &self.replicas {
@@ -266,7 +281,7 @@ impl Assembled {
         Ok(())
     }
 
-    /// Writes damaged or outdated label copies of the replicas in use anew; one that fails is fenced.
+    /// Writes damaged or outdated label copies of the replicas in use anew. A replica that fails is fenced.
     fn repair_labels(&self, mirror: &Mirror) -> Result<(), Error> {
         self.replicas.iter().try_for_each(|replica| repair_label(&self.header, &self.keys, replica, mirror))
     }
@@ -277,15 +292,15 @@ fn before(generation: Generation) -> Generation {
     Generation(generation.0.saturating_sub(1))
 }
 
-/// How a volume is opened.
+/// What an opening has decided before anything is written.
 struct Plan {
     choice: recovery::Choice,
     rings: Vec<recovery::Ring>,
     /// What replicas in sync lack of the root's commit.
     lacking: Vec<Lacking>,
-    /// The replicas that are resynced.
+    /// The replicas that are to be resynced.
     behind: Vec<Resync>,
-    /// The last generation that each replica holds.
+    /// The last generation that each replica holds for certain.
     left_at: Vec<Generation>,
     opening: Opening,
 }
@@ -298,11 +313,12 @@ struct Opening {
     new_registry: bool,
     /// Why the policy lets the volume only be read.
     too_few: Option<String>,
-    /// Why the newest root was not gone on from.
+    /// Why the volume does not go on from the newest root.
     incomplete: Option<String>,
 }
 
-/// Returns what the witness had seen when that is later and was accepted.
+/// Compares the chosen root with the witness. Returns the generation that the witness had seen when that is later and
+/// the administrator accepts the rollback.
 fn check_witness(options: &OpenOptions, volume: Uuid, found: Generation) -> Result<Option<Generation>, Error> {
     let Some(folder) = &options.witness else { return Ok(None) };
     let seen = witness::read(folder, volume)
@@ -323,7 +339,7 @@ impl Open {
         &self.fs
     }
 
-    /// Its replicas: who is refused, who comes back.
+    /// The replicas: which is refused, which comes back.
     pub fn members(&self) -> &Arc<Members> {
         &self.members
     }
@@ -381,7 +397,7 @@ impl Open {
         &self.audit
     }
 
-    /// Records the opening. It is durable before anything else happens to the volume.
+    /// Records the opening. The record is durable before anything else happens to the volume.
     fn begin_audit(
         &self,
         registry: &VerifiedRegistry,
@@ -420,7 +436,7 @@ impl Open {
         Ok(())
     }
 
-    /// The last commit, then the end. Always ends: a device that does not answer is fenced.
+    /// Makes the last commit and closes the volume. This always ends: a device that does not answer is fenced.
     ///
     /// # Errors
     /// When the last commit fails; the volume is closed all the same.
@@ -431,16 +447,17 @@ impl Open {
             return Ok(());
         }
         let result = match self.store.committable() {
-            // With nothing to commit that anybody asked for, no replica is needed to commit it.
+            // When no operation waits for a commit, none has to be made, and no replica is needed for it.
             Err(error) if self.fs.is_clean() => {
                 self.audit.hand_over(&error.into());
                 Ok(())
             }
-            // The root of the first one may hang upon the blocks written with it; the second one's does not.
+            // The first commit's root may be provisional, and so depend on the blocks written with it. The second's is
+            // not.
             _ => self.fs.checkpoint().and_then(|()| self.fs.checkpoint()),
         };
         if result.is_err() {
-            // Of which the host must know.
+            // The host must know of what the failure changed.
             self.audit.observe();
         }
         self.remember();
@@ -483,10 +500,10 @@ impl Open {
                 audit.take_back();
                 audit.observe();
                 if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.committable().is_ok() {
-                    // The reason is in the store from now on, and in every answer.
+                    // When the commit fails, the store has the reason from now on, and every answer gives it.
                     let _ = fs.sync();
                 } else if store.generation() == before && store.is_provisional() && store.committable().is_ok() {
-                    // Nothing goes on: from now on the last commit does not hang upon its blocks any more.
+                    // Nothing goes on: a commit with a root that is not provisional makes the last one need no proof.
                     let _ = fs.checkpoint();
                 }
                 let generation = store.generation();

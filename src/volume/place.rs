@@ -1,10 +1,11 @@
-//! Which replicas hold a file, and how much of it: what can be said without reading it.
+//! Which replicas hold a file, and how much of it: what can be said without reading the file.
 //!
-//! A replica **in sync** holds all that the last root refers to, and is given every write since. So does one that has just
-//! left the set, as long as nothing was committed without it. Of any other replica only this is known: at some moment a
-//! root named it as in sync, and then it held all that this root referred to. Blocks are never changed in place, so what
-//! a file still has from mounts before that root's lies there as it did. What a file has from later mounts, and its name,
-//! attributes and place in the tree, may or may not be there.
+//! * A replica **in sync** holds all that the last root refers to, and is given every write since.
+//! * So does a replica that has just left the set, as long as nothing was committed without it.
+//! * Of **any other replica** only this is known: at some moment a root named it as in sync, and then it held all that
+//!   this root referred to. Blocks are never changed in place. So what a file still has from mounts before that root's
+//!   lies there as it did. What a file has from later mounts, and its name, attributes and place in the tree, may or
+//!   may not be there.
 //!
 //! None of this says that a device still returns what it was given: `check` and scrub do.
 
@@ -49,17 +50,18 @@ pub struct Holding {
 pub struct Place {
     /// Its attributes.
     pub attr: Attr,
-    /// Whether it is durable as it is; not, when the volume can commit no more.
+    /// Whether the file is durable as it is. It may not be when the volume can commit no more.
     pub committed: bool,
     /// The replicas, in the order of the replica table.
     pub replicas: Vec<Holding>,
 }
 
 impl Assembled {
-    /// Of each replica, the first epoch of which it may lack something, when the volume is opened with this choice.
+    /// For each replica, the first epoch of which it may lack something, when the volume is opened with this choice.
     pub(super) fn has_before(&self, choice: &recovery::Choice, rings: &[recovery::Ring]) -> Vec<u32> {
         let after_the_root = choice.root.epoch().saturating_add(1);
-        // One that is absent may lack some of a commit that was never known to be whole.
+        // A replica that is absent may lack some of a provisional root's commit, which was never known to be whole
+        // there.
         let if_absent = if choice.root.provisional.is_some() { choice.root.epoch() } else { after_the_root };
         let of = |(index, state): (usize, &State)| {
             let is_here = self.replicas.iter().any(|r| usize::from(r.header.replica_index) == index);
@@ -67,7 +69,7 @@ impl Assembled {
             let told_by = |ring: &[Root]| recovery::last_epoch_in_sync(ring, index, &choice.root);
             match (state, is_here) {
                 (State::InSync, _) => after_the_root,
-                // Its own ring is what is true of it: it may be an old copy that somebody put back.
+                // The replica's own ring tells what is true of it: it may be an old copy that somebody put back.
                 (_, true) => told_by(recovery::ring_of(rings, index)),
                 (_, false) if is_named => if_absent,
                 (_, false) => rings.iter().flatten().map(|ring| told_by(ring)).max().unwrap_or(0),
@@ -78,7 +80,8 @@ impl Assembled {
 }
 
 impl Open {
-    /// Where `ino` is now. What waits for a commit is committed first, as by fsync(2): the answer is of durable things.
+    /// Where `ino` is now. Changes that wait for a commit are committed first, as by fsync(2), so that the answer is of
+    /// durable things.
     ///
     /// # Errors
     /// Of the filesystem: [`fs::Error::Stale`] when it does not exist.
@@ -86,7 +89,8 @@ impl Open {
         let (fs, mirror) = (self.fs(), self.store().mirror());
         let indices = 0..mirror.len();
         let some_behind = indices.clone().any(|index| mirror.state(index).0 != State::InSync);
-        // Looked at before the commit and the states: what is found is durable then, on whoever is in sync still.
+        // Read before the commit and before the states: what is found is then durable, on every replica that is still
+        // in sync.
         let attr = fs.getattr(ino)?;
         let bytes = if some_behind { fs.written_before(ino, &self.members().has_before())? } else { None };
         let committed = fs.sync().is_ok();

@@ -1,14 +1,27 @@
-//! Which root a volume goes on from, and what each replica is then. Pure.
+//! Which root a volume goes on from, and what state each replica is then in. Pure: it reads nothing. Whether a
+//! provisional root's commit is whole is proved in [`pages::provisional`](crate::pages::provisional); what is done with
+//! the decision is in `volume::open`.
 //!
-//! A mount's epoch is greater than that of every mount before it, so of two roots the one with the greater (epoch,
-//! generation) is the later one, also when a replica was away. A replica that the chosen root names holds everything
-//! the root refers to, because that is flushed on every in-sync replica before the root is written, or is given to it now
-//! ([`Proof`](crate::pages::provisional::Proof)). Its own newest root of this history may be one commit behind (the power failed between the
-//! roots) but no more: otherwise somebody put an old copy there. Of another history it can have the root of a commit that was
-//! incomplete when the power failed, and was not gone on from.
+//! # The later root
 //!
-//! A replica that the chosen root does not name was left behind, or went on by itself elsewhere. The root says which: it
-//! records through which mounts its history went, and how far ([`Lineage`](crate::label::Lineage)). Two histories are never joined.
+//! A mount's epoch is greater than that of every mount before it. So of two roots the one with the greater (epoch,
+//! generation) is the later one, even when a replica was away.
+//!
+//! # A replica that the chosen root names
+//!
+//! Such a replica holds everything that the root refers to. That was flushed on every in-sync replica before the root
+//! was written, or the replica is given it now ([`Proof`](crate::pages::provisional::Proof)).
+//!
+//! The replica's own newest root of this history may be one commit behind, because the power failed between the roots.
+//! If it is further behind, somebody put an old copy there.
+//!
+//! Of another history the replica can have the root of a commit that was incomplete when the power failed, and that the
+//! volume did not go on from.
+//!
+//! # A replica that the chosen root does not name
+//!
+//! Such a replica was left behind, or it went on by itself elsewhere. The root says which: it records through which
+//! mounts its history went, and how far ([`Lineage`](crate::label::Lineage)). Two histories are never joined.
 
 use crate::label::{Passed, Root};
 use crate::mirror::State;
@@ -52,7 +65,7 @@ pub fn ring_of(rings: &[Ring], index: usize) -> &[Root] {
     rings.get(index).and_then(Option::as_deref).unwrap_or_default()
 }
 
-/// Decides. `replicas[i]` is what replica `i` shows.
+/// Decides which root to go on from. `replicas[i]` is what replica `i` shows.
 ///
 /// # Errors
 /// [`Conflict`].
@@ -77,9 +90,12 @@ pub fn choose(replicas: &[Ring]) -> Result<Choice, Conflict> {
     Ok(Choice { root, absent, states })
 }
 
-/// The roots without one whose commit is incomplete, and what is decided then: nothing when that is not the root directly before, for
-/// no other commit can be incomplete. That root was durable on every replica that it names before the incomplete one
-/// was begun: who does not have it is an old copy.
+/// Decides again without the root `incomplete`, whose commit is incomplete. Returns the rings without it, and the
+/// choice.
+///
+/// Returns nothing when the root chosen then is not the one directly before: no other commit can be incomplete. The
+/// root directly before was durable on every replica that it names before the incomplete commit was begun. So a replica
+/// that does not have it is an old copy.
 pub fn choose_before(replicas: &[Ring], incomplete: &Root) -> Option<(Vec<Ring>, Choice)> {
     let without = |ring: &Vec<Root>| ring.iter().filter(|root| *root != incomplete).copied().collect();
     let earlier: Vec<Ring> = replicas.iter().map(|ring| ring.as_ref().map(without)).collect();
@@ -103,11 +119,13 @@ pub fn last_epoch_in_sync(ring: &[Root], index: usize, root: &Root) -> u32 {
     naming.map(Root::epoch).max().unwrap_or(0)
 }
 
-/// Whether `found`, on replica `index`, is `root` or was left behind by its history, as far as `root` tells.
+/// Whether `found`, on replica `index`, is `root`, or was left behind by the history of `root`, as far as `root` tells.
 ///
-/// Left behind are also the roots of incomplete commits: the next one after a root of this history that names a replica which
-/// does not hold it. Nobody was told of such a root. Of what was longer ago than `root` remembers nothing is known, unless it
-/// names this replica or shares another with it.
+/// * Left behind is a root that the history went through.
+/// * So is the root of an incomplete commit: it is the next one after a root of this history, and names a replica which
+///   does not hold it. Nobody was told of such a root.
+/// * A root that is longer ago than `root` remembers counts as left behind if `root` names this replica, or shares
+///   another with it. Else nothing is known of it.
 pub fn is_past(found: &Root, index: usize, root: &Root) -> bool {
     if found == root {
         return true;
@@ -118,7 +136,7 @@ pub fn is_past(found: &Root, index: usize, root: &Root) -> bool {
     let shares = found.in_sync & root.in_sync != 0;
     let is_next = |last: Generation| found.generation == last.next() && shares;
     let last = root.lineage.last_of(found.mount);
-    // The first root of another mount that went on from one of ours.
+    // The first root of another mount that went on from a root of this history.
     let is_first_after =
         |before: &Passed| root.lineage.last_of(before.mount) == Some(before.last) && is_next(before.last);
     let before = found.lineage.iter().next();

@@ -16,7 +16,7 @@ struct Member {
     found: label::Found,
 }
 
-/// Devices whose labels were read and belong to one volume. Nothing of it is authenticated.
+/// Devices whose labels were read and belong to one volume. Nothing of the labels is authenticated.
 pub struct Sealed {
     uuid: Uuid,
     label: String,
@@ -90,8 +90,8 @@ impl Sealed {
         Self::authenticate(keys, vec![first], members)
     }
 
-    /// As [`Sealed::unlock`], by one who has got the volume key from a key slot before ([`Assembled::volume_key`]): to open
-    /// a volume again without paying for the slot again.
+    /// As [`Sealed::unlock`], for a caller that has got the volume key from a key slot before
+    /// ([`Assembled::volume_key`]). So a volume is opened again without paying for the slot again.
     ///
     /// # Errors
     /// [`Code::LabelDamaged`](crate::problem::Code::LabelDamaged) for a label that the key does not authenticate.

@@ -1,8 +1,10 @@
 //! Long work on a volume in use: what is under way, how far it is, how it ended, and a way to stop it.
 //!
-//! A task begins, makes progress, and ends in one of three ways. Whoever began it need not wait: everybody who may ask for the
-//! status sees it. Tasks are kept in memory, so a restart of the daemon forgets them; what a task had done on the
-//! devices stays.
+//! A task begins, makes progress, and ends in one of three ways. Whoever began a task need not wait for it: everybody
+//! who may ask for the status sees it. Tasks are kept in memory, so a restart of the daemon forgets them. What a task
+//! had done on the devices stays.
+//!
+//! How the work is done is not known here; a resync is in `volume::members`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -49,7 +51,7 @@ pub(super) struct Task {
     began: SystemTime,
     /// The work is to end soon.
     stop: Arc<AtomicBool>,
-    /// Somebody asked for that, rather than the end of the volume.
+    /// Somebody asked the work to end; else the end of the volume did.
     cancelled: AtomicBool,
     ended: Mutex<Option<(SystemTime, Outcome)>>,
 }
@@ -70,7 +72,7 @@ impl Task {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// It has ended. The first outcome counts.
+    /// Notes that the task has ended. The first outcome counts.
     pub fn end(&self, outcome: Outcome) {
         self.ended.lock().get_or_insert((SystemTime::now(), outcome));
     }
@@ -107,7 +109,7 @@ struct Rows {
 }
 
 impl Tasks {
-    /// A task begins.
+    /// Begins a task.
     pub(super) fn begin(&self, kind: TaskKind, work: Arc<dyn Work>) -> Arc<Task> {
         let mut rows = self.0.lock();
         rows.last_id += 1;
@@ -143,7 +145,8 @@ impl Tasks {
         self.0.lock().tasks.iter().map(status).collect()
     }
 
-    /// Has a task stop. It has not ended yet when this returns, but goes no further than the piece of work at hand.
+    /// Has a task stop. The task has not ended yet when this returns, but it goes no further than the piece of work at
+    /// hand.
     ///
     /// # Errors
     /// [`Code::TaskUnknown`], [`Code::TaskEnded`].

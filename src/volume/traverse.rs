@@ -1,16 +1,21 @@
-//! A traversal: one streaming walk over every sealed unit of a volume, for whoever verifies or copies all of it.
+//! A traversal: one streaming walk over every sealed unit of a volume, for a caller that verifies or copies all of it.
 //!
-//! First come the nodes and pages of both trees, by views of the page store ([`pages::view`](crate::pages::view)), then the
-//! data of all files, by the tables ([`Fs::scan`]). Both go in chunks. A chunk holds a reader, so that what it visits is not
-//! overwritten meanwhile; commits and operations go on. They wait only while the rows of a few extents are read
-//! from the tables. Between two chunks nothing is held.
+//! What is done with a unit is the caller's. First come the nodes and pages of both trees, by views of the page store
+//! ([`pages::view`](crate::pages::view)). Then comes the data of all files, by the tables ([`Fs::scan`]).
+//!
+//! Both go in chunks. A chunk holds a reader, so that what it visits is not overwritten meanwhile. Commits and
+//! operations go on: they wait only while the rows of a few extents are read from the tables. Between two chunks
+//! nothing is held.
 //!
 //! # What is visited
 //!
-//! On a volume that nobody changes: every unit, once. On a volume in use, the pages and nodes that the page store says, and of the
-//! data every block that a file has when the traversal of data begins and still has when its chunk is reached. A block that is written
-//! while the traversal goes on may be visited or not. A block's file and place in the file decide when it is visited; no
-//! operation moves a block from one to another.
+//! * On a volume that nobody changes: every unit, once.
+//! * On a volume in use, of the metadata: the pages and nodes that the page store says.
+//! * On a volume in use, of the data: every block that a file has when the traversal of data begins and still has when
+//!   its chunk is reached. A block that is written while the traversal goes on may be visited or not.
+//!
+//! A block's file and place in the file decide when the block is visited. No operation moves a block from one place to
+//! another.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -25,7 +30,7 @@ use crate::units::Run;
 /// Extents whose rows are read at once, under the lock of the tables.
 const EXTENTS_AT_ONCE: usize = 64;
 
-/// What a traversal comes to.
+/// What a traversal visits.
 #[derive(Clone, Copy, Debug)]
 pub enum Item {
     /// A sealed unit.
@@ -34,7 +39,7 @@ pub enum Item {
     Reserved(Run),
 }
 
-/// How far a traversal is, in blocks: may be looked at by another thread.
+/// How far a traversal is, in blocks. Another thread may look at it.
 #[derive(Debug, Default)]
 pub struct Progress {
     done: AtomicU64,
@@ -42,7 +47,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Blocks that were visited, and blocks in all; those that were in use when the traversal began.
+    /// Blocks that were visited, and blocks in all: those that were in use when the traversal began.
     pub fn blocks(&self) -> (u64, u64) {
         let total = self.total.load(Ordering::Relaxed);
         (self.done.load(Ordering::Relaxed).min(total), total)
@@ -57,7 +62,7 @@ pub struct Traversal<'a> {
 }
 
 impl<'a> Traversal<'a> {
-    /// A traversal that ends early when `go_on` says no; it is asked before each item.
+    /// A traversal that ends early when `go_on` says no; `go_on` is asked before each item.
     pub fn new(store: &'a Store, progress: &'a Progress, go_on: &'a dyn Fn() -> bool) -> Self {
         let in_use = store.usage().total_blocks.saturating_sub(store.root().free_blocks);
         progress.done.store(0, Ordering::Relaxed);
@@ -65,7 +70,7 @@ impl<'a> Traversal<'a> {
         Self { store, progress, go_on }
     }
 
-    /// Visits every node and page of both trees. Returns whether that came to its end.
+    /// Visits every node and page of both trees. Returns whether the walk came to its end.
     ///
     /// # Errors
     /// When a node cannot be read from any replica, or what `visit` returns.
@@ -84,7 +89,8 @@ impl<'a> Traversal<'a> {
         Ok(goes_on)
     }
 
-    /// Visits every block of data of all files, and the space that they have reserved. Returns whether that came to its end.
+    /// Visits every block of data of all files, and the space that they have reserved. Returns whether the walk came to
+    /// its end.
     ///
     /// # Errors
     /// Of the metadata, or what `visit` returns.
@@ -92,7 +98,7 @@ impl<'a> Traversal<'a> {
         let mut after = None;
         loop {
             let begin = Instant::now();
-            // From before the rows are read: what they refer to then is not used again while it lives.
+            // The reader is taken before the rows are read: what they refer to then is not used again while it lives.
             let _reader = self.store.reader();
             let found = fs.scan(after.as_ref(), EXTENTS_AT_ONCE)?;
             if found.is_empty() {

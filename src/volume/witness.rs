@@ -1,5 +1,6 @@
-//! The host's memory of the last generation of a volume: one small file each. It recognises that *all* replicas were
-//! set back together, which nothing on the devices can show.
+//! The host's memory of the last generation of a volume: one small file for each volume. It recognises that *all*
+//! replicas were set back together, which nothing on the devices can show. What follows from that is decided in
+//! `volume::open`.
 
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ fn file(folder: &Path, volume: Uuid) -> PathBuf {
 /// What the host remembers; nothing when it has never mounted the volume.
 ///
 /// # Errors
-/// When the file cannot be read or is not a number: then nothing is known, and saying so is the caller's.
+/// When the file cannot be read or is not a number. Then nothing is known, and the caller has to say so.
 pub fn read(folder: &Path, volume: Uuid) -> std::io::Result<Option<Generation>> {
     let text = match std::fs::read_to_string(file(folder, volume)) {
         Ok(text) => text,
@@ -24,7 +25,7 @@ pub fn read(folder: &Path, volume: Uuid) -> std::io::Result<Option<Generation>> 
     Ok(Some(Generation(number)))
 }
 
-/// Remembers a generation: written beside, synced, renamed over.
+/// Remembers a generation: a new file is written beside the old one, synced, and renamed over it.
 ///
 /// # Errors
 /// The system's.

@@ -1,9 +1,13 @@
-//! The policy looks at the devices of a volume in use again, and what comes of it: two things for two threads.
+//! The policy examines the devices of a volume in use again: the check, and what follows from its findings. The rules
+//! are not here but in [`policy`](crate::policy); how a replica comes back is in [`members`](super).
 //!
-//! [`Members::check`] reads facts, closes gates, and remembers what is to be told. It ends within [`PATIENCE`], whatever a
-//! device does, because nothing in it waits for a transfer. [`Members::apply`] does what comes of that: records of the
-//! trail, the return of replicas, the commit that names those that are left. It may take as long as a device that does
-//! not answer. A device that is revoked meanwhile must not wait for that, so the two belong on two threads.
+//! [`Members::check`] and [`Members::apply`] belong on two threads:
+//!
+//! * [`Members::check`] reads facts, closes gates, and remembers what the trail is to tell. It ends within
+//!   [`PATIENCE`], whatever a device does, because nothing in it waits for a transfer.
+//! * [`Members::apply`] does what follows: records of the trail, the return of replicas, the commit that names those
+//!   that are left. It may take as long as a device that does not answer. A device that is revoked meanwhile must not
+//!   wait for that.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -19,11 +23,11 @@ use crate::probe::host::HostFacts;
 use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry};
 
-/// So long a check waits for the facts of devices. A device that has not answered by then goes on being asked, and the next check
-/// looks for its answer.
+/// How long a check waits for the facts of devices. The examination of a device that has not answered by then goes on,
+/// and the next check looks for its answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Longest time that reading a device's facts may take: then it is refused.
+/// Longest time that reading a device's facts may take. After that the device is refused.
 const FACTS_WAIT: Duration = Duration::from_secs(10);
 
 /// Most records that wait for their commit; each says something new of a device or the registry.
@@ -40,7 +44,7 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Something that the trail is to tell.
+    /// Adds something that the trail is to tell.
     pub fn tell(&mut self, entry: Entry) {
         if self.entries.len() < ENTRIES_MAX {
             self.entries.push(entry);
@@ -63,14 +67,14 @@ pub(super) struct Examination(Mutex<ExaminationState>);
 
 #[derive(Default)]
 struct ExaminationState {
-    /// When it began, while it has not ended.
+    /// When the examination began, while it has not ended.
     since: Option<Instant>,
     /// Whether the trail knows the device as refused.
     told_refused: bool,
 }
 
 impl Examination {
-    /// Begins, unless it has not ended yet.
+    /// Begins an examination, unless one has not ended yet. Returns whether it begins.
     fn begin(&self) -> bool {
         let mut state = self.0.lock();
         let is_free = state.since.is_none();
@@ -82,34 +86,34 @@ impl Examination {
         self.0.lock().since = None;
     }
 
-    /// How long it has taken, while it has not ended.
+    /// How long the examination has taken, while it has not ended.
     fn lasting(&self) -> Option<Duration> {
         self.0.lock().since.map(|since| since.elapsed())
     }
 
-    /// Whether the trail does not know yet that the device is refused, or is not any more.
+    /// Whether the trail does not know yet that the device is refused, or is no longer.
     fn is_change(&self, refused: bool) -> bool {
         std::mem::replace(&mut self.0.lock().told_refused, refused) != refused
     }
 }
 
 impl Members {
-    /// Has the policy look at every device again. One that is refused is fenced before this returns. Whether the volume takes
-    /// changes follows from who is left ([`Store::writable`](crate::pages::Store::writable)). A device whose facts cannot
-    /// be read in time is refused; none waits for another.
+    /// Has the policy examine every device again. A device that is refused is fenced before this returns. So is one
+    /// whose facts cannot be read in time; no device waits for another. Whether the volume takes changes follows from
+    /// the replicas that are left ([`Store::writable`](crate::pages::Store::writable)).
     pub fn check(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) -> Findings {
         let before = self.store.mirror().in_sync();
         let mut findings = self.examine(registry, host, today);
         let quorum = self.store.quorum();
         let succeeded = quorum.saw_trust(registry.anchors_digest());
         findings.commit = quorum.saw_registry(registry) || succeeded || self.store.mirror().in_sync() != before;
-        // Said now, not with the next request.
+        // The log says now that changes are refused, not with the next request.
         let _ = self.store.writable();
         findings
     }
 
-    /// Does what comes of checks: replicas that are approved again come back, the trail tells, and a root records who is left.
-    /// May take as long as a device that does not answer.
+    /// Does what follows from checks: replicas that are approved again come back, the trail tells, and a root records
+    /// which replicas are left. May take as long as a device that does not answer.
     pub fn apply(&self, findings: Findings) {
         let mirror = self.store.mirror();
         let before = mirror.in_sync();
@@ -139,9 +143,9 @@ impl Members {
         self.apply(findings);
     }
 
-    /// To be called shortly before a day ends. When the policy will leave too few replicas `tomorrow`, users' changes are refused
-    /// from now on, and applying the findings commits everything: so nothing is on its way when the last replica is fenced, and the
-    /// volume goes on without a remount once the policy approves the devices again.
+    /// To be called shortly before a day ends. When the policy will leave too few replicas `tomorrow`, users' changes
+    /// are refused from now on, and applying the findings commits everything. So nothing is on its way when the last
+    /// replica is fenced. The volume goes on without a remount once the policy approves the devices again.
     pub fn foresee(&self, registry: &VerifiedRegistry, host: &HostFacts, tomorrow: Date) -> Findings {
         let mut findings = Findings::default();
         let lasts = |index: &usize| self.device(*index).is_some_and(|d| d.is_approved_on(registry, host, tomorrow));
@@ -158,8 +162,8 @@ impl Members {
         findings
     }
 
-    /// Reads the facts of all devices at once, each in a thread of its own, which closes the gate of a refused one; then fences
-    /// those in the set.
+    /// Reads the facts of all devices at once, each in a thread of its own, which closes the gate of a device that is
+    /// refused. Then fences the refused replicas in the set.
     fn examine(&self, registry: &Arc<VerifiedRegistry>, host: &HostFacts, today: Date) -> Findings {
         let (sender, answers) = mpsc::channel();
         let examinations = self.examinations.lock().clone();
@@ -171,7 +175,7 @@ impl Members {
             let spawned = std::thread::Builder::new().name(format!("facts-{index}")).spawn(move || {
                 gate.recheck(&registry, &host, today);
                 at_it.end();
-                // Whoever asked may have gone away.
+                // The check that asked may have ended.
                 let _ = sender.send(());
             });
             match spawned {
