@@ -16,8 +16,8 @@
 //!
 //! The calls are rows of one table (`calls.rs`), each with what its answer may have to wait for. A call that may wait
 //! for a device is answered on a thread of its own, and holds no other client up. While sixteen such calls are under
-//! way, another is refused. The call `end` is not in the table: it is answered
-//! twice, at once and when the volume is closed.
+//! way, another is refused. The call `end` is not in the table: it is answered twice, at
+//! once and when the volume is closed.
 
 pub mod ask;
 mod calls;

@@ -86,16 +86,16 @@ fn ask_all(paths: &[PathBuf]) -> Vec<Result<Value, Problem>> {
             return paths.iter().map(|_| Err(failure.clone())).collect();
         }
     };
-    let mut freed: Option<&Path> = None;
+    let mut unanswered: Option<&Path> = None;
     let mut answer = |path| {
-        if let Some(earlier) = freed {
+        if let Some(earlier) = unanswered {
             let text = format!("{} was not asked about: there was no answer for {}", shown(path), shown(earlier));
             return Err(Problem::new(Code::WhereTimeout, text));
         }
         match answers.recv_timeout(ANSWER_WAIT) {
             Ok(line) => from_line(path, &line),
             Err(error) => {
-                freed = Some(path);
+                unanswered = Some(path);
                 let text = match error {
                     RecvTimeoutError::Timeout => {
                         format!("no answer within {} s: the filesystem it is on hangs", ANSWER_WAIT.as_secs())

@@ -49,7 +49,7 @@ fn regression_a_replica_that_left_and_came_back_is_not_waited_for() {
 /// What the first resync had copied was dropped with the queue, and the resync never saw the replica away. So it put
 /// the replica in sync without those blocks.
 #[test]
-fn regression_a_resync_ends_with_the_stay_that_it_began_in() {
+fn regression_a_resync_ends_with_the_incarnation_that_it_began_in() {
     let [source, away] = ["source", "away"].map(device);
     let rows = vec![(Some(approved(&source)), State::InSync), (Some(approved(&away)), State::Stale)];
     let mirror = Mirror::new(rows).unwrap();
