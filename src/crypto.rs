@@ -1,5 +1,8 @@
 //! Secrets, the key hierarchy, sealing and opening. No input or output, no `unsafe`, one cipher.
 //!
+//! The module does not know where a sealed unit or a key slot is kept: [`label`](crate::label) and
+//! [`pages`](crate::pages) do.
+//!
 //! ```text
 //! Secret (passphrase or key file)
 //!   └─ argon2id, parameters and salt of the key slot (RFC 9106) ──> SlotKey
@@ -12,12 +15,13 @@
 //!                  "scelle v1 audit"           ──> seed of the audit trail's signing key
 //! ```
 //!
-//! There is nothing to negotiate: the format names no cipher, so no field on a device can choose a weaker one. What a
-//! key slot does choose, the cost of argon2id, has a floor ([`KdfParams::FLOOR`]) and a ceiling
+//! There is nothing to negotiate: the format names no cipher, so no field on a device can choose a weaker one. A key
+//! slot chooses only the cost of argon2id. That cost has a floor ([`KdfParams::FLOOR`]) and a ceiling
 //! ([`KdfParams::CEILING`]) here.
 //!
-//! Secret bytes live on the heap in containers that wipe themselves, and whose `Debug` shows nothing. Keeping them out
-//! of swap and of core dumps is the process's business (`mlockall`, `PR_SET_DUMPABLE`), because it needs `unsafe`.
+//! Passphrases, slot keys and volume keys live on the heap, in containers that wipe themselves and whose `Debug` shows
+//! nothing. The keys derived from a volume key ([`Keys`]) are wiped too, and not shown either. Keeping them all out of
+//! swap and of core dumps is the process's business (`mlockall`, `PR_SET_DUMPABLE`), because it needs `unsafe`.
 
 use sha2::{Digest, Sha256, Sha384};
 
@@ -67,8 +71,8 @@ pub enum Error {
         /// What was asked for.
         memory_kib: u32,
     },
-    /// The slot key does not open the wrapped key: another passphrase, or an altered slot or header. The two cannot be
-    /// told apart.
+    /// The slot key does not open the wrapped key: another passphrase, or an altered slot or header. These causes
+    /// cannot be told apart.
     #[error("wrong passphrase, or the key slot was altered")]
     WrongKey,
     /// The kernel gave no random bytes.

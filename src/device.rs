@@ -1,9 +1,11 @@
 //! Block devices: what the kernel calls a device, with aligned transfers.
 //!
-//! [`BlockDevice`] is the small trait that everything above writes through; [`memory`] keeps a device in memory
-//! (tests), [`raw`] is a real one opened exclusively with direct I/O, [`faulty`] wraps another and misbehaves when told to.
-//! One suite runs against each. An [`IdentifiedDevice`] also says what it is and what is below it
-//! ([`probe`](crate::probe)).
+//! The module does not know whether a device may be written to: [`policy`](crate::policy) decides that.
+//!
+//! [`BlockDevice`] is the small trait that everything above writes through. [`raw`] is a real device, opened
+//! exclusively with direct I/O. [`memory`] is a device in memory, for tests; [`faulty`] wraps another device and
+//! misbehaves when told to. One suite runs against each. An [`IdentifiedDevice`] also says what it is and what is below
+//! it ([`probe`](crate::probe)).
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -39,14 +41,14 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
-    /// A read that was abandoned before it was answered.
+    /// A read was abandoned before the device answered it.
     #[error("read of {bytes} bytes at offset {offset}: no answer for {} s", limit.as_secs_f32())]
     Unanswered {
         /// Byte offset on the device.
         offset: u64,
         /// Length of the transfer.
         bytes: usize,
-        /// How long was waited.
+        /// How long the caller waited.
         limit: Duration,
     },
     /// A transfer outside the device, or not aligned to its logical blocks.
@@ -70,8 +72,8 @@ pub enum Error {
 /// Result of a transfer.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// A block device as the layers above see it: fixed size, aligned reads and writes, a flush that is a barrier for
-/// every write that completed before it was called.
+/// A block device as the layers above see it: fixed size, aligned reads and writes, and a flush that is a barrier for
+/// every write that completed before the call.
 ///
 /// Offsets and lengths are multiples of [`logical_block_size`](BlockDevice::logical_block_size); memory comes from
 /// [`AlignedBuf`]s (4096-byte aligned, as direct I/O asks).
@@ -88,8 +90,9 @@ pub trait BlockDevice: Send + Sync {
     /// Fills `buf` from `offset`, however long the device takes.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
 
-    /// Fills `buf` from `offset` and gives it back, unless the device does not answer within `limit`: then
-    /// [`Error::Unanswered`], and the buffer stays with whoever may still write to it. A device without this waits for the answer.
+    /// Fills `buf` from `offset` and gives it back. If the device does not answer within `limit`, the result is
+    /// [`Error::Unanswered`], and the buffer stays with whoever may still write to it. A kind of device that cannot
+    /// abandon a read waits for the answer.
     fn read_within(&self, offset: u64, mut buf: AlignedBuf, limit: Duration) -> Result<AlignedBuf> {
         let _ = limit;
         self.read_at(offset, &mut buf)?;
@@ -107,8 +110,8 @@ pub trait BlockDevice: Send + Sync {
     /// Returns when every write that had completed is on stable storage.
     fn flush(&self) -> Result<()>;
 
-    /// Carries out writes that do not overlap, in any order. `durable`: returns when these are on stable storage, and says
-    /// nothing of others. After an error any subset of all the ranges may have changed.
+    /// Carries out writes that do not overlap, in any order. With `durable` it returns when these writes are on stable
+    /// storage, and says nothing of other writes. After an error any subset of all the ranges may have changed.
     fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
         writes.iter().try_for_each(|write| self.write_at(write.offset, &write.bufs))?;
         if durable { self.flush() } else { Ok(()) }

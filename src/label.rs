@@ -14,12 +14,12 @@
 //! | 65536 | 262144 | root ring: 64 slots of 4096 bytes, see [`root`] |
 //! | 327680 | 720896 | zero, reserved |
 //!
-//! The two headers of a device are equal but while one is being rewritten: A is written and flushed, then B, so one of
-//! them is whole at any moment, whatever a power cut tears. The one with the higher sequence number wins. Root records
-//! are written to both areas before one flush.
+//! The two headers of a device are equal, except while one of them is being rewritten. A is written and flushed, then
+//! B: so one of them is whole at any moment, whatever a power cut tears. The header with the higher sequence number
+//! wins. Root records are written to both areas before one flush.
 //!
 //! What a header says is a claim ([`RawHeader`]) until the label key has verified its MAC ([`Header`], another type).
-//! This module writes to no device: it gives offsets and buffers to whoever holds an approved one.
+//! This module writes to no device: it gives offsets and buffers to whoever holds an approved device.
 
 use crate::crypto::{self, Keys, Secret, VolumeKey, derive_slot_key, random_bytes, unwrap_key};
 use crate::device::{self, AlignedBuf, BlockDevice};
@@ -55,7 +55,7 @@ pub enum Error {
     /// No magic number where a header would be.
     #[error("not a scelle device: no label was found")]
     NotScelle,
-    /// A size that no volume can have: below or above what `create` accepts.
+    /// The device has a size that no volume can have: below or above the sizes that `create` accepts.
     #[error("a device of {bytes} bytes cannot hold a scelle volume, which takes {DEVICE_SIZE_MIN} bytes or more")]
     DeviceSize {
         /// Its size.
@@ -90,7 +90,7 @@ pub enum Error {
         /// The field.
         field: &'static str,
     },
-    /// The copy is an older one: a crash fell between the two writes.
+    /// The copy is older than the other one: a crash fell between the two writes.
     #[error("stale label copy: sequence {found}, the other copy has {newest}")]
     Stale {
         /// Sequence of this copy.
@@ -110,7 +110,7 @@ pub enum Error {
         /// Device of copy B.
         b_device: Uuid,
     },
-    /// The MAC does not verify with the volume's own key: somebody without the key wrote it.
+    /// The MAC does not verify with the volume's own key: somebody without the key wrote the header.
     #[error("forged label: its authentication code does not verify")]
     ForgedHeader,
     /// No key slot is in use.
@@ -140,7 +140,7 @@ impl Error {
         }
     }
 
-    /// When both copies fail, the one with the lower number says more about what happened.
+    /// When both copies fail, the error with the lower number says more about what happened.
     fn rank(&self) -> u8 {
         match self {
             Self::Truncated { .. } => 0,
@@ -176,7 +176,7 @@ impl Area {
     }
 }
 
-/// What is used of a device of `device_bytes` bytes: whole blocks.
+/// How many bytes of a device of `device_bytes` bytes are used: its whole blocks.
 pub const fn usable_bytes(device_bytes: u64) -> u64 {
     device_bytes - device_bytes % BLOCK_SIZE as u64
 }
@@ -186,8 +186,8 @@ pub const fn data_blocks(device_bytes: u64) -> u64 {
     usable_bytes(device_bytes).saturating_sub(2 * LABEL_SIZE) / BLOCK_SIZE as u64
 }
 
-/// The content of a label area of a new volume: `header`, a root ring of random bytes (so that it does not show how
-/// often was committed), zeros.
+/// The content of a label area of a new volume: `header`, a root ring of random bytes, zeros. The random bytes hide how
+/// often the volume has committed since.
 pub fn new_area(header: &[u8; HEADER_BYTES]) -> Result<AlignedBuf, crypto::Error> {
     let mut area = AlignedBuf::zeroed(LABEL_SIZE as usize);
     area[..HEADER_BYTES].copy_from_slice(header);
@@ -213,7 +213,7 @@ pub struct Found {
 pub struct Unlocked {
     /// The key.
     pub key: VolumeKey,
-    /// What hangs from it.
+    /// The keys derived from it.
     pub keys: Keys,
     /// Number of the slot that opened.
     pub slot: usize,
@@ -226,11 +226,13 @@ pub struct Unlocked {
 /// Reads both headers of a device.
 ///
 /// # Errors
-/// Only when neither copy is whole, with the error that says most; and [`Error::CopiesDisagree`].
+/// When neither copy is whole: the error of the copy that says more. When both are, but of different volumes or
+/// devices: [`Error::CopiesDisagree`]. When no volume can have the device's size: what the first copy tells, or
+/// [`Error::DeviceSize`].
 pub fn read(device: &dyn BlockDevice) -> Result<Found, Error> {
     let size = device.size_bytes();
     if !(DEVICE_SIZE_MIN..=DEVICE_SIZE_MAX).contains(&size) {
-        // A truncated device still has its first block: the header tells what was lost.
+        // A truncated device still has its first block, and the header there tells what was lost.
         let first =
             if size >= HEADER_BYTES as u64 { read_copy(device, 0) } else { Err(Error::DeviceSize { bytes: size }) };
         return Err(first.err().filter(|e| e.rank() < 6).unwrap_or(Error::DeviceSize { bytes: size }));
@@ -279,12 +281,13 @@ fn fold(a: Result<RawHeader, Error>, b: Result<RawHeader, Error>) -> Result<Foun
 }
 
 impl Found {
-    /// Tries `secret` on every key slot, and authenticates the header with the key it gives. Costs argon2id once per
-    /// slot in use until one opens, so a wrong secret costs the same at every try.
+    /// Tries `secret` on every key slot, and authenticates the header with the key that a slot gives. argon2id runs
+    /// once for each slot in use until one opens, so a wrong secret costs the same at every try.
     ///
     /// # Errors
-    /// [`crypto::Error::WrongKey`] when no slot opens; if a slot was passed over because its parameters are refused,
-    /// that refusal instead. [`Error::ForgedHeader`] when a slot opens but neither copy authenticates.
+    /// [`crypto::Error::WrongKey`] when no slot opens; but if the parameters of a slot were refused, that refusal.
+    /// [`Error::NoKeySlot`] when no slot is in use. [`Error::ForgedHeader`] when a slot opens but neither copy
+    /// authenticates.
     pub fn unlock(self, secret: &Secret) -> Result<Unlocked, Error> {
         let mut tried: Vec<(KeySlot, [u8; 32])> = Vec::new();
         let mut refused = None;
@@ -321,10 +324,10 @@ impl Found {
         Ok(Unlocked { key, keys, slot, header, damaged })
     }
 
-    /// The newest header whose MAC verifies, and which areas hold one to be rewritten.
+    /// The newest header whose MAC verifies, and which areas hold a header to be rewritten.
     ///
     /// # Errors
-    /// [`Error::ForgedHeader`] when no copy verifies: also when `keys` are another volume's.
+    /// [`Error::ForgedHeader`] when no copy verifies, also because `keys` are another volume's.
     pub fn authenticate(self, keys: &Keys) -> Result<(Header, Vec<(Area, Error)>), Error> {
         let Self { newest, other, mut damaged } = self;
         // Which area each copy came from: with two copies, `damaged` names at most the stale one.

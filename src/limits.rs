@@ -44,7 +44,7 @@ pub const VALIDITY_DAYS_MAX: i64 = 3653;
 /// Largest document of trust anchors, in bytes.
 pub const TRUST_BYTES_MAX: usize = 64 << 10;
 
-/// Latest version of the trust anchors: how often officers can be replaced in the life of a volume.
+/// Latest version of the trust anchors. It bounds how often officers can be replaced in the life of a volume.
 pub const TRUST_VERSIONS_MAX: u32 = 256;
 
 /// Largest signature or key file, in bytes.
@@ -65,7 +65,7 @@ pub const CHAIN_NODES_MAX: usize = 256;
 /// Most block devices that `scelle device list` shows.
 pub const DEVICES_LISTED_MAX: usize = 16 << 10;
 
-/// Most PCI functions of the host that are looked at; one with more counts as unknown.
+/// Most PCI functions of the host that are looked at; a host with more counts as unknown.
 pub const PCI_FUNCTIONS_MAX: usize = 16 << 10;
 
 /// Most bytes read of one sysfs attribute.
@@ -95,8 +95,8 @@ pub const XATTR_LIST_MAX: usize = 64 << 10;
 /// Most hard links of one inode (as ext4's `EXT4_LINK_MAX` for files).
 pub const LINK_MAX: u32 = 65_000;
 
-/// Largest file, in bytes: the kernel's own bound (`MAX_LFS_FILESIZE`). FUSE has no way to give it a smaller one, so its
-/// writeback cache would take what lies beyond, and lose it afterwards.
+/// Largest file, in bytes: the kernel's own bound (`MAX_LFS_FILESIZE`). FUSE has no way to give the kernel a smaller
+/// one. With a smaller bound here, the kernel's writeback cache would take what lies beyond it, and lose it afterwards.
 pub const FILE_SIZE_MAX: u64 = i64::MAX as u64;
 
 /// Most blocks in one extent row: its tags (16 bytes each) must fit well inside one SQLite page.
@@ -105,10 +105,10 @@ pub const EXTENT_BLOCKS_MAX: u64 = 64;
 /// Largest single request from the kernel, in bytes.
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 
-/// Least memory for blocks that were read, unless the mount says how much, in bytes.
+/// Least memory for blocks that were read, in bytes, unless the mount says how much.
 pub const CACHE_BYTES_DEFAULT_MIN: u64 = 64 << 20;
 
-/// Most memory for blocks that were read, unless the mount says how much, in bytes.
+/// Most memory for blocks that were read, in bytes, unless the mount says how much.
 pub const CACHE_BYTES_DEFAULT_MAX: u64 = 1 << 30;
 
 /// Longest time between a change reaching the daemon and its commit, in milliseconds (promise P5).
@@ -123,13 +123,13 @@ pub const CONTROL_MESSAGE_MAX: usize = 1 << 20;
 /// Longest record of the audit trail, in bytes.
 pub const AUDIT_RECORD_BYTES_MAX: usize = 32 << 10;
 
-/// Records of the audit trail that are read at once, in bytes; the last may go beyond.
+/// Bytes of records of the audit trail that are read at once; the last record may go beyond.
 pub const AUDIT_PAGE_BYTES_MAX: usize = 256 << 10;
 
 /// Most tasks of a volume that are remembered after they have ended.
 pub const TASKS_KEPT_MAX: usize = 64;
 
-/// Longest text in a record of the audit trail (a reason, a label), in bytes; longer ones are cut.
+/// Longest text in a record of the audit trail (a reason, a label), in bytes; a longer text is cut.
 pub const AUDIT_TEXT_MAX: usize = 512;
 
 /// Most reasons in a record of the audit trail.
@@ -144,6 +144,6 @@ const _: () = assert!(REPLICAS_MAX <= 64);
 const _: () = assert!(EXTENT_BLOCKS_MAX as usize * 16 * 2 < BLOCK_SIZE);
 const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(OFFICERS_MAX < 256 && REGISTRY_ID_MAX < 256 && OFFICERS_MAX <= SIGNATURES_MAX);
-// A record is JSON text; as a string in an answer of the control socket it at most doubles.
+// A record is JSON text. As a string in an answer of the control socket its length at most doubles.
 const _: () = assert!(2 * (AUDIT_PAGE_BYTES_MAX + AUDIT_RECORD_BYTES_MAX) + (64 << 10) < CONTROL_MESSAGE_MAX);
 const _: () = assert!(AUDIT_REPORTS_BYTES_MAX > 4 * AUDIT_RECORD_BYTES_MAX);

@@ -1,7 +1,11 @@
 //! From (registry, device facts, host facts, day) to a verdict, and from an approving verdict to an [`ApprovedDevice`].
 //!
 //! [`examine`] is pure and denies by default: a device is approved only when every rule held on every node of its
-//! backing chain down to every leaf. [`ApprovedDevice::approve`] is the only maker of what the write path takes.
+//! backing chain, down to every leaf. [`ApprovedDevice::approve`] is the only maker of an [`ApprovedDevice`], and the
+//! write path takes nothing else.
+//!
+//! How a device's facts are read is in [`probe`](crate::probe); how a registry is verified, in
+//! [`registry`](crate::registry).
 
 mod approved;
 mod entry;
@@ -20,7 +24,7 @@ use serde::Serialize;
 
 use crate::problem::{Code, Problem};
 
-/// Reasons in one line; of the first the text alone, because its code stands for all of them where the line is shown.
+/// Reasons in one line. The first reason is its text alone: where the line is shown, its code stands for all of them.
 pub fn in_a_line(reasons: &[Problem]) -> String {
     let Some((first, others)) = reasons.split_first() else { return String::new() };
     others.iter().fold(first.text.clone(), |line, reason| format!("{line}; {reason}"))
@@ -33,17 +37,17 @@ pub struct RuleOutcome {
     pub rule: &'static str,
     /// Whether it held.
     pub passed: bool,
-    /// The reason it gives, when it did not hold.
+    /// The code of its reason, when the rule did not hold.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<Code>,
-    /// What it looked at.
+    /// What the rule looked at.
     pub text: String,
 }
 
 /// What the policy says of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// Whether it may hold a replica.
+    /// Whether the device may hold a replica.
     pub approved: bool,
     /// Id of the registry's entry, if one matches.
     pub registry_id: Option<String>,
@@ -56,7 +60,7 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// A refusal for one reason, without having looked at the rules.
+    /// A refusal for one reason, without a look at the rules.
     pub fn refused(reason: Problem) -> Self {
         Self { approved: false, registry_id: None, site: None, reasons: vec![reason], rules: Vec::new() }
     }

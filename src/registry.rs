@@ -1,10 +1,12 @@
-//! The registry: the signed list of approved devices and sites, and the policy. Bytes in, verified document out; no I/O.
+//! The registry: the signed list of approved devices and sites, and the policy. Bytes in, verified document out; no
+//! I/O.
 //!
-//! A registry counts only when at least `threshold` *distinct* officers named by the [`TrustAnchors`] have signed exactly
-//! its bytes, in minisign's format, so that the stock `minisign` tool signs and verifies too. [`verify`] is the only
-//! maker of a [`VerifiedRegistry`].
+//! A registry counts only when at least `threshold` *distinct* officers named by the [`TrustAnchors`] have signed
+//! exactly its bytes. The signatures have minisign's format, so that the stock `minisign` tool signs and verifies too.
+//! [`verify`] is the only maker of a [`VerifiedRegistry`].
 //!
-//! Validity dates are not examined here: the policy does that against the day it is given.
+//! The module knows no device and examines no validity dates: [`policy`](crate::policy) does that, against the day that
+//! it is given.
 
 mod date;
 mod derived;
@@ -59,7 +61,7 @@ pub enum Error {
         /// Line, column and cause.
         detail: String,
     },
-    /// Well-formed, but a value is not acceptable.
+    /// The document is well-formed, but a value is not acceptable.
     #[error("{what} is not acceptable: {detail}")]
     Invalid {
         /// Which document.
@@ -127,7 +129,7 @@ pub struct VerifiedRegistry {
 }
 
 impl VerifiedRegistry {
-    /// Version of the document: a volume refuses one older than it has seen.
+    /// Version of the document. A volume refuses a registry older than the last one that it has seen.
     pub fn version(&self) -> u64 {
         self.document.version
     }
@@ -182,13 +184,13 @@ impl VerifiedRegistry {
         self.document_digest
     }
 
-    /// [`TrustAnchors::digest`] of the anchors it was verified with.
+    /// [`TrustAnchors::digest`] of the anchors that the registry was verified with.
     pub fn anchors_digest(&self) -> [u8; 32] {
         self.anchors_digest
     }
 
-    /// Whether the anchors it was verified with are those of the digest `pinned`, or have replaced them by signatures of
-    /// the officers that those require.
+    /// Whether the registry was verified with the anchors whose digest is `pinned`, or with anchors that have replaced
+    /// them. Anchors are replaced by signatures of as many of their own officers as they require.
     pub fn is_trusted_by(&self, pinned: &[u8; 32]) -> bool {
         self.anchors_digest == *pinned || self.anchors_replaced.contains(pinned)
     }
@@ -201,8 +203,9 @@ impl VerifiedRegistry {
 
 /// Verifies that at least the threshold of distinct officers signed exactly `document`, then parses it.
 ///
-/// A signature by somebody the anchors do not name, or that does not verify, is not counted and does no other harm;
-/// two signatures of the same officer count once. Signatures are checked before the document is parsed.
+/// A signature by somebody whom the anchors do not name is not counted and does no other harm. The same holds for a
+/// signature that does not verify. Two signatures of the same officer count once. Signatures are checked before the
+/// document is parsed.
 ///
 /// # Errors
 /// [`Error::TooFewSignatures`] with the reason of each signature that does not count; otherwise as [`Registry::parse`].
@@ -228,14 +231,14 @@ pub fn verify(
 pub enum Signature {
     /// It signs exactly this document.
     Counts,
-    /// It does not, and why.
+    /// It does not sign exactly this document; the text says why.
     Void(String),
-    /// There is none.
+    /// There is no signature file of the officer.
     Absent,
 }
 
-/// What each officer of `anchors` has signed, in their order. A signature by somebody the anchors do not name is not
-/// looked at.
+/// What each officer of `anchors` has signed, in the order of the anchors. A signature by somebody whom the anchors do
+/// not name is not looked at.
 pub fn signatures(document: &[u8], files: &[SignatureFile<'_>], anchors: &TrustAnchors) -> Vec<(String, Signature)> {
     let of = |officer: &Officer| {
         let mut found = Signature::Absent;

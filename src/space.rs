@@ -1,10 +1,14 @@
 //! Space: which blocks of the data area are in use, and which to take next. Pure; no I/O.
 //!
-//! [`Bitmap`] is the set itself, in regions of [`REGION_BLOCKS`] blocks that are the pages of the volume's space tree
-//! (scelle-format(5)): a set bit is an allocated block, a region that was never touched is not stored and is all free.
-//! [`Allocator`] adds the choice: data is taken next-fit, so that a batch of writes, random or not, lands in
-//! consecutive blocks; metadata is taken from **zones**, so that a commit's pages are one run and do not lie between
-//! the data.
+//! The module does not know what a block holds, nor when a freed block may be used again: [`pages`](crate::pages) does.
+//!
+//! [`Bitmap`] is the set of allocated blocks, cut into regions of [`REGION_BLOCKS`] blocks. Each region is a page of
+//! the volume's space tree (scelle-format(5)). A set bit is an allocated block; a region that was never touched is not
+//! stored and is all free.
+//!
+//! [`Allocator`] adds the choice of the next blocks. Data is taken next-fit, so that a batch of writes, random or not,
+//! lands in consecutive blocks. Metadata is taken from **zones**, so that a commit's pages are one run and do not lie
+//! between the data.
 
 use crate::units::{BLOCK_SIZE, BlockAddr, Run};
 
@@ -19,7 +23,8 @@ const CANDIDATES_MAX: usize = 16;
 
 const WORDS: usize = BLOCK_SIZE / 8;
 
-/// A run was freed that was not wholly allocated, or allocated twice, or lies outside the volume.
+/// The space map contradicts the metadata: a run that is freed was not wholly allocated, a run is allocated twice, or a
+/// run lies outside the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("block {addr} is not {expected}: the space map contradicts the metadata", addr = addr.0)]
 pub struct Contradiction {
@@ -29,11 +34,11 @@ pub struct Contradiction {
     pub expected: &'static str,
 }
 
-/// A region of which some is allocated. One that is allocated to the last block takes no memory: so a volume of large files
-/// takes little, however large it is.
+/// A region of which some is allocated. A region that is allocated to the last block keeps no bits: so a volume of
+/// large files takes little memory, however large it is.
 #[derive(Clone)]
 struct Region {
-    /// A bit a block; none when all are allocated.
+    /// One bit per block; `None` when all blocks are allocated.
     words: Option<Box<[u64; WORDS]>>,
     used: u64,
 }
@@ -43,7 +48,7 @@ impl Region {
     fn word(&self, at: usize) -> u64 {
         match (&self.words, self.used.saturating_sub(at as u64 * 64)) {
             (Some(words), _) => words[at],
-            // All of it is allocated, so what is used is its length.
+            // The whole region is allocated, so the number of used blocks is its length.
             (None, 64..) => u64::MAX,
             (None, rest) => (1 << rest) - 1,
         }
@@ -94,7 +99,7 @@ impl Bitmap {
     /// Takes over a stored region. Bits past the end of the data area are ignored.
     ///
     /// # Errors
-    /// When there is no such region, or it is already there.
+    /// When there is no such region, when it is loaded already, or when `page` is not one block long.
     pub fn load(&mut self, region: u64, page: &[u8]) -> Result<(), Contradiction> {
         let addr = BlockAddr(region.saturating_mul(REGION_BLOCKS));
         let outside = Contradiction { addr, expected: "part of this volume" };
@@ -132,7 +137,7 @@ impl Bitmap {
         self.total.saturating_sub(region.saturating_mul(REGION_BLOCKS)).min(REGION_BLOCKS)
     }
 
-    /// Whether `addr` is allocated; blocks outside the volume are.
+    /// Whether `addr` is allocated. Blocks outside the volume count as allocated.
     pub fn is_allocated(&self, addr: BlockAddr) -> bool {
         if addr.0 >= self.total {
             return true;
@@ -276,7 +281,7 @@ impl Bitmap {
             let len = self.region_len(index as u64);
             let bits = |words: &[u64; WORDS]| words.iter().map(|w| u64::from(w.count_ones())).sum();
             let used: u64 = region.words.as_deref().map_or(len, bits);
-            // What is allocated to the last block is kept as that, and nothing else is.
+            // A region that is allocated to the last block keeps no bits, and every other region keeps them.
             if used != region.used || used > len || (used == len) != region.words.is_none() {
                 let addr = BlockAddr(index as u64 * REGION_BLOCKS);
                 return Err(Contradiction { addr, expected: "counted once" });
@@ -363,7 +368,7 @@ impl Allocator {
             }
             at = found + blocks;
         }
-        // The current metadata zone is left before the volume is called full.
+        // Before the volume counts as full, data takes blocks of the current metadata zone too.
         let run = match best {
             Some(run) => run,
             None => {
@@ -381,7 +386,7 @@ impl Allocator {
         {
             return Some(run);
         }
-        // A zone of this mount that has emptied again, then a fresh one, then any hole.
+        // In this order: a zone of this mount that is at least half free again, a fresh zone, any hole.
         let half_free = |zone: &u64| self.zone_free(*zone) >= ZONE_BLOCKS / 2;
         if let Some(index) = self.zones.iter().position(half_free) {
             let zone = self.zones.remove(index);
@@ -396,7 +401,8 @@ impl Allocator {
         self.in_zone(zone, want)
     }
 
-    /// The next free run of the zone, not before what was taken last: a commit's pages stay in order.
+    /// The next free run of the zone after the run that was taken last, so that a commit's pages stay in order. When
+    /// nothing is free there, the first free run of the zone.
     fn in_zone(&mut self, zone: u64, want: u64) -> Option<Run> {
         let end = zone + ZONE_BLOCKS;
         let from = if (zone..end).contains(&self.zone_cursor) { self.zone_cursor } else { zone };
@@ -417,7 +423,7 @@ impl Allocator {
         free
     }
 
-    /// A wholly free zone, searched onward from the last one so that old zones get time to empty.
+    /// A wholly free zone. The search goes onward from the last zone taken, so that old zones get time to empty.
     fn fresh_zone(&self) -> Option<u64> {
         let zones = self.map.total / ZONE_BLOCKS;
         let first = self.zones.last().map_or(0, |zone| zone / ZONE_BLOCKS + 1);

@@ -1,4 +1,7 @@
-//! Units and identities: newtypes whose only constructors are the legal conversions.
+//! Units and identities: numbers as types of their own, so that an address, a generation and an inode number cannot be
+//! taken for each other.
+//!
+//! The module does not know what the numbers are used for. [`meter`] counts how long something takes.
 
 pub mod meter;
 

@@ -1,6 +1,6 @@
 //! Sealing and opening of units: AES-256-GCM-SIV (RFC 8452) with the unit's identity bound in.
 //!
-//! The nonce is the [`WriteId`]; the associated data is this fixed layout, 48 bytes, integers little-endian:
+//! The nonce is the [`WriteId`]. The associated data has this fixed layout of 48 bytes, integers little-endian:
 //!
 //! | offset | bytes | field |
 //! |-------:|------:|-------|
@@ -14,8 +14,8 @@
 //! | 32 | 8  | context 0: by kind, see [`Kind`] |
 //! | 40 | 8  | context 1 |
 //!
-//! So a unit opens only where, as what and in which write it was sealed: a device that answers with another block, an
-//! older version of the block, or the block of another volume gives [`Forged`].
+//! So a unit opens only at the address, as the kind and with the write identity that it was sealed with. A device that
+//! answers with another block, an older version of the block, or the block of another volume gives [`Forged`].
 
 use std::fmt;
 
@@ -27,7 +27,7 @@ use crate::units::{BlockAddr, Tag, Uuid, WriteId};
 
 const FORMAT_VERSION: u8 = 1;
 
-/// What a unit is. The number is in the associated data.
+/// What a unit is. Its number is in the associated data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Kind {
@@ -45,16 +45,16 @@ pub enum Kind {
     Root = 6,
 }
 
-/// What a unit is bound to, besides its [`WriteId`] and length.
+/// What a unit is bound to, besides its [`WriteId`] and its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Binding {
     /// The volume.
     pub volume: Uuid,
-    /// What it is.
+    /// What the unit is.
     pub kind: Kind,
-    /// Where it is.
+    /// Where the unit is.
     pub addr: BlockAddr,
-    /// Which one it is, by kind.
+    /// Which unit of its kind it is; see [`Kind`].
     pub context: [u64; 2],
 }
 
@@ -132,13 +132,14 @@ impl Cipher {
         let buffer = InOutBuf::new(sealed, out).expect("equal lengths are the caller's contract");
         let opened = self.open(at, id, tag, buffer);
         if opened.is_err() {
-            // The primitive decrypts before it compares; in this mode its undoing would leave the plaintext.
+            // The primitive decrypts before it compares the tags. To undo that it applies the key stream to its input
+            // once more: with separate buffers the input is still sealed, and the plaintext would stay in `out`.
             out.fill(0);
         }
         opened
     }
 
-    /// Opens `block` in place. After [`Forged`], `block` is as before: sealed.
+    /// Opens `block` in place. After [`Forged`], `block` is sealed as before.
     pub fn open_in_place(&self, at: &Binding, id: WriteId, tag: &Tag, block: &mut [u8]) -> Result<(), Forged> {
         self.open(at, id, tag, block.into())
     }

@@ -22,7 +22,8 @@ impl KdfParams {
     /// The least that is accepted, field by field: the second recommended option of RFC 9106 §4.
     pub const FLOOR: Self = Self { memory_kib: 64 << 10, iterations: 3, parallelism: 4 };
 
-    /// The most that is accepted, field by field: what a hostile label can make us spend before its MAC is checked.
+    /// The most that is accepted, field by field. It bounds what a hostile label can make us spend before its MAC is
+    /// checked.
     pub const CEILING: Self = Self { memory_kib: 4 << 20, iterations: 64, parallelism: 16 };
 
     /// What a new slot gets.
@@ -51,7 +52,7 @@ impl fmt::Display for KdfParams {
     }
 }
 
-/// What a passphrase becomes; it opens one key slot. Wiped when dropped.
+/// The key that a passphrase becomes; it opens one key slot. Wiped when dropped.
 pub struct SlotKey(pub(super) Box<Zeroizing<[u8; 32]>>);
 
 impl fmt::Debug for SlotKey {

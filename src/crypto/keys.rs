@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 use super::{Cipher, VolumeKey};
 use crate::units::Uuid;
 
-/// Most data ciphers kept at hand; a volume that was mounted more often than this re-derives some (microseconds).
+/// Most data ciphers kept at hand. A volume that was mounted more often than this derives some anew (microseconds).
 const DATA_CIPHERS_MAX: usize = 1024;
 
 /// The working keys of an open volume. Shared between threads; wiped when dropped.
@@ -140,7 +140,8 @@ mod tests {
         assert_eq!(hex(&okm), "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865");
     }
 
-    /// Frozen, and computed with another implementation (OpenSSL): format version 1. A change here makes every volume unreadable.
+    /// Frozen, and computed with another implementation (OpenSSL): format version 1. A change here makes every volume
+    /// unreadable.
     #[test]
     fn frozen_vectors_of_the_hierarchy() {
         let key = VolumeKey::take(&mut [0x11; 32]);

@@ -12,7 +12,7 @@ use crate::limits::SECRET_BYTES_MAX;
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// Takes the bytes over. They are wiped also when they are refused.
+    /// Takes the bytes over. Refused bytes are wiped too.
     pub fn new(bytes: Vec<u8>) -> Result<Self, Error> {
         let bytes = Zeroizing::new(bytes);
         match bytes.len() {

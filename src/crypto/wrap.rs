@@ -17,8 +17,8 @@ pub struct WrappedKey {
     pub tag: Tag,
 }
 
-/// Seals the volume key under a slot key (AES-256-GCM-SIV, random nonce), with `aad` bound in: the digest of the
-/// header's immutable part.
+/// Seals the volume key under a slot key (AES-256-GCM-SIV, random nonce). The associated data `aad` is the digest of
+/// the header's immutable part.
 pub fn wrap_key(key: &VolumeKey, slot: &SlotKey, aad: &[u8]) -> Result<WrappedKey, Error> {
     Ok(wrap_with_nonce(key, slot, aad, random_bytes()?))
 }
@@ -87,7 +87,8 @@ mod tests {
         assert_ne!(wrap_key(&key, &slot(1), b"").unwrap().nonce, wrap_key(&key, &slot(1), b"").unwrap().nonce);
     }
 
-    /// Frozen, and computed with another implementation (OpenSSL): format version 1. A change here makes every volume unreadable.
+    /// Frozen, and computed with another implementation (OpenSSL): format version 1. A change here makes every volume
+    /// unreadable.
     #[test]
     fn frozen_vector_from_passphrase_to_wrapped_key() {
         let secret = Secret::new(b"scelle test passphrase".to_vec()).unwrap();

@@ -1,8 +1,10 @@
-//! The double of a device, around another one, for tests: everything that can go wrong with a device goes wrong here.
+//! The double of a device, around another device, for tests: everything that can go wrong with a device goes wrong
+//! here.
 //!
-//! Operations fail as [`Fault`]s say, or take their time. The device shows another [`Face`], another one answers in its
-//! place, or it is unplugged. One with a cache of its own loses what was not flushed. An [`Observer`] is told what comes
-//! and what has changed; from a log of the changes a crash test makes the disks that a power failure can leave.
+//! Operations fail as [`Fault`]s say, or take their time. The double shows another [`Face`], lets another device answer
+//! in its place, or is unplugged. A double with a cache of its own loses what was not flushed. An [`Observer`] is told
+//! which operation comes and what has changed. From a log of the changes a crash test makes the disks that a power
+//! failure can leave.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -32,7 +34,8 @@ pub enum Operation {
 pub enum Effect {
     /// It fails with this errno and changes nothing.
     Error(i32),
-    /// Of a write, only the first so many bytes arrive (rounded down to whole logical blocks), then it fails with `EIO`.
+    /// Only the first bytes of a write arrive, this many (rounded down to whole logical blocks). Then it fails with
+    /// `EIO`.
     Torn(usize),
     /// A write or flush claims success and does nothing.
     Lost,
@@ -40,9 +43,10 @@ pub enum Effect {
     Forgotten,
     /// A read succeeds with every byte of the hit range exclusive-ored with this value.
     Corrupt(u8),
-    /// It takes so much longer.
+    /// The operation takes this much longer.
     Slow(Duration),
-    /// It is not answered before [`FaultyDevice::heal`], and then as if nothing had been. A read may be abandoned before.
+    /// The operation is not answered before [`FaultyDevice::heal`], and then as if there had been no fault. A read may
+    /// be abandoned before that.
     Hang,
 }
 
@@ -51,13 +55,13 @@ pub enum Effect {
 pub struct Fault {
     /// The operations.
     pub operation: Operation,
-    /// Byte range; a read or write is hit when it touches it. Others are hit whatever it is.
+    /// Byte range: a read or a write is hit when it touches the range. Other operations are hit whatever the range is.
     pub range: Range<u64>,
-    /// So many operations that would be hit pass before.
+    /// How many operations that would be hit pass first.
     pub skip: u64,
-    /// So many are hit then; `u64::MAX` for ever.
+    /// How many operations are hit after those; `u64::MAX` for ever.
     pub times: u64,
-    /// How.
+    /// What happens to an operation that is hit.
     pub effect: Effect,
 }
 
@@ -94,7 +98,7 @@ pub enum Change<'a> {
     },
     /// Everything that has arrived is durable.
     Flush,
-    /// The last writes are durable; what arrived before them need not be.
+    /// The last writes are durable; writes that arrived before them need not be.
     Durable {
         /// How many.
         writes: usize,
@@ -103,17 +107,17 @@ pub enum Change<'a> {
 
 /// Who answers an operation.
 pub enum Answer {
-    /// The device, as everything else says.
+    /// The device, as its faults, its face and its replacement say.
     Itself,
-    /// Another one.
+    /// Another device.
     Other(Arc<dyn IdentifiedDevice>),
-    /// Nobody: it fails with `ENODEV`.
+    /// Nobody: the operation fails with `ENODEV`.
     Nobody,
 }
 
 /// Whoever watches a device.
 pub trait Observer: Send + Sync {
-    /// An operation is about to reach the device, or whom the observer puts in its place.
+    /// An operation is about to reach the device, or the device that the observer puts in its place.
     fn before(&self, operation: Operation) -> Answer {
         let _ = operation;
         Answer::Itself
@@ -125,7 +129,7 @@ pub trait Observer: Send + Sync {
     }
 }
 
-/// A device that does what it is told to do. It is the device inside until then.
+/// A device that misbehaves as it is told to. Until then it behaves as the device inside.
 pub struct FaultyDevice {
     inner: Arc<dyn IdentifiedDevice>,
     observer: Option<Arc<dyn Observer>>,
@@ -140,7 +144,7 @@ struct State {
     healings: u64,
     faults: Vec<Fault>,
     face: Face,
-    /// Who answers in place of the device inside.
+    /// The device that answers in place of the device inside.
     other: Option<Arc<dyn IdentifiedDevice>>,
     unplugged: bool,
     counts: Counts,
@@ -149,7 +153,7 @@ struct State {
     /// From now on no write or flush may be under way.
     shut: bool,
     late: u64,
-    /// Of a device with a cache, what was there before each write since the last flush.
+    /// For a device with a cache: the bytes that each write since the last flush has replaced.
     unflushed: Option<Vec<(u64, Vec<u8>)>>,
 }
 
@@ -167,7 +171,7 @@ pub struct Counts {
 /// What a fault does to an operation, and to which part of its range.
 type Hit = (Effect, Range<u64>);
 
-/// An operation that happens now: nothing else happens to the device as long as its state is held.
+/// An operation that happens now. Nothing else happens to the device as long as its state is held.
 struct Begun<'a> {
     state: MutexGuard<'a, State>,
     hit: Option<Hit>,
@@ -186,7 +190,7 @@ impl FaultyDevice {
         self
     }
 
-    /// The same device, whose every write and flush takes so long.
+    /// The same device, with every write and flush delayed by `delay`.
     pub fn slow(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
@@ -198,7 +202,7 @@ impl FaultyDevice {
         self
     }
 
-    /// Adds a fault; of several that hit, the first one added counts.
+    /// Adds a fault. When several faults hit an operation, the first one added counts.
     pub fn inject(&self, fault: Fault) {
         self.lock().faults.push(fault);
     }
@@ -240,8 +244,8 @@ impl FaultyDevice {
         (state.other, state.unplugged) = (Some(other), false);
     }
 
-    /// From now on, until [`reopen`](Self::reopen), no write or flush may be under way: those that are all the same are
-    /// [`late`](Self::late).
+    /// From now on, until [`reopen`](Self::reopen), no write or flush may be under way. Those that are under way all
+    /// the same are counted as [`late`](Self::late).
     pub fn shut(&self) {
         self.lock().shut = true;
     }
@@ -256,7 +260,7 @@ impl FaultyDevice {
         self.lock().late
     }
 
-    /// Loses the last `writes` of those that were not flushed.
+    /// Loses the last `writes` of the writes that were not flushed.
     ///
     /// # Errors
     /// When the device inside fails.
@@ -282,7 +286,8 @@ impl FaultyDevice {
         state.other.as_ref().unwrap_or(&self.inner).clone()
     }
 
-    /// Counts the operation, waits as long as it takes, and says what happens to it: a hang, when `limit` is over before.
+    /// Counts the operation, waits as long as it takes, and says what happens to it. That is a hang when `limit` is
+    /// over before the device was healed.
     fn begin(&self, operation: Operation, range: Range<u64>, limit: Option<Duration>) -> Begun<'_> {
         let begin = Instant::now();
         let answer = self.observer.as_ref().map_or(Answer::Itself, |observer| observer.before(operation));
@@ -311,7 +316,7 @@ impl FaultyDevice {
                 self.healed.wait_for(&mut state, left);
             }
         }
-        // Also one that began before and is still at it.
+        // An operation that began before the device was shut, and is still under way, is late too.
         state.notice(operation);
         let inner = match answer {
             Answer::Other(other) => other,

@@ -12,8 +12,8 @@ use crate::registry::Transport;
 /// Bytes that a disk keeps together.
 const BLOCK: usize = 4096;
 
-/// What a device holds: a block that was never written is zero. A clone shares its blocks until one of them is written.
-/// Two are equal when the same blocks were written and hold the same.
+/// What a device holds. A block that was never written is zero. A clone shares its blocks until one of them is written.
+/// Two disks are equal when the same blocks were written and hold the same bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Disk {
     size: u64,
@@ -68,7 +68,7 @@ impl Disk {
     }
 }
 
-/// The block of an offset, and where it is in there.
+/// The block that holds an offset, and the offset inside that block.
 fn place(offset: u64) -> (usize, usize) {
     (offset as usize / BLOCK, offset as usize % BLOCK)
 }

@@ -1,8 +1,10 @@
 //! A block device of the kernel: opened in the order that leaves no room for a swap, read and written with direct I/O.
 //!
-//! The order: resolve the path once, open the node exclusively, and from then on believe only the open file: its device
-//! number leads to sysfs, its disk sequence number must be the same before and after everything that is read there. No
-//! byte is written here before a caller does; only the policy's `ApprovedDevice` lets one.
+//! The order: resolve the path once, open the node exclusively, and from then on believe only the open file. Its device
+//! number leads to sysfs; its disk sequence number must be the same before and after everything that is read there.
+//!
+//! Nothing here writes of its own accord, and nothing here knows who may write: only the policy's `ApprovedDevice` lets
+//! a caller write.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
@@ -28,9 +30,9 @@ use crate::units::BLOCK_SIZE;
 /// Most slices of one vectored write (`UIO_MAXIOV`, linux/uio.h).
 const IOV_MAX: usize = 1024;
 
-/// How long an exclusive opening waits for who holds the device. Some hold it for moments only: programs that look at every
-/// device that appears, and the kernel itself after an asynchronous transfer, whose file it lets go up to some ticks after
-/// the answer (fs/aio.c: `iocb_destroy`; fs/file_table.c: `delayed_fput`), so also after we closed it.
+/// How long an exclusive opening waits while somebody else holds the device. Some hold it for moments only. Programs
+/// look at every device that appears. The kernel itself lets go of the file of an asynchronous transfer up to some
+/// ticks after the answer (fs/aio.c: `iocb_destroy`; fs/file_table.c: `delayed_fput`), so also after we closed it.
 const IN_USE_WAIT: Duration = Duration::from_millis(500);
 
 /// Why a device was not opened.
@@ -42,19 +44,19 @@ pub enum OpenError {
         /// The path that was asked for.
         path: PathBuf,
     },
-    /// It is something else.
+    /// The path leads to something that is not a block device.
     #[error("{} is not a block device", path.display())]
     NotBlockDevice {
         /// The path that was asked for.
         path: PathBuf,
     },
-    /// The kernel would not let it be written.
+    /// The kernel would not let the device be written.
     #[error("{} is read-only", path.display())]
     ReadOnly {
         /// The path that was asked for.
         path: PathBuf,
     },
-    /// Sizes that cannot be served.
+    /// The device has a size, or a logical block size, that cannot be served.
     #[error("{} has {size} bytes in blocks of {block}: blocks must be 512 or 4096 bytes", path.display())]
     Geometry {
         /// The path that was asked for.
@@ -64,7 +66,7 @@ pub enum OpenError {
         /// Logical block size in bytes.
         block: u32,
     },
-    /// The system refuses.
+    /// The system refuses to open or to examine the device.
     #[error("{}: {source}", path.display())]
     Io {
         /// The path that was asked for.
@@ -95,7 +97,7 @@ pub enum Access {
     Exclusive,
     /// To read, alone.
     ExclusiveRead,
-    /// To read, also while it is in use.
+    /// To read, also while others use it.
     SharedRead,
 }
 
@@ -107,11 +109,13 @@ pub struct RawDevice {
     diskseq: u64,
     size: u64,
     block: u32,
-    /// Whether the kernel was ever seen to flush its cache.
+    /// Whether the kernel was ever seen to flush the device's cache.
     write_back: AtomicBool,
-    /// Set up when it is first wanted, by the process that wants it; none where the kernel has none for us.
+    /// The context of asynchronous writes. It is set up when it is first wanted, by the process that wants it; `None`
+    /// where the kernel has none for us.
     asynchronous: OnceLock<Option<Mutex<Context>>>,
-    /// Whether there may be any in `pending`, so that who reads need not look.
+    /// Whether `pending` may hold a read. While it is false, [`BlockDevice::is_silent`] need not take the lock of
+    /// `pending`.
     any_pending: AtomicBool,
     /// Abandoned reads.
     pending: Mutex<Vec<Pending>>,
@@ -119,7 +123,8 @@ pub struct RawDevice {
 }
 
 impl RawDevice {
-    /// Opens the device that `path` (perhaps a symbolic link) leads to. While it is in use that is tried again, for half a second.
+    /// Opens the device that `path` (perhaps a symbolic link) leads to. While the device is in use, opening it is tried
+    /// again, for half a second.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -134,7 +139,8 @@ impl RawDevice {
     pub fn open_with(path: &Path, access: Access, system: Arc<dyn System>) -> std::result::Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
         let node = system.resolve(path).map_err(io)?;
-        // Opening some other kinds of file has effects (a tape rewinds) or blocks: look first, and again once open.
+        // Opening some other kinds of file has effects (a tape rewinds), or blocks: so look before opening, and again
+        // once open.
         let not_block = || OpenError::NotBlockDevice { path: path.to_owned() };
         if !fs::symlink_metadata(&node).map_err(io)?.file_type().is_block_device() {
             return Err(not_block());
@@ -207,9 +213,9 @@ impl RawDevice {
         Ok(())
     }
 
-    /// A kernel that flushed the device's cache and says it does so no more (anybody with root can write
-    /// `queue/write_cache`) would let fsync return before anything is durable: refused, until it is set back. The other
-    /// way round costs time and nothing else.
+    /// Refuses the device when the kernel once flushed its cache and now says that it does not, until that is set back.
+    /// Such a kernel would let fsync return before anything is durable, and anybody with root can write
+    /// `queue/write_cache`. The other way round costs time and nothing else.
     fn check_cache(&self, root: &mut Node) {
         match root.write_cache.as_deref() {
             Some("write back") => self.write_back.store(true, Ordering::SeqCst),
@@ -252,7 +258,8 @@ impl RawDevice {
         self.asynchronous.get().is_some_and(Option::is_some)
     }
 
-    /// Has the kernel carry the writes out together, as far as it will; what it would not take is left to the caller.
+    /// Has the kernel carry the writes out together, as far as it will. Writes that it does not take are left to the
+    /// caller.
     fn try_together(&self, writes: &[Write<'_>], durable: bool) -> Vec<Outcome> {
         let set_up = || match Context::new(TOGETHER_MAX) {
             Ok(context) => Some(Mutex::new(context)),
@@ -286,7 +293,7 @@ impl RawDevice {
     }
 }
 
-/// How many bytes a transfer moved; an interrupted one moved none and is tried again.
+/// How many bytes a transfer moved. An interrupted transfer moved none and is tried again.
 fn progress(outcome: io::Result<usize>, block: u32) -> io::Result<usize> {
     match outcome {
         Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -383,7 +390,7 @@ impl BlockDevice for RawDevice {
         }
         let aligned = |write: &Write<'_>| write.bufs.iter().all(|b| self.is_aligned(b.as_ptr(), b.len()));
         let direct = writes.iter().all(|write| aligned(write) && !write.is_empty() && write.bufs.len() <= IOV_MAX);
-        // One write that need not be durable is soonest done by itself.
+        // A single write that need not be durable is fastest by itself.
         let worthwhile = durable || writes.len() > 1;
         let mut all_durable = durable;
         for writes in writes.chunks(TOGETHER_MAX) {
@@ -397,7 +404,7 @@ impl BlockDevice for RawDevice {
                         let error = io::Error::from_raw_os_error(*errno);
                         return Err(Self::failed("write", write.offset, write.len(), error));
                     }
-                    // Not taken, not in this way, or not whole.
+                    // The kernel did not take the write, cannot do it in this way, or did not do all of it.
                     _ => {
                         all_durable = false;
                         self.write_at(write.offset, &write.bufs)?;
@@ -423,7 +430,7 @@ impl IdentifiedDevice for RawDevice {
         };
         differ("size", root.size_bytes, self.size);
         differ("logical block size", root.logical_block.into(), self.block.into());
-        // A partition has no file of its own for it: the ioctl answers for its disk.
+        // A partition has no such file in sysfs: the ioctl answers for its disk.
         if let Some(sequence) = root.diskseq {
             differ("disk sequence number", sequence, self.diskseq);
         }

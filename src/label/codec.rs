@@ -7,8 +7,8 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// From `at` on. Layouts are constants of this module, shorter than what is read: that is the invariant behind
-    /// every slice below.
+    /// Reads from `at` on. Layouts are constants of the label module, shorter than the bytes they are read from: that
+    /// is the invariant behind every slice below.
     pub fn new(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at }
     }
@@ -53,7 +53,7 @@ pub(super) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// From `at` on; the same invariant as [`Reader::new`].
+    /// Writes from `at` on; the same invariant as [`Reader::new`].
     pub fn new(bytes: &'a mut [u8], at: usize) -> Self {
         Self { bytes, at }
     }

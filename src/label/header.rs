@@ -60,10 +60,13 @@
 //! # What the wrap binds, and what the MAC binds
 //!
 //! The associated data of each wrapped key is [`RawHeader::wrap_digest`]: SHA-256 of the parts that never change in
-//! the life of a volume (magic, format version, volume UUID, creation, sovereignty, trust anchors). It is not the whole
-//! header, because then a change of the replica table would have to wrap the volume key anew in every slot, and nobody
-//! has all the passphrases at hand. For the same reason feature bits are not in it: an upgrade may set one. Everything
-//! else, and with it *which and how many key slots exist* (promise P7), is under the MAC, that is checked before any
+//! the life of a volume (magic, format version, volume UUID, creation, sovereignty, trust anchors).
+//!
+//! The digest does not cover the whole header. If it did, a change of the replica table would have to wrap the volume
+//! key anew in every slot, and nobody has all the passphrases at hand. For the same reason it leaves out the feature
+//! bits: an upgrade may set one.
+//!
+//! The MAC covers everything, and with it *which and how many key slots exist* (promise P7). It is checked before any
 //! field is believed.
 
 use crate::crypto::{KdfParams, Keys, WrappedKey, sha256};
@@ -181,7 +184,7 @@ impl Fields {
         ])
     }
 
-    /// Whether this program may write to the volume: no read-only-compatible feature that it does not know.
+    /// Whether this program may write to the volume: it knows every read-only-compatible feature of the volume.
     pub fn writable(&self) -> bool {
         self.ro_compat & !RO_COMPAT_KNOWN == 0
     }
@@ -342,12 +345,13 @@ fn text(room: &[u8], len: usize, field: &'static str) -> Result<String, Error> {
         .ok_or(Error::Malformed { field })
 }
 
-/// Bounded, and harmless on a terminal: what a hostile device says about itself is shown before it is authenticated.
+/// Whether a text is bounded, and harmless on a terminal. What a hostile device says about itself is shown before it is
+/// authenticated.
 fn text_is_valid(text: &str, max: usize) -> bool {
     text.len() <= max && !text.chars().any(char::is_control)
 }
 
-/// A whole header whose MAC was not checked: every field is only a claim.
+/// A whole header whose MAC was not checked. Every field is only a claim.
 #[derive(Clone, Debug)]
 pub struct RawHeader {
     fields: Fields,
@@ -363,8 +367,9 @@ impl RawHeader {
         }
         let found = Reader::new(bytes, 8).u32();
         let whole = sha256(&[&bytes[..CHECKSUM_AT]]) == bytes[CHECKSUM_AT..MAC_AT];
-        // A newer version may keep its checksum elsewhere; but one flipped bit must not pass for a newer version when
-        // the checksum shows that nothing else would explain it.
+        // A newer version may keep its checksum elsewhere, so the checksum alone cannot tell damage from a newer
+        // version. But if it matches once our own version is put in, only the version field was altered: that is
+        // damage.
         if found != FORMAT_VERSION {
             let mut as_ours = *bytes;
             as_ours[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -381,7 +386,7 @@ impl RawHeader {
         Ok(Self { fields, bytes: Box::new(*bytes) })
     }
 
-    /// What the header claims. Enough to find the volume and to try its key slots, and no more.
+    /// What the header claims. It is enough to find the volume and to try its key slots, and good for no more.
     pub fn claims(&self) -> &Fields {
         &self.fields
     }
@@ -391,7 +396,7 @@ impl RawHeader {
         self.fields.wrap_digest()
     }
 
-    /// Checks the MAC; from here on the fields are facts.
+    /// Checks the MAC. From here on the fields are facts.
     pub fn authenticate(self, keys: &Keys) -> Result<Header, Error> {
         // Invariant: the MAC is the last 32 bytes of the block.
         let mac = self.bytes[MAC_AT..].try_into().expect("32 bytes of MAC");
@@ -402,7 +407,7 @@ impl RawHeader {
     }
 }
 
-/// An authenticated header, or one that we made.
+/// A header that was authenticated, or that this program made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header(Fields);
 
@@ -422,7 +427,7 @@ impl Header {
     /// The same header with something changed, and the next sequence number.
     ///
     /// # Errors
-    /// As [`Header::new`]; the header is then lost, the caller keeps a clone if it needs one.
+    /// As [`Header::new`]. The header is lost then: a caller that still needs it keeps a clone.
     pub fn changed(mut self, change: impl FnOnce(&mut Fields)) -> Result<Self, Error> {
         let sequence = self.0.sequence;
         change(&mut self.0);

@@ -44,10 +44,11 @@
 //! | 40 | 16 | tag of the top node |
 //! | 56 | 8  | zero |
 //!
-//! Generations, addresses and pages are below 2^48. A slot that was torn, never written, or belongs to another slot
-//! does not open, and is as if it were empty. The nonce is random because a root is sealed once per commit: 2^32 of
-//! them leave a collision probability below 2^-32, and the cipher would then only show that two records are equal
-//! (RFC 8452 §9).
+//! Generations, addresses and pages are below 2^48. A slot that was torn, was never written, or holds the root of
+//! another slot does not open, and counts as empty.
+//!
+//! The nonce is random because a root is sealed once per commit: 2^32 roots leave a collision probability below 2^-32.
+//! After a collision the cipher would only show whether two records are equal (RFC 8452 §9).
 
 use crate::crypto::{self, Binding, Keys, Kind, random_bytes};
 use crate::device::{AlignedBuf, BlockDevice};
@@ -73,8 +74,8 @@ const PROVISIONAL_AT: usize = 2776;
 /// Levels that a tree can have: 102^8 pages are more than any device holds.
 const HEIGHT_MAX: u8 = 8;
 
-/// Addresses in the data area, generations, and pages of a tree end before this one: map entries keep them in 48 bits. A
-/// thousand commits a second take 8900 years to get there.
+/// Addresses in the data area, generations, and pages of a tree are below this number, because map entries keep them in
+/// 48 bits. A thousand commits a second take 8900 years to get there.
 const NUMBERS_END: u64 = 1 << 48;
 
 const _: () = assert!(DEVICE_SIZE_MAX / (BLOCK_SIZE as u64) < NUMBERS_END);
@@ -96,22 +97,22 @@ pub struct TreeRef {
     pub pages: u64,
 }
 
-/// One mount of a volume. The epoch alone does not tell two of them apart: replicas that were mounted each by themselves count on
-/// from the same number.
+/// One mount of a volume. The epoch alone does not tell two mounts apart: replicas that were mounted each by themselves
+/// count on from the same number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MountId {
-    /// Greater than that of every mount before it.
+    /// Number of the mount: greater than that of every mount before it in its history.
     pub epoch: u32,
     /// A random number.
     pub nonce: u64,
 }
 
-/// A mount that a history went through, and how far.
+/// A mount that a history went through, and how far the history went in it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Passed {
     /// The mount.
     pub mount: MountId,
-    /// Its last root that belongs to the history.
+    /// Generation of the mount's last root that belongs to the history.
     pub last: Generation,
 }
 
@@ -135,7 +136,7 @@ impl Lineage {
         self.0.iter().take_while(|passed| passed.mount.epoch != 0)
     }
 
-    /// How far the history went through a mount; `None` when it did not, or that is forgotten.
+    /// How far the history went through a mount; `None` when it did not go through it, or when that is forgotten.
     pub fn last_of(&self, mount: MountId) -> Option<Generation> {
         self.iter().find(|passed| passed.mount == mount).map(|passed| passed.last)
     }
@@ -162,9 +163,10 @@ pub struct WrittenBlock {
     pub tag: Tag,
 }
 
-/// What makes a root provisional: it was written together with its commit's blocks, in whatever order the device liked. When the
-/// power fails before all are on stable storage, the root may be there and they not. So it counts only if each of them
-/// verifies: the pages and nodes that were born with it, which its trees lead to, and these data blocks.
+/// What makes a root provisional: it was written together with its commit's blocks, in whatever order the device liked.
+/// When the power fails before all of them are on stable storage, the root may be there and some of the blocks not. So
+/// the root counts only if each block verifies: the pages and nodes that were born with it, which its trees lead to,
+/// and the data blocks listed here.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Provisional {
     blocks: [WrittenBlock; PROVISIONAL_BLOCKS_MAX],
@@ -200,7 +202,7 @@ pub struct Root {
     pub mount: MountId,
     /// Replicas that hold this generation: bit n for row n of the replica table.
     pub in_sync: u64,
-    /// When, in nanoseconds since 1970.
+    /// Time of the commit, in nanoseconds since 1970.
     pub committed_unix_ns: i64,
     /// Free blocks of the data area.
     pub free_blocks: u64,
@@ -212,9 +214,11 @@ pub struct Root {
     pub space: TreeRef,
     /// Digest of the trust anchors in force, when officers have replaced those of the header; else zero.
     pub trust: [u8; 32],
-    /// What the volume went through before this mount: so a root that is found on a replica can be told from one of another history.
+    /// The mounts that the volume went through before this one. By them a root that is found on a replica can be told
+    /// from a root of another history.
     pub lineage: Lineage,
-    /// What must verify before the root counts; `None`: it was written when all that it refers to was on stable storage.
+    /// What must verify before the root counts. `None`: all that the root refers to was on stable storage before the
+    /// root was written.
     pub provisional: Option<Provisional>,
 }
 
@@ -224,12 +228,12 @@ impl Root {
         self.mount.epoch
     }
 
-    /// Whether the root names a replica as one that holds everything it refers to.
+    /// Whether the root names the replica `index` as holding everything that the root refers to.
     pub fn names(&self, index: usize) -> bool {
         index < REPLICAS_MAX && self.in_sync >> index & 1 == 1
     }
 
-    /// The root sealed for its slot, as a device takes it.
+    /// The root sealed for its slot, in a buffer that a device takes.
     ///
     /// # Errors
     /// As [`seal_root`].
@@ -254,13 +258,13 @@ impl Root {
         lineage
     }
 
-    /// Whether the history of this root certainly went through `other`, or this is it.
+    /// Whether the history of this root certainly went through `other`, or `other` is this root.
     pub fn went_through(&self, other: &Self) -> bool {
         let last = if other.mount == self.mount { Some(self.generation) } else { self.lineage.last_of(other.mount) };
         last.is_some_and(|last| other.generation <= last)
     }
 
-    /// Digest of the trust anchors in force, of a volume that was created under those of the digest `founding`.
+    /// Digest of the trust anchors in force. `founding` is the digest of the anchors that the volume was created under.
     pub fn trust_in_force(&self, founding: [u8; 32]) -> [u8; 32] {
         if self.trust == [0; 32] { founding } else { self.trust }
     }
@@ -317,14 +321,14 @@ pub(super) fn seal_with_nonce(keys: &Keys, volume: Uuid, root: &Root, nonce: [u8
     block
 }
 
-/// Opens the block found in `slot` of a ring: `None` unless it is whole, authentic, and belongs there.
+/// Opens the block found in slot `slot_found` of a ring: `None` unless it is whole, authentic, and belongs there.
 pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Option<Root> {
     let mut block: [u8; ROOT_BYTES] = block.try_into().ok()?;
     let mut head = Reader::new(&block, 0);
     let nonce = head.array();
     let unused = head.u32();
     let tag = head.array();
-    // These four bytes are outside the seal: a nonzero one is damage.
+    // These four bytes are outside the seal: a nonzero byte is damage.
     if unused != 0 {
         return None;
     }
@@ -363,14 +367,14 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
     plausible.then_some(root)
 }
 
-/// Of two roots the one with the greater epoch, then the greater generation, is the later one: a replica that had
+/// Orders roots by epoch, then by generation, the latest first. The generation alone does not do: a replica that had
 /// committed alone and was then brought back keeps roots of an earlier epoch and a higher generation in its ring.
 fn later_first(root: &Root) -> std::cmp::Reverse<(u32, Generation)> {
     std::cmp::Reverse((root.epoch(), root.generation))
 }
 
-/// All roots of a ring of [`RING_BYTES`] bytes (less are looked at as far as they go), the newest first: by epoch, then by
-/// generation.
+/// All roots of a ring of [`RING_BYTES`] bytes, the newest first: by epoch, then by generation. A shorter ring is
+/// looked at as far as it goes.
 pub fn newest_roots(keys: &Keys, volume: Uuid, ring: &[u8]) -> Vec<Root> {
     let slots = ring.chunks_exact(ROOT_BYTES).take(ROOT_SLOTS as usize).zip(0..);
     let mut roots: Vec<Root> = slots.filter_map(|(block, slot)| open_root(keys, volume, slot, block)).collect();
@@ -378,8 +382,8 @@ pub fn newest_roots(keys: &Keys, volume: Uuid, ring: &[u8]) -> Vec<Root> {
     roots
 }
 
-/// All roots of both rings of a device, the newest first, equal ones once. An area that cannot be read counts as
-/// empty, unless neither can.
+/// All roots of both rings of a device, the newest first; a root that is in both is listed once. A slot that cannot be
+/// read counts as empty. It is an error only when not one slot of either area can be read.
 ///
 /// Two *different* roots of one generation are both in the list: the caller has to refuse or to explain them.
 pub fn read_roots(
@@ -439,7 +443,8 @@ fn put_tree(record: &mut [u8], at: usize, tree: &TreeRef) {
         .put(&tree.tag);
 }
 
-/// What a record says of being provisional: nothing when that cannot be.
+/// Whether a record is provisional, and with which blocks. `None` when its fields contradict each other or their
+/// bounds.
 fn provisional(record: &[u8]) -> Option<Option<Provisional>> {
     let mut r = Reader::new(record, PROVISIONAL_AT);
     let (is_provisional, count) = (r.u8(), r.u8());

@@ -430,7 +430,7 @@ fn root_round_trips_only_in_its_slot() {
     assert_eq!(open_root(&keys(), VOLUME, 0, &seal_root(&keys(), VOLUME, &least).unwrap()), Some(least));
 }
 
-/// Found by fuzzing: what comes after the last number was computed, which ends the program.
+/// Found by fuzzing: the number after the largest one was computed, and that overflow ends the program.
 #[test]
 fn regression_a_root_with_numbers_that_cannot_be_is_none() {
     let last = TreeRef { addr: BlockAddr((1 << 48) - 1), pages: (1 << 48) - 1, height: 8, ..TreeRef::default() };

@@ -32,7 +32,7 @@ pub struct Refused {
 impl From<Refused> for Problem {
     fn from(refused: Refused) -> Self {
         let Refused { device, verdict } = refused;
-        // Invariant: who is refused is so for a reason; were there none, nothing would have been approved either.
+        // Invariant: a refusal has a reason. Without one it could only be that no entry matched, which is this code.
         let code = verdict.reasons.first().map_or(Code::DeviceNotListed, |reason| reason.code);
         let why = in_a_line(&verdict.reasons);
         Self::new(code, format!("{device} is refused, and nothing was written to it: {why}"))
@@ -47,7 +47,7 @@ fn shown(verdict: &Verdict) -> String {
 /// Why a write or a flush did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// The device is fenced: it was not touched.
+    /// The gate is closed, and the device was not touched.
     #[error("fenced: {reason}")]
     Fenced {
         /// Why.
@@ -72,24 +72,25 @@ impl WriteError {
 
 /// A block device that the policy approved, with a gate in front of every write.
 ///
-/// [`approve`](Self::approve) is the only constructor, and nothing outside this file can reach the device inside: so
-/// whoever writes has been approved, and stops writing when the gate closes. After [`fence`](Self::fence) has returned
-/// and [`writes_in_flight`](Self::writes_in_flight) was seen to be 0, no byte reaches the device any more.
+/// [`approve`](Self::approve) is the only constructor, and nothing outside this file can reach the device inside. So
+/// every write goes to a device that was approved, and no new write passes once the gate is closed. After
+/// [`fence`](Self::fence) has returned and [`writes_in_flight`](Self::writes_in_flight) was seen to be 0, no byte
+/// reaches the device any more.
 pub struct ApprovedDevice {
     device: Arc<dyn IdentifiedDevice>,
-    /// 0 when open, else [`REFUSED`] and [`FENCED`].
+    /// 0 when the gate is open, else the bits [`REFUSED`] and [`FENCED`].
     gate: AtomicU8,
     in_flight: AtomicUsize,
     meters: DeviceMeters,
     registry_version: AtomicU64,
     laboratory: bool,
     identity_digest: [u8; 32],
-    /// Held for a whole recheck, so that an older look at the facts cannot overrule a newer one.
+    /// Held for a whole recheck, so that an older reading of the facts cannot overrule a newer one.
     rechecking: Mutex<()>,
     state: Mutex<State>,
 }
 
-/// How long a device takes for what succeeds, since it was approved.
+/// How long a device has taken for the operations that succeeded, since it was approved.
 #[derive(Default)]
 pub struct DeviceMeters {
     /// Reads.
@@ -108,9 +109,9 @@ const FENCED: u8 = 2;
 struct State {
     entry: Arc<ApprovedEntry>,
     verdict: Verdict,
-    /// What the verdict rests on, if it could be read.
+    /// The facts that the verdict rests on, if they could be read.
     facts: Option<DeviceFacts>,
-    /// On what host and day it was looked at.
+    /// The host and the day that the verdict rests on.
     circumstances: (HostFacts, Date),
     fence: Option<Problem>,
 }
@@ -149,8 +150,9 @@ impl ApprovedDevice {
         }
     }
 
-    /// Reads the facts anew and examines them with this (perhaps newer) registry. A refusal closes the gate before
-    /// this returns, until a later recheck approves the same device. A [`fence`](Self::fence) stays, whatever is found.
+    /// Reads the facts anew and examines them with this (perhaps newer) registry. A refusal closes the gate before this
+    /// returns. The gate stays closed until a later recheck approves the same device. A [`fence`](Self::fence) stays,
+    /// whatever the recheck finds.
     pub fn recheck(&self, registry: &VerifiedRegistry, host: &HostFacts, today: Date) -> Verdict {
         let _one_at_a_time = self.rechecking.lock();
         let (mut verdict, entry, facts) = judge(&*self.device, registry, host, today);
@@ -182,9 +184,9 @@ impl ApprovedDevice {
         verdict
     }
 
-    /// Looks once more, directly before the first byte is written: between the approval and that moment labels were read and a
-    /// key was derived, which takes seconds, and a device can be re-pointed under its open descriptor. As
-    /// [`recheck`](Self::recheck) on the host and the day of the last look.
+    /// Checks the device once more, directly before the first byte is written. Between the approval and that moment
+    /// labels were read and a key was derived. That takes seconds, and a device can be re-pointed under its open
+    /// descriptor. The check is a [`recheck`](Self::recheck) with the host and the day of the last one.
     ///
     /// # Errors
     /// [`Refused`], with every reason; the gate is closed then.
@@ -197,29 +199,29 @@ impl ApprovedDevice {
         Err(Refused { device: self.name().to_owned(), verdict: Box::new(verdict) })
     }
 
-    /// Whether the device, as it was when it was last looked at, will be approved on `day`. Changes nothing.
+    /// Whether the device, with the facts of the last check, will be approved on `day`. Changes nothing.
     pub fn is_approved_on(&self, registry: &VerifiedRegistry, host: &HostFacts, day: Date) -> bool {
         let state = self.lock();
         state.verdict.approved
             && state.facts.as_ref().is_some_and(|facts| examine_entry(registry, facts, host, day).0.approved)
     }
 
-    /// Closes the gate as a refusing [`recheck`](Self::recheck) does, when the facts cannot even be read in time.
+    /// Closes the gate as a refusing [`recheck`](Self::recheck) does. It is for facts that cannot even be read in time.
     pub fn refuse(&self, reason: Problem) {
         let mut state = self.lock();
         state.verdict = Verdict::refused(reason);
         self.gate.fetch_or(REFUSED, Ordering::SeqCst);
     }
 
-    /// Closes the gate for the volume's own reason, e.g. after an error: from now on every write and flush fails with
-    /// it before touching the device. The first reason is kept.
+    /// Closes the gate for a reason of the volume's own, e.g. after an error. From now on every write and flush fails
+    /// with the reason before it touches the device. The first reason is kept.
     pub fn fence(&self, reason: Problem) {
         let mut state = self.lock();
         self.gate.fetch_or(FENCED, Ordering::SeqCst);
         state.fence.get_or_insert(reason);
     }
 
-    /// Takes back [`fence`](Self::fence), when its cause is gone. What the policy refuses stays refused.
+    /// Takes back [`fence`](Self::fence) when its cause is gone. A device that the policy refuses stays refused.
     pub fn lift_fence(&self) {
         let mut state = self.lock();
         self.gate.fetch_and(!FENCED, Ordering::SeqCst);
@@ -290,7 +292,8 @@ impl ApprovedDevice {
         Ok(self.meters.write.time(bytes, || self.device.write_at(offset, bufs))?)
     }
 
-    /// Carries out writes that do not overlap, together, if the gate is open; `durable`: and makes these durable.
+    /// Carries out writes that do not overlap, together, if the gate is open. With `durable` it also makes these writes
+    /// durable.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at).
@@ -301,7 +304,8 @@ impl ApprovedDevice {
         Ok(meter.time(bytes, || self.device.write_together(writes, durable))?)
     }
 
-    /// Makes the same bytes durable at each of the offsets, if the gate is open. What else was written need not be durable then.
+    /// Makes the same bytes durable at each of the offsets, if the gate is open. Other writes need not be durable after
+    /// it.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at).
@@ -310,7 +314,8 @@ impl ApprovedDevice {
         self.write_together(&offsets.iter().map(copy).collect::<Vec<_>>(), true)
     }
 
-    /// Makes completed writes durable, if the gate is open: a flush also moves bytes to the medium.
+    /// Makes completed writes durable, if the gate is open. A flush passes the gate because it too moves bytes to the
+    /// medium.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at).
@@ -324,7 +329,7 @@ impl ApprovedDevice {
         &self.meters
     }
 
-    /// What the registry says of the device, as of the last approving verdict.
+    /// What the registry said of the device at the last approving verdict.
     pub fn registry_entry(&self) -> Arc<ApprovedEntry> {
         Arc::clone(&self.lock().entry)
     }
@@ -365,7 +370,8 @@ impl ApprovedDevice {
     }
 }
 
-/// An approved device is a block device like any other; its writes pass the same gate, a closed gate is `EPERM`.
+/// An approved device is a block device like any other. Its writes pass the same gate; a closed gate is an error of the
+/// kind `PermissionDenied`.
 impl device::BlockDevice for ApprovedDevice {
     fn size_bytes(&self) -> u64 {
         Self::size_bytes(self)

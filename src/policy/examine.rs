@@ -1,4 +1,4 @@
-//! The rules.
+//! The rules that a device, and the devices of a volume together, are examined by. Pure: facts in, verdict out.
 
 use super::{RuleOutcome, Verdict};
 use crate::probe::host::{HostFacts, Virtualization};
@@ -9,8 +9,8 @@ use super::entry::ApprovedEntry;
 use super::operators::{self, Recognised};
 use crate::problem::{Code, Problem};
 
-/// Filesystems that keep a file on the block device they are mounted from. Others keep it on several, elsewhere, or in a
-/// program.
+/// Filesystems that keep a file on the block device they are mounted from. Other filesystems keep it on several
+/// devices, elsewhere, or in a program.
 const FOLLOWED_FILESYSTEMS: [&str; 5] = ["ext2", "ext3", "ext4", "xfs", "f2fs"];
 
 /// Examines a device: every rule, on every node of its chain. Pure.
@@ -129,7 +129,8 @@ impl Rules {
         }
     }
 
-    /// What an operator runs is refused unless the policy lists the operator; a laboratory says whose it is, and may.
+    /// Refuses a host or a device that an operator runs, unless the policy lists the operator. A laboratory registry
+    /// lets it pass, and the outcome says whose it is.
     fn operator(&mut self, what: &str, found: &Recognised, registry: &VerifiedRegistry, code: Code) {
         let passed = registry.is_laboratory() || found.is_listed(registry.policy());
         let said = match (passed, registry.is_laboratory()) {
@@ -140,7 +141,7 @@ impl Rules {
         self.check(passed, code, || format!("{what} is operated by {found}; {said}"));
     }
 
-    /// Goes down the chain: checks the nodes on the way, collects the leaves.
+    /// Goes down the chain, checks the nodes on the way and collects the leaves.
     fn chain<'f>(&mut self, registry: &VerifiedRegistry, node: &'f Node, leaves: &mut Vec<&'f Node>) {
         for problem in &node.problems {
             let code = match problem {
@@ -161,7 +162,8 @@ impl Rules {
         if let Some(found) = operators::of_device(node) {
             self.operator(&node.name, &found, registry, Code::DeviceOperatorNotApproved);
         }
-        // Only a registry whose signed policy lists `loop` may approve a loop device, and for it the chain ends there.
+        // Only a registry whose signed policy lists `loop` may approve a loop device. For such a registry the chain
+        // ends there.
         let laboratory_loop = node.transport == Transport::Loop
             && node.loop_file.is_some()
             && registry.policy().transports.contains(&Transport::Loop);
@@ -232,7 +234,7 @@ impl Rules {
         }
     }
 
-    /// Says which entry a device that is not listed comes close to, if any, and in what it differs.
+    /// Refuses a device that is not listed. Says which entry it comes close to, if any, and in what it differs.
     fn not_listed(&mut self, registry: &VerifiedRegistry, leaf: &Node, identity: &Identity) {
         let shares_a_name = |entry: &&DeviceEntry| {
             IdentityField::ALL.iter().any(|f| {
@@ -270,14 +272,14 @@ impl Rules {
     }
 }
 
-/// In what a device differs from an entry: `None` is the transport. Empty only when every field the transport requires
-/// is there and equal.
+/// In what a device differs from an entry; `None` stands for the transport. The list is empty only when the transport
+/// is the same, and every field that it requires is there and equal.
 fn differences(entry: &Identity, device: &Identity) -> Vec<Option<IdentityField>> {
     let mut differences = Vec::new();
     if entry.transport != device.transport {
         differences.push(None);
     }
-    // A transport without identity fields cannot be approved: the parser refuses such an entry, and so would this.
+    // A transport without identity fields cannot be approved. The parser refuses such an entry, and so would this line.
     let Some(fields) = entry.transport.identity_fields() else { return vec![None] };
     for &field in fields {
         let (want, have) = (entry.field(field), device.field(field));
@@ -288,8 +290,8 @@ fn differences(entry: &Identity, device: &Identity) -> Vec<Option<IdentityField>
     differences
 }
 
-/// A field as read from the device, also one that identities of its transport do not have: an NVMe disk that shows an
-/// enrolled serial number over a network is told apart from a stranger.
+/// A field as read from the device, also a field that identities of its transport do not have. So an NVMe disk that
+/// shows an enrolled serial number over a network is told apart from a stranger.
 fn read_field(node: &Node, identity: &Identity, field: IdentityField) -> Option<String> {
     match field {
         IdentityField::Serial => node.serial.clone(),

@@ -25,7 +25,7 @@ pub struct Documents {
     pub signatures: Vec<(String, String)>,
 }
 
-/// An unsigned registry with an entry for each device and one site, in the vocabulary of a laboratory; the transports
+/// An unsigned registry with an entry for each device and one site, in the vocabulary of a laboratory. Its transports
 /// are those of the devices.
 pub fn registry_for(devices: &[(&str, DeviceFacts)], issued: Date, valid_until: Date) -> Registry {
     let text = |t: &str| vec![t.to_owned()];

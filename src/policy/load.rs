@@ -8,10 +8,10 @@ use crate::os::read_bounded;
 use crate::problem::{Code, Problem};
 use crate::registry::{self, SignatureFile, TrustAnchors, VerifiedRegistry};
 
-/// Where the registry is unless told otherwise.
+/// Where the registry is, unless the caller says otherwise.
 pub const REGISTRY_PATH: &str = "/etc/scelle/registry.toml";
 
-/// Where the trust anchors are unless told otherwise.
+/// Where the trust anchors are, unless the caller says otherwise.
 pub const TRUST_PATH: &str = "/etc/scelle/trust.toml";
 
 /// Why a registry was not loaded.
@@ -59,12 +59,12 @@ pub fn successor_path(trust: &Path, version: u32) -> PathBuf {
     PathBuf::from(path)
 }
 
-/// Reads trust anchors, and goes on to the last of those that replace them ([`successor_path`]), each signed by enough of
-/// the officers before it.
+/// Reads trust anchors, and goes on to the last version that replaces them ([`successor_path`]). Each version must be
+/// signed by enough of the officers of the version before it.
 ///
 /// # Errors
-/// [`LoadError`]; also for a successor that is there and not acceptable: whoever replaced an officer must not go on
-/// trusting them because a signature was forgotten.
+/// [`LoadError`]; also for a successor that is there and not acceptable. Whoever replaced an officer must not go on
+/// trusting that officer because a signature was forgotten.
 pub fn load_trust(path: &Path) -> Result<TrustAnchors, LoadError> {
     let bytes = read(path, limits::TRUST_BYTES_MAX)?;
     let refused = |path: &Path, source| LoadError::Registry { path: path.to_owned(), source };
@@ -83,7 +83,7 @@ pub fn load_trust(path: &Path) -> Result<TrustAnchors, LoadError> {
 pub struct SignatureFiles(Vec<(String, Vec<u8>)>);
 
 impl SignatureFiles {
-    /// As the registry module takes them.
+    /// The files in the form that the registry module takes.
     pub fn as_ref(&self) -> Vec<SignatureFile<'_>> {
         self.0.iter().map(|(officer, bytes)| SignatureFile { officer, bytes }).collect()
     }
@@ -92,7 +92,7 @@ impl SignatureFiles {
 /// Reads the signatures beside a document that officers of `anchors` may have made.
 ///
 /// # Errors
-/// [`LoadError`]; a file that is not there is not an error, one that cannot be read is.
+/// [`LoadError`]. A file that is not there is not an error; a file that cannot be read is.
 pub fn signature_files(document: &Path, anchors: &TrustAnchors) -> Result<SignatureFiles, LoadError> {
     let mut files = Vec::new();
     for officer in anchors.officers() {
@@ -104,10 +104,11 @@ pub fn signature_files(document: &Path, anchors: &TrustAnchors) -> Result<Signat
     Ok(SignatureFiles(files))
 }
 
-/// Reads a registry and the signatures beside it, and verifies them with these (e.g. a volume's pinned) anchors.
+/// Reads a registry and the signatures beside it, and verifies them with `anchors`, e.g. the anchors that a volume
+/// pins.
 ///
 /// # Errors
-/// [`LoadError`]; a signature file that is not there does not count, one that cannot be read is an error.
+/// [`LoadError`]. A signature file that is not there does not count; a signature file that cannot be read is an error.
 pub fn load_with(path: &Path, anchors: &TrustAnchors) -> Result<VerifiedRegistry, LoadError> {
     let document = read(path, limits::REGISTRY_BYTES_MAX)?;
     let files = signature_files(path, anchors)?;

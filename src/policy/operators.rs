@@ -1,13 +1,15 @@
 //! Whose host or disk it is, by what it shows: operators of clouds, with the law that can compel them.
 //!
-//! One table, `SIGNS`, each row of which is a test. What a host or a device shows is a claim: a match is a strong
-//! reason to refuse, and to say whom and which law the incident is about; the absence of a match proves nothing (the
-//! registry decides, by enrolment). Operators under French law are named too: they are not the ministry.
+//! The table `SIGNS` has one row for each sign of an operator, and a test tries every row. What a host or a device
+//! shows is a claim. A match is a strong reason to refuse, and says which operator and which law the incident is about.
+//! The absence of a match proves nothing: the registry decides, by enrolment. Operators under French law are named too:
+//! they are not the ministry that the registry is made for.
 //!
 //! An operator is accepted only when the signed policy lists it by this name among `owners` *and* `administrators`, and
 //! its law among `jurisdictions`: the three predicates that hold for a site.
 //!
-//! Sources: cloud-init `tools/ds-identify`, systemd `src/basic/virt.c`, azure-vm-utils, the kernel's PCI and NVMe tables.
+//! Sources: cloud-init `tools/ds-identify`, systemd `src/basic/virt.c`, azure-vm-utils, the kernel's PCI and NVMe
+//! tables.
 
 use serde::Serialize;
 
@@ -20,11 +22,11 @@ use crate::registry::Policy;
 pub struct Operator {
     /// Name, as a policy would list it.
     pub name: &'static str,
-    /// Country whose law can compel it.
+    /// Country whose law can compel the operator.
     pub law: &'static str,
 }
 
-/// An operator, and what it was recognised by.
+/// An operator, and the evidence by which it was recognised.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Recognised {
     /// Who.
@@ -55,11 +57,11 @@ impl std::fmt::Display for Recognised {
 enum Place {
     /// What the firmware of the host says, by the name of the attribute.
     Host(&'static str),
-    /// Vendor of a PCI function: of the host, and of the device.
+    /// Vendor of a PCI function: any function of the host, or the function that a device hangs on.
     Pci,
     /// Model of an NVMe device.
     Nvme,
-    /// Vendor and model of a SCSI device, a slash between them.
+    /// Vendor and model of a SCSI device, with a slash between them.
     Scsi,
     /// Name of an iSCSI target.
     Iscsi,
@@ -93,8 +95,8 @@ const SCALEWAY: Operator = operator("Scaleway", "FR");
 const OUTSCALE: Operator = operator("3DS Outscale", "FR");
 const OVH: Operator = operator("OVHcloud", "FR");
 
-/// What operators' hosts and disks show: the beginning of a value (letter case is not looked at), except where it ends
-/// in `$`: then the whole of it.
+/// What operators' hosts and disks show. A sign is the beginning of a value; a sign that ends in `$` is the whole
+/// value. Upper and lower case count as the same.
 const SIGNS: [(Place, &str, Operator); 57] = [
     (Host("sys_vendor"), "Amazon EC2", AMAZON),
     (Host("bios_vendor"), "Amazon EC2", AMAZON),
@@ -161,7 +163,7 @@ pub fn of_host(host: &HostFacts) -> Option<Recognised> {
     SIGNS.iter().find_map(|(place, sign, operator)| match place {
         Host(attribute) => {
             let value = host.firmware.get(attribute)?;
-            // The first group of a UUID is shown in either byte order, by the version of SMBIOS.
+            // The version of SMBIOS decides in which byte order the first group of a UUID is shown.
             let other = swapped.as_deref().filter(|_| *attribute == "product_uuid");
             let shows = fits(value, sign) || other.is_some_and(|other| fits(other, sign));
             shows.then(|| recognised(operator, &format!("the host's {attribute}"), value))

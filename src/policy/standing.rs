@@ -1,5 +1,5 @@
-//! What the registry alone says of an entry, without looking at any device: its site, the predicates, and until when they
-//! hold.
+//! What the registry alone says of an entry, without a look at any device: its site, the predicates, and the last day
+//! on which they hold.
 
 use super::RuleOutcome;
 use super::examine::Rules;
@@ -12,11 +12,11 @@ pub const EXPIRY_WARNING_DAYS: i64 = 30;
 /// How an entry of a registry stands on a day.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Why no device can be approved by it: empty when one can.
+    /// Why no device can be approved by the entry; empty when a device can.
     pub reasons: Vec<Problem>,
     /// Every rule that was looked at.
     pub rules: Vec<RuleOutcome>,
-    /// The last day on which it holds if nothing is renewed, and what ends then.
+    /// The last day on which the entry counts if nothing is renewed, and what ends then.
     pub until: Expiry,
 }
 
@@ -25,7 +25,7 @@ pub struct Standing {
 pub struct Expiry {
     /// Last day on which it counts.
     pub last_day: Date,
-    /// What it is, e.g. "the inspection of site tj-paris".
+    /// What ends, e.g. "the inspection of site tj-paris".
     pub what: String,
 }
 
@@ -41,8 +41,8 @@ pub fn standing(registry: &Registry, entry: &DeviceEntry, today: Date) -> Standi
     Standing { reasons: rules.reasons, rules: rules.outcomes, until }
 }
 
-/// Everything in a registry that ends by itself, the next one first: the registry, and the inspections and certifications
-/// of its sites, required or not.
+/// Everything in a registry that ends by itself, the earliest end first: the registry, the inspections of its sites,
+/// and their certifications, required or not.
 pub fn expiries(registry: &Registry) -> Vec<Expiry> {
     let certifications = registry.sites.iter().flat_map(|site| site.certifications.iter().map(|c| of(site, c)));
     let mut expiries: Vec<Expiry> = registry.sites.iter().map(of_inspection).chain(certifications).collect();
@@ -64,7 +64,8 @@ fn of(site: &Site, certification: &Certification) -> Expiry {
     Expiry { last_day: *valid_until, what: format!("the certification {name} ({reference}) of site {}", site.id) }
 }
 
-/// What of a site ends, as far as its devices depend on it.
+/// The ends of a site that its devices depend on: of its inspection, and of the certifications that the policy
+/// requires.
 fn of_site<'a>(policy: &'a Policy, site: &'a Site) -> impl Iterator<Item = Expiry> + 'a {
     let required = site.certifications.iter().filter(|c| policy.certifications.contains(&c.name));
     std::iter::once(of_inspection(site)).chain(required.map(|c| of(site, c)))
@@ -134,7 +135,7 @@ impl Rules {
         });
     }
 
-    /// The certifications that the policy requires, and none in the place of another predicate.
+    /// The certifications that the policy requires. No certification takes the place of another predicate.
     fn certifications(&mut self, policy: &Policy, site: &Site, today: Date) {
         for name in &policy.certifications {
             match site.certifications.iter().find(|c| c.name == *name) {
@@ -154,7 +155,7 @@ impl Rules {
     }
 }
 
-/// What a site has that might seem to make up for a predicate that fails, and does not.
+/// The merits of a site that might seem to make up for a failed predicate, and do not.
 fn not_enough(policy: &Policy, site: &Site, today: Date) -> String {
     let mut has = Vec::new();
     if policy.countries.contains(&site.country) {

@@ -1,4 +1,4 @@
-//! Attributes of one directory of sysfs, with what fails collected.
+//! Attributes of one directory of sysfs. Whatever cannot be read is collected as a problem of the node.
 
 use std::io;
 use std::path::Path;
@@ -32,9 +32,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// An attribute as trimmed text; `None` when it is absent or empty. What is not printable ASCII, as the standards of
-    /// NVMe, SCSI and ATA have it, is a problem and not a value: a model that turns the direction of writing around could
-    /// have the verdict beside it read as another.
+    /// An attribute as trimmed text; `None` when it is absent or empty. The standards of NVMe, SCSI and ATA ask for
+    /// printable ASCII: any other text is a problem and not a value. A model name that turns the direction of writing
+    /// around could make the verdict printed beside it read as another.
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
         let bytes = self.bytes(name)?;
         let text = String::from_utf8_lossy(&bytes);
@@ -66,7 +66,7 @@ impl<'a> Reader<'a> {
         number
     }
 
-    /// Names in a folder below. More than are looked at is a problem: what matters could be among the others.
+    /// Names in a folder below. More names than are looked at are a problem: what matters could be among the others.
     pub(super) fn names(&mut self, name: &str) -> Vec<String> {
         let path = self.dir.join(name);
         match self.system.list(&path, limits::CHAIN_NODES_MAX) {
@@ -83,9 +83,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The world-wide identifier of a SCSI disk. The file is always there; of a disk that tells none, reading it fails
-    /// with ENXIO (no VPD page 0x83) or EINVAL (no designator of a kind the kernel takes): drivers/scsi/scsi_lib.c,
-    /// `scsi_vpd_lun_id`.
+    /// The world-wide identifier of a SCSI disk. The file is always there. When the disk tells no identifier, reading
+    /// the file fails with ENXIO (no VPD page 0x83) or EINVAL (no designator of a kind that the kernel takes):
+    /// drivers/scsi/scsi_lib.c, `scsi_vpd_lun_id`.
     pub(super) fn scsi_wwid(&mut self) -> Option<String> {
         match self.system.read(&self.dir.join("device/wwid"), limits::SYSFS_BYTES_MAX) {
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::EINVAL)) => None,

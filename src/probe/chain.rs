@@ -1,7 +1,7 @@
 //! Reading a device's identity and backing chain from the kernel, and the identity also from the device.
 //!
-//! Nothing here decides: the policy does. What cannot be learnt, or is told in two ways, is said in
-//! [`Node::problems`], and each problem refuses.
+//! Nothing here decides: the policy does. Whatever cannot be learnt, or is told in two ways, goes into
+//! [`Node::problems`], and each problem refuses the device.
 //!
 //! | node | what is below, by | and refused when |
 //! |---|---|---|
@@ -13,9 +13,9 @@
 //! | loop | `LOOP_GET_STATUS64`: the block device, or the one that holds the file's filesystem | |
 //!
 //! A node that combines devices can be pointed elsewhere under an open descriptor, without a trace in its disk sequence
-//! number: so no policy can list dm, md or bcache, also with approved leaves below (LUKS over an approved disk: give
-//! scelle the disk, it encrypts and mirrors itself). They are followed nevertheless, so that the refusal can name all
-//! that is below.
+//! number. So no policy can list dm, md or bcache, not even with approved leaves below. (Instead of LUKS over an
+//! approved disk, give scelle the disk: it encrypts and mirrors by itself.) Such nodes are followed nevertheless, so
+//! that the refusal can name every device below.
 
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -28,12 +28,12 @@ use crate::limits;
 use crate::os::DevNo;
 use crate::registry::Transport;
 
-/// Reads the node of `dev` and everything below it. What cannot be learnt is said in [`Node::problems`].
+/// Reads the node of `dev` and everything below it. Whatever cannot be learnt goes into [`Node::problems`].
 pub fn read(system: &dyn System, dev: DevNo) -> Node {
     walk(system, dev, None)
 }
 
-/// As [`read`], of a device that is open: it is asked through its descriptor.
+/// As [`read`], for a device that is open: the device is asked through its descriptor.
 pub fn read_open(system: &dyn System, dev: DevNo, open: BorrowedFd<'_>) -> Node {
     walk(system, dev, Some(open))
 }
@@ -89,7 +89,7 @@ impl Walk<'_> {
             reader.problems.push(Doubt::Unreadable(format!("{} is not the directory of {dev}", dir.display())));
         }
         let partition = reader.text("partition").is_some();
-        // A partition has none of its own.
+        // A partition has no disk sequence number of its own.
         node.diskseq = if partition { None } else { reader.number("diskseq") };
         node.size_bytes = reader.number("size").unwrap_or(0).saturating_mul(512);
         node.read_only = reader.optional_number("ro").map(|n| n != 0);
@@ -144,7 +144,7 @@ impl Walk<'_> {
     }
 
     fn add_child(&mut self, node: &mut Node, dev: DevNo) {
-        // Depth and number are bounded by `node`; a device may have many children, though.
+        // `node` bounds the depth and the number of nodes; but one device may have very many children.
         if self.nodes <= limits::CHAIN_NODES_MAX {
             let child = self.node(dev);
             node.children.push(child);
@@ -153,7 +153,7 @@ impl Walk<'_> {
         }
     }
 
-    /// A node that combines devices: those that sysfs shows, and what its driver says about them.
+    /// Fills in a node that combines devices: the devices that sysfs shows, and what its driver says about them.
     fn examine_stacked(&mut self, node: &mut Node, dir: &Path, dev: DevNo, slaves: &[String]) {
         slaves.iter().for_each(|slave| self.add_child_of(node, &dir.join("slaves").join(slave)));
         let mut reader = Reader::new(self.system, dir);
@@ -200,7 +200,7 @@ impl Walk<'_> {
 
     /// What a disk hangs on.
     fn surroundings(&self, node: &mut Node, dir: &Path) {
-        // A multipath head hangs on nothing of its own: its first controller stands for it.
+        // A multipath head hangs on no bus of its own: its first controller stands for it.
         let from = match node.controllers.first() {
             Some(first) => PathBuf::from(&first.sysfs_path),
             None => dir.to_path_buf(),
@@ -238,7 +238,7 @@ impl Walk<'_> {
             Transport::Nbd => details(node, &mut reader, &["pid", "backend"]),
             Transport::Zram => details(node, &mut reader, &["backing_dev"]),
             Transport::Rbd => details(node, &mut reader, &["device/pool", "device/name", "device/cluster_fsid"]),
-            // Also of one with a transport that is not recognised: a refusal can then name the entry it resembles.
+            // Also when the transport is not recognised: the refusal can then name the entry that the device resembles.
             _ if node.name.starts_with("nvme") => {
                 node.wwid = reader.text("wwid");
                 node.serial = reader.text("device/serial");
@@ -255,8 +255,8 @@ impl Walk<'_> {
         node.problems.append(&mut reader.problems);
     }
 
-    /// Asks the device itself, where a policy could list its transport and it can be asked. What can not be listed is
-    /// refused whatever it would answer, and some bridges do not bear questions.
+    /// Asks the device itself, if a policy could list its transport and the device can be asked. A device whose
+    /// transport cannot be listed is refused whatever it would answer, and some bridges do not bear questions.
     fn ask(&self, node: &mut Node, dev: DevNo) {
         let open = self.open.filter(|(of, _)| *of == dev).map(|(_, fd)| fd);
         let target = Target { name: &node.name, dev, open };
@@ -287,11 +287,12 @@ impl Walk<'_> {
         node.problems.append(&mut problems);
     }
 
-    /// Asks an NVMe namespace that several controllers share, and each of them by its own node: sysfs shows the serial
-    /// number of the first for all, and the kernel sends a question about the namespace to one of its choice.
+    /// Asks an NVMe namespace that several controllers share, and each controller by its own node. sysfs shows the
+    /// serial number of the first controller for all, and the kernel sends a question about the namespace to a
+    /// controller of its choice.
     fn ask_controllers(&self, node: &Node, target: &Target<'_>) -> Vec<(String, Result<live::Answer, String>)> {
         let first = self.system.nvme_identify(target).map_err(|e| e.to_string());
-        // One that does not answer is refused whatever its controllers say.
+        // A namespace that does not answer is refused whatever its controllers say.
         let (nsid, asked) = match &first {
             Ok(answers) => (answers.nsid, &node.controllers[..]),
             Err(_) => (0, &[][..]),
@@ -331,7 +332,7 @@ impl Walk<'_> {
         };
         node.loop_file =
             Some(LoopFile { fs_device: status.fs_device, inode: status.inode, offset: status.offset, fs_type });
-        // Major 0: a filesystem without a block device of its own (tmpfs, NFS, FUSE, btrfs, ...), nothing to follow.
+        // Major 0 is a filesystem without a block device of its own (tmpfs, NFS, FUSE, btrfs, ...): nothing to follow.
         if status.fs_device.major != 0 {
             self.add_child(node, status.fs_device);
         }

@@ -1,4 +1,4 @@
-//! What the host is: a machine of its own, a virtual one, or one that does not say; and what its firmware calls it.
+//! What the host is: a machine of its own, a virtual one, or a host that does not say; and what its firmware calls it.
 //!
 //! | evidence | read from | says |
 //! |---|---|---|
@@ -11,7 +11,7 @@
 //!
 //! A host counts as a machine of its own only when nothing above says otherwise, the processor tells its flags, the
 //! firmware names a vendor, and everything that is there can be read. All of this is the word of whoever runs the host
-//! below us, if somebody does: it refuses, and alone proves nothing.
+//! below us, if somebody does. So it is good for a refusal, and alone it proves nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -29,7 +29,7 @@ pub enum Virtualization {
     Physical,
     /// Processor, firmware or hardware shows a hypervisor.
     Virtual,
-    /// The host does not say, e.g. has no firmware tables.
+    /// The host does not say, e.g. because it has no firmware tables.
     #[default]
     Unknown,
 }
@@ -39,7 +39,7 @@ pub enum Virtualization {
 pub struct HostFacts {
     /// Virtual or not.
     pub virtualization: Virtualization,
-    /// Why it is not taken for a machine of its own; empty when it is.
+    /// Why the host is not taken for a machine of its own; empty when it is.
     pub evidence: Vec<String>,
     /// System vendor by the firmware (DMI `sys_vendor`).
     pub vendor: Option<String>,
@@ -51,7 +51,8 @@ pub struct HostFacts {
     pub pci_vendors: Vec<String>,
 }
 
-/// Attributes of `/sys/class/dmi/id` that are read; `hypervisor_uuid`, of `/sys/hypervisor/uuid`, stands beside them.
+/// Attributes of `/sys/class/dmi/id` that are read. [`HostFacts::firmware`] also has `hypervisor_uuid`, the content of
+/// `/sys/hypervisor/uuid`.
 pub const FIRMWARE: [&str; 12] = [
     "sys_vendor",
     "product_name",
@@ -67,8 +68,8 @@ pub const FIRMWARE: [&str; 12] = [
     "chassis_asset_tag",
 ];
 
-/// Firmware strings of hypervisors, lower case; a match shows one, the absence proves nothing. They are not looked for
-/// in what is one machine's own and can spell anything ([`OWN`]).
+/// Firmware strings of hypervisors, in lower case. A match shows a hypervisor; the absence of a match proves nothing.
+/// They are not looked for in the attributes of [`OWN`], whose values can spell anything.
 const HYPERVISORS: [&str; 15] = [
     "qemu",
     "kvm",
@@ -87,7 +88,7 @@ const HYPERVISORS: [&str; 15] = [
     "firecracker",
 ];
 
-/// Attributes with a value of each machine's own.
+/// Attributes whose value is different on each machine.
 const OWN: [&str; 3] = ["product_serial", "product_uuid", "chassis_asset_tag"];
 
 /// Vendors of PCI functions that only hypervisors show: Red Hat (virtio, QEMU), VMware, VirtualBox, Xen, Microsoft,
@@ -100,7 +101,7 @@ impl HostFacts {
         Self { virtualization, ..Self::default() }
     }
 
-    /// Reads the host's facts. What cannot be read makes the host unknown.
+    /// Reads the host's facts. A file that is there and cannot be read makes the host unknown.
     pub fn read(system: &dyn System) -> Self {
         let mut host = Reading { system, facts: Self::default(), shows_hypervisor: false };
         let names_itself = host.firmware();
@@ -124,7 +125,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Content of a file; one that is there and cannot be read is evidence against the host.
+    /// Content of a file. A file that is there and cannot be read is evidence against the host.
     fn bytes(&mut self, path: &Path, max: usize) -> Option<Vec<u8>> {
         self.system.read(path, max).unwrap_or_else(|e| {
             self.facts.evidence.push(format!("{} cannot be read: {e}", path.display()));
@@ -149,7 +150,7 @@ impl Reading<'_> {
         self.facts.evidence.push(what);
     }
 
-    /// Reads what the firmware says; whether it names a vendor.
+    /// Reads what the firmware says. Returns whether it names a vendor.
     fn firmware(&mut self) -> bool {
         for name in FIRMWARE {
             if let Some(text) = self.text(&Path::new("/sys/class/dmi/id").join(name)) {
@@ -173,7 +174,7 @@ impl Reading<'_> {
         self.facts.vendor.is_some()
     }
 
-    /// Reads the processor's flags; whether it tells them, and none is a hypervisor's.
+    /// Reads the processor's flags. Returns whether the processor tells them and none of them is a hypervisor's.
     fn processor(&mut self) -> bool {
         let bytes = self.bytes(Path::new("/proc/cpuinfo"), limits::PROC_BYTES_MAX).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
@@ -208,7 +209,7 @@ impl Reading<'_> {
             Vec::new()
         });
         if functions.len() > limits::PCI_FUNCTIONS_MAX {
-            // A hypervisor's could be among the others.
+            // A hypervisor's function could be among those that are not looked at.
             self.facts.evidence.push(format!("it has more than {} PCI functions", limits::PCI_FUNCTIONS_MAX));
         }
         let mut vendors: Vec<String> = functions

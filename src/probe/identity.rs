@@ -1,4 +1,5 @@
-//! What a device is: its identity, and its backing chain down to the leaves.
+//! What a device is: its identity, and its backing chain down to the leaves. Plain data; [`chain`](super::chain) reads
+//! it.
 
 use serde::Serialize;
 
@@ -14,32 +15,32 @@ pub struct LoopFile {
     pub inode: u64,
     /// First byte of the file that the device shows.
     pub offset: u64,
-    /// Type of that filesystem: by its number in the mount table, or, for the filesystems whose files show other
-    /// numbers (btrfs, overlay), by the mount that the file's path leads to. The latter serves to name it, never to
-    /// decide.
+    /// Type of that filesystem, by its number in the mount table. The files of some filesystems (btrfs, overlay) show
+    /// numbers that the table does not have: then it is the type of the mount that the file's path leads to. The path
+    /// serves to name the filesystem, never to decide.
     pub fs_type: Option<String>,
 }
 
-/// One controller of an NVMe subsystem: a way by which the bytes of its namespaces may go.
+/// One controller of an NVMe subsystem: one of the ways that the bytes of the subsystem's namespaces may take.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Controller {
     /// The kernel's name, e.g. `nvme0`.
     pub name: String,
     /// Number of its own node, a character device.
     pub dev: Option<DevNo>,
-    /// How it is reached.
+    /// How the controller is reached.
     pub transport: Transport,
     /// Address on that transport, as the kernel shows it.
     pub address: Option<String>,
-    /// Where the kernel has it.
+    /// The controller's folder in sysfs.
     pub sysfs_path: String,
 }
 
-/// What could not be learnt about a node, or does not fit. Each is a reason to refuse it.
+/// What could not be learnt about a node, or does not fit. Each doubt is a reason to refuse the device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", content = "detail", rename_all = "kebab-case")]
 pub enum Doubt {
-    /// An attribute or ioctl failed, or gave what makes no sense.
+    /// An attribute or ioctl failed, or gave something that makes no sense.
     Unreadable(String),
     /// The chain goes deeper than is followed.
     TooDeep,
@@ -47,13 +48,13 @@ pub enum Doubt {
     TooManyNodes,
     /// The chain comes back to a node on the way to itself.
     Cycle,
-    /// It changed while it was read.
+    /// The node changed while it was read.
     Changed(String),
-    /// A device of a kind that can be asked who it is did not answer, or not usably.
+    /// A device that can be asked who it is did not answer, or its answer is unusable.
     Silent(String),
     /// The device's answer differs from what the kernel shows of it.
     Disagrees(String),
-    /// Two sources about what is below differ.
+    /// Two sources differ about what is below.
     ChainDisagrees(String),
     /// What is below may be about to change.
     Unstable(String),
@@ -90,7 +91,7 @@ pub struct Node {
     pub dev: Option<DevNo>,
     /// How it is reached.
     pub transport: Transport,
-    /// What it is, in words, when the transport alone does not say.
+    /// What the device is, in words, when the transport alone does not say.
     pub kind: Option<String>,
     /// World-wide identifier.
     pub wwid: Option<String>,
@@ -114,7 +115,7 @@ pub struct Node {
     pub write_cache: Option<String>,
     /// Whether single writes can be forced to the medium, if told.
     pub fua: Option<bool>,
-    /// Where the kernel has it: the evidence for the transport.
+    /// The device's folder in sysfs: the evidence for the transport.
     pub sysfs_path: String,
     /// Drivers of the devices it hangs on, nearest first.
     pub drivers: Vec<String>,
@@ -126,7 +127,7 @@ pub struct Node {
     pub iscsi_target: Option<String>,
     /// What else was found, in words: level of a RAID, targets of a device-mapper table, ...
     pub details: Vec<String>,
-    /// What the device itself was asked, and agreed with what the kernel shows.
+    /// By which question the device itself confirmed what the kernel shows, if it was asked and confirmed it.
     pub confirmed_by: Option<&'static str>,
     /// The file, for a loop device.
     pub loop_file: Option<LoopFile>,
@@ -137,7 +138,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node of which nothing is known but its name.
+    /// A node of which nothing is known but its name and its transport.
     pub fn bare(name: &str, transport: Transport) -> Self {
         Self {
             name: name.to_owned(),
@@ -168,7 +169,7 @@ impl Node {
         }
     }
 
-    /// The identity tuple as the registry knows it: the fields that entries of this transport have.
+    /// The identity tuple in the form of the registry: the fields that entries of this transport have.
     pub fn identity(&self) -> Identity {
         let mut identity = Identity::empty(self.transport);
         match self.transport {
@@ -214,7 +215,7 @@ pub struct DeviceFacts {
 /// Why a device's facts could not be read at all.
 #[derive(Debug, thiserror::Error)]
 pub enum FactsError {
-    /// The device is not the one that was opened any more, or changed while it was read.
+    /// The device is no longer the one that was opened, or it changed while it was read.
     #[error("{device} changed: {detail}")]
     Changed {
         /// Name of the device.
@@ -222,7 +223,7 @@ pub enum FactsError {
         /// What differs.
         detail: String,
     },
-    /// The kernel does not tell.
+    /// The kernel does not tell what the device is.
     #[error("{device}: {detail}")]
     Unreadable {
         /// Name of the device.

@@ -1,8 +1,8 @@
 //! What a device itself answers when it is asked who it is, compared with what sysfs remembers of it.
 //!
-//! sysfs shows an identity as it was read when the device appeared. A disk array can put another disk behind the same
-//! name, a bridge can be re-plugged, a file of sysfs can be covered by a mount: so every leaf of a kind that a policy
-//! can list is asked anew at every look, through the open device.
+//! sysfs shows an identity as it was read when the device appeared. Since then a disk array can have put another disk
+//! behind the same name, a bridge can have been re-plugged, a file of sysfs can have been covered by a mount. So every
+//! leaf that a policy can list and that can be asked is asked anew at every check, through the open device.
 //!
 //! | kind | asked | compared |
 //! |---|---|---|
@@ -15,13 +15,15 @@
 //! | | caching mode page, if it has one | whether the volatile write cache is on |
 //! | SATA | IDENTIFY DEVICE, past the kernel's translation | serial number, model, world-wide name, write cache |
 //!
-//! Of an NVMe namespace that several controllers share (native multipath) the kernel shows one serial number and one
-//! model: those of the controller that came first, also in the folders of the others, which it took in for the name of
-//! their subsystem and the namespace's identifiers alone (drivers/nvme/host: `nvme_init_subsystem`,
-//! `nvme_init_ns_head`). Serial number and model belong to the subsystem (NVMe, 5.17.2.1): a controller that answers
-//! with others is none of this one, and could get whatever is written.
+//! Several controllers can share an NVMe namespace (native multipath). For all of them, and in the folder of each, the
+//! kernel shows one serial number and one model: those of the controller that came first. The kernel takes in a further
+//! controller for the name of its subsystem and the identifiers of its namespace alone (drivers/nvme/host:
+//! `nvme_init_subsystem`, `nvme_init_ns_head`). But serial number and model belong to the subsystem (NVMe, 5.17.2.1). A
+//! controller that answers with others belongs to another subsystem, and could get whatever is written.
 //!
-//! Answers are hostile: every length is checked, text must be printable ASCII. What does not fit refuses the device.
+//! Answers are hostile: every length is checked, and text must be printable ASCII. An answer that does not fit refuses
+//! the device.
+//!
 //! Sources: NVM Express base specification 2.0, 5.17; SPC-4, 6.6 and 7.8; SBC-3, 6.5.5; ACS-3, 7.12.7;
 //! drivers/nvme/host/sysfs.c and drivers/scsi/scsi_lib.c for how the kernel writes a `wwid`.
 
@@ -32,19 +34,19 @@ use crate::registry::hex;
 /// Answers, understood.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// Vendor, where the kind has one.
+    /// Vendor, if devices of this kind have one.
     pub vendor: Option<String>,
     /// Model.
     pub model: String,
     /// Serial number.
     pub serial: String,
-    /// Every world-wide identifier that it answers to, as the kernel writes them.
+    /// Every world-wide identifier of the device, as the kernel writes them.
     pub wwids: Vec<String>,
-    /// Size in bytes, where the kind tells.
+    /// Size in bytes, if devices of this kind tell it.
     pub size_bytes: Option<u64>,
-    /// Whether it has a volatile write cache that is on, where it tells.
+    /// Whether the device has a volatile write cache that is on, if it tells.
     pub volatile_cache: Option<bool>,
-    /// In what its answers contradict each other.
+    /// In what the device's answers contradict each other.
     pub contradictions: Vec<String>,
 }
 
@@ -106,7 +108,7 @@ pub fn nvme(answers: &NvmeAnswers) -> Result<Answer, String> {
 /// What is malformed.
 pub fn scsi(answers: &ScsiAnswers) -> Result<Answer, String> {
     let standard = answers.standard.get(..36).ok_or("the INQUIRY data are shorter than 36 bytes")?;
-    // Peripheral qualifier and type: 0 is a direct access block device that is there.
+    // Peripheral qualifier and type: 0 is a direct access block device that is connected.
     if standard[0] != 0 {
         return Err(format!("it says to be of peripheral type {:#04x}, not a disk", standard[0]));
     }
@@ -148,7 +150,7 @@ fn designators(mut rest: &[u8]) -> Result<Vec<String>, String> {
     let mut found = Vec::new();
     while let [_, kind, _, len, after @ ..] = rest {
         let id = after.get(..usize::from(*len)).ok_or("a designator is longer than its page")?;
-        // Association 0 is the logical unit; others are its port or target.
+        // Association 0 is the logical unit; other designators are of its port or its target.
         if kind & 0x30 == 0 {
             match kind & 0x0F {
                 1 => found.extend(plain("designator", id).ok().map(|t| format!("t10.{t}"))),
@@ -170,7 +172,8 @@ fn write_cache_enabled(bytes: &[u8]) -> Option<bool> {
     (page[0] & 0x3F == 8).then_some(page[2] & 4 != 0)
 }
 
-/// Compares the data of IDENTIFY DEVICE with the translated answers, and takes the write cache from them.
+/// Compares the data of IDENTIFY DEVICE with the translated answers, and takes the state of the write cache from the
+/// data.
 fn ata(answer: &mut Answer, identify: &[u8]) -> Result<(), String> {
     if identify.len() != 512 {
         return Err("the data of IDENTIFY DEVICE are not 512 bytes".into());
@@ -199,7 +202,7 @@ fn ata(answer: &mut Answer, identify: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// In what the answers of `who`, in words, differ from what sysfs shows of the node.
+/// In what an answer differs from what sysfs shows of the node. `who` says in words who gave the answer.
 pub fn compare(node: &Node, answer: &Answer, who: &str) -> Vec<Doubt> {
     let mut problems: Vec<Doubt> = answer.contradictions.iter().cloned().map(Doubt::Disagrees).collect();
     let mut differ = |what: &str, sysfs: Option<&str>, device: &str| {

@@ -36,9 +36,9 @@ pub fn topmost<'a>(mounts: &'a [Mount], mountpoint: &Path) -> Option<&'a Mount> 
     mounts.iter().rev().find(|mount| mount.mountpoint == mountpoint)
 }
 
-/// The type of the filesystem with this device number, if the table has it, always with the same type. Files of some
-/// filesystems (btrfs, overlay) show a number that no mount has: then the type at `hint`, a path that is only believed
-/// for the name.
+/// The type of the filesystem with this device number, if every mount of that number has the same type. Files of some
+/// filesystems (btrfs, overlay) show a number that no mount has. Then it is the type of the mount that holds `hint`, a
+/// path that is believed for the name only.
 pub fn filesystem_type(mounts: &[Mount], dev: DevNo, hint: Option<&Path>) -> Option<String> {
     let mut by_number = mounts.iter().filter(|mount| mount.dev == dev).map(|mount| &mount.kind);
     if let Some(kind) = by_number.next() {

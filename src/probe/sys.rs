@@ -1,4 +1,5 @@
-//! What is asked of the kernel about block devices, behind a trait so that tests can put a directory tree in its place.
+//! The questions about block devices that the kernel is asked. They are behind a trait, so that tests can put a
+//! directory tree in the kernel's place.
 
 use std::fs::{self, File, FileType, OpenOptions};
 use std::io;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::os::ioctl::{self, DmTable, LoopStatus, NvmeAnswers, ScsiAnswers};
 use crate::os::{DevNo, list_bounded, read_bounded};
 
-/// A device that is asked something: by its open descriptor where there is one, else by its node in /dev.
+/// A device that is asked something: through its open descriptor if there is one, else through its node in /dev.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
     /// The kernel's name.
@@ -33,8 +34,8 @@ pub trait System: Send + Sync {
     /// Content of a small file, at most `max` bytes; `None` if there is no such file.
     fn read(&self, path: &Path, max: usize) -> io::Result<Option<Vec<u8>>>;
 
-    /// Names in a directory, sorted, at most `max` + 1 of them: one too many says that there are more. None if there
-    /// is no such directory.
+    /// Names in a directory, sorted, at most `max` + 1 of them: a list longer than `max` says that there may be more.
+    /// No names if there is no such directory.
     fn list(&self, path: &Path, max: usize) -> io::Result<Vec<String>>;
 
     /// What the loop driver says of a loop device.
@@ -43,14 +44,14 @@ pub trait System: Send + Sync {
     /// What the device mapper says of one of its devices.
     fn dm_table(&self, dev: DevNo) -> io::Result<DmTable>;
 
-    /// What an NVMe namespace and its controller answer now; of a namespace with several, the one that the kernel
-    /// happens to choose.
+    /// What an NVMe namespace and its controller answer now. If the namespace has several controllers, the one that the
+    /// kernel happens to choose answers.
     fn nvme_identify(&self, target: &Target<'_>) -> io::Result<NvmeAnswers>;
 
     /// What one controller, a character device, answers now about itself and about the namespace `nsid`.
     fn nvme_identify_by(&self, controller: &Target<'_>, nsid: u32) -> io::Result<NvmeAnswers>;
 
-    /// What a SCSI disk answers now; `ata`: an ATA disk behind the kernel's translation is also asked directly.
+    /// What a SCSI disk answers now. With `ata`, an ATA disk behind the kernel's translation is also asked directly.
     fn scsi_inquiry(&self, target: &Target<'_>, ata: bool) -> io::Result<ScsiAnswers>;
 }
 
@@ -83,7 +84,7 @@ impl System for Kernel {
             .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
             .open(path)
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
-        // Major 10: the kernel's miscellaneous devices; others do not know the question.
+        // Major 10 are the kernel's miscellaneous devices; other devices do not know the question.
         let metadata = control.metadata()?;
         if !metadata.file_type().is_char_device() || libc::major(metadata.rdev()) != 10 {
             return Err(io::Error::other(format!("{} is not the device mapper's", path.display())));
@@ -104,8 +105,8 @@ impl System for Kernel {
     }
 }
 
-/// Puts a question to a device through its open descriptor; one that is not open yet (a disk below a partition, a
-/// controller) is opened for reading, and believed only when the node is a device of the right kind and number.
+/// Puts a question to a device through its open descriptor. A device that is not open yet (a disk below a partition, a
+/// controller) is opened for reading. It is believed only when its node is a device of the right kind and number.
 fn ask<T>(
     target: &Target<'_>,
     kind: impl Fn(&FileType) -> bool,
@@ -119,7 +120,7 @@ fn ask<T>(
     let said = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", path.display()));
     let not_it = || io::Error::other(format!("{} is not the device {}", path.display(), target.dev));
     let is_it = |m: fs::Metadata| kind(&m.file_type()) && DevNo::from_raw(m.rdev()) == target.dev;
-    // Opening some other kinds of file has effects or blocks: look first, and again once open.
+    // Opening some other kinds of file has effects, or blocks: so look before opening, and again once open.
     if !is_it(fs::symlink_metadata(&path).map_err(said)?) {
         return Err(not_it());
     }

@@ -1,8 +1,8 @@
 //! How a device is reached.
 //!
-//! The evidence is where sysfs has the device once every link is followed, and which driver its number belongs to
-//! (`/proc/devices`): neither can be chosen by whoever names or labels a device. What is not recognised with certainty
-//! is [`Transport::Unknown`], and [`kind`] says in words what it seems to be, for the message only.
+//! The evidence is the device's place in sysfs once every link is followed, and the driver that its number belongs to
+//! (`/proc/devices`). Whoever names or labels a device can choose neither. A device that is not recognised with
+//! certainty is [`Transport::Unknown`]; [`kind`] says in words what it seems to be, for the message only.
 //!
 //! | transport | where it is, resolved | and |
 //! |---|---|---|
@@ -123,7 +123,8 @@ fn on_a_bus(parts: &Parts, name: &str) -> Transport {
     if !parts.has("host") {
         return Transport::Unknown;
     }
-    // Order matters: a bridge on the way (USB) or a network below (iSCSI, Fibre Channel) decides over what it imitates.
+    // The order matters. A bridge on the way (USB) or a network below (iSCSI, Fibre Channel) decides over the bus that
+    // it imitates.
     let vmbus = |part: &String| part.to_ascii_lowercase().starts_with("vmbus");
     if parts.has("usb") {
         Transport::Usb
@@ -144,8 +145,8 @@ fn on_a_bus(parts: &Parts, name: &str) -> Transport {
     }
 }
 
-/// The controllers of an NVMe namespace: its own, or *every* one of its subsystem when the kernel shows a multipath
-/// head, whose paths (hidden devices) come and go below it.
+/// The controllers of an NVMe namespace: its own one, or *every* controller of its subsystem when the kernel shows a
+/// multipath head. The paths of a multipath head are hidden devices, which come and go below it.
 fn controllers(system: &dyn System, dir: &Path, node: &mut Node) -> Vec<Controller> {
     let device = dir.join("device");
     let mut below = Reader::new(system, &device);
@@ -164,7 +165,7 @@ fn controller(system: &dyn System, link: &Path) -> Controller {
     let mut reader = Reader::new(system, &resolved);
     let parts = Parts::of(&resolved);
     let transport = match reader.text("transport").as_deref() {
-        // One that says so must also be there.
+        // A controller that says `pcie` must also be below a PCI bus.
         Some("pcie") if parts.has("pci") && !parts.is_virtual() => Transport::NvmePcie,
         Some("tcp") => Transport::NvmeTcp,
         Some("rdma") => Transport::NvmeRdma,
@@ -198,7 +199,7 @@ const KINDS: [(&str, &str); 16] = [
 ];
 
 fn kind(system: &dyn System, dir: &Path, name: &str, driver: Option<&str>) -> Option<String> {
-    // A SCSI host says which driver it has: a RAID controller, a hypervisor's adapter, a simulator, ...
+    // A SCSI host names its driver: of a RAID controller, a hypervisor's adapter, a simulator, ...
     let host = dir.ancestors().find(|a| a.file_name().is_some_and(|n| numbered(&n.to_string_lossy(), "host")));
     if let Some(host) = host {
         let number = host.file_name().unwrap_or_default();

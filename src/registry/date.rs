@@ -13,7 +13,8 @@ pub struct Date {
     day: u8,
 }
 
-/// A second since 1970 as RFC 3339 has it, in UTC: date and time of day, without fraction and zone. `None` after 9999.
+/// A second since 1970 in the form of RFC 3339, in UTC: date and time of day, without fraction and zone. `None` after
+/// the year 9999.
 pub fn utc_second(seconds: u64) -> Option<String> {
     let (date, of_day) = (Date::from_unix(seconds)?, seconds % 86_400);
     Some(format!("{date}T{:02}:{:02}:{:02}", of_day / 3600, of_day / 60 % 60, of_day % 60))

@@ -1,5 +1,5 @@
-//! Signatures in minisign's format by a key that is derived from a seed, and kept nowhere: the stock `minisign` verifies
-//! them too.
+//! Signatures in minisign's format, by a key that is derived from a seed and kept nowhere. The stock `minisign`
+//! verifies them too.
 
 use std::io::Cursor;
 
@@ -11,26 +11,29 @@ use super::{Error, keys};
 use crate::crypto;
 use crate::limits;
 
-/// First line of a signature, which minisign does not authenticate: fixed, so that any other is recognised as altered.
+/// First line of a signature. minisign does not authenticate this line; it is fixed, so that any other line is
+/// recognised as altered.
 const COMMENT: &str = "signature of a scelle audit trail";
 
-/// A signing key made from a seed. Its parts are in the process's memory, as is the volume key that the seed comes from.
+/// A signing key made from a seed. Its parts are in the process's memory, and so is the volume key that the seed comes
+/// from.
 pub struct DerivedKey {
     secret: SecretKey,
     public: PublicKey,
 }
 
 impl DerivedKey {
-    /// The Ed25519 key of `seed` (RFC 8032 §5.1.5). The key number, by which minisign names keys, is the first 8 bytes of
-    /// the SHA-384 of the public key.
+    /// The Ed25519 key of `seed` (RFC 8032 §5.1.5). minisign names keys by a key number: here it is the first 8 bytes
+    /// of the SHA-384 of the public key.
     ///
     /// # Errors
-    /// [`Error::Key`], which no seed is known to cause.
+    /// [`Error::Key`]; no seed is known to cause it.
     pub fn from_seed(seed: &[u8; 32]) -> Result<Self, Error> {
         let pair = KeyPair::from_seed(Seed::new(*seed));
         let number = &crypto::sha384(&[&pair.pk[..]])[..8];
-        // A secret key of minisign(1): algorithm, no key derivation, checksum algorithm, salt (32 bytes) and two limits (8
-        // each) of the derivation, key number, key (seed and public key), checksum (32; read only with a password).
+        // A secret key of minisign(1): algorithm, no key derivation, checksum algorithm; salt (32 bytes) and two limits
+        // (8 bytes each) of the derivation; key number; key (seed and public key); checksum (32 bytes, read only with a
+        // password).
         let parts: [&[u8]; 6] = [b"Ed\0\0B2", &[0; 48], number, &pair.sk[..], &[0; 32], &[]];
         let bytes = Zeroizing::new(parts.concat());
         let secret = SecretKey::from_bytes(&bytes).map_err(keys::key_error)?;
@@ -67,7 +70,8 @@ pub fn public_key_of(text: &str) -> Result<String, Error> {
     Ok(key.to_base64())
 }
 
-/// Verifies a signature of [`DerivedKey::sign`]. Every character of it counts, also those that minisign does not look at.
+/// Verifies a signature of [`DerivedKey::sign`]. Every character of the signature counts, also those that minisign does
+/// not look at.
 ///
 /// # Errors
 /// [`Error::Key`] with what is wrong with the key or the signature.

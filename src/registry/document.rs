@@ -161,7 +161,7 @@ fn within(what: &str, result: Result<(), String>) -> Result<(), String> {
     result.map_err(|detail| format!("{what}: {detail}"))
 }
 
-/// Refuses too many, and two that differ in nothing but upper and lower case.
+/// Refuses more than `max` names, and two names that differ in nothing but upper and lower case.
 fn unique<'a>(what: &str, max: usize, names: impl ExactSizeIterator<Item = &'a String>) -> Result<(), String> {
     if names.len() > max {
         return Err(format!("there are {} tables {what}, more than the {max} that are read", names.len()));
@@ -196,7 +196,7 @@ fn check_complete(name: &str, identity: &Identity) -> Result<(), String> {
     Ok(())
 }
 
-/// An approval ends: from its first day to its last are at most ten years.
+/// Every approval ends: its last day is at most ten years after its first.
 fn check_period(from: (&str, Date), until: (&str, Date)) -> Result<(), String> {
     let ((from_name, from), (until_name, until)) = (from, until);
     if until < from {
@@ -225,9 +225,9 @@ impl Site {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// It may.
+    /// It may be used.
     Approved,
-    /// It may not, any more.
+    /// It may not be used any more.
     Revoked,
 }
 
@@ -245,7 +245,7 @@ impl Registry {
         check_period(("issued", self.issued), ("valid_until", self.valid_until))
     }
 
-    /// Parses and checks a document. This says nothing of its signatures: see [`super::verify`].
+    /// Parses and checks a document. Signatures are not looked at: see [`super::verify`].
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Syntax`] (also for unknown or missing fields), [`Error::Invalid`].

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Makes [`Transport`] from its rows: variant, name, identity fields and whether only a laboratory has it, if a device
-/// of it can be approved at all; meaning.
+/// Makes [`Transport`] from its rows: variant, name, identity fields, `laboratory` when only a laboratory has it,
+/// meaning. A row without identity fields is a transport by which no device can be approved.
 macro_rules! transports {
     ($($variant:ident $name:literal $([$($field:ident),*])? $($laboratory:ident)? : $text:literal;)*) => {
         /// How a node of a backing chain is reached. The names are stable: registries and messages use them.
@@ -28,8 +28,8 @@ macro_rules! transports {
                 match self {$(Self::$variant => $text,)*}
             }
 
-            /// The fields an entry of this transport must have, all of them and no others. `None`: there is no identity
-            /// by which a device of this transport could be approved, so no policy can list it.
+            /// The fields that an entry of this transport must have, all of them and no others. `None`: there is no
+            /// identity by which a device of this transport could be approved, so no policy can list the transport.
             pub const fn identity_fields(self) -> Option<&'static [IdentityField]> {
                 match self {$(Self::$variant => {
                     let fields: &[&[IdentityField]] = &[$(&[$(IdentityField::$field),*])?];
@@ -115,14 +115,15 @@ impl IdentityField {
         }
     }
 
-    /// Whether the field names one device among all (a model or a size does not): used to say *which* entry a device
-    /// almost matches.
+    /// Whether the field names one device among all; a model or a size does not. A refusal uses such fields to say
+    /// *which* entry a device almost matches.
     pub const fn is_naming(self) -> bool {
         matches!(self, Self::Wwid | Self::Serial | Self::Inode | Self::Name)
     }
 }
 
-/// The identity tuple of a device: of an entry (complete for its transport) or as read from the device.
+/// The identity tuple of a device. In an entry it is complete for its transport; otherwise it holds what was read from
+/// the device.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
@@ -170,8 +171,9 @@ impl Identity {
         }
     }
 
-    /// SHA-256 of a canonical encoding: the transport's name, then each field's name and value, each preceded by its
-    /// length (u32, little-endian), in the order of [`IdentityField::ALL`], absent ones left out.
+    /// SHA-256 of a canonical encoding: the text `scelle device identity 1`, the transport's name, then the name and
+    /// the value of each field. Each text is preceded by its length (u32, little-endian). Fields come in the order of
+    /// [`IdentityField::ALL`]; absent fields are left out.
     pub fn digest(&self) -> [u8; 32] {
         use sha2::{Digest, Sha256};
         let mut hash = Sha256::new();

@@ -42,7 +42,7 @@ pub fn keygen(officer: &str, password: Option<&str>) -> Result<KeyFiles, Error> 
 /// # Errors
 /// [`Error::Key`] when it is not a secret key file.
 pub fn is_encrypted(secret_key_file: &str) -> Result<bool, Error> {
-    // Algorithm (2), then the key derivation (2): "Sc", or two zeros without password; see minisign(1).
+    // Algorithm (2 bytes), then key derivation (2 bytes): "Sc", or two zeros without a password; see minisign(1).
     let key = secret_key_file.lines().nth(1).ok_or_else(|| Error::Key("not a secret key file".into()))?;
     match decode_base64(key.trim()).as_deref() {
         Some([b'E', b'd', b'S', b'c', ..]) => Ok(true),
@@ -83,14 +83,14 @@ pub fn sign(
     Ok(signature.into_string())
 }
 
-/// Verifies one signature file: pre-hashed and legacy signatures count alike, the trusted comment must verify too.
+/// Verifies one signature file. Pre-hashed and legacy signatures count alike; the trusted comment must verify too.
 pub(super) fn verify_signature(key: &PublicKey, document: &[u8], signature: &[u8]) -> Result<(), String> {
     if signature.len() > limits::SIGNATURE_BYTES_MAX {
         return Err("the signature file is too large".into());
     }
     let text = std::str::from_utf8(signature).map_err(|_| "the signature file is not text".to_owned())?;
-    // The library reads only prefixes of what it decodes, and indexes into a short global signature: so the exact
-    // lengths are checked here first (2 + 8 + 64 bytes, and 64).
+    // The library reads only prefixes of what it decodes, and indexes into a global signature that may be too short. So
+    // the exact lengths are checked here first: 2 + 8 + 64 bytes, and 64.
     let lines: Vec<&str> = text.lines().collect();
     if lines.len() != 4
         || decode_base64(lines[1].trim()).map(|b| b.len()) != Some(74)

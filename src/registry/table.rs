@@ -1,5 +1,5 @@
-//! One table for each table of a document: its rows make the type, parse it, check it and describe it. The manual page
-//! scelle-registry(5) is compared with them by a test.
+//! The fields of the documents. Each table of a document has one table of rows here: the rows make the type, parse it,
+//! check it and describe it. A test compares the manual page scelle-registry(5) with the rows.
 
 use serde::de::DeserializeOwned;
 
@@ -13,24 +13,25 @@ pub struct Field {
     pub name: &'static str,
     /// What it holds.
     pub kind: &'static str,
-    /// What holds when it is absent; `None`: a document without it is refused.
+    /// What holds when the field is absent; `None`: a document without it is refused.
     pub default: Option<&'static str>,
-    /// Codes of the reasons with which the policy refuses because of it.
+    /// Codes of the reasons with which the policy refuses because of the field.
     pub reasons: &'static [&'static str],
-    /// What it means.
+    /// What the field means.
     pub text: &'static str,
 }
 
-/// What a field may hold: the words for it, and the check beyond its type.
+/// What a field may hold: the words that describe it, and the check beyond its type.
 pub(super) struct Kind<T: 'static> {
     pub shown: &'static str,
     /// Takes the field's name, for the message.
     pub check: fn(&str, &T) -> Result<(), String>,
 }
 
-/// Makes the types of a document from its rows: name (and name in the file, if it is another), type, kind, default if it
-/// may be absent (as shown, and the function), codes of the refusals that rest on it, meaning. A field that no row has is
-/// refused. `then` names what must hold between the fields.
+/// Makes the types of a document from its rows. A row is: name (and name in the file, if that is another), type, kind,
+/// default if the field may be absent (as shown, and the function), codes of the refusals that rest on it, meaning. A
+/// field of a document that no row names is refused. `then` names the function that checks what must hold between the
+/// fields.
 macro_rules! document {
     ($($(#[$doc:meta])* $vis:vis struct $table:ident $(then $rule:path)? {$(
         $field:ident $(as $name:literal)?: $type:ty = $kind:expr $(, or $shown:literal by $default:literal)?;
@@ -103,7 +104,7 @@ pub(super) const VERSION: Kind<u64> = Kind {
     check: |name, n| if *n == 0 { Err(format!("{name} must be at least 1")) } else { Ok(()) },
 };
 
-/// Reads the document called `what`, of at most `max` bytes; its fields are not checked yet.
+/// Reads the document called `what`, of at most `max` bytes. Its fields are not checked yet.
 pub(super) fn parse<T: DeserializeOwned>(what: &'static str, document: &[u8], max: usize) -> Result<T, Error> {
     check_size(what, document, max)?;
     let syntax = |detail| Error::Syntax { what, detail };
@@ -111,7 +112,7 @@ pub(super) fn parse<T: DeserializeOwned>(what: &'static str, document: &[u8], ma
     toml::from_str(text).map_err(|e| syntax(unfinished(text).unwrap_or_else(|| e.to_string().trim_end().to_owned())))
 }
 
-/// Says which fields of a draft are still empty, if any: no field of a document ever is.
+/// Says which fields of a draft are still empty, if any. In a finished document no field is empty.
 fn unfinished(text: &str) -> Option<String> {
     let mut empty = Vec::new();
     for (number, line) in (1..).zip(text.lines()) {

@@ -1,8 +1,8 @@
-//! Trust anchors: the officers' public keys and how many of them must sign.
+//! Trust anchors: the officers' public keys and how many of the officers must sign.
 //!
-//! Anchors change only by the officers they name: the next version of the document says which anchors it replaces, by
-//! their digest, and counts when as many of *their* officers have signed it as they require. The officers it names need
-//! not agree, and neither does whoever keeps the files.
+//! Anchors change only by the officers whom they name. The next version of the document says, by a digest, which
+//! anchors it replaces. It counts when as many officers of the replaced anchors have signed it as those anchors
+//! require. The officers whom the new version names need not agree, and neither does whoever keeps the files.
 
 use minisign::PublicKey;
 use sha2::{Digest, Sha256};
@@ -13,7 +13,7 @@ use crate::limits;
 
 const WHAT: &str = "the trust anchors";
 
-/// First bytes of the canonical encoding, of anchors that replace none and of those that do.
+/// First bytes of the canonical encoding: of anchors that replace none, and of anchors that replace others.
 const MAGIC: [&[u8; 16]; 2] = [b"scelle anchors 1", b"scelle anchors 2"];
 
 /// Bytes of a minisign public key: algorithm (2), key number (8), Ed25519 key (32).
@@ -87,8 +87,8 @@ const OFFICERS: Kind<Vec<FileOfficer>> =
 const KEY: Kind<String> = Kind { shown: "text", check: |_, _| Ok(()) };
 
 impl TrustAnchors {
-    /// Parses a document of trust anchors (scelle-registry(5)). If it says that it replaces others, that is only said:
-    /// see [`TrustAnchors::succeeded_by`].
+    /// Parses a document of trust anchors (scelle-registry(5)). If the document says that it replaces others, that is
+    /// only a claim: see [`TrustAnchors::succeeded_by`].
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::Syntax`], [`Error::Invalid`]: also when two officers have the same name or key, or
@@ -144,11 +144,12 @@ impl TrustAnchors {
         Ok(Self { version, replaces, replaced: Vec::new(), threshold, officers })
     }
 
-    /// The anchors that `document` names, as the successors of these: it must be of the next version, say that it
-    /// replaces exactly these, and be signed by as many of these officers as these anchors require.
+    /// The anchors that `document` names, as the successors of the present ones. The document must be of the next
+    /// version and say that it replaces exactly the present anchors. As many of the present officers must have signed
+    /// it as the present anchors require.
     ///
     /// # Errors
-    /// As [`TrustAnchors::parse`]; [`Error::TooFewSignatures`]; [`Error::Invalid`] when it replaces others.
+    /// As [`TrustAnchors::parse`]; [`Error::TooFewSignatures`]; [`Error::Invalid`] when the document replaces others.
     pub fn succeeded_by(&self, document: &[u8], signatures: &[SignatureFile<'_>]) -> Result<Self, Error> {
         count(WHAT, document, signatures, self)?;
         let mut next = Self::parse(document)?;
@@ -164,11 +165,11 @@ impl TrustAnchors {
         Ok(next)
     }
 
-    /// The document of the anchors that come after these, without the officers `leaving` and with those `coming` (name
-    /// and public key). The present officers have to sign it.
+    /// The document of the next anchors, without the officers `leaving` and with the officers `coming` (name and public
+    /// key). The present officers have to sign it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] when nobody of that name leaves, or the result is not acceptable.
+    /// [`Error::Invalid`] when somebody in `leaving` is not an officer, or when the result is not acceptable.
     pub fn successor(
         &self,
         leaving: &[String],
@@ -215,16 +216,18 @@ impl TrustAnchors {
         &self.officers
     }
 
-    /// The canonical encoding: magic (16 bytes); if they replace others, their version (u32, little-endian) and the
-    /// digest of those (32 bytes); threshold (u8), number of officers (u8), then for each, sorted by name: length of the
-    /// name (u8), name, public key (42 bytes, as minisign encodes it).
+    /// The canonical encoding: magic (16 bytes), threshold (u8), number of officers (u8), then the officers, sorted by
+    /// name. Each officer is the length of the name (u8), the name, and the public key (42 bytes, as minisign encodes
+    /// it). Anchors that replace others have, after the magic, their version (u32, little-endian) and the others'
+    /// digest (32 bytes).
     fn canonical_bytes(&self) -> Vec<u8> {
         let mut bytes = MAGIC[usize::from(self.replaces.is_some())].to_vec();
         if let Some(replaces) = &self.replaces {
             bytes.extend_from_slice(&self.version.to_le_bytes());
             bytes.extend_from_slice(replaces);
         }
-        // Both are at most OFFICERS_MAX, a name is at most REGISTRY_ID_MAX bytes: see the assertions in `limits`.
+        // Both numbers are at most OFFICERS_MAX, and a name is at most REGISTRY_ID_MAX bytes: see the assertions in
+        // `limits`.
         bytes.push(self.threshold as u8);
         bytes.push(self.officers.len() as u8);
         for officer in &self.officers {
@@ -235,8 +238,9 @@ impl TrustAnchors {
         bytes
     }
 
-    /// What a volume pins: SHA-256 of the canonical encoding, which is the same however the document is written. It covers
-    /// the version, the digest of the anchors before, the threshold, and each officer's name and key.
+    /// What a volume pins: SHA-256 of the canonical encoding. The encoding is the same however the document is written.
+    /// It covers the threshold and each officer's name and key; from version 2 on also the version and the digest of
+    /// the anchors before.
     pub fn digest(&self) -> [u8; 32] {
         Sha256::digest(self.canonical_bytes()).into()
     }
@@ -247,7 +251,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The bytes that [`hex`] writes so; nothing else is taken.
+/// The bytes for which [`hex`] gives `text`; any other text is refused.
 pub fn unhex<const BYTES: usize>(text: &str) -> Option<[u8; BYTES]> {
     let mut digest = [0; BYTES];
     let legal = text.len() == 2 * BYTES && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));

@@ -1,8 +1,9 @@
 //! How long something takes and how many bytes it moves, counted without a lock.
 //!
-//! A [`Meter`] is a histogram over durations in nanoseconds. Each power of two is cut into four classes, so that a
-//! quantile is known to about a tenth, from nanoseconds to a quarter of an hour, in a fixed 1.3 KiB. Recording is one or two
-//! relaxed additions; timing adds two looks at the monotonic clock.
+//! A [`Meter`] is a histogram over durations in nanoseconds, from one nanosecond to a quarter of an hour. Each power of
+//! two is cut into four classes, so that a quantile is known to about a tenth. A meter takes a fixed 1.2 KiB. Recording
+//! is one or two relaxed additions; timing adds two looks at the monotonic clock. What the figures mean is up to the
+//! caller.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -20,22 +21,22 @@ pub struct Meter {
     bytes: AtomicU64,
 }
 
-/// What a [`Meter`] says. While others record, its figures may be some records apart.
+/// What a [`Meter`] says. While other threads record, its figures may be some records apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// How many were recorded.
+    /// How many durations were recorded.
     pub count: u64,
     /// Bytes moved by all of them.
     pub bytes: u64,
-    /// Half of them took at most about so long, in nanoseconds.
+    /// Half of the durations are at most about this long, in nanoseconds.
     pub median_ns: u64,
-    /// All but one in a hundred took at most about so long, in nanoseconds.
+    /// All durations but one in a hundred are at most about this long, in nanoseconds.
     pub p99_ns: u64,
-    /// None took longer, in nanoseconds: exact.
+    /// The longest duration, in nanoseconds: exact.
     pub longest_ns: u64,
 }
 
-/// The class of a duration: below 4 ns one each, then four a power of two.
+/// The class of a duration. Below 4 ns each nanosecond is a class; from there on each power of two has four.
 const fn class_of(ns: u64) -> usize {
     if ns < 4 {
         return ns as usize;
@@ -68,14 +69,14 @@ impl Meter {
         Ok(done)
     }
 
-    /// Records what took `took` and moved `bytes`.
+    /// Records a piece of work that took `took` and moved `bytes`.
     pub fn record(&self, took: Duration, bytes: usize) {
         let ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.classes[class_of(ns.min(LONGEST_NS))].fetch_add(1, Ordering::Relaxed);
         if bytes > 0 {
             self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         }
-        // Seldom longer than all before: looking is cheaper than writing.
+        // A duration is seldom longer than all before it, and looking is cheaper than writing.
         if ns > self.longest_ns.load(Ordering::Relaxed) {
             self.longest_ns.fetch_max(ns, Ordering::Relaxed);
         }
@@ -97,7 +98,8 @@ impl Meter {
     }
 }
 
-/// The duration that `percent` of all do not exceed: where it falls in its class, as if that were evenly filled.
+/// The duration that `percent` of all do not exceed. Its place inside its class is reckoned as if the class were evenly
+/// filled.
 fn quantile(counts: &[u64], count: u64, percent: u64) -> u64 {
     let wanted = (u128::from(count) * u128::from(percent)).div_ceil(100);
     let mut before = 0;

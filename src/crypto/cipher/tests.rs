@@ -50,7 +50,8 @@ fn cipher() -> Cipher {
     Cipher::new(&[0x11; 32])
 }
 
-/// Frozen, and computed with another implementation (OpenSSL): format version 1. A change here makes every volume unreadable.
+/// Frozen, and computed with another implementation (OpenSSL): format version 1. A change here makes every volume
+/// unreadable.
 #[test]
 fn frozen_vector_of_a_block() {
     let plain: Vec<u8> = (0..4096u32).map(|i| (i % 251) as u8).collect();

@@ -1,5 +1,5 @@
-//! The tables of scelle-registry(5) and scelle-codes(7) are those of the code. `SCELLE_WRITE_MANUAL=1 cargo test manual` writes
-//! them anew.
+//! The tables of scelle-registry(5) and scelle-codes(7) are those of the code.
+//! `SCELLE_WRITE_MANUAL=1 cargo test manual` writes them anew.
 
 use std::path::Path;
 

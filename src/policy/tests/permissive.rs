@@ -52,7 +52,8 @@ fn a_line_that_is_lost_approves_nothing() {
         assert!(!approved(&text), "{text}");
         let lines: Vec<&str> = text.lines().collect();
         for lost in 0..lines.len() {
-            // A certification that is required of nobody is the one requirement that may be absent (scelle-registry(5)).
+            // A certification that is required of nobody is the one requirement that may be absent
+            // (scelle-registry(5)).
             if lines[lost].starts_with("certifications = [\"") {
                 continue;
             }
