@@ -48,7 +48,7 @@ impl KdfParams {
 
 impl fmt::Display for KdfParams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} KiB, {} passes, {} workers", self.memory_kib, self.iterations, self.parallelism)
+        write!(f, "{} KiB, {} passes, {} lanes", self.memory_kib, self.iterations, self.parallelism)
     }
 }
 

@@ -38,7 +38,7 @@
 //! | 3   | 1  | zero |
 //! | 4   | 4  | memory in KiB |
 //! | 8   | 4  | passes |
-//! | 12  | 4  | workers |
+//! | 12  | 4  | lanes |
 //! | 16  | 32 | salt |
 //! | 48  | 12 | nonce of the wrap |
 //! | 60  | 32 | wrapped volume key |
