@@ -11,6 +11,9 @@ const FILE_LINES_MAX: usize = 800;
 /// Longest function, in lines.
 const FUNCTION_LINES_MAX: usize = 70;
 
+/// Longest sentence in a comment, in words. Who needs more wants a list.
+const SENTENCE_WORDS_MAX: usize = 40;
+
 /// What may lie at the top of the repository; the first group has to.
 const TOP_REQUIRED: [&str; 12] = [
     ".ci",
@@ -491,6 +494,49 @@ fn functions_are_short() {
         wrong.extend(long.map(|(name, at, lines)| format!("{path}:{at}: {name} has {lines} lines")));
     }
     assert!(wrong.is_empty(), "at most {FUNCTION_LINES_MAX} lines:\n{}", wrong.join("\n"));
+}
+
+/// The sentences in the comments of `text`, with the line each paragraph begins on and how many words each has. A list's
+/// item, a heading, a table's row and an example end a paragraph.
+fn sentences(text: &str) -> Vec<(usize, usize)> {
+    let (mut found, mut words, mut start, mut is_example) = (Vec::new(), 0, 0, false);
+    for (number, line) in text.lines().enumerate() {
+        let comment = line.trim_start().strip_prefix("//").map(|rest| rest.trim_start_matches(['/', '!']).trim());
+        let prose = comment.unwrap_or_default();
+        is_example ^= prose.starts_with("```");
+        let is_prose = !is_example && !prose.starts_with(['#', '|']) && !prose.starts_with("```");
+        let prose = if is_prose { prose } else { "" };
+        if prose.is_empty() || prose.starts_with("* ") {
+            found.push((start, std::mem::take(&mut words)));
+        }
+        for word in prose.split(' ').filter(|word| !["", "*"].contains(word)) {
+            start = if words == 0 { number + 1 } else { start };
+            words += 1;
+            if word.trim_end_matches([')', '`', '"']).ends_with(['.', '!', '?']) {
+                found.push((start, std::mem::take(&mut words)));
+            }
+        }
+    }
+    found.push((start, words));
+    found
+}
+
+#[test]
+fn sentences_are_short() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src").into_iter().chain(test_sources()) {
+        let long = sentences(&text).into_iter().filter(|(_, words)| *words > SENTENCE_WORDS_MAX);
+        wrong.extend(long.map(|(at, words)| format!("{path}:{at}: a sentence of {words} words")));
+    }
+    assert!(wrong.is_empty(), "at most {SENTENCE_WORDS_MAX} words:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn sentences_are_counted() {
+    let words = |text| sentences(text).into_iter().map(|found| found.1).filter(|words| *words > 0).collect::<Vec<_>>();
+    assert_eq!(words("/// One two\n/// three. Four (`five.`) six\nlet not_this = 1;\n// seven"), [3, 2, 1, 1]);
+    assert_eq!(words("//! * one two\n//! * three\n//!\n//! four"), [2, 1, 1]);
+    assert_eq!(words("/// One:\n/// ```\n/// two three four\n/// ```\n/// five"), [1, 1]);
 }
 
 #[test]

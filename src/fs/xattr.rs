@@ -64,10 +64,12 @@ impl Fs {
     /// An access ACL also sets the permission bits, and is not stored when it says no more than they do.
     ///
     /// # Errors
-    /// [`Error::Exists`] and [`Error::NoAttribute`] for the flags; [`Error::ValueTooLong`], [`Error::NameTooLong`],
-    /// [`Error::NoSpace`] for the bounds (the list of names has one, too); [`Error::Invalid`] for an invalid ACL,
-    /// [`Error::AccessDenied`] for a default ACL of something that is no folder, [`Error::Unsupported`] for an ACL of a
-    /// symbolic link or an unknown namespace; [`Error::NotPermitted`] for a [`RESERVED`] name.
+    /// * [`Error::Exists`] and [`Error::NoAttribute`] for the flags;
+    /// * [`Error::ValueTooLong`], [`Error::NameTooLong`], [`Error::NoSpace`] for the bounds (the list of names has one,
+    ///   too);
+    /// * [`Error::Invalid`] for an invalid ACL, [`Error::AccessDenied`] for a default ACL of something that is no folder,
+    ///   [`Error::Unsupported`] for an ACL of a symbolic link or an unknown namespace;
+    /// * [`Error::NotPermitted`] for a [`RESERVED`] name.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
         self.setxattr_as(ino, name, value, flags, |_| true)
     }

@@ -217,9 +217,8 @@ impl Store {
         let persisted = &state.persisted;
         let content = |region: u64| persisted.page(region);
         self.seal_tree(&mut layout, &mut state.space_tree, &space_plan, generation, &content)?;
-        // Never provisional: the first root of a mount, which makes its epoch durable before anything that can be lost
-        // is sealed in it; and a root that names other replicas than the root before, for the volume could not fall
-        // back to that.
+        // Two roots are never provisional. The first of a mount makes its epoch durable before anything that can be lost
+        // is sealed in it. From one that names other replicas than the root before, the volume could not fall back.
         let can_be_provisional = last.mount == self.mount
             && last.in_sync == self.mirror.in_sync()
             && (1..=provisional::BLOCKS_MAX).contains(&taken.len())

@@ -1,6 +1,6 @@
-//! Promises P1 and P2 against the clock: devices stop being approved at any moment, in the middle of a large write, a commit, a
-//! resync, and from then on not one byte reaches them; when its cause is gone they come back, and nothing that was synced
-//! is lost.
+//! Promises P1 and P2 against the clock. Devices stop being approved at any moment, in the middle of a large write, a
+//! commit, a resync, and from then on not one byte reaches them. When its cause is gone they come back, and nothing that
+//! was synced is lost.
 
 use std::io::IoSlice;
 use std::sync::Arc;

@@ -1,7 +1,9 @@
-//! Our program against a real kernel and emulated hardware: boots Debian's stock kernel in QEMU, by software emulation
-//! (no KVM, no modules of this host), with NVMe, SATA, SAS, SCSI, USB and virtio disks of chosen identities, and in it
-//! nbd, NVMe/TCP, device-mapper, md; then pulls, swaps and puts back disks under a mount. The devices with their expected
-//! verdicts are in devices.table, what is tested in results.table; init, talk, guest-made and cases run in the guest.
+//! Our program against a real kernel and emulated hardware.
+//!
+//! Debian's stock kernel is booted in QEMU, by software emulation: no KVM, no modules of this host. It has NVMe, SATA, SAS,
+//! SCSI, USB and virtio disks of chosen identities, and on them nbd, NVMe/TCP, device-mapper and md are set up. Then disks
+//! are pulled, swapped and put back under a mount. The devices with their expected verdicts are in devices.table, what is
+//! tested in results.table; init, talk, guest-made and cases run in the guest.
 //!
 //! `scripts/hardware-test` builds and runs this, and says how. No plain `cargo test` does: it takes ten minutes.
 

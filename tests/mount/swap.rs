@@ -1,6 +1,7 @@
-//! Promise P1 with devices of the kernel: while a volume is opened on loop devices, at every call that asks the kernel
-//! something and at any moment of a real mount, the name leads to another device, the node is replaced by another device's,
-//! the loop device is bound to another file, or to another part of its file. Images say where bytes landed.
+//! Promise P1 with devices of the kernel. A device is exchanged while a volume is opened on loop devices, at every call
+//! that asks the kernel something, and at any moment of a real mount. The name leads to another device, the node is
+//! replaced by another device's, the loop device is bound to another file, or to another part of its file. Images say where
+//! bytes landed.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions as FileOptions};
