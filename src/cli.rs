@@ -6,6 +6,7 @@
 
 mod audit;
 mod check;
+mod completions;
 mod create;
 mod device;
 mod helper;
@@ -26,7 +27,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use helper::Helper;
 
@@ -68,6 +69,8 @@ enum Command {
     Registry(registry::Arguments),
     /// Show, export and verify what happened to a volume
     Audit(audit::Arguments),
+    /// Print what a shell needs to complete commands and options
+    Completions(completions::Arguments),
 }
 
 /// Where the documents are that approve devices.
@@ -138,16 +141,63 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Problem> {
         Command::Task(arguments) => task::run(&arguments),
         Command::Registry(arguments) => registry::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),
+        Command::Completions(arguments) => completions::run(&arguments, &mut Cli::command()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// What is called how: `registry sign`, with `--key` and the others.
+    type Calls = BTreeMap<String, BTreeSet<String>>;
+
+    /// Every command that has no commands below it, with its long options.
+    fn calls(command: &clap::Command, above: &str, found: &mut Calls) {
+        for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+            let name = format!("{above} {}", below.get_name()).trim_start().to_owned();
+            if below.has_subcommands() {
+                calls(below, &name, found);
+                continue;
+            }
+            let options = below.get_arguments().filter(|argument| !argument.is_hide_set());
+            let options = options.filter_map(|argument| argument.get_long()).map(|long| format!("--{long}"));
+            found.insert(name, options.collect());
+        }
+    }
+
+    /// The same, as the synopsis of the manual page has it.
+    fn synopsis(page: &str) -> Calls {
+        let plain = page.replace("\\fB", "").replace("\\fI", "").replace("\\fR", "").replace("\\-", "-");
+        let lines = plain.lines().filter_map(|line| line.strip_prefix("scelle "));
+        let words = |line: &str| {
+            let line = line.replace("DOCUMENTS", "--registry --trust");
+            line.split([' ', '[', ']', '|']).filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let is_name = |word: &&String| word.bytes().all(|byte| byte.is_ascii_lowercase());
+        lines
+            .map(words)
+            .filter(|words| words.first().is_some_and(|first| is_name(&first)))
+            .map(|words| {
+                let name = words.iter().take_while(is_name).cloned().collect::<Vec<_>>().join(" ");
+                (name, words.into_iter().filter(|word| word.starts_with("--")).collect())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_manual_names_every_command_and_every_option() {
+        let page = include_str!("../man/scelle.8");
+        let head = page.split(".SH DESCRIPTION").next().unwrap_or_default();
+        let mut real = Calls::new();
+        calls(&Cli::command(), "", &mut real);
+        assert_eq!(synopsis(head), real, "left: SYNOPSIS of man/scelle.8, right: src/cli");
     }
 }

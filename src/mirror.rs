@@ -116,7 +116,7 @@ const COPIES_AHEAD_MAX: usize = 1024;
 /// Longest wait for the replicas' threads at the end.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
-/// State of a replica (DESIGN §3).
+/// State of a replica, as `scelle status` shows it (man/scelle.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {

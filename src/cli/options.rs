@@ -143,6 +143,16 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_names_every_option() {
+        let page = include_str!("../../man/scelle.8");
+        let section = page.split(".SH MOUNT OPTIONS").nth(1).unwrap().split("\n.SH").next().unwrap();
+        let plain = section.replace("\\fB", " ").replace("\\fI", " ").replace("\\fR", " ").replace("\\-", "-");
+        let words: Vec<&str> = plain.split(|c: char| !c.is_ascii_alphanumeric() && !"-_".contains(c)).collect();
+        let missing: Vec<&str> = TABLE.iter().map(|row| row.0).filter(|name| !words.contains(name)).collect();
+        assert_eq!(missing, [""; 0], "not in MOUNT OPTIONS of man/scelle.8");
+    }
+
+    #[test]
     fn options_are_understood() {
         let options = one("rw,degraded,noatime,,registry=/etc/r.toml,x-systemd.automount,_netdev,nofail").unwrap();
         assert!(options.degraded && !options.read_only);
