@@ -275,10 +275,11 @@ fn configure(conn: &Connection) -> Result<()> {
 
 fn migrate(conn: &Connection) -> Result<()> {
     let found: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if !(1..=schema::VERSION).contains(&found) {
+    let done = usize::try_from(found).ok().and_then(|found| found.checked_sub(1));
+    let Some(migrations) = done.and_then(|done| schema::MIGRATIONS.get(done..)) else {
         return Err(Error::Version { found });
-    }
-    for migration in &schema::MIGRATIONS[found as usize - 1..] {
+    };
+    for migration in migrations {
         conn.execute_batch(migration)?;
     }
     if found != schema::VERSION {

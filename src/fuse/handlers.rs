@@ -352,7 +352,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let dropped = self.drop_set_id(request, number, false);
-        empty(dropped.and_then(|()| self.fs.fallocate(ino(number), offset, length, mode as u32)), reply);
+        empty(dropped.and_then(|()| self.fs.fallocate(ino(number), offset, length, mode.cast_unsigned())), reply);
     }
 
     fn lseek(&self, _: &Request, number: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

@@ -172,7 +172,7 @@ impl<'a> View<'a> {
         let first = self.first_cookie(name);
         let mut statement = self.prepare(PROBED)?;
         let mut rows = statement.query((parent.0 as i64, first, first + PROBE as i64 - 1))?;
-        let mut free = first as u64;
+        let mut free = first.cast_unsigned();
         while let Some(row) = rows.next()? {
             if rows::name(row, 1)? == name {
                 return Ok(None);
@@ -181,7 +181,7 @@ impl<'a> View<'a> {
                 free += 1;
             }
         }
-        if free < first as u64 + PROBE { Ok(Some(Slot(free))) } else { Err(Error::Full) }
+        if free < first.cast_unsigned() + PROBE { Ok(Some(Slot(free))) } else { Err(Error::Full) }
     }
 
     fn first_cookie(&self, name: &[u8]) -> i64 {

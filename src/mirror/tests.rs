@@ -93,7 +93,7 @@ fn silent(timeout: Duration) -> ([Arc<FaultyDevice>; 2], Mirror) {
 
 /// Reads blocks and looks at what is in them.
 fn read(mirror: &Mirror, first: u64, blocks: u64) -> Result<()> {
-    let whole = |i: usize, sealed: &[u8]| sealed.iter().all(|byte| *byte as u64 == first + i as u64 + 1);
+    let whole = |i: usize, sealed: &[u8]| sealed.iter().all(|byte| u64::from(*byte) == first + i as u64 + 1);
     mirror.read(Run::new(BlockAddr(first), blocks), &mut |i, sealed| whole(i, sealed))
 }
 

@@ -258,7 +258,7 @@ fn block(operation: u16, file: BorrowedFd<'_>, address: usize, length: usize, of
     // SAFETY: a control block of zeros is a valid one.
     let mut block: libc::iocb = unsafe { std::mem::zeroed() };
     block.aio_lio_opcode = operation;
-    block.aio_fildes = file.as_raw_fd() as u32;
+    block.aio_fildes = file.as_raw_fd().cast_unsigned();
     block.aio_buf = address as u64;
     block.aio_nbytes = length as u64;
     block.aio_offset = offset as i64;

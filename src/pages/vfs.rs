@@ -185,7 +185,7 @@ unsafe extern "C" fn close(file: *mut ffi::sqlite3_file) -> c_int {
 }
 
 unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, out: *mut c_void, len: c_int, offset: i64) -> c_int {
-    let len = len.max(0) as usize;
+    let len = usize::try_from(len).unwrap_or(0);
     // SAFETY: `file` is open, `out` has room for `len` bytes, which may be uninitialised.
     let (store, out) = unsafe { (store(file), std::slice::from_raw_parts_mut(out.cast::<MaybeUninit<u8>>(), len)) };
     let Ok(offset) = u64::try_from(offset) else { return ffi::SQLITE_IOERR_READ };
@@ -215,8 +215,9 @@ unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, out: *mut c_void, len: c
 }
 
 unsafe extern "C" fn write(file: *mut ffi::sqlite3_file, from: *const c_void, len: c_int, offset: i64) -> c_int {
+    let len = usize::try_from(len).unwrap_or(0);
     // SAFETY: `file` is open, `from` has `len` bytes.
-    let (store, from) = unsafe { (store(file), std::slice::from_raw_parts(from.cast::<u8>(), len.max(0) as usize)) };
+    let (store, from) = unsafe { (store(file), std::slice::from_raw_parts(from.cast::<u8>(), len)) };
     let Ok(offset) = u64::try_from(offset) else { return ffi::SQLITE_IOERR_WRITE };
     let (pages, rest) = from.as_chunks::<BLOCK_SIZE>();
     // The page size is pinned to the block size, so SQLite writes whole pages.
@@ -292,7 +293,7 @@ unsafe extern "C" fn full_pathname(
 ) -> c_int {
     // SAFETY: a C string in, `len` bytes of room out.
     let name = unsafe { CStr::from_ptr(name) }.to_bytes_with_nul();
-    if name.len() > len.max(0) as usize {
+    if name.len() > usize::try_from(len).unwrap_or(0) {
         return ffi::SQLITE_CANTOPEN;
     }
     // SAFETY: checked above; the regions do not overlap.

@@ -105,7 +105,7 @@ pub fn step(fs: &Fs, rng: &mut Rng) {
         _ => with(fs, parent, name, |ino| {
             let mode =
                 rng.pick(&[0, libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE]);
-            fs.fallocate(ino, rng.below(40_000), 1 + rng.below(40_000), mode as u32)
+            fs.fallocate(ino, rng.below(40_000), 1 + rng.below(40_000), mode.cast_unsigned())
         }),
     };
     if let Err(error) = outcome {

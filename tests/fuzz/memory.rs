@@ -55,7 +55,7 @@ pub fn begin() {
 
 /// The most bytes that were in use at once since [`begin`].
 pub fn peak() -> usize {
-    USED.get().1.max(0) as usize
+    USED.get().1.max(0).cast_unsigned()
 }
 
 #[test]

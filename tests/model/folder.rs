@@ -221,6 +221,8 @@ impl Target for Folder<'_> {
     }
 
     fn stat(&mut self, path: &Path) -> std::result::Result<Seen, i32> {
+        // No time of a file is negative here: one that is would differ from what is expected.
+        let nsec = |nsec: i64| u32::try_from(nsec).unwrap_or(u32::MAX);
         let meta = fs::symlink_metadata(self.path(path)).map_err(|error| error.raw_os_error().unwrap_or(0))?;
         Ok(Seen {
             ino: meta.ino(),
@@ -229,8 +231,8 @@ impl Target for Folder<'_> {
             gid: meta.gid(),
             nlink: meta.nlink() as u32,
             size: meta.size(),
-            atime: (meta.atime(), meta.atime_nsec() as u32),
-            mtime: (meta.mtime(), meta.mtime_nsec() as u32),
+            atime: (meta.atime(), nsec(meta.atime_nsec())),
+            mtime: (meta.mtime(), nsec(meta.mtime_nsec())),
         })
     }
 

@@ -201,7 +201,7 @@ impl<'c> InProcess<'c> {
                     Allocate::Zero => libc::FALLOC_FL_ZERO_RANGE,
                     Allocate::ZeroKeepSize => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
                 };
-                let done = fs.fallocate(self.regular(file)?, *offset, *length, mode as u32);
+                let done = fs.fallocate(self.regular(file)?, *offset, *length, mode.cast_unsigned());
                 done.map(|()| Outcome::Done).map_err(errno)
             }
             Op::Copy(from, from_offset, to, to_offset, length) => {

@@ -273,7 +273,7 @@ fn content_follows_a_vector_of_bytes() {
         let mut fs = new_fs();
         let ino = new_file(&fs, "f");
         let mut wanted: Vec<u8> = Vec::new();
-        for step in 0..400 {
+        for step in 0..400_u32 {
             let unit = [1, 512, 4096][dice.below(3) as usize];
             let offset = dice.below(400_000) / unit * unit;
             let len = (1 + dice.below(if step % 10 == 0 { 300_000 } else { 20_000 })).div_ceil(unit) * unit;

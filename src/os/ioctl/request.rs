@@ -40,7 +40,7 @@ impl<T> Request<T> {
     pub fn send(&self, fd: BorrowedFd<'_>, data: &mut T) -> io::Result<u32> {
         // SAFETY: by the invariant of `Request`, the kernel stays within `data` and the memory that it borrows, which
         // are exclusively ours for the length of the call. What the kernel leaves behind is a valid `T`.
-        let result = unsafe { libc::ioctl(fd.as_raw_fd(), self.number as _, std::ptr::from_mut(data)) };
+        let result = unsafe { libc::ioctl(fd.as_raw_fd(), self.number.into(), std::ptr::from_mut(data)) };
         u32::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 }

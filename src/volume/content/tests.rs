@@ -82,7 +82,7 @@ fn what_mkfs_programs_leave_is_named() {
 fn every_magic_number_of_our_own_is_found() {
     // 256 GiB, for the copy of btrfs that lies there, are not kept in memory.
     for magic @ (name, offset, bytes) in MAGICS.iter().chain([&BOOT]).filter(|magic| magic.1 < 1 << 30) {
-        let at = if *offset < 0 { (80 * MIB).strict_add_signed(*offset) } else { *offset as u64 };
+        let at = if *offset < 0 { (80 * MIB).strict_add_signed(*offset) } else { offset.cast_unsigned() };
         let found = all(&*device(80 * MIB, &[(at, bytes.to_vec())]), &[]).unwrap();
         assert!(found.contains(&of_magic(magic, at)), "{name}: {found:?}");
     }
