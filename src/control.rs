@@ -35,7 +35,7 @@ pub use protocol::{Answer, Greeting, PROTOCOL, Request};
 pub use server::Server;
 pub use status::{
     AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, RegistryStatus, Replica, Resync, Scrub,
-    StatusReport, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
+    Site, StatusReport, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
 };
 
 /// Where the daemons' sockets are.

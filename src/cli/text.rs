@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
+use crate::control::Site;
 use crate::problem::{Code, Problem};
 
 /// Writes `text` out. A closed pipe is no failure: the reader has read enough.
@@ -28,6 +29,13 @@ pub(super) fn bytes(count: u64) -> String {
         return format!("{count} B");
     }
     format!("{:.1} {}", count as f64 / (1u64 << (10 * power)) as f64, units[power])
+}
+
+/// Where a replica is, who answers for it, and under whose law.
+pub(super) fn site(site: &Site) -> String {
+    let Site { id, name, country, owner, administrator, jurisdictions } = site;
+    let law = jurisdictions.join(", ");
+    format!("at {id} ({name}, {country}); owner {owner}, administrator {administrator}, law {law}")
 }
 
 #[cfg(test)]

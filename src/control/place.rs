@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::status::Site;
 use crate::fs;
 use crate::limits::XATTR_VALUE_MAX;
 
@@ -91,18 +92,9 @@ pub struct PlaceReplica {
     pub approved: bool,
     /// Codes of the reasons why not.
     pub reasons: Vec<String>,
-    /// Identifier of the site.
-    pub site: String,
-    /// Name of the site.
-    pub site_name: String,
-    /// Country of the site, ISO 3166-1 alpha-2.
-    pub country: String,
-    /// Who owns the device.
-    pub owner: String,
-    /// Who administers it.
-    pub administrator: String,
-    /// Whose law can compel owner or administrator.
-    pub jurisdictions: Vec<String>,
+    /// Where it is, and who answers for it.
+    #[serde(flatten)]
+    pub site: Site,
     /// Day of the site's last inspection.
     pub inspected: Option<String>,
     /// Last day on which that inspection counts.
@@ -139,12 +131,14 @@ mod tests {
             generation: 12,
             approved: true,
             reasons: Vec::new(),
-            site: "tj-paris".into(),
-            site_name: "Tribunal judiciaire de Paris".into(),
-            country: "FR".into(),
-            owner: "Ministère de la Justice".into(),
-            administrator: "Ministère de la Justice".into(),
-            jurisdictions: vec!["FR".into()],
+            site: Site {
+                id: "tj-paris".into(),
+                name: "Tribunal judiciaire de Paris".into(),
+                country: "FR".into(),
+                owner: "Ministère de la Justice".into(),
+                administrator: "Ministère de la Justice".into(),
+                jurisdictions: vec!["FR".into()],
+            },
             inspected: Some("2026-10-02".into()),
             inspection_valid_until: Some("2027-04-02".into()),
             inspection_age_days: Some(51),
@@ -205,7 +199,7 @@ mod tests {
     #[test]
     fn an_answer_that_does_not_fit_an_attribute_is_refused_whole() {
         let mut long = sample();
-        long.replicas[0].jurisdictions = vec!["x".repeat(256); 64];
+        long.replicas[0].site.jurisdictions = vec!["x".repeat(256); 64];
         assert!(long.encode().is_ok());
         long.replicas = vec![long.replicas[0].clone(); 4];
         assert_eq!(long.encode().unwrap_err().errno(), libc::E2BIG);

@@ -222,17 +222,15 @@ pub struct RegistryStatus {
     pub signatures: Vec<String>,
 }
 
-/// One replica: the device, the people who answer for it, and its state.
+/// Where a replica is, and who answers for it, as the registry in force says; empty where it says nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Replica {
-    /// Device node, or empty when the replica is missing.
-    pub device: String,
-    /// Identifier of the device in the registry.
-    pub registry_id: String,
+pub struct Site {
     /// Identifier of the site.
-    pub site: String,
+    #[serde(rename = "site")]
+    pub id: String,
     /// Name of the site.
-    pub site_name: String,
+    #[serde(rename = "site_name")]
+    pub name: String,
     /// Country of the site, ISO 3166-1 alpha-2.
     pub country: String,
     /// Who owns the device.
@@ -241,6 +239,18 @@ pub struct Replica {
     pub administrator: String,
     /// Whose law can compel owner or administrator.
     pub jurisdictions: Vec<String>,
+}
+
+/// One replica: the device, the people who answer for it, and its state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Device node, or empty when the replica is missing.
+    pub device: String,
+    /// Identifier of the device in the registry.
+    pub registry_id: String,
+    /// Where it is, and who answers for it.
+    #[serde(flatten)]
+    pub site: Site,
     /// `in-sync`, `resyncing`, `stale`, `missing`, `faulty` or `refused`.
     pub state: String,
     /// Last commit the replica holds.

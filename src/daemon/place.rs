@@ -68,7 +68,7 @@ fn replica(
     // A folder's own change says nothing of what is below the folder. A copy on a device that left the set is complete
     // because nothing changed since.
     let is_known = is_file_committed && copy == Copy::Complete && shown.state == "in-sync";
-    let site = registry.site(&shown.site);
+    let site = registry.site(&shown.site.id);
     let age = |inspected: Date| Some(Date::today()?.unix_day() - inspected.unix_day());
     PlaceReplica {
         registry_id: shown.registry_id,
@@ -82,11 +82,6 @@ fn replica(
         approved: shown.verdict.approved,
         reasons: shown.verdict.reasons.into_iter().map(|reason| reason.code.to_string()).collect(),
         site: shown.site,
-        site_name: shown.site_name,
-        country: shown.country,
-        owner: shown.owner,
-        administrator: shown.administrator,
-        jurisdictions: shown.jurisdictions,
         inspected: site.map(|site| site.inspected.to_string()),
         inspection_valid_until: site.map(|site| site.inspection_valid_until.to_string()),
         inspection_age_days: site.and_then(|site| age(site.inspected)),

@@ -4,9 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::control::{
     AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, RegistryStatus, Replica, Resync, Scrub,
-    TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
+    Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
 };
-
 use crate::mirror;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
@@ -156,7 +155,14 @@ fn state_name(state: mirror::State) -> &'static str {
 pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, device: Option<&ApprovedDevice>) -> Replica {
     let entry = registry.devices().iter().find(|entry| entry.id == status.registry_id);
     let site = entry.and_then(|entry| registry.site(&entry.site));
-    let text = |of: fn(&crate::registry::Site) -> &String| site.map_or_else(String::new, |site| of(site).clone());
+    let site = site.map_or_else(Site::default, |site| Site {
+        id: site.id.clone(),
+        name: site.name.clone(),
+        country: site.country.clone(),
+        owner: site.owner.clone(),
+        administrator: site.administrator.clone(),
+        jurisdictions: site.jurisdictions.clone(),
+    });
     let verdict = device.map(ApprovedDevice::verdict).map_or_else(Verdict::default, |verdict| Verdict {
         approved: verdict.approved,
         reasons: verdict.reasons.clone(),
@@ -164,12 +170,7 @@ pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, devic
     Replica {
         device: status.device.clone(),
         registry_id: status.registry_id.clone(),
-        site: text(|site| &site.id),
-        site_name: text(|site| &site.name),
-        country: text(|site| &site.country),
-        owner: text(|site| &site.owner),
-        administrator: text(|site| &site.administrator),
-        jurisdictions: site.map_or_else(Vec::new, |site| site.jurisdictions.clone()),
+        site,
         state: state_name(status.state).into(),
         generation: status.generation.0,
         verdict,
