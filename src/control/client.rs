@@ -127,8 +127,8 @@ impl Client {
         self.understood(answer)
     }
 
-    /// Connects, hears who answers, and asks if that `fits`. A daemon waits two seconds for a question. On a busy machine the question
-    /// may be later than that, so a daemon that has greeted and then closed is asked again.
+    /// Connects, hears who answers, and asks if that `fits`. A daemon waits two seconds for a question. On a busy machine
+    /// the question may be later than that, so a daemon that has greeted and then closed is asked again.
     fn ask(
         &self,
         wait: Duration,
@@ -214,6 +214,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::io::{Read, Write};
     use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixListener;
     use std::sync::Arc;
     use std::time::Instant;
 
@@ -270,6 +271,11 @@ mod tests {
 
     fn start(dir: &Path) -> Server {
         Server::start(dir, &UUID.to_string(), Arc::new(Fixed::default())).unwrap()
+    }
+
+    /// The socket of a daemon that the test itself plays.
+    fn listen(dir: &Path) -> UnixListener {
+        UnixListener::bind(dir.join(format!("{UUID}.sock"))).unwrap()
     }
 
     #[test]
@@ -390,7 +396,7 @@ mod tests {
         let again = Server::start(dir.path(), &UUID.to_string(), Arc::new(Fixed::default())).unwrap_err();
         assert_eq!(again.kind(), ErrorKind::AddrInUse);
         drop(server);
-        drop(std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap());
+        drop(listen(dir.path()));
         assert!(matches!(Client::new(dir.path(), UUID).status().unwrap_err(), ClientError::Io { .. }));
         drop(start(dir.path()));
     }
@@ -398,7 +404,7 @@ mod tests {
     #[test]
     fn a_daemon_that_is_there_and_does_not_answer_is_told_from_one_that_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let stopped = std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap();
+        let stopped = listen(dir.path());
         let begin = Instant::now();
         let error = Client::new(dir.path(), UUID)
             .call_within::<Value>(Duration::from_secs(1), "status", Value::Null)
@@ -436,10 +442,11 @@ mod tests {
         drop(stream);
         assert_eq!(Client::new(dir.path(), UUID).status().unwrap(), sample());
     }
+
     #[test]
     fn a_daemon_of_another_version_is_told_from_one_that_does_not_understand() {
         let dir = tempfile::tempdir().unwrap();
-        let listener = std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap();
+        let listener = listen(dir.path());
         let daemon = std::thread::spawn(move || {
             for _ in 0..2 {
                 let (mut stream, _) = listener.accept().unwrap();
@@ -468,7 +475,7 @@ mod tests {
     #[test]
     fn whoever_was_too_slow_with_a_question_asks_again() {
         let dir = tempfile::tempdir().unwrap();
-        let listener = std::os::unix::net::UnixListener::bind(dir.path().join(format!("{UUID}.sock"))).unwrap();
+        let listener = listen(dir.path());
         let greeting = format!("{{\"protocol\":{PROTOCOL},\"program\":\"\",\"volume\":\"\",\"pid\":4}}\n");
         let daemon = std::thread::spawn(move || {
             for answer in [&b""[..], b"", b"{\"ok\":null}\n"] {

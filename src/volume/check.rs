@@ -79,7 +79,9 @@ impl Assembled {
         for (index, state) in choice.states.iter().enumerate().filter(|(_, s)| **s != State::InSync) {
             report.skipped.push(format!("{} is {state:?}: not checked", self.name(index)));
         }
-        let total = (store.usage().total_blocks - store.persisted().free()) * in_sync.len() as u64;
+        let visited = Progress::default();
+        let traversal = Traversal::new(&store, &visited, &|| true);
+        let total = visited.blocks().1 * in_sync.len() as u64;
         let used = Bitmap::new(self.header.data_blocks);
         let mut examination =
             Examination { assembled: &self, store: &store, proof: &proof, in_sync: &in_sync, used, report };
@@ -97,8 +99,6 @@ impl Assembled {
             }
             Ok(())
         };
-        let visited = Progress::default();
-        let traversal = Traversal::new(&store, &visited, &|| true);
         traversal.metadata(&mut visit)?;
         let fs = Fs::open(store.clone())?;
         traversal.data(&fs, &mut visit)?;
