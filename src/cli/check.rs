@@ -1,11 +1,10 @@
 //! `scelle check`.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
+use super::text::progress;
 use super::{DocumentArguments, Passphrase, secret};
 use crate::daemon::devices;
 use crate::device::raw::Access;
@@ -30,8 +29,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let approved = devices::approve(&arguments.devices, &registry, Access::ExclusiveRead)?;
     let sealed = Sealed::read(approved)?;
     let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::default_bar());
+    let bar = progress();
     let report = sealed.unlock(&secret)?.check(&mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);

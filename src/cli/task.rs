@@ -1,12 +1,11 @@
 //! `scelle task`: the long work on a mounted volume.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::text::{bytes, pretty, print};
+use super::text::{bytes, pretty, print, progress};
 use crate::control::{Client, TaskReport, TaskState, ask};
 use crate::problem::{Code, ExitCode, Problem};
 
@@ -93,8 +92,7 @@ fn percent(done: u64, total: u64) -> u128 {
 
 /// Waits until none of these tasks is under way, with a bar on a terminal. Fails unless all of them are done then.
 pub(super) fn wait(daemon: &Client, ids: &[u64]) -> Result<(), Problem> {
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    bar.set_style(ProgressStyle::default_bar());
+    let bar = progress();
     loop {
         let mut ours = daemon.tasks()?;
         ours.retain(|task| ids.contains(&task.id));

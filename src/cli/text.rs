@@ -1,7 +1,8 @@
-//! What several commands print: numbers for people, JSON, and text that may not be read to its end.
+//! What several commands print: numbers and progress for people, JSON, and text that may not be read to its end.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::control::Site;
@@ -19,6 +20,13 @@ pub(super) fn print(out: &mut dyn Write, text: &str) -> Result<(), Problem> {
 pub(super) fn pretty<T: Serialize>(value: &T) -> Result<String, Problem> {
     let json = serde_json::to_string_pretty(value).map_err(|error| Problem::new(Code::Json, error.to_string()))?;
     Ok(json + "\n")
+}
+
+/// A bar of what is done, on a terminal.
+pub(super) fn progress() -> ProgressBar {
+    let bar = if io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    bar.set_style(ProgressStyle::default_bar());
+    bar
 }
 
 /// A number of bytes for people, in binary units.

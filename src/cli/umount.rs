@@ -48,7 +48,7 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Probl
     }
     let daemon = ask::daemon_at(&mountpoint);
     let watch = match &daemon {
-        Ok(Some(client)) => Some(client.watch_end()?),
+        Ok(Some((client, _))) => Some(client.watch_end()?),
         Ok(None) | Err(_) => None,
     };
     process::unmount(&mountpoint, how).map_err(|error| unmount_failure(&mountpoint, &error))?;

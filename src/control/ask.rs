@@ -86,11 +86,11 @@ fn is_called(volume: &VolumeStatus, name: &str) -> bool {
         || (is_path(name) && Path::new(&volume.mountpoint) == os::mountpoint_path(Path::new(name)))
 }
 
-/// The daemon that serves the mount at `mountpoint`. `None` is returned only when all daemons were heard.
-pub fn daemon_at(mountpoint: &Path) -> Result<Option<Client>, Problem> {
+/// The daemon that serves the mount at `mountpoint`, and its status. `None` is returned only when all daemons were heard.
+pub fn daemon_at(mountpoint: &Path) -> Result<Option<(Client, VolumeStatus)>, Problem> {
     let (mut found, silent) = heard(true, |status| Path::new(&status.mountpoint) == mountpoint)?;
     match (found.pop(), silent) {
-        (Some((client, _)), _) => Ok(Some(client)),
+        (Some(one), _) => Ok(Some(one)),
         (None, None) => Ok(None),
         (None, Some(silent)) => {
             let place = mountpoint.display();

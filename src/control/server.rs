@@ -72,14 +72,8 @@ impl Server {
     /// Stops listening, and tells every client that waits for the end how the volume ended.
     pub fn finish(mut self, outcome: &Result<(), Problem>) {
         self.stop();
-        let answer = match outcome {
-            Ok(()) => Answer::Ok(Value::Null),
-            Err(problem) => Answer::Problem(problem.clone()),
-        };
-        let mut awaiting = self.shared.awaiting.lock();
-        for mut stream in awaiting.drain(..) {
-            // A client that has gone away does not want to know.
-            let _ = line::send(&mut stream, &answer, CLIENT_WAIT);
+        for mut stream in self.shared.awaiting.lock().drain(..) {
+            reply(&mut stream, outcome.clone().map(|()| Value::Null));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Leads from what a user calls a volume to its devices, and from a mount point to the mount there.
 
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::statfs;
@@ -42,11 +42,8 @@ fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Problem> {
     let listing = |error| Problem::new(Code::Sysfs, format!("/sys/class/block: {error}"));
     let mut found: Vec<(PathBuf, Uuid)> = Vec::new();
     for entry in fs::read_dir("/sys/class/block").map_err(listing)? {
-        // Some kernel names hold a slash, which sysfs writes as an exclamation mark.
-        let name = entry.map_err(listing)?.file_name().to_string_lossy().replace('!', "/");
-        let path = Path::new("/dev").join(name);
-        let Ok(device) = RawDevice::open(&path, Access::SharedRead) else { continue };
-        let Ok(label) = label::read(&device) else { continue };
+        let path = node(&entry.map_err(listing)?);
+        let Some(label) = label_of(&path) else { continue };
         let claims = label.newest.claims();
         let fits = match wanted {
             Wanted::Label(label) => claims.label == *label,
@@ -72,9 +69,8 @@ fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Problem> {
 pub fn replica(volume: Uuid, index: usize) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/sys/class/block").into_iter().flatten().flatten() {
-        let path = Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/"));
-        let Ok(device) = RawDevice::open(&path, Access::SharedRead) else { continue };
-        let Ok(label) = label::read(&device) else { continue };
+        let path = node(&entry);
+        let Some(label) = label_of(&path) else { continue };
         let claims = label.newest.claims();
         if claims.volume == volume && usize::from(claims.replica_index) == index {
             found.push(path);
@@ -82,6 +78,17 @@ pub fn replica(volume: Uuid, index: usize) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+/// The device node of an entry of /sys/class/block. Some kernel names hold a slash, which sysfs writes as an exclamation
+/// mark.
+fn node(entry: &DirEntry) -> PathBuf {
+    Path::new("/dev").join(entry.file_name().to_string_lossy().replace('!', "/"))
+}
+
+/// The label on the device at `path`, if one can be read. Nothing in it is authenticated.
+pub(super) fn label_of(path: &Path) -> Option<label::Found> {
+    label::read(&RawDevice::open(path, Access::SharedRead).ok()?).ok()
 }
 
 /// Whether the topmost mount at `mountpoint` is a scelle volume whose daemon has died. After that, what the kernel has

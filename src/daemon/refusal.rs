@@ -1,10 +1,9 @@
 //! Takes a refused mount into the audit trail too, although there is no volume yet that it could be written to.
 
 use super::WITNESS_DIR;
+use super::find;
 use super::request::Request;
 use crate::audit::{Actor, Entry, Event, Object, Reason, Reports};
-use crate::device::raw::{Access, RawDevice};
-use crate::label;
 use crate::limits::REPLICAS_MAX;
 use crate::os::process;
 use crate::problem::{ExitCode, Problem};
@@ -19,9 +18,7 @@ pub fn report(request: &Request, problem: &Problem) {
     let user = Actor::user(&process::identity());
     let mut volumes = Vec::new();
     for path in request.sources.iter().take(REPLICAS_MAX) {
-        let Ok(device) = RawDevice::open(path, Access::SharedRead) else { continue };
-        let Ok(label) = label::read(&device) else { continue };
-        volumes.push(label.newest.claims().volume);
+        volumes.extend(find::label_of(path).map(|label| label.newest.claims().volume));
     }
     volumes.sort_unstable();
     volumes.dedup();

@@ -5,19 +5,19 @@ use rustix::mount::{MountFlags, mount_remount};
 
 use crate::control::{VolumeState, ask};
 use crate::daemon::{MountOptions, Request, find};
+use crate::probe::mounts;
 use crate::problem::{Code, ExitCode, Problem};
 
 /// Changes the flags of the mount: `ro`, `suid`, `dev`, `noexec`, `sync`. Data written before `ro` is durable when this
 /// returns. Other options are those of the mount itself, which mount(8) repeats: none of them is changed.
 pub(super) fn run(request: &Request) -> Result<ExitCode, Problem> {
     let (mountpoint, place) = (&request.mountpoint, request.mountpoint.display());
-    let mounts = find::mounts();
-    if !mounts.iter().rfind(|mount| mount.mountpoint == *mountpoint).is_some_and(find::is_ours) {
+    if !mounts::topmost(&find::mounts(), mountpoint).is_some_and(find::is_ours) {
         return Err(Problem::new(Code::RemountNotMounted, format!("no scelle volume is mounted at {place}")));
     }
-    let daemon = ask::daemon_at(mountpoint)?
+    let (daemon, status) = ask::daemon_at(mountpoint)?
         .ok_or_else(|| Problem::new(Code::Control, format!("the daemon of {place} does not answer")))?;
-    if !request.options.read_only && daemon.status()?.state == VolumeState::ReadOnly {
+    if !request.options.read_only && status.state == VolumeState::ReadOnly {
         let text = format!("{place} cannot be made writable: the volume accepts no change");
         return Err(Problem::new(Code::RemountReadOnly, text));
     }
