@@ -52,7 +52,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::crypto::{self, Binding, Keys, random_bytes};
+use crate::crypto::{self, Keys, random_bytes};
 use crate::label::{Lineage, MountId, Root};
 use crate::mirror::quorum::{Quorum, Stamp};
 use crate::mirror::{self, Mirror};
@@ -466,11 +466,6 @@ impl Store {
     fn take(&self, want: u64, goal: Goal) -> Option<Run> {
         self.space.lock().take(want, goal)
     }
-}
-
-/// What a block of data of this volume is bound to.
-fn data_binding(volume: Uuid, run: Run, block: u64) -> Binding {
-    Binding::data(volume, run.addr.add(block))
 }
 
 /// A tag of zeros, for entries that are being filled.

@@ -190,7 +190,7 @@ impl Audit {
         Entry::noticed(object, Event::ResyncRefused).because([why.into()])
     }
 
-    /// The entry for a registry that came into force while the volume was in use.
+    /// The entry for a registry that came into force.
     pub fn registry_accepted(registry: &VerifiedRegistry) -> Entry {
         let object = Object::Registry { version: Some(registry.version()) };
         Entry::noticed(object, Event::RegistryAccepted(registry.into()))

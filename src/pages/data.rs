@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use super::{Error, NO_TAG, Result, Store, Written, data_binding};
+use super::{Error, NO_TAG, Result, Store, Written};
+use crate::crypto::Binding;
 use crate::device::AlignedBuf;
 use crate::limits::{EXTENT_BLOCKS_MAX, REQUEST_BYTES_MAX};
 use crate::space::Goal;
@@ -98,7 +99,7 @@ impl Store {
         let blocks = plain.chunks_exact(BLOCK_SIZE).zip(sealed.chunks_exact_mut(BLOCK_SIZE)).zip(&mut tags);
         for (i, ((plain, out), tag)) in blocks.enumerate() {
             let i = i as u64;
-            *tag = cipher.seal_block(&data_binding(self.volume, run, i), first.add(i), plain, out);
+            *tag = cipher.seal_block(&Binding::data(self.volume, run.addr.add(i)), first.add(i), plain, out);
         }
         self.mirror.submit(run.addr, Arc::new(sealed))?;
         for (i, tags) in tags.chunks(EXTENT_BLOCKS_MAX as usize).enumerate() {
@@ -158,7 +159,7 @@ impl Store {
                 cipher = (part.id.epoch, self.keys.data(part.id.epoch));
             }
             let out = &mut out[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE];
-            let at = data_binding(self.volume, run, i as u64);
+            let at = Binding::data(self.volume, run.addr.add(i as u64));
             cipher.1.open_block(&at, part.id.add(skip), &part.tags[skip as usize], sealed, out).is_ok()
         })?;
         Ok(())

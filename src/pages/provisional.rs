@@ -53,12 +53,12 @@
 //! `journal_async_commit`).
 
 use super::tree::{self, FANOUT, NodeId, Pointer, TreeKind};
-use super::{Page, Unit, data_binding};
-use crate::crypto::Keys;
+use super::{Page, Unit};
+use crate::crypto::{Binding, Keys};
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::label::{PROVISIONAL_BLOCKS_MAX, Provisional, Root, TreeRef, WrittenBlock};
 use crate::mirror::device_offset;
-use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, Uuid, WriteId};
+use crate::units::{BLOCK_SIZE, BlockAddr, Tag, Uuid, WriteId};
 
 /// Most pages and nodes of a commit with a provisional root: 1 MiB to look at on each replica after a crash. Also the
 /// most blocks that such a commit frees: so much is not free yet after it. A larger commit does not feel the second
@@ -140,7 +140,7 @@ impl Proof {
             search.tree(TreeKind::Database, &root.db);
             for WrittenBlock { addr, counter, tag } in provisional.blocks() {
                 let id = WriteId { epoch: root.epoch(), counter: *counter };
-                search.unit(&Unit { at: data_binding(volume, Run::new(*addr, 1), 0), id, tag: *tag });
+                search.unit(&Unit { at: Binding::data(volume, *addr), id, tag: *tag });
             }
         }
         search.proof
@@ -165,13 +165,13 @@ impl Search<'_> {
     fn tree(&mut self, kind: TreeKind, at: &TreeRef) {
         let is_new = at.pages > 0 && at.birth == self.root.generation;
         if let Some(top) = at.height.checked_sub(1).filter(|_| is_new) {
-            self.node(kind, (top, 0), &Pointer { addr: at.addr, birth: at.birth, id: at.id, tag: at.tag });
+            self.node(kind, (top, 0), &at.into());
         }
     }
 
     fn node(&mut self, kind: TreeKind, id: NodeId, entry: &Pointer) {
         let at = kind.node(self.volume, entry.addr, id);
-        let Some(plain) = self.unit(&Unit { at, id: entry.id, tag: entry.tag }) else { return };
+        let Some(plain) = self.unit(&entry.unit(at)) else { return };
         for (i, entry) in (0..).zip(tree::decode(&plain).iter()) {
             let Some(entry) = entry.filter(|entry| entry.birth == self.root.generation) else { continue };
             let child = id.1 * FANOUT + i;
@@ -179,7 +179,7 @@ impl Search<'_> {
                 self.node(kind, (id.0 - 1, child), &entry);
             } else {
                 let at = kind.page(self.volume, entry.addr, child);
-                self.unit(&Unit { at, id: entry.id, tag: entry.tag });
+                self.unit(&entry.unit(at));
             }
         }
     }

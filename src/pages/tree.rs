@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{Error, Page, Result};
+use super::{Error, Page, Result, Unit};
 use crate::crypto::{Binding, Keys, Kind};
 use crate::label::TreeRef;
 use crate::mirror::Mirror;
@@ -79,6 +79,20 @@ pub struct Pointer {
     pub tag: Tag,
 }
 
+/// To the top of a tree that has pages.
+impl From<&TreeRef> for Pointer {
+    fn from(at: &TreeRef) -> Self {
+        Self { addr: at.addr, birth: at.birth, id: at.id, tag: at.tag }
+    }
+}
+
+impl Pointer {
+    /// The unit that it leads to, which is bound to `at`.
+    pub fn unit(&self, at: Binding) -> Unit {
+        Unit { at, id: self.id, tag: self.tag }
+    }
+}
+
 /// Level and index of a node.
 pub type NodeId = (u8, u64);
 
@@ -136,7 +150,7 @@ pub struct Tree {
 impl Tree {
     /// The tree that a root record refers to. Nothing is read yet.
     pub fn from_ref(kind: TreeKind, at: &TreeRef) -> Self {
-        let root = (at.pages > 0).then_some(Pointer { addr: at.addr, birth: at.birth, id: at.id, tag: at.tag });
+        let root = (at.pages > 0).then(|| at.into());
         Self { kind, root, height: at.height.min(HEIGHT_MAX), pages: at.pages, nodes: HashMap::new(), changing: false }
     }
 

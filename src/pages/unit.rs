@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Page, Result, Store, data_binding};
+use super::{Page, Result, Store};
 use crate::crypto::{Binding, Keys, Kind};
 use crate::device::AlignedBuf;
 use crate::mirror::Incarnation;
@@ -46,7 +46,7 @@ pub enum Finding {
 impl Store {
     /// The unit of one block of file data.
     pub fn data_unit(&self, addr: BlockAddr, id: WriteId, tag: Tag) -> Unit {
-        Unit { at: data_binding(self.volume, Run::new(addr, 1), 0), id, tag }
+        Unit { at: Binding::data(self.volume, addr), id, tag }
     }
 
     /// The allocated blocks as of the last commit.

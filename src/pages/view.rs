@@ -233,13 +233,13 @@ impl<'a> View<'a> {
             Some(id) => kind.node(self.store.volume, entry.addr, id),
             None => kind.page(self.store.volume, entry.addr, place.first),
         };
-        Unit { at, id: entry.id, tag: entry.tag }
+        entry.unit(at)
     }
 }
 
 fn top(tree: &TreeRef) -> Option<Pointer> {
     let is_there = tree.pages > 0 && tree.height > 0;
-    is_there.then_some(Pointer { addr: tree.addr, birth: tree.birth, id: tree.id, tag: tree.tag })
+    is_there.then(|| tree.into())
 }
 
 fn height(tree: &TreeRef) -> u8 {

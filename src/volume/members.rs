@@ -152,7 +152,7 @@ impl Members {
 
     /// The last generation that replica `index` holds for certain.
     pub(super) fn generation(&self, index: usize) -> Generation {
-        if self.store.mirror().state(index).0 == State::InSync {
+        if self.state(index) == State::InSync {
             return self.store.generation();
         }
         let at_the_mount = self.at_mount.lock().left_at.get(index).copied().unwrap_or_default();
@@ -161,9 +161,7 @@ impl Members {
 
     /// Bytes done and bytes in all of a replica's resync; nothing when the replica is not being resynced.
     pub(super) fn progress(&self, index: usize) -> Option<(u64, u64)> {
-        let resyncs = self.resyncs.lock();
-        let resyncing = resyncs.iter().rev().find(|r| r.resync.index == index && !r.thread.is_finished())?;
-        (self.store.mirror().state(index).0 == State::Resyncing).then(|| resyncing.resync.progress())
+        self.under_way(index, |r| (self.state(index) == State::Resyncing).then(|| r.resync.progress()))?
     }
 
     /// The long work on the replicas: what is under way, and what has ended.
@@ -173,9 +171,13 @@ impl Members {
 
     /// The task by which a replica is being resynced.
     pub fn task(&self, index: usize) -> Option<u64> {
+        self.under_way(index, |r| r.task.id())
+    }
+
+    /// What `of` says of the resync of a replica that is under way.
+    fn under_way<T>(&self, index: usize, of: impl FnOnce(&Resyncing) -> T) -> Option<T> {
         let resyncs = self.resyncs.lock();
-        let resyncing = resyncs.iter().rev().find(|r| r.resync.index == index && !r.thread.is_finished())?;
-        Some(resyncing.task.id())
+        resyncs.iter().rev().find(|r| r.resync.index == index && !r.thread.is_finished()).map(of)
     }
 
     /// The replica that the registry calls `id`.
@@ -185,7 +187,7 @@ impl Members {
 
     /// Replicas that are not in use, in the order of the replica table.
     pub fn absent(&self) -> Vec<usize> {
-        let in_use = |index: usize| matches!(self.store.mirror().state(index).0, State::InSync | State::Resyncing);
+        let in_use = |index: usize| matches!(self.state(index), State::InSync | State::Resyncing);
         (0..self.store.mirror().len()).filter(|index| self.row(*index).is_some() && !in_use(*index)).collect()
     }
 

@@ -428,8 +428,7 @@ impl Open {
             entries.push(Entry::done(audit.user(), Object::Volume, event));
         }
         if opening.new_registry {
-            let object = Object::Registry { version: Some(registry.version()) };
-            entries.push(Entry::noticed(object, Event::RegistryAccepted(registry.into())));
+            entries.push(Audit::registry_accepted(registry));
         }
         audit.begin(entries)?;
         audit.observe();

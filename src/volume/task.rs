@@ -50,7 +50,7 @@ pub(super) struct Task {
     work: Arc<dyn Work>,
     began: SystemTime,
     /// The work is to end soon.
-    stop: Arc<AtomicBool>,
+    stop: AtomicBool,
     /// Somebody asked the work to end; else the end of the volume did.
     cancelled: AtomicBool,
     ended: Mutex<Option<(SystemTime, Outcome)>>,
@@ -63,7 +63,7 @@ impl Task {
     }
 
     /// What tells the work to end soon.
-    pub fn stop(&self) -> &Arc<AtomicBool> {
+    pub fn stop(&self) -> &AtomicBool {
         &self.stop
     }
 
@@ -118,7 +118,7 @@ impl Tasks {
             kind,
             work,
             began: SystemTime::now(),
-            stop: Arc::default(),
+            stop: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
             ended: Mutex::default(),
         });

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::crypto::Kind;
+use crate::crypto::{Binding, Kind};
 use crate::label::TreeRef;
 use crate::pages::tree::{FANOUT, NodeId, Pointer, decode};
 use crate::pages::view::CHUNK_UNITS;
