@@ -18,7 +18,6 @@ use scelle::fs::{Caller, Fs};
 use scelle::label::Root;
 use scelle::limits::LABEL_SIZE;
 use scelle::meta::{ExtentRow, Meta};
-use scelle::mirror::{Mirror, State};
 use scelle::pages::{Part, Store, StoreOptions};
 use scelle::space::{Allocator, Bitmap, Goal};
 use scelle::units::meter::Meter;
@@ -40,9 +39,7 @@ fn store() -> Arc<Store> {
     let devices: Vec<Arc<dyn IdentifiedDevice>> =
         ["m0", "m1"].into_iter().map(|name| Arc::new(MemoryDevice::new(name, bytes)) as _).collect();
     let documents = support::documents::Documents::of(&devices);
-    let approve =
-        |device: &Arc<dyn IdentifiedDevice>| (Some(Arc::new(documents.approve(device.clone()))), State::InSync);
-    let mirror = Mirror::new(devices.iter().map(approve).collect()).unwrap();
+    let mirror = documents.mirror(&devices);
     mirror.cache_reads(16 << 20);
     let options = StoreOptions {
         keys: VolumeKey::generate().unwrap().keys(VOLUME),

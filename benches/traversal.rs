@@ -19,7 +19,6 @@ use scelle::device::{BlockDevice, IdentifiedDevice, memory::MemoryDevice};
 use scelle::fs::{Caller, Fs};
 use scelle::label::{self, Root};
 use scelle::limits::LABEL_SIZE;
-use scelle::mirror::{Mirror, State};
 use scelle::pages::{Finding, Store, StoreOptions};
 use scelle::units::{BLOCK_SIZE, Ino, Uuid};
 use scelle::volume::{Item, Progress, Traversal};
@@ -71,9 +70,7 @@ impl Lab {
     fn store(&mut self) -> Arc<Store> {
         let devices: Vec<Arc<dyn IdentifiedDevice>> = self.drives.iter().map(|drive| drive.clone() as _).collect();
         let documents = Documents::of(&devices);
-        let approve =
-            |device: &Arc<dyn IdentifiedDevice>| (Some(Arc::new(documents.approve(device.clone()))), State::InSync);
-        let mirror = Mirror::new(devices.iter().map(approve).collect()).unwrap();
+        let mirror = documents.mirror(&devices);
         mirror.cache_reads(16 << 20);
         let size = self.drives[0].size_bytes();
         let keys = self.key.keys(VOLUME);

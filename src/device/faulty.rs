@@ -391,7 +391,8 @@ impl FaultyDevice {
 }
 
 impl Operation {
-    fn is_change(self) -> bool {
+    /// Whether it changes what the device holds, or what of it is durable.
+    pub fn is_change(self) -> bool {
         matches!(self, Self::Write | Self::Flush)
     }
 }

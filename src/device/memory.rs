@@ -8,22 +8,20 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{BlockDevice, IdentifiedDevice, Result, check_range};
 use crate::probe::{DeviceFacts, FactsError, Node};
 use crate::registry::Transport;
+use crate::units::BLOCK_SIZE;
 
-/// Bytes that a disk keeps together.
-const BLOCK: usize = 4096;
-
-/// What a device holds. A block that was never written is zero. A clone shares its blocks until one of them is written.
+/// What a device holds. A block of [`BLOCK_SIZE`] that was never written is zero. A clone shares its blocks until one of them is written.
 /// Two disks are equal when the same blocks were written and hold the same bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Disk {
     size: u64,
-    blocks: Vec<Option<Arc<[u8; BLOCK]>>>,
+    blocks: Vec<Option<Arc<[u8; BLOCK_SIZE]>>>,
 }
 
 impl Disk {
     /// A disk of `size` bytes that was never written.
     pub fn new(size: u64) -> Self {
-        Self { size, blocks: vec![None; (size as usize).div_ceil(BLOCK)] }
+        Self { size, blocks: vec![None; (size as usize).div_ceil(BLOCK_SIZE)] }
     }
 
     /// A disk that was written from its beginning to its end.
@@ -47,7 +45,7 @@ impl Disk {
     pub fn read(&self, offset: u64, mut buf: &mut [u8]) {
         let (mut block, mut within) = place(offset);
         while !buf.is_empty() {
-            let (part, rest) = buf.split_at_mut(buf.len().min(BLOCK - within));
+            let (part, rest) = buf.split_at_mut(buf.len().min(BLOCK_SIZE - within));
             match &self.blocks[block] {
                 Some(bytes) => part.copy_from_slice(&bytes[within..within + part.len()]),
                 None => part.fill(0),
@@ -60,8 +58,8 @@ impl Disk {
     pub fn write(&mut self, offset: u64, mut bytes: &[u8]) {
         let (mut block, mut within) = place(offset);
         while !bytes.is_empty() {
-            let (part, rest) = bytes.split_at(bytes.len().min(BLOCK - within));
-            let kept = self.blocks[block].get_or_insert_with(|| Arc::new([0; BLOCK]));
+            let (part, rest) = bytes.split_at(bytes.len().min(BLOCK_SIZE - within));
+            let kept = self.blocks[block].get_or_insert_with(|| Arc::new([0; BLOCK_SIZE]));
             Arc::make_mut(kept)[within..within + part.len()].copy_from_slice(part);
             (bytes, block, within) = (rest, block + 1, 0);
         }
@@ -70,7 +68,7 @@ impl Disk {
 
 /// The block that holds an offset, and the offset inside that block.
 fn place(offset: u64) -> (usize, usize) {
-    (offset as usize / BLOCK, offset as usize % BLOCK)
+    (offset as usize / BLOCK_SIZE, offset as usize % BLOCK_SIZE)
 }
 
 /// A block device kept in memory.

@@ -113,8 +113,7 @@ impl Observer for Handle {
             Some(Swap::Repointed) => Answer::Other(self.bay.other.clone()),
             Some(Swap::Renamed | Swap::Revoked) | None => Answer::Itself,
         };
-        let is_change = matches!(operation, Operation::Write | Operation::Flush);
-        let is_late = is_change && self.bay.shut.load(Ordering::SeqCst);
+        let is_late = operation.is_change() && self.bay.shut.load(Ordering::SeqCst);
         self.bay.late.fetch_add(u64::from(is_late), Ordering::SeqCst);
         answer
     }
@@ -291,7 +290,7 @@ struct Moments {
 
 impl Moments {
     fn of(calls: &[Step]) -> Self {
-        let writes = |step: &Step| matches!(step, Step::Device(Operation::Write | Operation::Flush));
+        let writes = |step: &Step| matches!(step, Step::Device(operation) if operation.is_change());
         let first_write = calls.iter().position(writes).unwrap_or(calls.len());
         let last_look = calls[..first_write].iter().rposition(|step| *step == LOOK).unwrap();
         let last_registry = calls[..last_look].iter().rposition(|step| *step == Step::Registry);

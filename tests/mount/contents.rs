@@ -7,12 +7,12 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use scelle::crypto::{KdfParams, Secret};
 use scelle::device::IdentifiedDevice;
 use scelle::device::raw::{Access, RawDevice};
-use scelle::volume::{CreateOptions, Error, create};
+use scelle::volume::{Error, create};
 
-use crate::lab::{Disk, PASSPHRASE, ok, run};
+use crate::lab::{Disk, ok, run};
+use crate::support::court::{create_options, secret};
 use crate::support::documents::Documents;
 
 /// What mkfs programs leave: see the head of the file.
@@ -63,9 +63,7 @@ fn attempt(device: &Path) -> Result<(), Error> {
     let device: Arc<dyn IdentifiedDevice> = Arc::new(RawDevice::open(device, Access::Exclusive).unwrap());
     let documents = Documents::of(std::slice::from_ref(&device));
     let approved = documents.approve(device);
-    let secret = Secret::new(PASSPHRASE.as_bytes().to_vec()).unwrap();
-    let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
-    create(vec![approved], &documents.registry, &secret, &options).map(|_| ())
+    create(vec![approved], &documents.registry, &secret(), &create_options()).map(|_| ())
 }
 
 /// Asserts that the device is refused, and unchanged; returns what was found and the commands that erase it.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use scelle::device::IdentifiedDevice;
+use scelle::mirror::{Mirror, State};
 use scelle::policy::laboratory::{self, Officers};
 use scelle::policy::{ApprovedDevice, Verdict};
 use scelle::probe::host::{HostFacts, Virtualization};
@@ -45,6 +46,12 @@ impl Documents {
 
     pub fn approve(&self, device: Arc<dyn IdentifiedDevice>) -> ApprovedDevice {
         ApprovedDevice::approve(device, &self.registry, &self.host, self.today).unwrap()
+    }
+
+    /// A mirror of these devices, all of them in sync.
+    pub fn mirror(&self, devices: &[Arc<dyn IdentifiedDevice>]) -> Mirror {
+        let row = |device: &Arc<_>| (Some(Arc::new(self.approve(Arc::clone(device)))), State::InSync);
+        Mirror::new(devices.iter().map(row).collect()).unwrap()
     }
 
     /// The policy looks at the device again.
