@@ -23,6 +23,7 @@
 mod attr;
 mod awake;
 mod handlers;
+mod mount;
 mod place;
 mod reply;
 mod rights;
@@ -31,6 +32,7 @@ mod session;
 mod sync;
 mod tune;
 
+pub use mount::{MountConfig, OwnMount, UnmountError};
 pub use place::{Locator, PLACE_XATTR};
-pub use session::{MountConfig, Session};
+pub use session::Session;
 pub use tune::tune_readahead;

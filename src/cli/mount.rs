@@ -57,7 +57,7 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
         return remount::run(&request);
     }
     request.sources = find::devices(&request.sources)?;
-    find::prepare_mountpoint(&request.mountpoint)?;
+    find::prepare_mountpoint(&request)?;
     let secret = secret::obtain(request.passphrase_file.as_deref(), secret::Purpose::Open)?;
     if request.foreground {
         logging::to_terminal();

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use crate::control::{ClientError, ask};
+use crate::daemon::find;
 use crate::os;
 use crate::os::process::{self, Unmount};
+use crate::probe::mounts::{self, Mount};
 use crate::problem::{Code, ExitCode, Problem};
 
 /// Longest wait for the last commit and the daemon's end.
@@ -40,15 +42,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
 /// Unmounts, and waits for the daemon's end unless the mount may still be in use.
 pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Problem> {
     let mountpoint = os::mountpoint_path(mountpoint);
+    let mount = ours(&find::mounts(), &mountpoint)?;
     if how == Unmount::Lazy {
         return match process::unmount(&mountpoint, how) {
             Ok(()) => Ok(ExitCode::Done),
             Err(error) => Err(unmount_failure(&mountpoint, &error)),
         };
     }
-    let daemon = ask::daemon_at(&mountpoint);
+    let daemon = ask::daemon_of(&mount);
     let watch = match &daemon {
-        Ok(Some((client, _))) => Some(client.watch_end()?),
+        Ok(Some(client)) => Some(client.watch_end()?),
         Ok(None) | Err(_) => None,
     };
     process::unmount(&mountpoint, how).map_err(|error| unmount_failure(&mountpoint, &error))?;
@@ -84,6 +87,26 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Probl
         std::thread::sleep(POLL);
     }
     Ok(ExitCode::Done)
+}
+
+/// The mount that a call of umount2(2) would take away, if it is a scelle volume.
+fn ours(mounts: &[Mount], mountpoint: &Path) -> Result<Mount, Problem> {
+    let place = mountpoint.display();
+    let not_ours = |text| Err(Problem::new(Code::UmountNotMounted, text));
+    let Some(top) = mounts::topmost(mounts, mountpoint) else {
+        return not_ours(format!("{place} is not a mount point"));
+    };
+    if find::is_ours(top) {
+        return Ok(top.clone());
+    }
+    let below = mounts.iter().any(|mount| mount.mountpoint == mountpoint && find::is_ours(mount));
+    let text = match below {
+        true => {
+            format!("another filesystem ({}) is mounted over the volume at {place}; unmount that one first", top.kind)
+        }
+        false => format!("no scelle volume is mounted at {place}, but another filesystem ({})", top.kind),
+    };
+    not_ours(text).map_err(|problem: Problem| problem.advise(format!("umount {place} unmounts it.")))
 }
 
 fn unmount_failure(mountpoint: &Path, error: &std::io::Error) -> Problem {

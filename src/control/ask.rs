@@ -7,21 +7,35 @@ use super::RUN_DIR;
 use super::client::{Client, ClientError, daemons};
 use super::status::VolumeStatus;
 use crate::os;
+use crate::probe::mounts::Mount;
 use crate::problem::{Code, Problem};
 
-/// Daemons with their status; and, if some daemons do not answer, the problem that says so.
-pub type Heard = (Vec<(Client, VolumeStatus)>, Option<Problem>);
+/// Daemons with their answers; and, if some daemons do not answer, the problem that says so.
+pub type Answers<T> = (Vec<(Client, T)>, Option<Problem>);
 
-/// Asks all daemons at once, and returns those whose volume is `wanted`. With `only_one`, the first such answer ends
-/// the wait.
+/// Daemons with their status.
+pub type Heard = Answers<VolumeStatus>;
+
+/// Asks all daemons at once for their status, and returns those whose volume is `wanted`. With `only_one`, the first
+/// such answer ends the wait.
 pub fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<Heard, Problem> {
+    let (mut found, silent) = answers(only_one, Client::status, wanted)?;
+    found.sort_by(|(_, one), (_, other)| one.uuid.cmp(&other.uuid));
+    Ok((found, silent))
+}
+
+fn answers<T: Send + 'static>(
+    only_one: bool,
+    question: fn(&Client) -> Result<T, ClientError>,
+    wanted: impl Fn(&T) -> bool,
+) -> Result<Answers<T>, Problem> {
     let system = |error| Problem::new(Code::Control, format!("{RUN_DIR}: {error}"));
     let (sender, receiver) = mpsc::channel();
     for daemon in daemons(Path::new(RUN_DIR)).map_err(system)? {
         let sender = sender.clone();
         let ask = move || {
             // If nobody listens any more, the asker has heard enough.
-            let _ = sender.send((daemon.status(), daemon));
+            let _ = sender.send((question(&daemon), daemon));
         };
         std::thread::Builder::new().name("ask".into()).spawn(ask).map_err(system)?;
     }
@@ -29,8 +43,8 @@ pub fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<H
     let (mut found, mut unheard) = (Vec::new(), Vec::new());
     for (answer, daemon) in receiver {
         match answer {
-            Ok(status) if wanted(&status) => {
-                found.push((daemon, status));
+            Ok(answer) if wanted(&answer) => {
+                found.push((daemon, answer));
                 if only_one {
                     break;
                 }
@@ -40,7 +54,6 @@ pub fn heard(only_one: bool, wanted: impl Fn(&VolumeStatus) -> bool) -> Result<H
             Ok(_) => {}
         }
     }
-    found.sort_by(|(_, one), (_, other)| one.uuid.cmp(&other.uuid));
     Ok((found, unheard_of(unheard)))
 }
 
@@ -86,14 +99,14 @@ fn is_called(volume: &VolumeStatus, name: &str) -> bool {
         || (is_path(name) && Path::new(&volume.mountpoint) == os::mountpoint_path(Path::new(name)))
 }
 
-/// The daemon that serves the mount at `mountpoint`, and its status. `None` is returned only when all daemons were heard.
-pub fn daemon_at(mountpoint: &Path) -> Result<Option<(Client, VolumeStatus)>, Problem> {
-    let (mut found, silent) = heard(true, |status| Path::new(&status.mountpoint) == mountpoint)?;
+/// The daemon that serves `mount`, of whatever version it is. `None` is returned only when all daemons were heard.
+pub fn daemon_of(mount: &Mount) -> Result<Option<Client>, Problem> {
+    let (mut found, silent) = answers(true, Client::greeting, |greeting| greeting.serves(mount.dev))?;
     match (found.pop(), silent) {
-        (Some(one), _) => Ok(Some(one)),
+        (Some((daemon, _)), _) => Ok(Some(daemon)),
         (None, None) => Ok(None),
         (None, Some(silent)) => {
-            let place = mountpoint.display();
+            let place = mount.mountpoint.display();
             let text = format!("whether a daemon still serves {place} is not known: {}", silent.text);
             Err(Problem { text, ..silent })
         }

@@ -95,6 +95,15 @@ impl Client {
         Self { path: dir.join(format!("{uuid}.sock")) }
     }
 
+    /// Who answers.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; never [`ClientError::Version`].
+    pub fn greeting(&self) -> Result<Greeting, ClientError> {
+        let mut stream = line::connect(&self.path, KNOWN_WAIT).map_err(|source| self.failed(source))?;
+        line::receive(&mut stream, Some(KNOWN_WAIT)).map_err(|source| self.failed(source))
+    }
+
     /// Asks to be told of the volume's end. The answer comes through [`EndWatch::wait`].
     ///
     /// # Errors
@@ -225,6 +234,7 @@ mod tests {
     use super::super::status::{TaskReport, VolumeStatus, sample};
     use super::*;
     use crate::limits;
+    use crate::os::DevNo;
 
     /// Syncs wait for as long as the lock is held.
     #[derive(Default)]
@@ -269,8 +279,12 @@ mod tests {
 
     const UUID: Uuid = Uuid::from_random([7; 16]);
 
+    fn serve(dir: &Path, handler: Arc<Fixed>) -> io::Result<Server> {
+        Server::start(dir, &UUID.to_string(), Path::new("/srv/archives"), handler)
+    }
+
     fn start(dir: &Path) -> Server {
-        Server::start(dir, &UUID.to_string(), Arc::new(Fixed::default())).unwrap()
+        serve(dir, Arc::default()).unwrap()
     }
 
     /// The socket of a daemon that the test itself plays.
@@ -340,7 +354,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let handler = Arc::new(Fixed::default());
         let held = handler.0.lock();
-        let server = Server::start(dir.path(), &UUID.to_string(), Arc::<Fixed>::clone(&handler)).unwrap();
+        let server = serve(dir.path(), Arc::<Fixed>::clone(&handler)).unwrap();
         let client = Client::new(dir.path(), UUID);
         let ask = |_| {
             let client = client.clone();
@@ -362,7 +376,7 @@ mod tests {
         ending.join().unwrap();
 
         // What waits for ever holds the end up for a moment only.
-        let server = Server::start(dir.path(), &UUID.to_string(), Arc::<Fixed>::clone(&handler)).unwrap();
+        let server = serve(dir.path(), Arc::<Fixed>::clone(&handler)).unwrap();
         let held = handler.0.lock();
         let asking = ask(0);
         while Arc::strong_count(&handler) == 2 {
@@ -373,6 +387,20 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
         drop(held);
         assert!(asking.join().unwrap().contains("read-only"));
+    }
+
+    #[test]
+    fn the_greeting_says_which_mount_the_daemon_serves() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = start(dir.path());
+        let client = Client::new(dir.path(), UUID);
+        let dev = DevNo { major: 0, minor: 46 };
+        let before = client.greeting().unwrap();
+        assert_eq!((before.mountpoint.as_str(), before.serves(dev)), ("/srv/archives", false));
+        server.mounted(dev);
+        let after = client.greeting().unwrap();
+        assert!(after.serves(dev) && !after.serves(DevNo { major: 0, minor: 47 }), "{after:?}");
+        assert_eq!(after.filesystem.as_deref(), Some("0:46"));
     }
 
     #[test]
@@ -393,7 +421,7 @@ mod tests {
     fn one_daemon_a_volume_and_a_dead_socket_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let server = start(dir.path());
-        let again = Server::start(dir.path(), &UUID.to_string(), Arc::new(Fixed::default())).unwrap_err();
+        let again = serve(dir.path(), Arc::default()).unwrap_err();
         assert_eq!(again.kind(), ErrorKind::AddrInUse);
         drop(server);
         drop(listen(dir.path()));
@@ -415,10 +443,7 @@ mod tests {
         let path = dir.path().join(format!("{UUID}.sock"));
         let full = (0..100_000).find_map(|_| line::connect(&path, soon).err()).unwrap();
         assert_eq!(full.kind(), ErrorKind::TimedOut);
-        assert_eq!(
-            Server::start(dir.path(), &UUID.to_string(), Arc::new(Fixed::default())).unwrap_err().kind(),
-            ErrorKind::AddrInUse
-        );
+        assert_eq!(serve(dir.path(), Arc::default()).unwrap_err().kind(), ErrorKind::AddrInUse);
         drop(stopped);
         assert!(!Client::new(dir.path(), UUID).status().unwrap_err().is_silent());
     }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::os::DevNo;
 use crate::problem::{Code, Problem};
 
 /// Number of this form of the protocol. The greeting and the call `end` keep their form for ever, so that a daemon of
@@ -23,6 +24,20 @@ pub struct Greeting {
     pub volume: String,
     /// Its process number.
     pub pid: u32,
+    /// Where it was asked to mount.
+    #[serde(default)]
+    pub mountpoint: String,
+    /// Number of the mounted filesystem's device, as the mount table shows it (`0:46`); none until it is mounted. A mount
+    /// point may have been taken away since, and may hold another mount: this number is no other's.
+    #[serde(default)]
+    pub filesystem: Option<String>,
+}
+
+impl Greeting {
+    /// Whether the mounted filesystem with this number is the daemon's.
+    pub fn serves(&self, dev: DevNo) -> bool {
+        self.filesystem.as_deref().and_then(DevNo::parse) == Some(dev)
+    }
 }
 
 /// A question, as it travels.

@@ -6,8 +6,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use serde_json::Value;
 use super::calls::{Call, Handler};
 use super::line;
 use super::protocol::{Answer, AtOnce, END, Greeting, PROTOCOL, Request, Waits, not_understood};
+use crate::os::DevNo;
 use crate::problem::{Code, Problem};
 
 /// Longest wait for a client to send its request or to take its answer.
@@ -40,6 +41,8 @@ pub struct Server {
 #[derive(Debug, Default)]
 struct Shared {
     ending: AtomicBool,
+    /// Number of the mounted filesystem's device.
+    filesystem: OnceLock<DevNo>,
     awaiting: Mutex<Vec<UnixStream>>,
     /// The calls under way of which there can be only one, a bit for each.
     alone: AtomicU64,
@@ -52,13 +55,15 @@ impl Server {
     ///
     /// # Errors
     /// `AddrInUse` when a daemon answers there already, else what the system says.
-    pub fn start(dir: &Path, name: &str, handler: Arc<dyn Handler>) -> io::Result<Self> {
+    pub fn start(dir: &Path, name: &str, mountpoint: &Path, handler: Arc<dyn Handler>) -> io::Result<Self> {
         let path = dir.join(format!("{name}.sock"));
         let greeting = Greeting {
             protocol: PROTOCOL,
             program: env!("CARGO_PKG_VERSION").to_owned(),
             volume: name.to_owned(),
             pid: std::process::id(),
+            mountpoint: mountpoint.to_string_lossy().into_owned(),
+            filesystem: None,
         };
         let listener = bind_privately(dir, name, &path)?;
         let shared = Arc::new(Shared::default());
@@ -67,6 +72,12 @@ impl Server {
             move || serve(&listener, &greeting, &shared, &handler)
         })?;
         Ok(Self { path, shared, thread: Some(thread) })
+    }
+
+    /// From now on every greeting says that the volume is mounted, as the filesystem with this number.
+    pub fn mounted(&self, filesystem: DevNo) {
+        // A volume is mounted once: a second number would be a mistake, and the first stays.
+        let _ = self.shared.filesystem.set(filesystem);
     }
 
     /// Stops listening, and tells every client that waits for the end how the volume ended.
@@ -139,7 +150,8 @@ fn serve(listener: &UnixListener, greeting: &Greeting, shared: &Arc<Shared>, han
 }
 
 fn serve_one(mut stream: UnixStream, greeting: &Greeting, shared: &Arc<Shared>, handler: &Arc<dyn Handler>) {
-    if line::send(&mut stream, greeting, CLIENT_WAIT).is_err() {
+    let filesystem = shared.filesystem.get().map(DevNo::to_string);
+    if line::send(&mut stream, &Greeting { filesystem, ..greeting.clone() }, CLIENT_WAIT).is_err() {
         return;
     }
     let outcome = match line::receive::<Request>(&mut stream, Some(CLIENT_WAIT)) {

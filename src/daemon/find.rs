@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::statfs;
 use rustix::io::Errno;
 
+use super::request::Request;
 use crate::device::raw::{Access, RawDevice};
 use crate::label;
 use crate::limits::REPLICAS_MAX;
 use crate::os::absolute;
+use crate::os::process::{Unmount, unmount};
 use crate::probe::mounts::{self, Mount};
 use crate::probe::sys::Kernel;
 use crate::problem::{Code, Problem};
@@ -91,13 +93,6 @@ pub(super) fn label_of(path: &Path) -> Option<label::Found> {
     label::read(&RawDevice::open(path, Access::SharedRead).ok()?).ok()
 }
 
-/// Whether the topmost mount at `mountpoint` is a scelle volume whose daemon has died. After that, what the kernel has
-/// cached can still be looked at, opened and listed. The state of the filesystem is asked anew each time, so it shows.
-pub fn is_dead_mount(mountpoint: &Path) -> bool {
-    let ours = mounts::topmost(&mounts(), mountpoint).is_some_and(|mount| mount.kind == "fuse.scelle");
-    ours && statfs(mountpoint).is_err_and(|error| error == Errno::NOTCONN)
-}
-
 /// Whether root has mounted it as a scelle volume. Users can mount a FUSE filesystem of their own under any type, but
 /// the kernel says whose mount it is.
 pub fn is_ours(mount: &Mount) -> bool {
@@ -109,15 +104,12 @@ pub fn mounts() -> Vec<Mount> {
     mounts::read(&Kernel).unwrap_or_default()
 }
 
-/// Refuses a folder that nothing can be mounted on, and clears away a mount of ours whose daemon has died.
-pub fn prepare_mountpoint(mountpoint: &Path) -> Result<(), Problem> {
-    use crate::os::process::{Unmount, unmount};
-    if is_dead_mount(mountpoint) {
-        unmount(mountpoint, Unmount::Lazy).map_err(|error| {
-            let text =
-                format!("{} is a mount whose daemon has died, and cannot be cleared: {error}", mountpoint.display());
-            Problem::new(Code::MountpointDead, text)
-        })?;
+/// Refuses a folder that nothing can be mounted on, or where something is mounted; and clears away a mount of the same
+/// volume whose daemon has died.
+pub fn prepare_mountpoint(request: &Request) -> Result<(), Problem> {
+    let mountpoint = &request.mountpoint;
+    if let Some(mount) = mounts::topmost(&mounts(), mountpoint) {
+        prepare_mount(request, mount)?;
     }
     match fs::metadata(mountpoint) {
         Ok(meta) if meta.is_dir() => Ok(()),
@@ -126,9 +118,31 @@ pub fn prepare_mountpoint(mountpoint: &Path) -> Result<(), Problem> {
     }
 }
 
+fn prepare_mount(request: &Request, mount: &Mount) -> Result<(), Problem> {
+    let place = mount.mountpoint.display();
+    // An automount waits there for exactly this mount.
+    if mount.kind == "autofs" {
+        return Ok(());
+    }
+    let dead = is_ours(mount) && statfs(&mount.mountpoint).is_err_and(|error| error == Errno::NOTCONN);
+    if !dead {
+        let text = format!("something is mounted at {place} already: {} ({})", mount.source, mount.kind);
+        return Err(Problem::new(Code::MountpointTaken, text));
+    }
+    if !request.is_shown_as(&mount.source) {
+        let text = format!("a mount of {} whose daemon has died is at {place}", mount.source);
+        return Err(Problem::new(Code::MountpointDead, text));
+    }
+    unmount(&mount.mountpoint, Unmount::Lazy).map_err(|error| {
+        let text = format!("{place} is a mount whose daemon has died, and cannot be cleared: {error}");
+        Problem::new(Code::MountpointDead, text)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::MountOptions;
     use super::*;
 
     #[test]
@@ -143,8 +157,15 @@ mod tests {
     #[test]
     fn only_folders_are_mount_points() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(prepare_mountpoint(file.path()).unwrap_err().code, Code::Mountpoint);
-        assert_eq!(prepare_mountpoint(Path::new("/nonexistent")).unwrap_err().exit(), crate::problem::ExitCode::Usage);
-        assert!(prepare_mountpoint(Path::new("/")).is_ok());
+        let folder = tempfile::tempdir().unwrap();
+        let at = |path: &Path| {
+            let request = Request::of_helper("archives".as_ref(), path.as_os_str(), MountOptions::default());
+            prepare_mountpoint(&request).map_err(|problem| problem.code)
+        };
+        assert_eq!(at(file.path()), Err(Code::Mountpoint));
+        assert_eq!(at(Path::new("/nonexistent")), Err(Code::Mountpoint));
+        assert_eq!(at(folder.path()), Ok(()));
+        // Something is mounted there already.
+        assert_eq!(at(Path::new("/")), Err(Code::MountpointTaken));
     }
 }

@@ -100,6 +100,11 @@ impl Request {
     pub fn shown(&self, sovereign: bool) -> String {
         format!("{}{}", if sovereign { "" } else { LABORATORY }, self.named)
     }
+
+    /// Whether a mount with this source in the mount table was asked for in the same words.
+    pub fn is_shown_as(&self, source: &str) -> bool {
+        source.strip_prefix(LABORATORY).unwrap_or(source) == self.named
+    }
 }
 
 #[cfg(test)]
@@ -112,6 +117,8 @@ mod tests {
         let of = |source: &str| Request::of_helper(OsStr::new(source), OsStr::new("/mnt"), MountOptions::default());
         for source in ["archives", "/dev/a:/dev/b", "/dev/disk/by-id/nvme-A"] {
             assert_eq!(of(source).shown(true), source);
+            assert!(of(source).is_shown_as(source) && of(source).is_shown_as(&of(source).shown(false)));
+            assert!(!of(source).is_shown_as("another"));
             let laboratory = of(source).shown(false);
             assert_eq!(laboratory, format!("not-sovereign:laboratory-registry:{source}"));
             assert_eq!(of(&laboratory).shown(false), laboratory);

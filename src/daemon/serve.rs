@@ -11,11 +11,11 @@ use super::request::Request;
 use super::watch::{Checker, Watch};
 use super::{WITNESS_DIR, devices, find, place, report, resync};
 use crate::audit::Audit;
-use crate::control::{self, Handler, ResyncAnswer, SealedTrail, Server, TaskReport, VolumeStatus, ask};
+use crate::control::{self, Greeting, Handler, ResyncAnswer, SealedTrail, Server, TaskReport, VolumeStatus, ask};
 use crate::crypto::Secret;
 use crate::device::raw::Access;
 use crate::fs;
-use crate::fuse::{Locator, MountConfig, Session, tune_readahead};
+use crate::fuse::{Locator, MountConfig, OwnMount, Session, UnmountError, tune_readahead};
 use crate::limits::{CACHE_BYTES_DEFAULT_MAX, CACHE_BYTES_DEFAULT_MIN};
 use crate::os::process::{self, EndSignals, Unmount};
 use crate::policy::ApprovedDevice;
@@ -41,7 +41,6 @@ pub struct Mounted {
     session: Session,
     served: Arc<Served>,
     server: Server,
-    mountpoint: PathBuf,
     signals: EndSignals,
     idle: Option<Duration>,
 }
@@ -74,10 +73,13 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
     let config = config(request, &open);
     let (uuid, fs) = (open.uuid(), Arc::clone(open.fs()));
     let served = Served::new(open, request, registry).map_err(|error| system("starting the watch", error))?;
-    let server = Server::start(control::RUN_DIR.as_ref(), &uuid.to_string(), Arc::clone(&served) as Arc<dyn Handler>)
+    let handler = Arc::clone(&served) as Arc<dyn Handler>;
+    let server = Server::start(control::RUN_DIR.as_ref(), &uuid.to_string(), &request.mountpoint, handler)
         .map_err(|error| system("the control socket", error));
     let mounted = server.and_then(|server| {
         let locator = Arc::clone(&served) as Arc<dyn Locator>;
+        // Opening took seconds, in which somebody else may have mounted something there.
+        find::prepare_mountpoint(request)?;
         let session = Session::mount(fs, locator, &config).map_err(|error| {
             Problem::new(Code::Mount, format!("cannot mount at {}: {error}", request.mountpoint.display()))
         })?;
@@ -85,11 +87,12 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
     });
     match mounted {
         Ok((server, session)) => {
-            if let Err(error) = tune_readahead(&request.mountpoint) {
+            let mount = session.own_mount();
+            server.mounted(mount.dev());
+            if let Err(error) = tune_readahead(mount) {
                 log::warn!("read-ahead stays at the kernel's default: {error}");
             }
-            let (mountpoint, idle) = (request.mountpoint.clone(), request.options.idle);
-            Ok(Mounted { session, served, server, mountpoint, signals, idle })
+            Ok(Mounted { session, served, server, signals, idle: request.options.idle })
         }
         Err(failure) => {
             if let Err(problem) = served.close() {
@@ -128,9 +131,10 @@ fn is_closing(devices: &[PathBuf]) -> bool {
     let node = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let wanted: Vec<PathBuf> = devices.iter().map(|device| node(device)).collect();
     let mounts = find::mounts();
-    let is_mounted = |status: &VolumeStatus| mounts.iter().any(|m| m.mountpoint == Path::new(&status.mountpoint));
+    let is_mounted = |greeting: &Greeting| mounts.iter().any(|mount| greeting.serves(mount.dev));
     let serves = |status: &VolumeStatus| status.replicas.iter().any(|r| wanted.contains(&node(Path::new(&r.device))));
-    ask::heard(true, |status| serves(status) && !is_mounted(status)).is_ok_and(|(found, _)| !found.is_empty())
+    let (found, _) = ask::heard(true, serves).unwrap_or_default();
+    found.into_iter().any(|(daemon, _)| daemon.greeting().is_ok_and(|greeting| !is_mounted(&greeting)))
 }
 
 fn config(request: &Request, open: &Open) -> MountConfig {
@@ -149,15 +153,16 @@ fn config(request: &Request, open: &Open) -> MountConfig {
 impl Mounted {
     /// Serves until the volume is unmounted, by whomever; then closes it.
     pub fn serve(self) -> Result<ExitCode, Problem> {
-        let Self { session, served, server, mountpoint, signals, idle } = self;
+        let Self { session, served, server, signals, idle } = self;
+        let mount = session.own_mount().clone();
         if let Some(idle) = idle {
-            let mountpoint = mountpoint.clone();
-            let expire = move || unmount_when_idle(&mountpoint, idle);
+            let mount = mount.clone();
+            let expire = move || unmount_when_idle(&mount, idle);
             if let Err(error) = std::thread::Builder::new().name("idle".into()).spawn(expire) {
                 log::warn!("no thread for idle={}s: {error}; use scelle umount", idle.as_secs());
             }
         }
-        let spawned = std::thread::Builder::new().name("signals".into()).spawn(move || obey(&signals, &mountpoint));
+        let spawned = std::thread::Builder::new().name("signals".into()).spawn(move || obey(&signals, &mount));
         if let Err(error) = spawned {
             log::warn!("no thread for signals: {error}; use scelle umount");
         }
@@ -180,32 +185,36 @@ impl Mounted {
     }
 }
 
-/// Unmounts at each signal. A folder in use leaves the tree at once, and the daemon ends with its last user.
-fn obey(signals: &EndSignals, mountpoint: &Path) {
+/// Unmounts at each signal. A folder in use leaves the tree at once, and the daemon ends with its last user. What others
+/// have mounted on the volume stays, and so does the volume under it.
+fn obey(signals: &EndSignals, mount: &OwnMount) {
+    let place = mount.mountpoint().display();
     while let Ok(signal) = signals.wait() {
-        log::info!("signal {signal}: unmounting {}", mountpoint.display());
-        match process::unmount(mountpoint, Unmount::Plain) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
-                log::warn!("{} is in use: the daemon ends with its last user", mountpoint.display());
-                if let Err(error) = process::unmount(mountpoint, Unmount::Lazy) {
-                    log::error!("unmounting {}: {error}", mountpoint.display());
-                }
+        log::info!("signal {signal}: unmounting {place}");
+        let outcome = match mount.unmount(Unmount::Plain) {
+            Err(UnmountError::System(error)) if error.raw_os_error() == Some(libc::EBUSY) => {
+                log::warn!("{place} is in use: the daemon ends with its last user");
+                mount.unmount(Unmount::Lazy)
             }
-            Err(error) => log::error!("unmounting {}: {error}", mountpoint.display()),
+            outcome => outcome,
+        };
+        match outcome {
             Ok(()) => {}
+            Err(UnmountError::Gone) => log::warn!("{place} was taken away: the daemon ends with its last user"),
+            Err(error) => log::error!("unmounting {place}: {error}"),
         }
     }
 }
 
 /// Unmounts when nobody has used the mount between two attempts. The kernel itself knows that. It also knows of uses
 /// that never reach the daemon, and of those that begin while it is asked.
-fn unmount_when_idle(mountpoint: &std::path::Path, idle: Duration) {
+fn unmount_when_idle(mount: &OwnMount, idle: Duration) {
+    let place = mount.mountpoint().display();
     loop {
         std::thread::sleep(idle);
-        match process::unmount(mountpoint, Unmount::Expired) {
-            Ok(()) => return log::info!("{} was not used for {} s: unmounted", mountpoint.display(), idle.as_secs()),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY)) => {}
-            // Most likely somebody else has unmounted it: the daemon ends.
+        match mount.unmount(Unmount::Expired) {
+            Ok(()) => return log::info!("{place} was not used for {} s: unmounted", idle.as_secs()),
+            Err(error) if error.is_busy() => {}
             Err(error) => return log::warn!("idle={}s has no effect any more: {error}", idle.as_secs()),
         }
     }

@@ -1,61 +1,23 @@
 //! A mount: from the call of mount(2) until the kernel says it is over.
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use fuser::{Config, MountOption, SessionACL};
+use fuser::{Config, SessionACL};
 
 use super::handlers::Adapter;
+use super::mount::{Detached, MountConfig, OwnMount};
 use super::place::Locator;
 use crate::fs::Fs;
+use crate::os::process::Unmount;
 
 /// How many event loops there are: enough that one waiting for a device does not stop the others.
 const LOOPS: usize = 4;
 
-/// What a mount is to be like.
-#[derive(Clone, Debug, Default)]
-pub struct MountConfig {
-    /// Where to mount; an absolute path.
-    pub mountpoint: PathBuf,
-    /// What `findmnt` shows as source.
-    pub source: String,
-    /// Refuse every change.
-    pub read_only: bool,
-    /// Let nobody execute anything.
-    pub no_exec: bool,
-    /// Honour set-user-id and set-group-id bits.
-    pub suid: bool,
-    /// Honour device nodes.
-    pub dev: bool,
-    /// Every write is durable when it returns.
-    pub sync: bool,
-    /// Let processors sleep between requests, however short the pause.
-    pub powersave: bool,
-}
-
-impl MountConfig {
-    fn options(&self) -> Vec<MountOption> {
-        let either = |yes, on, off| if yes { on } else { off };
-        let mut options = vec![
-            MountOption::FSName(self.source.clone()),
-            // The library passes a subtype only to its helper program. The kernel takes it as an option of the mount.
-            MountOption::CUSTOM("subtype=scelle".into()),
-            MountOption::DefaultPermissions,
-            MountOption::NoAtime,
-            either(self.read_only, MountOption::RO, MountOption::RW),
-            either(self.suid, MountOption::Suid, MountOption::NoSuid),
-            either(self.dev, MountOption::Dev, MountOption::NoDev),
-        ];
-        options.extend(self.no_exec.then_some(MountOption::NoExec));
-        options.extend(self.sync.then_some(MountOption::Sync));
-        options
-    }
-}
-
 /// A mounted filesystem whose requests are not yet served.
 pub struct Session {
     inner: fuser::Session<Adapter>,
+    mount: OwnMount,
 }
 
 impl Session {
@@ -63,25 +25,38 @@ impl Session {
     /// until [`run`](Session::run) is called.
     ///
     /// # Errors
-    /// What mount(2) and the FUSE handshake say.
+    /// What the system calls and the FUSE handshake say. Then nothing is mounted.
     pub fn mount(fs: Arc<Fs>, locator: Arc<dyn Locator>, config: &MountConfig) -> io::Result<Self> {
         let mut library = Config::default();
-        library.mount_options = config.options();
         library.acl = SessionACL::All;
         library.n_threads = Some(LOOPS);
         library.clone_fd = true;
         let notifier = Arc::new(OnceLock::new());
         let adapter = Adapter::new(fs, locator, LOOPS, config.powersave, Arc::clone(&notifier))?;
-        let inner = fuser::Session::new(adapter, &config.mountpoint, &library)?;
+        let (connection, detached) = Detached::make(config)?;
+        // The library neither mounts nor unmounts. At its end it would unmount whatever is at the path then.
+        let inner = fuser::Session::from_fd(adapter, connection, SessionACL::All, library)?;
         let _ = notifier.set(inner.notifier());
-        Ok(Self { inner })
+        let mount = detached.attach(&config.mountpoint)?;
+        Ok(Self { inner, mount })
+    }
+
+    /// The mount in the kernel's table.
+    pub fn own_mount(&self) -> &OwnMount {
+        &self.mount
     }
 
     /// Serves requests until the filesystem is unmounted.
     ///
     /// # Errors
-    /// When the connection to the kernel broke.
+    /// When the connection to the kernel broke. The mount is then taken away, because nobody serves it any more.
     pub fn run(self) -> io::Result<()> {
-        self.inner.run()
+        let ended = self.inner.run();
+        if ended.is_err()
+            && let Err(error) = self.mount.unmount(Unmount::Lazy)
+        {
+            log::warn!("{} stays mounted and is dead: {error}", self.mount.mountpoint().display());
+        }
+        ended
     }
 }

@@ -4,22 +4,18 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::probe::mounts;
-use crate::probe::sys::Kernel;
+use super::mount::OwnMount;
 
 /// Read-ahead of the mount, in KiB: four requests of the largest size in flight.
 const READ_AHEAD_KIB: u32 = 4096;
 
-/// Sets read-ahead and write-back limits of the FUSE mount at `mountpoint` (absolute, without symbolic links). The
-/// kernel's defaults for FUSE are for daemons that nobody trusts: 128 KiB, and 1 % of the page cache.
+/// Sets read-ahead and write-back limits of the mount. The kernel's defaults for FUSE are for daemons that nobody trusts:
+/// 128 KiB, and 1 % of the page cache.
 ///
 /// # Errors
-/// What reading mountinfo or writing sysfs says; the mount works without.
-pub fn tune_readahead(mountpoint: &Path) -> io::Result<()> {
-    let mounts = mounts::read(&Kernel)?;
-    let mount = mounts::topmost(&mounts, mountpoint)
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the mount is not in /proc/self/mountinfo"))?;
-    let bdi = Path::new("/sys/class/bdi").join(mount.dev.to_string());
+/// What writing sysfs says; the mount works without.
+pub fn tune_readahead(mount: &OwnMount) -> io::Result<()> {
+    let bdi = Path::new("/sys/class/bdi").join(mount.dev().to_string());
     // strict_limit asks for throttling even far below the machine's limits; older kernels do not have it.
     let _ = fs::write(bdi.join("strict_limit"), "0");
     fs::write(bdi.join("max_ratio"), "100")?;

@@ -12,12 +12,18 @@ use crate::os::DevNo;
 /// A line of the mount table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    /// Number of the mount.
+    pub id: u32,
+    /// Number of the mount that it lies on.
+    pub parent: u32,
     /// Number of the filesystem's device.
     pub dev: DevNo,
     /// Where.
     pub mountpoint: PathBuf,
     /// Filesystem type.
     pub kind: String,
+    /// What is mounted, as the mount said it.
+    pub source: String,
     /// Options of the filesystem.
     pub options: String,
 }
@@ -52,13 +58,16 @@ pub fn filesystem_type(mounts: &[Mount], dev: DevNo, hint: Option<&Path>) -> Opt
 fn parse(table: &[u8]) -> Vec<Mount> {
     let line = |line: &[u8]| {
         let mut fields = line.split(|&byte| byte == b' ');
-        let dev = DevNo::parse(std::str::from_utf8(fields.nth(2)?).ok()?)?;
+        let mut plain = || std::str::from_utf8(fields.next()?).ok();
+        let (id, parent, dev) = (plain()?.parse().ok()?, plain()?.parse().ok()?, DevNo::parse(plain()?)?);
         let mountpoint = unescape(fields.nth(1)?);
         let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
         let mut fields = fields.skip_while(|field| *field != b"-");
-        let (kind, options) = (text(fields.nth(1)?), text(fields.nth(1)?));
+        let kind = text(fields.nth(1)?);
+        let source = text(&unescape(fields.next()?));
+        let options = text(fields.next()?);
         let mountpoint = PathBuf::from(OsStr::from_bytes(&mountpoint));
-        Some(Mount { dev, mountpoint, kind, options })
+        Some(Mount { id, parent, dev, mountpoint, kind, source, options })
     };
     table.split(|&byte| byte == b'\n').filter_map(line).collect()
 }
@@ -101,6 +110,7 @@ mod tests {
         assert_eq!((mounts[0].kind.as_str(), mounts[1].kind.as_str()), ("ext4", "fuse.scelle"));
         assert_eq!((&*mounts[0].options, &*mounts[1].options), ("rw", "rw,user_id=0,group_id=0"));
         assert_eq!(mounts[0].dev, DevNo { major: 254, minor: 0 });
+        assert_eq!((mounts[1].id, mounts[1].parent, &*mounts[1].source), (92, 25, "scelle:y"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod refused;
 mod semantics;
 mod silent;
 mod swap;
+mod taken;
 mod trust;
 
 use support::lab;

@@ -12,11 +12,13 @@ use crate::problem::{Code, ExitCode, Problem};
 /// returns. Other options are those of the mount itself, which mount(8) repeats: none of them is changed.
 pub(super) fn run(request: &Request) -> Result<ExitCode, Problem> {
     let (mountpoint, place) = (&request.mountpoint, request.mountpoint.display());
-    if !mounts::topmost(&find::mounts(), mountpoint).is_some_and(find::is_ours) {
-        return Err(Problem::new(Code::RemountNotMounted, format!("no scelle volume is mounted at {place}")));
-    }
-    let (daemon, status) = ask::daemon_at(mountpoint)?
+    let mounts = find::mounts();
+    let mount = mounts::topmost(&mounts, mountpoint)
+        .filter(|mount| find::is_ours(mount))
+        .ok_or_else(|| Problem::new(Code::RemountNotMounted, format!("no scelle volume is mounted at {place}")))?;
+    let daemon = ask::daemon_of(mount)?
         .ok_or_else(|| Problem::new(Code::Control, format!("the daemon of {place} does not answer")))?;
+    let status = daemon.status()?;
     if !request.options.read_only && status.state == VolumeState::ReadOnly {
         let text = format!("{place} cannot be made writable: the volume accepts no change");
         return Err(Problem::new(Code::RemountReadOnly, text));
