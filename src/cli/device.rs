@@ -148,7 +148,7 @@ fn listing(
         } else {
             let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
             let root = &facts.root;
-            let (size, transport) = (human(root.size_bytes), root.transport.to_string());
+            let (size, transport) = (super::text::bytes(root.size_bytes), root.transport.to_string());
             rows.push([device, size, transport, text(&root.model), text(&root.serial), short(verdict)]);
         }
     }
@@ -272,7 +272,7 @@ fn tree(node: &Node, head: &str, rest: &str, text: &mut String) {
         let address = controller.address.as_deref().map(|address| format!(" at {address}")).unwrap_or_default();
         line("controller", Some(&format!("{}, {}{address}", controller.name, controller.transport)));
     }
-    line("size", Some(&format!("{} ({} bytes)", human(node.size_bytes), node.size_bytes)));
+    line("size", Some(&format!("{} ({} bytes)", super::text::bytes(node.size_bytes), node.size_bytes)));
     line("block size", Some(&format!("{} bytes", node.logical_block)));
     line("vendor", node.vendor.as_deref());
     line("model", node.model.as_deref());
@@ -298,18 +298,6 @@ fn tree(node: &Node, head: &str, rest: &str, text: &mut String) {
         let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
         tree(child, &format!("{rest}{branch}"), &format!("{rest}{below}"), text);
     }
-}
-
-/// A size with three digits or so.
-fn human(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
-    let mut unit = 0;
-    let mut scaled = bytes as f64;
-    while scaled >= 1024.0 && unit + 1 < units.len() {
-        scaled /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{scaled:.1} {}", units[unit]) }
 }
 
 fn json_value(report: &Report<'_>) -> Result<serde_json::Value, Problem> {

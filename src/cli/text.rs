@@ -36,7 +36,9 @@ pub(super) fn bytes(count: u64) -> String {
     if power == 0 {
         return format!("{count} B");
     }
-    format!("{:.1} {}", count as f64 / (1u64 << (10 * power)) as f64, units[power])
+    let unit = 1_u128 << (10 * power);
+    let tenths = (u128::from(count) * 10 + unit / 2) / unit;
+    format!("{}.{} {}", tenths / 10, tenths % 10, units[power])
 }
 
 /// Where a replica is, who answers for it, and under whose law.
