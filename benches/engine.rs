@@ -111,7 +111,7 @@ fn pages(c: &mut Criterion) {
             b.iter(|| {
                 round = round.wrapping_add(1);
                 database.execute_batch("BEGIN").unwrap();
-                for i in 0..pages as i64 {
+                for i in 0..pages {
                     let mut update = database.prepare_cached("UPDATE t SET bytes = ? WHERE id = ?").unwrap();
                     update.execute((vec![round; 3000], i * 16)).unwrap();
                 }

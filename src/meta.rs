@@ -302,6 +302,7 @@ fn volume_value<const N: usize>(conn: &Connection, key: &str) -> Result<[u8; N]>
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::units::{BlockAddr, WriteId};
 
     fn schema_of(conn: &Connection) -> Vec<String> {
         let mut select = conn.prepare("SELECT ifnull(sql, name) FROM sqlite_schema ORDER BY type, name").unwrap();
@@ -318,6 +319,24 @@ mod tests {
         assert_eq!(schema_of(&old), schema_of(&new));
         let version: i64 = old.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
         assert_eq!(version, schema::VERSION);
+    }
+
+    #[test]
+    fn a_number_that_sqlite_cannot_hold_is_never_written_and_finds_nothing() {
+        let mut meta = Meta::create(Connection::open_in_memory().unwrap()).unwrap();
+        let extent = |lblock, counter| ExtentRow {
+            lblock,
+            blocks: 1,
+            addr: BlockAddr(7 + lblock),
+            id: WriteId { epoch: 1, counter },
+            tags: Some(vec![[1; 16]]),
+        };
+        let refused = meta.op(|tx| tx.add_extent(Ino(5), &extent(0, 1 << 63)));
+        assert!(matches!(refused, Err(Error::Sql(_))), "{refused:?}");
+        meta.op(|tx| tx.add_extent(Ino(5), &extent(1, 1))).unwrap();
+        let found = |ino| meta.read(|view| view.extents(Ino(ino), 0, u64::MAX, usize::MAX)).unwrap().len();
+        assert_eq!((found(5), found(u64::MAX)), (1, 0));
+        assert!(meta.read(|view| view.inode(Ino(u64::MAX))).unwrap().is_none());
     }
 
     #[test]

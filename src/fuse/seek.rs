@@ -70,7 +70,7 @@ impl Drop for Seeker {
 
 fn answer(fs: &Fs, question: Question) {
     match fs.seek(Ino(question.number.0), question.offset, question.seek) {
-        Ok(found) => question.reply.offset(found as i64),
+        Ok(found) => question.reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
         Err(error) => question.reply.error(errno(&error)),
     }
 }

@@ -120,16 +120,16 @@ impl Inodes {
 pub(super) fn put(conn: &Connection, inode: &Inode, target: Option<&[u8]>) -> Result<()> {
     let Inode { atime, mtime, ctime, btime, .. } = inode;
     let values = params![
-        inode.ino.0 as i64,
+        inode.ino.0,
         inode.mode,
         inode.uid,
         inode.gid,
         inode.nlink,
         inode.rdev,
-        inode.parent as i64,
+        inode.parent,
         inode.flags,
-        inode.size as i64,
-        inode.blocks as i64,
+        inode.size,
+        inode.blocks,
         atime.s,
         atime.ns,
         mtime.s,

@@ -15,6 +15,7 @@
 //! each, a page would hold four of them. `(epoch, counter)` grows with time, so it also says when an extent was born.
 
 /// Version that this code writes, kept in `PRAGMA user_version`.
+#[expect(clippy::cast_possible_wrap, reason = "a handful of steps")]
 pub const VERSION: i64 = MIGRATIONS.len() as i64 + 1;
 
 /// `MIGRATIONS[i]` leads from version `i + 1` to `i + 2`. Once released, a step stays as it is for ever.

@@ -136,7 +136,7 @@ impl<'a> View<'a> {
         if let Some(inode) = self.inodes.borrow().get(ino) {
             return Ok(Some(inode.clone()));
         }
-        self.one(INODE, (ino.0 as i64,), |row| self.joined(ino, row, 0))
+        self.one(INODE, (asked(ino.0),), |row| self.joined(ino, row, 0))
     }
 
     /// The inode `ino`. The row in memory goes before `row`, which holds the database's columns from `first` on.
@@ -152,7 +152,7 @@ impl<'a> View<'a> {
     /// The inode that `name` in folder `parent` leads to.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Inode>> {
         let first = self.first_cookie(name);
-        self.one(LOOKUP, (parent.0 as i64, first, first + PROBE as i64 - 1, name), |row| {
+        self.one(LOOKUP, (asked(parent.0), first, first + PROBE - 1, name), |row| {
             self.joined(Ino(rows::unsigned(row, 0)?), row, 1)
         })
     }
@@ -160,7 +160,7 @@ impl<'a> View<'a> {
     /// The dentry of `name` in folder `parent`.
     pub fn find(&self, parent: Ino, name: &[u8]) -> Result<Option<Dentry>> {
         let first = self.first_cookie(name);
-        self.one(FIND, (parent.0 as i64, first, first + PROBE as i64 - 1, name), dentry)
+        self.one(FIND, (asked(parent.0), first, first + PROBE - 1, name), dentry)
     }
 
     /// A free place for `name` in folder `parent`: nothing when the name exists.
@@ -171,8 +171,8 @@ impl<'a> View<'a> {
     pub fn slot(&self, parent: Ino, name: &[u8]) -> Result<Option<Slot>> {
         let first = self.first_cookie(name);
         let mut statement = self.prepare(PROBED)?;
-        let mut rows = statement.query((parent.0 as i64, first, first + PROBE as i64 - 1))?;
-        let mut free = first.cast_unsigned();
+        let mut rows = statement.query((asked(parent.0), first, first + PROBE - 1))?;
+        let mut free = first;
         while let Some(row) = rows.next()? {
             if rows::name(row, 1)? == name {
                 return Ok(None);
@@ -181,23 +181,23 @@ impl<'a> View<'a> {
                 free += 1;
             }
         }
-        if free < first.cast_unsigned() + PROBE { Ok(Some(Slot(free))) } else { Err(Error::Full) }
+        if free < first + PROBE { Ok(Some(Slot(free))) } else { Err(Error::Full) }
     }
 
-    fn first_cookie(&self, name: &[u8]) -> i64 {
-        (self.key.hash(name) & COOKIE_MASK).clamp(COOKIE_MIN, COOKIE_MASK - PROBE) as i64
+    fn first_cookie(&self, name: &[u8]) -> u64 {
+        (self.key.hash(name) & COOKIE_MASK).clamp(COOKIE_MIN, COOKIE_MASK - PROBE)
     }
 
     /// Whether folder `parent` holds any name.
     pub fn any_entry(&self, parent: Ino) -> Result<bool> {
-        Ok(self.one(ANY, (parent.0 as i64,), |_| Ok(()))?.is_some())
+        Ok(self.one(ANY, (asked(parent.0),), |_| Ok(()))?.is_some())
     }
 
     /// Calls `emit` with the entries of folder `parent` after `cookie`, in the order of their cookies, until it returns
     /// false.
     pub fn list(&self, parent: Ino, cookie: u64, inodes: bool, mut emit: impl FnMut(Listed<'_>) -> bool) -> Result<()> {
         let mut statement = self.prepare(if inodes { LIST_PLUS } else { LIST })?;
-        let mut rows = statement.query((parent.0 as i64, i64::try_from(cookie).unwrap_or(i64::MAX)))?;
+        let mut rows = statement.query((asked(parent.0), asked(cookie)))?;
         while let Some(row) = rows.next()? {
             let dentry = dentry(row)?;
             let inode = if inodes { Some(self.joined(dentry.ino, row, 4)?) } else { None };
@@ -217,7 +217,7 @@ impl<'a> View<'a> {
 
     /// At most `limit` extents of all files after block `lblock` of file `ino`, in order.
     pub fn all_extents(&self, ino: Ino, lblock: u64, limit: usize) -> Result<Vec<(Ino, ExtentRow)>> {
-        let found = self.all(ALL_EXTENTS, (ino.0 as i64, lblock as i64, limit as i64), |row| {
+        let found = self.all(ALL_EXTENTS, (asked(ino.0), asked(lblock), asked(limit as u64)), |row| {
             Ok((Ino(rows::unsigned(row, 6)?), ExtentRow::from_row(row)?))
         })?;
         found.into_iter().map(|(ino, (extent, place))| Ok((ino, self.with_tags(extent, place)?))).collect()
@@ -237,7 +237,7 @@ impl<'a> View<'a> {
 
     /// As [`View::extents`], but without reading tags from the other table, and the first extent may end before `from`.
     fn extents_without_tags(&self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Vec<(ExtentRow, TagPlace)>> {
-        let by = (ino.0 as i64, from as i64, to as i64, limit as i64);
+        let by = (asked(ino.0), asked(from), asked(to), asked(limit as u64));
         let found = self.all(EXTENTS, by, ExtentRow::from_row)?;
         if found.windows(2).any(|pair| pair[0].0.end() > pair[1].0.lblock) {
             return Err(Error::Corrupt("two extents of a file overlap"));
@@ -255,13 +255,13 @@ impl<'a> View<'a> {
     }
 
     fn table_tags(&self, addr: BlockAddr, blocks: u64) -> Result<Vec<Tag>> {
-        self.one(TAGS, (addr.0 as i64,), |row| rows::parse_tags(row.get_ref(0)?.as_blob()?, blocks))?
+        self.one(TAGS, (asked(addr.0),), |row| rows::parse_tags(row.get_ref(0)?.as_blob()?, blocks))?
             .ok_or(Error::Corrupt("an extent has lost its tags"))
     }
 
     /// At most `limit` inodes without a name, of those that the database has: rows in memory are not looked at.
     pub fn orphans(&self, limit: usize) -> Result<Vec<Ino>> {
-        self.all(ORPHANS, (limit as i64,), |row| Ok(Ino(rows::unsigned(row, 0)?)))
+        self.all(ORPHANS, (asked(limit as u64),), |row| Ok(Ino(rows::unsigned(row, 0)?)))
     }
 
     /// Files whose blocks from the given one on are still to be freed.
@@ -271,7 +271,7 @@ impl<'a> View<'a> {
 
     /// An extended attribute's value.
     pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.one(XATTR, (ino.0 as i64, name), |row| {
+        self.one(XATTR, (asked(ino.0), name), |row| {
             let value = row.get_ref(0)?.as_blob()?;
             if value.len() <= XATTR_VALUE_MAX {
                 Ok(value.to_vec())
@@ -284,7 +284,7 @@ impl<'a> View<'a> {
     /// Names of the extended attributes, each followed by NUL.
     pub fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>> {
         let mut statement = self.prepare(XATTRS)?;
-        let mut rows = statement.query((ino.0 as i64,))?;
+        let mut rows = statement.query((asked(ino.0),))?;
         let mut names = Vec::new();
         while let Some(row) = rows.next()? {
             names.extend_from_slice(rows::name(row, 0)?);
@@ -296,7 +296,7 @@ impl<'a> View<'a> {
     /// A symbolic link's target.
     pub fn target(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
         let target =
-            self.one(TARGET, (ino.0 as i64,), |row| Ok(row.get_ref(0)?.as_blob_or_null()?.map(<[u8]>::to_vec)))?;
+            self.one(TARGET, (asked(ino.0),), |row| Ok(row.get_ref(0)?.as_blob_or_null()?.map(<[u8]>::to_vec)))?;
         Ok(target.flatten())
     }
 }
@@ -305,7 +305,7 @@ impl View<'_> {
     /// The records of the audit trail after number `after`, in order, until they are `bytes` long together.
     pub fn audit(&self, after: u64, bytes: usize) -> Result<Vec<(u64, Vec<u8>)>> {
         let mut statement = self.prepare(AUDIT)?;
-        let mut rows = statement.query((i64::try_from(after).unwrap_or(i64::MAX),))?;
+        let mut rows = statement.query((asked(after),))?;
         let (mut found, mut length) = (Vec::new(), 0);
         while length < bytes
             && let Some(row) = rows.next()?
@@ -319,7 +319,7 @@ impl View<'_> {
 
     /// The last record of the audit trail before number `before`.
     pub fn audit_last(&self, before: u64) -> Result<Option<(u64, Vec<u8>)>> {
-        self.one(AUDIT_LAST, (i64::try_from(before).unwrap_or(i64::MAX),), audit_record)
+        self.one(AUDIT_LAST, (asked(before),), audit_record)
     }
 }
 
@@ -470,7 +470,7 @@ impl<'a> Tx<'a> {
     /// Deletes an inode with its extended attributes. Its extents must be gone.
     pub fn delete_inode(&mut self, inode: &Inode) -> Result<()> {
         self.touch(inode.ino);
-        let ino = inode.ino.0 as i64;
+        let ino = inode.ino.0;
         if inode.has(FLAG_XATTR) {
             self.execute("DELETE FROM xattr WHERE ino = ?", (ino,))?;
         }
@@ -485,7 +485,7 @@ impl<'a> Tx<'a> {
     pub fn insert_dentry(&mut self, parent: Ino, slot: Slot, name: &[u8], ino: Ino, kind: Kind) -> Result<()> {
         self.execute_one(
             "INSERT INTO dentry(parent, cookie, ino, kind, name) VALUES(?, ?, ?, ?, ?)",
-            (parent.0 as i64, slot.0 as i64, ino.0 as i64, kind.mode(), name),
+            (parent.0, slot.0, ino.0, kind.mode(), name),
         )
     }
 
@@ -493,13 +493,13 @@ impl<'a> Tx<'a> {
     pub fn set_dentry(&mut self, parent: Ino, cookie: u64, ino: Ino, kind: Kind) -> Result<()> {
         self.execute_one(
             "UPDATE dentry SET ino = ?, kind = ? WHERE parent = ? AND cookie = ?",
-            (ino.0 as i64, kind.mode(), parent.0 as i64, cookie as i64),
+            (ino.0, kind.mode(), parent.0, cookie),
         )
     }
 
     /// Removes a name.
     pub fn delete_dentry(&mut self, parent: Ino, cookie: u64) -> Result<()> {
-        self.execute_one("DELETE FROM dentry WHERE parent = ? AND cookie = ?", (parent.0 as i64, cookie as i64))
+        self.execute_one("DELETE FROM dentry WHERE parent = ? AND cookie = ?", (parent.0, cookie))
     }
 
     /// Adds an extent where the file has none, and publishes its blocks.
@@ -540,22 +540,14 @@ impl<'a> Tx<'a> {
         let tags = extent.tags.as_ref().map(|tags| tags.as_flattened());
         let inline = match tags {
             Some(bytes) if bytes.len() > INLINE_TAGS_MAX * size_of::<Tag>() => {
-                self.execute_one("INSERT INTO tags(addr, tags) VALUES(?, ?)", (extent.addr.0 as i64, bytes))?;
+                self.execute_one("INSERT INTO tags(addr, tags) VALUES(?, ?)", (extent.addr.0, bytes))?;
                 Some(&[][..])
             }
             other => other,
         };
         self.execute_one(
             "INSERT INTO extent(ino, lblock, blocks, addr, epoch, counter, tags) VALUES(?, ?, ?, ?, ?, ?, ?)",
-            (
-                ino.0 as i64,
-                extent.lblock as i64,
-                extent.blocks as i64,
-                extent.addr.0 as i64,
-                extent.id.epoch,
-                extent.id.counter as i64,
-                inline,
-            ),
+            (ino.0, extent.lblock, extent.blocks, extent.addr.0, extent.id.epoch, extent.id.counter, inline),
         )
     }
 
@@ -569,12 +561,12 @@ impl<'a> Tx<'a> {
             if extent.end() <= from {
                 continue;
             }
-            self.execute_one("DELETE FROM extent WHERE ino = ? AND lblock = ?", (ino.0 as i64, extent.lblock as i64))?;
+            self.execute_one("DELETE FROM extent WHERE ino = ? AND lblock = ?", (ino.0, extent.lblock))?;
             let (in_table, addr) = (matches!(place, TagPlace::Table), extent.addr);
             let whole = from <= extent.lblock && extent.end() <= to;
             let extent = if whole { extent } else { self.with_tags(extent, place)? };
             if in_table {
-                self.execute_one("DELETE FROM tags WHERE addr = ?", (addr.0 as i64,))?;
+                self.execute_one("DELETE FROM tags WHERE addr = ?", (addr.0,))?;
             }
             if extent.lblock < from {
                 self.insert_extent(ino, &extent.slice(extent.lblock, from))?;
@@ -592,10 +584,8 @@ impl<'a> Tx<'a> {
     /// Remembers, or with `None` forgets, that the file's blocks from `lblock` on are to be freed.
     pub fn set_trim(&mut self, ino: Ino, lblock: Option<u64>) -> Result<()> {
         match lblock {
-            Some(lblock) => {
-                self.execute("INSERT OR REPLACE INTO trim(ino, lblock) VALUES(?, ?)", (ino.0 as i64, lblock as i64))
-            }
-            None => self.execute("DELETE FROM trim WHERE ino = ?", (ino.0 as i64,)),
+            Some(lblock) => self.execute("INSERT OR REPLACE INTO trim(ino, lblock) VALUES(?, ?)", (ino.0, lblock)),
+            None => self.execute("DELETE FROM trim WHERE ino = ?", (ino.0,)),
         }?;
         Ok(())
     }
@@ -605,19 +595,24 @@ impl<'a> Tx<'a> {
         if record.len() > AUDIT_RECORD_BYTES_MAX {
             return Err(Error::Corrupt("a record of the audit trail is too long"));
         }
-        self.execute_one("INSERT INTO audit(seq, record) VALUES(?, ?)", (seq as i64, record))
+        self.execute_one("INSERT INTO audit(seq, record) VALUES(?, ?)", (seq, record))
     }
 
     /// Sets an extended attribute. The caller also sets the inode's flags ([`xattr_flag`]).
     pub fn put_xattr(&mut self, ino: Ino, name: &[u8], value: &[u8]) -> Result<()> {
-        self.execute("INSERT OR REPLACE INTO xattr(ino, name, value) VALUES(?, ?, ?)", (ino.0 as i64, name, value))?;
+        self.execute("INSERT OR REPLACE INTO xattr(ino, name, value) VALUES(?, ?, ?)", (ino.0, name, value))?;
         Ok(())
     }
 
     /// Removes an extended attribute; says whether it was there.
     pub fn delete_xattr(&mut self, ino: Ino, name: &[u8]) -> Result<bool> {
-        Ok(self.execute("DELETE FROM xattr WHERE ino = ? AND name = ?", (ino.0 as i64, name))? == 1)
+        Ok(self.execute("DELETE FROM xattr WHERE ino = ? AND name = ?", (ino.0, name))? == 1)
     }
+}
+
+/// A number to ask for. Those above `i64::MAX` find nothing and bound nothing: no row has one, since writing it fails.
+fn asked(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// The flags of an inode that has the extended attribute `name`.

@@ -79,7 +79,7 @@ impl Context {
     pub fn new(transfers: usize) -> io::Result<Self> {
         let mut id: libc::c_ulong = 0;
         // SAFETY: the kernel writes one word to `id`.
-        let done = unsafe { libc::syscall(libc::SYS_io_setup, transfers as libc::c_long, &raw mut id) };
+        let done = unsafe { libc::syscall(libc::SYS_io_setup, transfers, &raw mut id) };
         if done == 0 { Ok(Self(id)) } else { Err(io::Error::last_os_error()) }
     }
 
@@ -124,8 +124,7 @@ impl Context {
             let rest = &mut list[taken..];
             // SAFETY: `rest` points to that many valid control blocks, and the callers keep what they name, as said
             // above.
-            let n =
-                unsafe { libc::syscall(libc::SYS_io_submit, self.0, rest.len() as libc::c_long, rest.as_mut_ptr()) };
+            let n = unsafe { libc::syscall(libc::SYS_io_submit, self.0, rest.len(), rest.as_mut_ptr()) };
             match usize::try_from(n) {
                 Ok(0) => break,
                 Ok(n) => taken += n,
@@ -138,7 +137,7 @@ impl Context {
 
     /// Waits until `events` transfers are done, at most for `limit`. Returns how many are.
     fn wait(&mut self, events: &mut [Event], limit: Option<Duration>) -> usize {
-        let count = events.len() as libc::c_long;
+        let count = events.len();
         let mut limit = limit.map(|limit| libc::timespec {
             tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
             tv_nsec: limit.subsec_nanos().into(),
@@ -261,7 +260,7 @@ fn block(operation: u16, file: BorrowedFd<'_>, address: usize, length: usize, of
     block.aio_fildes = file.as_raw_fd().cast_unsigned();
     block.aio_buf = address as u64;
     block.aio_nbytes = length as u64;
-    block.aio_offset = offset as i64;
+    block.aio_offset = i64::try_from(offset).unwrap_or(i64::MAX);
     block
 }
 

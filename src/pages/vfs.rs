@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::{Error, Page, Result, Store};
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SHIFT, BLOCK_SIZE};
 
 /// Result codes for a page that no replica has as it was written, and for a page that no replica can give.
 ///
@@ -107,7 +107,7 @@ fn register() -> Result<()> {
             unsafe { ((*default).xRandomness, (*default).xSleep, (*default).xCurrentTimeInt64) };
         let vfs = Box::leak(Box::new(ffi::sqlite3_vfs {
             iVersion: 2,
-            szOsFile: size_of::<File>() as c_int,
+            szOsFile: c_int::try_from(size_of::<File>()).unwrap_or(c_int::MAX),
             mxPathname: 64,
             pNext: std::ptr::null_mut(),
             zName: NAME.as_ptr(),
@@ -243,7 +243,9 @@ extern "C" fn sync(_file: *mut ffi::sqlite3_file, _flags: c_int) -> c_int {
 
 unsafe extern "C" fn file_size(file: *mut ffi::sqlite3_file, size: *mut i64) -> c_int {
     // SAFETY: `file` is open, `size` is an out parameter.
-    unsafe { *size = i64::try_from(store(file).database_pages()).unwrap_or(i64::MAX >> 12) * BLOCK_SIZE as i64 };
+    unsafe {
+        *size = i64::try_from(store(file).database_pages().saturating_mul(BLOCK_SIZE as u64)).unwrap_or(i64::MAX)
+    };
     ffi::SQLITE_OK
 }
 
@@ -262,7 +264,7 @@ extern "C" fn file_control(_file: *mut ffi::sqlite3_file, _op: c_int, _arg: *mut
 }
 
 extern "C" fn sector_size(_file: *mut ffi::sqlite3_file) -> c_int {
-    BLOCK_SIZE as c_int
+    1 << BLOCK_SHIFT
 }
 
 extern "C" fn device_characteristics(_file: *mut ffi::sqlite3_file) -> c_int {

@@ -167,7 +167,9 @@ fn headers(
         device: Uuid::default(),
         replica_index: 0,
         label: options.label.clone(),
-        created_unix_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64),
+        created_unix_s: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX)),
         sovereign: !registry.is_laboratory(),
         trust_digest: registry.anchors_digest(),
         data_blocks: smallest,

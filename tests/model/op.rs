@@ -128,9 +128,9 @@ fn bytes(rng: &mut Rng, length: u64) -> Vec<u8> {
 
 fn time(rng: &mut Rng) -> (i64, u32) {
     let seconds = match rng.below(5) {
-        0 => -1 - rng.below(1_000_000) as i64,
-        1 => (1 << 33) + rng.below(1000) as i64,
-        _ => rng.below(2_000_000_000) as i64,
+        0 => -1 - rng.below(1_000_000).cast_signed(),
+        1 => (1 << 33) + rng.below(1000).cast_signed(),
+        _ => rng.below(2_000_000_000).cast_signed(),
     };
     (seconds, rng.below(1_000_000_000) as u32)
 }
