@@ -3,6 +3,7 @@
 //! Replicas are memory, so a flush costs nothing: the figures are the processor's part. `cargo bench --bench engine -- seal` runs
 //! those whose name contains "seal"; two runs one after the other are compared by criterion.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::cast_possible_truncation, reason = "bytes and places are made from small numbers")]
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -5,6 +5,7 @@
 //! that what else the machine does meets both halves. What a creation with its commit takes is printed for the halves. The devices
 //! are memory that answers at once, or as solid-state drives or hard disks do.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::cast_possible_truncation, reason = "bytes and places are made from small numbers")]
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -24,7 +24,7 @@ pub use crate::os::AlignedBuf;
 pub use crate::os::aio::Write;
 use crate::os::blkid::{self, Signature};
 use crate::probe::{DeviceFacts, FactsError};
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, to_usize};
 
 /// What went wrong with a device, in the words of the caller.
 #[derive(Debug, thiserror::Error)]
@@ -142,8 +142,8 @@ fn copy(device: &(impl BlockDevice + ?Sized)) -> io::Result<File> {
     let file = File::from(rustix::fs::memfd_create("scelle-device", rustix::fs::MemfdFlags::CLOEXEC)?);
     let size = device.size_bytes();
     file.set_len(size)?;
-    for offset in (0..size).step_by(PIECE as usize) {
-        let len = PIECE.min(size - offset) as usize;
+    for offset in (0..size).step_by(to_usize(PIECE)) {
+        let len = to_usize(PIECE.min(size - offset));
         let mut piece = AlignedBuf::zeroed(len);
         device.read_at(offset, &mut piece[..len]).map_err(io::Error::other)?;
         for (block, at) in piece[..len].chunks(BLOCK_SIZE).zip((offset..).step_by(BLOCK_SIZE)) {

@@ -77,7 +77,7 @@ pub use xattr::RESERVED as RESERVED_XATTRS;
 use crate::{
     meta::{Inode, Meta, S_IFMT, Tx, View},
     pages::{self, Store},
-    units::{BLOCK_SIZE, Ino},
+    units::{BLOCK_SIZE, Ino, to_usize},
 };
 use commit::Committed;
 use mapping::Mappings;
@@ -268,7 +268,7 @@ impl Fs {
     }
 
     fn stripe(&self, ino: Ino) -> &RwLock<()> {
-        &self.stripes[ino.0 as usize % STRIPES]
+        &self.stripes[to_usize(ino.0) % STRIPES]
     }
 
     fn shared(&self, ino: Ino) -> RwLockReadGuard<'_, ()> {

@@ -25,7 +25,7 @@ use crate::crypto::{self, Keys, Secret, VolumeKey, derive_slot_key, random_bytes
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::limits::{DEVICE_SIZE_MAX, DEVICE_SIZE_MIN, LABEL_SIZE};
 use crate::problem::Code;
-use crate::units::{BLOCK_SIZE, Uuid};
+use crate::units::{BLOCK_SIZE, Uuid, to_usize};
 
 mod codec;
 pub mod header;
@@ -41,9 +41,9 @@ pub use root::{
 pub const RING_OFFSET: u64 = 64 << 10;
 
 /// Bytes of the root ring.
-pub const RING_BYTES: usize = ROOT_SLOTS as usize * ROOT_BYTES;
+pub const RING_BYTES: usize = to_usize(ROOT_SLOTS) * ROOT_BYTES;
 
-const _: () = assert!(RING_OFFSET as usize >= HEADER_BYTES);
+const _: () = assert!(to_usize(RING_OFFSET) >= HEADER_BYTES);
 const _: () = assert!(RING_OFFSET + RING_BYTES as u64 <= LABEL_SIZE);
 
 /// Why a label was not accepted.
@@ -189,9 +189,9 @@ pub const fn data_blocks(device_bytes: u64) -> u64 {
 /// The content of a label area of a new volume: `header`, a root ring of random bytes, zeros. The random bytes hide how
 /// often the volume has committed since.
 pub fn new_area(header: &[u8; HEADER_BYTES]) -> Result<AlignedBuf, crypto::Error> {
-    let mut area = AlignedBuf::zeroed(LABEL_SIZE as usize);
+    let mut area = AlignedBuf::zeroed(to_usize(LABEL_SIZE));
     area[..HEADER_BYTES].copy_from_slice(header);
-    for block in area[RING_OFFSET as usize..][..RING_BYTES].chunks_exact_mut(ROOT_BYTES) {
+    for block in area[to_usize(RING_OFFSET)..][..RING_BYTES].chunks_exact_mut(ROOT_BYTES) {
         block.copy_from_slice(&random_bytes::<ROOT_BYTES>()?);
     }
     Ok(area)

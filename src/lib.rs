@@ -114,7 +114,14 @@
 //! | view | the trees at one root, read beside a store in use |
 //! | witness | the host's own note of the last generation that it has seen |
 //! | provisional root | a root that was flushed together with what it refers to |
-#![cfg_attr(test, allow(clippy::cast_possible_wrap, reason = "tests make bytes and rows from small counters"))]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        reason = "tests make bytes and rows from small counters"
+    )
+)]
 
 pub mod units;
 

@@ -1,6 +1,6 @@
 //! Every bound of the product, in one place, with the relations between them checked at compile time.
 
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, to_usize};
 
 /// Bytes of each of the two label areas, at the beginning and at the end of a device.
 pub const LABEL_SIZE: u64 = 1 << 20;
@@ -141,7 +141,7 @@ pub const AUDIT_REPORTS_BYTES_MAX: usize = 256 << 10;
 const _: () = assert!(DEVICE_SIZE_MIN > 2 * LABEL_SIZE);
 const _: () = assert!(DEVICE_SIZE_MAX / (BLOCK_SIZE as u64) < 1 << 48);
 const _: () = assert!(REPLICAS_MAX <= 64);
-const _: () = assert!(EXTENT_BLOCKS_MAX as usize * 16 * 2 < BLOCK_SIZE);
+const _: () = assert!(to_usize(EXTENT_BLOCKS_MAX) * 16 * 2 < BLOCK_SIZE);
 const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
 const _: () = assert!(OFFICERS_MAX < 256 && REGISTRY_ID_MAX < 256 && OFFICERS_MAX <= SIGNATURES_MAX);
 // A record is JSON text. As a string in an answer of the control socket its length at most doubles.

@@ -87,7 +87,7 @@ use crate::device::AlignedBuf;
 use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
 use crate::policy::{ApprovedDevice, WriteError};
 use crate::problem::{Code, Problem};
-use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run};
+use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, to_usize};
 
 mod cache;
 pub mod choice;
@@ -272,7 +272,7 @@ impl Inner {
         if let Some((blocks, waiting)) = self.in_flight.get_mut(&start) {
             *waiting -= 1;
             if *waiting == 0 {
-                self.in_flight_bytes -= *blocks as usize * BLOCK_SIZE;
+                self.in_flight_bytes -= to_usize(*blocks) * BLOCK_SIZE;
                 self.in_flight.remove(&start);
             }
         }

@@ -10,7 +10,7 @@
 //! lands in consecutive blocks. Metadata is taken from **zones**, so that a commit's pages are one run and do not lie
 //! between the data.
 
-use crate::units::{BLOCK_SIZE, BlockAddr, Run};
+use crate::units::{BLOCK_SIZE, BlockAddr, Run, to_usize};
 
 /// Blocks that one page of the bitmap describes: 32768, which is 128 MiB of data area.
 pub const REGION_BLOCKS: u64 = BLOCK_SIZE as u64 * 8;
@@ -72,7 +72,7 @@ pub struct Bitmap {
 impl Bitmap {
     /// Everything free in a data area of `total` blocks.
     pub fn new(total: u64) -> Self {
-        let count = total.div_ceil(REGION_BLOCKS) as usize;
+        let count = to_usize(total.div_ceil(REGION_BLOCKS));
         Self { total, used: 0, regions: vec![None; count] }
     }
 
@@ -104,7 +104,7 @@ impl Bitmap {
         let addr = BlockAddr(region.saturating_mul(REGION_BLOCKS));
         let outside = Contradiction { addr, expected: "part of this volume" };
         let limit = self.region_len(region);
-        let slot = self.regions.get_mut(region as usize).ok_or(outside)?;
+        let slot = self.regions.get_mut(to_usize(region)).ok_or(outside)?;
         if slot.is_some() || page.len() != BLOCK_SIZE {
             return Err(Contradiction { addr, expected: "described once" });
         }
@@ -124,7 +124,7 @@ impl Bitmap {
     /// The stored form of a region.
     pub fn page(&self, region: u64) -> [u8; BLOCK_SIZE] {
         let mut page = [0; BLOCK_SIZE];
-        if let Some(Some(region)) = self.regions.get(region as usize) {
+        if let Some(Some(region)) = self.regions.get(to_usize(region)) {
             for (at, bytes) in page.as_chunks_mut::<8>().0.iter_mut().enumerate() {
                 *bytes = region.word(at).to_le_bytes();
             }
@@ -142,7 +142,7 @@ impl Bitmap {
         if addr.0 >= self.total {
             return true;
         }
-        match &self.regions[Self::region_of(addr) as usize] {
+        match &self.regions[to_usize(Self::region_of(addr))] {
             None => false,
             Some(region) => {
                 let bit = addr.0 % REGION_BLOCKS;

@@ -13,6 +13,14 @@ pub const BLOCK_SIZE: usize = 4096;
 /// [`BLOCK_SIZE`] as a shift.
 pub const BLOCK_SHIFT: u32 = 12;
 
+const _: () = assert!(usize::BITS == 64, "scelle runs on 64-bit systems only");
+
+/// A number as an index or a length in memory. Both types have 64 bits, so nothing is lost.
+#[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits: see the assertion")]
+pub const fn to_usize(number: u64) -> usize {
+    number as usize
+}
+
 /// Address of a block in the data area, in blocks from its beginning. The same on every replica.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockAddr(pub u64);
@@ -43,6 +51,11 @@ impl Run {
     /// The run of `blocks` blocks from `addr`.
     pub const fn new(addr: BlockAddr, blocks: u64) -> Self {
         Self { addr, blocks }
+    }
+
+    /// Length in bytes.
+    pub const fn bytes(self) -> usize {
+        to_usize(self.blocks) * BLOCK_SIZE
     }
 
     /// First block after the run.

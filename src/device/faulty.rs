@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, check_range};
 use crate::probe::{DeviceFacts, FactsError};
+use crate::units::to_usize;
 
 /// The operations that a fault can hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -336,7 +337,7 @@ impl FaultyDevice {
             }
             Some((Effect::Corrupt(mask), hit)) => {
                 inner.read_at(offset, buf)?;
-                for byte in &mut buf[(hit.start - offset) as usize..(hit.end - offset) as usize] {
+                for byte in &mut buf[to_usize(hit.start - offset)..to_usize(hit.end - offset)] {
                     *byte ^= mask;
                 }
                 Ok(())

@@ -8,7 +8,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{BlockDevice, IdentifiedDevice, Result, check_range};
 use crate::probe::{DeviceFacts, FactsError, Node};
 use crate::registry::Transport;
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, to_usize};
 
 /// What a device holds. A block of [`BLOCK_SIZE`] that was never written is zero. A clone shares its blocks until one of them is written.
 /// Two disks are equal when the same blocks were written and hold the same bytes.
@@ -21,7 +21,7 @@ pub struct Disk {
 impl Disk {
     /// A disk of `size` bytes that was never written.
     pub fn new(size: u64) -> Self {
-        Self { size, blocks: vec![None; (size as usize).div_ceil(BLOCK_SIZE)] }
+        Self { size, blocks: vec![None; to_usize(size).div_ceil(BLOCK_SIZE)] }
     }
 
     /// A disk that was written from its beginning to its end.
@@ -68,7 +68,7 @@ impl Disk {
 
 /// The block that holds an offset, and the offset inside that block.
 fn place(offset: u64) -> (usize, usize) {
-    (offset as usize / BLOCK_SIZE, offset as usize % BLOCK_SIZE)
+    (to_usize(offset) / BLOCK_SIZE, to_usize(offset) % BLOCK_SIZE)
 }
 
 /// A block device kept in memory.
@@ -96,7 +96,7 @@ impl MemoryDevice {
 
     /// A copy of everything on the device.
     pub fn image(&self) -> Vec<u8> {
-        let mut image = vec![0; self.size as usize];
+        let mut image = vec![0; to_usize(self.size)];
         self.lock().read(0, &mut image);
         image
     }

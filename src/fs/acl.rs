@@ -70,7 +70,7 @@ impl Acl {
         for entry in &self.0 {
             let (tag, id) = entry.who.encode();
             value.extend_from_slice(&tag.to_le_bytes());
-            value.extend_from_slice(&(entry.perm as u16).to_le_bytes());
+            value.extend_from_slice(&entry.perm.to_le_bytes()[..2]);
             value.extend_from_slice(&id.to_le_bytes());
         }
         value

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     limits::{FILE_SIZE_MAX, NAME_MAX},
     meta::{FLAG_ACL_ACCESS, Inode, Kind, S_IFMT, Time, Tx},
-    units::{BLOCK_SIZE, Ino},
+    units::{BLOCK_SHIFT, Ino},
 };
 
 /// A new time.
@@ -112,13 +112,13 @@ impl Fs {
     pub fn statfs(&self) -> StatFs {
         let usage = self.store.usage();
         StatFs {
-            block_size: BLOCK_SIZE as u32,
+            block_size: 1 << BLOCK_SHIFT,
             blocks: usage.total_blocks,
             blocks_free: usage.free_blocks,
             blocks_available: usage.free_blocks.saturating_sub(usage.reserved_blocks),
             files: 0,
             files_free: 0,
-            name_max: NAME_MAX as u32,
+            name_max: u32::try_from(NAME_MAX).unwrap_or(u32::MAX),
         }
     }
 

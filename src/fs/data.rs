@@ -16,7 +16,7 @@ use crate::{
     limits::FILE_SIZE_MAX,
     meta::{ExtentRow, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx},
     pages::{self, Extent, Part},
-    units::{BLOCK_SIZE, Ino},
+    units::{BLOCK_SIZE, Ino, to_usize},
 };
 
 /// [`BLOCK_SIZE`] for file offsets.
@@ -60,7 +60,7 @@ impl Fs {
         let guard = self.store.reader();
         let (first, end) = (offset / BLOCK, offset.saturating_add(size as u64).div_ceil(BLOCK));
         let Stretch { size: file_size, extents, .. } = self.stretch(ino, first, end)?;
-        let size = (size as u64).min(file_size.saturating_sub(offset)) as usize;
+        let size = to_usize((size as u64).min(file_size.saturating_sub(offset)));
         let skip = (offset % BLOCK) as usize;
         let blocks = if size == 0 { 0 } else { (skip + size).div_ceil(BLOCK_SIZE) };
         // Resizing fills new bytes with zeros; bytes that `scratch` held before are overwritten below.
@@ -81,7 +81,7 @@ impl Fs {
             let extents = match end.saturating_sub(from) {
                 0 => Vec::new(),
                 _ if inode.blocks == 0 => Vec::new(),
-                blocks => view.extents(ino, from, end, blocks as usize)?,
+                blocks => view.extents(ino, from, end, to_usize(blocks))?,
             };
             Ok(self.mappings.keep(ino, inode.size, from, to, extents))
         })
@@ -97,7 +97,7 @@ impl Fs {
         out: &mut [u8],
     ) -> Result<()> {
         let end = first + (out.len() / BLOCK_SIZE) as u64;
-        let bytes = |from: u64, to: u64| (from - first) as usize * BLOCK_SIZE..(to - first) as usize * BLOCK_SIZE;
+        let bytes = |from: u64, to: u64| to_usize(from - first) * BLOCK_SIZE..to_usize(to - first) * BLOCK_SIZE;
         let mut parts: Vec<Part<'_>> = Vec::new();
         // The parts are of the blocks `begin..at`.
         let (mut begin, mut at) = (first, first);
@@ -108,7 +108,7 @@ impl Fs {
                 continue;
             }
             let skip = from - extent.lblock;
-            let tags = &tags[skip as usize..(to - extent.lblock) as usize];
+            let tags = &tags[to_usize(skip)..to_usize(to - extent.lblock)];
             let part = Part { addr: extent.addr.add(skip), id: extent.id.add(skip), tags };
             if from > at || parts.last().is_some_and(|last| last.end() != part.addr) {
                 self.store.read_data(&parts, &mut out[bytes(begin, at)])?;
@@ -197,7 +197,7 @@ impl Fs {
             return Ok(vec![(first, Cow::Borrowed(data))]);
         }
         if data.len() <= COPIED_MAX {
-            let mut bytes = vec![0; (last - first + 1) as usize * BLOCK_SIZE];
+            let mut bytes = vec![0; to_usize(last - first + 1) * BLOCK_SIZE];
             if head != 0 {
                 self.old_block(inode, first, &mut bytes[..BLOCK_SIZE])?;
             }
@@ -252,8 +252,7 @@ impl Fs {
             let extents = self.view(|view| Ok(view.extents(inode.ino, first, first + blocks, blocks as usize)?))?;
             for extent in extents.iter().filter(|extent| extent.tags.is_none()) {
                 let part = extent.slice(first, first + blocks);
-                let range =
-                    |from: u64, to: u64| (from - first) as usize * BLOCK_SIZE..(to - first) as usize * BLOCK_SIZE;
+                let range = |from: u64, to: u64| to_usize(from - first) * BLOCK_SIZE..to_usize(to - first) * BLOCK_SIZE;
                 if at < part.lblock {
                     sealed.fresh.extend(self.seal(at, &bytes[range(at, part.lblock)])?);
                 }
@@ -262,7 +261,7 @@ impl Fs {
             }
         }
         if at < first + blocks {
-            sealed.fresh.extend(self.seal(at, &bytes[(at - first) as usize * BLOCK_SIZE..])?);
+            sealed.fresh.extend(self.seal(at, &bytes[to_usize(at - first) * BLOCK_SIZE..])?);
         }
         Ok(())
     }
@@ -270,7 +269,7 @@ impl Fs {
     /// Seals into reserved blocks, in extents of the usual length.
     fn fill_reserved(&self, part: &ExtentRow, bytes: &[u8], sealed: &mut Sealed) -> Result<()> {
         let mut done = 0;
-        for chunk in bytes.chunks(crate::limits::EXTENT_BLOCKS_MAX as usize * BLOCK_SIZE) {
+        for chunk in bytes.chunks(to_usize(crate::limits::EXTENT_BLOCKS_MAX) * BLOCK_SIZE) {
             let extent = self.store.write_reserved(part.addr.add(done), chunk)?;
             sealed.filled.push(row(part.lblock + done, extent));
             done += (chunk.len() / BLOCK_SIZE) as u64;
@@ -351,7 +350,7 @@ impl Fs {
         }
         let mut block = vec![0; BLOCK_SIZE];
         self.old_block(inode, lblock, &mut block)?;
-        block[(from - lblock * BLOCK) as usize..(to - lblock * BLOCK) as usize].fill(0);
+        block[to_usize(from - lblock * BLOCK)..to_usize(to - lblock * BLOCK)].fill(0);
         let sealed = Sealed { fresh: self.seal(lblock, &block)?, ..Sealed::default() };
         let done = self.change(|tx| {
             let mut inode = file(tx, inode.ino)?;

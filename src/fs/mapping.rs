@@ -12,7 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::{limits::EXTENT_BLOCKS_MAX, meta::ExtentRow, units::Ino};
+use crate::{
+    limits::EXTENT_BLOCKS_MAX,
+    meta::ExtentRow,
+    units::{Ino, to_usize},
+};
 
 /// How many stretches of files are kept: some 10 MiB of tags when all are extents of full length.
 const STRETCHES: usize = 8192;
@@ -80,14 +84,14 @@ impl Mappings {
     }
 
     fn version(&self, ino: Ino) -> &AtomicU64 {
-        &self.versions[ino.0 as usize % VERSIONS]
+        &self.versions[to_usize(ino.0) % VERSIONS]
     }
 
     /// Where a stretch is kept. Extents of full length begin where a write did, mostly at a multiple of their length:
     /// so there is one place an extent.
     fn place(&self, ino: Ino, lblock: u64) -> &Mutex<Option<Stretch>> {
         let at = ino.0.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(lblock / EXTENT_BLOCKS_MAX);
-        &self.stretches[at as usize % STRETCHES]
+        &self.stretches[to_usize(at) % STRETCHES]
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Error, Fs, Result, STEP, data::BLOCK, file, now};
 use crate::{
     limits::{FILE_SIZE_MAX, REQUEST_BYTES_MAX},
     meta::{ExtentRow, FILE_BLOCKS_MAX, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx},
-    units::{Ino, Run, WriteId},
+    units::{Ino, Run, WriteId, to_usize},
 };
 
 /// Most bytes that one [`Fs::copy_range`] copies; for more the caller asks again.
@@ -274,7 +274,7 @@ impl Fs {
         let mut scratch = Vec::new();
         let mut copied = 0;
         while copied < len {
-            let chunk = (len - copied).min(REQUEST_BYTES_MAX as u64) as usize;
+            let chunk = to_usize((len - copied).min(REQUEST_BYTES_MAX as u64));
             let step = match self.read(from, from_offset + copied, chunk, &mut scratch) {
                 Ok([]) => break,
                 Ok(content) => self.write(to, to_offset + copied, content),

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 
 use crate::fs::{Attr, Kind, SetTime, Time};
-use crate::units::BLOCK_SIZE;
+use crate::units::BLOCK_SHIFT;
 
 /// What the library wants to know of a file.
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
@@ -23,7 +23,7 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
         uid: attr.uid,
         gid: attr.gid,
         rdev: attr.rdev,
-        blksize: BLOCK_SIZE as u32,
+        blksize: 1 << BLOCK_SHIFT,
         flags: 0,
     }
 }

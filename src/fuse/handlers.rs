@@ -151,7 +151,9 @@ impl Filesystem for Adapter {
             }
         }
         // If the value is too large, the library returns the largest possible, which is then set.
-        let _ = config.set_max_write(REQUEST_BYTES_MAX as u32).or_else(|most| config.set_max_write(most));
+        let _ = config
+            .set_max_write(u32::try_from(REQUEST_BYTES_MAX).unwrap_or(u32::MAX))
+            .or_else(|most| config.set_max_write(most));
         let _ = config.set_max_readahead(4 << 20).or_else(|most| config.set_max_readahead(most));
         let _ = config.set_max_background(BACKGROUND_MAX);
         Ok(())
@@ -336,7 +338,7 @@ impl Filesystem for Adapter {
             dropped.and_then(|()| self.fs.write(ino(number), offset, data))
         };
         match written {
-            Ok(count) => reply.written(count as u32),
+            Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
             Err(error) => reply.error(errno(&error)),
         }
     }
@@ -382,7 +384,7 @@ impl Filesystem for Adapter {
             .drop_set_id(request, to, false)
             .and_then(|()| self.fs.copy_range(ino(from), from_offset, ino(to), to_offset, length));
         match copied {
-            Ok(count) => reply.written(count as u32),
+            Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
             Err(error) => reply.error(errno(&error)),
         }
     }

@@ -225,8 +225,8 @@ impl Fields {
             .put(&self.volume.0)
             .put(&self.device.0)
             .put(&self.replica_index.to_le_bytes())
-            .put(&(self.replica_count() as u16).to_le_bytes())
-            .put(&[u8::from(self.sovereign), self.label.len() as u8, 0, 0])
+            .put(&(u16::try_from(self.replica_count()).unwrap_or(u16::MAX)).to_le_bytes())
+            .put(&[u8::from(self.sovereign), length(&self.label), 0, 0])
             .put(&self.created_unix_s.to_le_bytes())
             .put(&self.trust_digest)
             .put(&self.data_blocks.to_le_bytes())
@@ -235,7 +235,7 @@ impl Fields {
         for (i, slot) in self.key_slots.iter().enumerate() {
             let Some(slot) = slot else { continue };
             Writer::new(&mut bytes, SLOTS_AT + i * SLOT_BYTES)
-                .put(&[1, KDF_ARGON2ID, slot.label.len() as u8, 0])
+                .put(&[1, KDF_ARGON2ID, length(&slot.label), 0])
                 .put(&slot.params.memory_kib.to_le_bytes())
                 .put(&slot.params.iterations.to_le_bytes())
                 .put(&slot.params.parallelism.to_le_bytes())
@@ -248,7 +248,7 @@ impl Fields {
         for (i, row) in self.replicas.iter().enumerate() {
             let Some(row) = row else { continue };
             Writer::new(&mut bytes, REPLICAS_AT + i * REPLICA_BYTES)
-                .put(&[1, row.registry_id.len() as u8])
+                .put(&[1, length(&row.registry_id)])
                 .put(&row.device.0)
                 .put(row.registry_id.as_bytes())
                 .skip(REGISTRY_ID_MAX - row.registry_id.len())
@@ -302,6 +302,11 @@ impl Fields {
         }
         Ok(fields)
     }
+}
+
+/// A text's length. A header with a longer text than its field holds is refused before it is encoded.
+fn length(text: &str) -> u8 {
+    u8::try_from(text.len()).unwrap_or(u8::MAX)
 }
 
 fn decode_slot(mut r: Reader<'_>) -> Result<Option<KeySlot>, Error> {

@@ -53,7 +53,7 @@
 use crate::crypto::{self, Binding, Keys, Kind, random_bytes};
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::limits::{DEVICE_SIZE_MAX, REPLICAS_MAX};
-use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Tag, Uuid, WriteId};
+use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Tag, Uuid, WriteId, to_usize};
 
 use super::codec::{Reader, Writer};
 use super::{Area, RING_BYTES, RING_OFFSET};
@@ -376,7 +376,7 @@ fn later_first(root: &Root) -> std::cmp::Reverse<(u32, Generation)> {
 /// All roots of a ring of [`RING_BYTES`] bytes, the newest first: by epoch, then by generation. A shorter ring is
 /// looked at as far as it goes.
 pub fn newest_roots(keys: &Keys, volume: Uuid, ring: &[u8]) -> Vec<Root> {
-    let slots = ring.chunks_exact(ROOT_BYTES).take(ROOT_SLOTS as usize).zip(0..);
+    let slots = ring.chunks_exact(ROOT_BYTES).take(to_usize(ROOT_SLOTS)).zip(0..);
     let mut roots: Vec<Root> = slots.filter_map(|(block, slot)| open_root(keys, volume, slot, block)).collect();
     roots.sort_by_key(later_first);
     roots

@@ -6,7 +6,7 @@ use rusqlite::{Row, types::ValueRef};
 use super::{Error, Result};
 use crate::{
     limits::{FILE_SIZE_MAX, NAME_MAX},
-    units::{BLOCK_SHIFT, BlockAddr, Ino, Run, Tag, WriteId},
+    units::{BLOCK_SHIFT, BlockAddr, Ino, Run, Tag, WriteId, to_usize},
 };
 
 /// Blocks that the largest file has.
@@ -238,7 +238,7 @@ impl ExtentRow {
             blocks,
             addr: self.addr.add(skip),
             id: if self.tags.is_some() { self.id.add(skip) } else { self.id },
-            tags: self.tags.as_ref().map(|tags| tags[skip as usize..(skip + blocks) as usize].to_vec()),
+            tags: self.tags.as_ref().map(|tags| tags[to_usize(skip)..to_usize(skip + blocks)].to_vec()),
         }
     }
 

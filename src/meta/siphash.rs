@@ -27,7 +27,7 @@ impl HashKey {
         }
         let mut last = [0; 8];
         last[..tail.len()].copy_from_slice(tail);
-        last[7] = data.len() as u8;
+        last[7] = data.len().to_le_bytes()[0];
         absorb(&mut state, u64::from_le_bytes(last));
         state[2] ^= 0xff;
         for _ in 0..4 {

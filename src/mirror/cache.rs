@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::device::AlignedBuf;
-use crate::units::{BLOCK_SIZE, BlockAddr, Run};
+use crate::units::{BLOCK_SIZE, BlockAddr, Run, to_usize};
 
 /// Blocks of a cluster, which begins at a multiple of them.
 pub(super) const CLUSTER_BLOCKS: u64 = 16;
@@ -91,7 +91,7 @@ impl Cache {
         let way = &mut set.ways[at];
         way.used = now;
         let skip = (run.addr.0 % CLUSTER_BLOCKS) as usize * BLOCK_SIZE;
-        let sealed = way.sealed.get(skip..skip + run.blocks as usize * BLOCK_SIZE);
+        let sealed = way.sealed.get(skip..skip + run.bytes());
         let verified =
             sealed.is_some_and(|sealed| sealed.chunks_exact(BLOCK_SIZE).enumerate().all(|(i, block)| open(i, block)));
         if !verified {
@@ -103,7 +103,7 @@ impl Cache {
     /// A buffer for the cluster `span`, from [`around`]. It is that of the cluster which makes room, if one has to.
     pub fn buffer(&self, span: Run) -> AlignedBuf {
         let mut set = self.set(cluster(span.addr));
-        let len = span.blocks as usize * BLOCK_SIZE;
+        let len = span.bytes();
         let oldest = set.ways.iter().enumerate().min_by_key(|(_, way)| way.used).map(|(at, _)| at);
         match oldest {
             Some(at) if set.ways.len() >= WAYS => {
@@ -133,7 +133,7 @@ impl Cache {
     }
 
     fn set(&self, cluster: u64) -> MutexGuard<'_, Set> {
-        let set = &self.sets[(cluster % self.sets.len() as u64) as usize];
+        let set = &self.sets[to_usize(cluster % self.sets.len() as u64)];
         set.lock()
     }
 }

@@ -13,7 +13,7 @@ use super::choice::{self, Candidate};
 use super::{Error, Mirror, Result, State, device_offset, mask};
 use crate::device::{self, AlignedBuf};
 use crate::limits::LABEL_SIZE;
-use crate::units::{BLOCK_SIZE, BlockAddr, Run};
+use crate::units::{BLOCK_SIZE, BlockAddr, Run, to_usize};
 
 impl Mirror {
     /// Reads a run. `open` is called with the index of each block in the run and its sealed bytes, and says whether the
@@ -24,7 +24,7 @@ impl Mirror {
     pub fn read(&self, run: Run, open: &mut dyn FnMut(usize, &[u8]) -> bool) -> Result<()> {
         match self.cache.get() {
             Some(cache) if run.blocks <= CLUSTER_BLOCKS => cache::parts(run).try_for_each(|part| {
-                let skip = (part.addr.0 - run.addr.0) as usize;
+                let skip = to_usize(part.addr.0 - run.addr.0);
                 self.read_cached(cache, part, &mut |i, sealed| open(skip + i, sealed))
             }),
             _ => self.read_run(self.read_order(run)?, run, open),
@@ -48,8 +48,8 @@ impl Mirror {
                 return self.read_run(order, run, open);
             }
         };
-        let skip = (run.addr.0 - span.addr.0) as usize * BLOCK_SIZE;
-        let bad = self.verify(order[0], &buf[skip..skip + run.blocks as usize * BLOCK_SIZE], open);
+        let skip = to_usize(run.addr.0 - span.addr.0) * BLOCK_SIZE;
+        let bad = self.verify(order[0], &buf[skip..skip + run.bytes()], open);
         if bad.is_empty() {
             cache.put(span, buf);
         }
@@ -61,7 +61,7 @@ impl Mirror {
         let replicas = order.len();
         for patience in self.patience(replicas).into_iter().flat_map(|patience| std::iter::repeat_n(patience, replicas))
         {
-            let buf = AlignedBuf::scratch(run.blocks as usize * BLOCK_SIZE);
+            let buf = AlignedBuf::scratch(run.bytes());
             let bad = match self.ask(order[0], run, buf, patience) {
                 Ok(buf) => self.verify(order[0], &buf, open),
                 Err(device::Error::Unanswered { .. }) => {
@@ -69,7 +69,7 @@ impl Mirror {
                     continue;
                 }
                 // One unreadable sector must not condemn its neighbours: block by block from here.
-                Err(_) => (0..run.blocks as usize).collect(),
+                Err(_) => (0..to_usize(run.blocks)).collect(),
             };
             return self.read_elsewhere(&order, run, &bad, open);
         }
@@ -148,7 +148,7 @@ impl Mirror {
     /// # Errors
     /// The device's error.
     pub fn read_from(&self, index: usize, run: Run) -> device::Result<AlignedBuf> {
-        self.ask(index, run, AlignedBuf::scratch(run.blocks as usize * BLOCK_SIZE), None)
+        self.ask(index, run, AlignedBuf::scratch(run.bytes()), None)
     }
 
     /// As [`Mirror::read_from`], into `buf`, which is as long as the run. The read is abandoned when `patience` is

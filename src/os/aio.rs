@@ -18,6 +18,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::AlignedBuf;
+use crate::units::to_usize;
 
 /// Most writes of one [`Context::write`] that the kernel carries out together.
 pub const TOGETHER_MAX: usize = 32;
@@ -103,7 +104,7 @@ impl Context {
             let done = self.wait(&mut events[..outstanding], None);
             outstanding -= done;
             for event in &events[..done] {
-                if let Some(outcome) = outcomes.get_mut(event.data as usize) {
+                if let Some(outcome) = outcomes.get_mut(to_usize(event.data)) {
                     *outcome = match u64::try_from(event.res) {
                         Ok(bytes) => Outcome::Wrote(bytes),
                         Err(_) => Outcome::Failed(errno(event.res)),

@@ -13,6 +13,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::read_bounded;
 use crate::limits::PROC_BYTES_MAX;
+use crate::units::to_usize;
 
 /// Longest message a daemon sends to the command that started it, in bytes.
 const REPORT_BYTES_MAX: u64 = 64 << 10;
@@ -77,7 +78,7 @@ impl Notifier {
     fn send(mut self, report: &Report) -> io::Result<()> {
         let mut bytes = vec![report.code];
         bytes.extend_from_slice(report.message.as_bytes());
-        bytes.truncate(REPORT_BYTES_MAX as usize);
+        bytes.truncate(to_usize(REPORT_BYTES_MAX));
         self.pipe.write_all(&bytes)
     }
 }

@@ -13,7 +13,7 @@ use crate::label::{Provisional, Root};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::mirror::quorum::Stamp;
 use crate::space::{Bitmap, Goal};
-use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, WriteId};
+use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, WriteId, to_usize};
 
 /// A batch that was taken from the store under the metadata lock and waits for [`Store::commit`].
 pub struct StagedBatch {
@@ -39,7 +39,7 @@ impl Layout {
                 _ => runs.push(Run::new(addr, 1)),
             }
         }
-        let buffer = |run: Run| (run, AlignedBuf::scratch(run.blocks as usize * BLOCK_SIZE));
+        let buffer = |run: Run| (run, AlignedBuf::scratch(run.bytes()));
         Self { runs: runs.into_iter().map(buffer).collect() }
     }
 
@@ -47,7 +47,7 @@ impl Layout {
         let at = self.runs.partition_point(|(run, _)| run.end() <= addr);
         match self.runs.get_mut(at) {
             Some((run, buf)) if run.addr <= addr => {
-                let offset = (addr.0 - run.addr.0) as usize * BLOCK_SIZE;
+                let offset = to_usize(addr.0 - run.addr.0) * BLOCK_SIZE;
                 Ok(&mut buf[offset..offset + BLOCK_SIZE])
             }
             _ => Err(Error::Corrupt(format!("block {} was not laid out", addr.0))),

@@ -8,7 +8,7 @@ use crate::crypto::Binding;
 use crate::device::AlignedBuf;
 use crate::limits::{EXTENT_BLOCKS_MAX, REQUEST_BYTES_MAX};
 use crate::space::Goal;
-use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId};
+use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId, to_usize};
 
 /// A run of blocks sealed in one write: what a row of the extent table holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,12 +56,12 @@ impl Store {
     pub fn write_data(&self, plain: &[u8]) -> Result<Vec<Extent>> {
         self.writable()?;
         debug_assert!(plain.len().is_multiple_of(BLOCK_SIZE));
-        let mut extents = Vec::with_capacity(plain.len() / BLOCK_SIZE / EXTENT_BLOCKS_MAX as usize + 1);
+        let mut extents = Vec::with_capacity(plain.len() / BLOCK_SIZE / to_usize(EXTENT_BLOCKS_MAX) + 1);
         for part in plain.chunks(REQUEST_BYTES_MAX) {
             let written = self.take_data((part.len() / BLOCK_SIZE) as u64).and_then(|runs| {
                 let mut rest = part;
                 for (at, run) in runs.iter().enumerate() {
-                    let (now, later) = rest.split_at(run.blocks as usize * BLOCK_SIZE);
+                    let (now, later) = rest.split_at(run.bytes());
                     if let Err(error) = self.seal_run(*run, now, &mut extents) {
                         runs[at..].iter().for_each(|run| self.abandon(*run));
                         return Err(error);
@@ -95,14 +95,14 @@ impl Store {
         let mut sealed = AlignedBuf::scratch(plain.len());
         let first = self.identities(run.blocks);
         let cipher = self.keys.data(self.mount.epoch);
-        let mut tags = vec![NO_TAG; run.blocks as usize];
+        let mut tags = vec![NO_TAG; to_usize(run.blocks)];
         let blocks = plain.chunks_exact(BLOCK_SIZE).zip(sealed.chunks_exact_mut(BLOCK_SIZE)).zip(&mut tags);
         for (i, ((plain, out), tag)) in blocks.enumerate() {
             let i = i as u64;
             *tag = cipher.seal_block(&Binding::data(self.volume, run.addr.add(i)), first.add(i), plain, out);
         }
         self.mirror.submit(run.addr, Arc::new(sealed))?;
-        for (i, tags) in tags.chunks(EXTENT_BLOCKS_MAX as usize).enumerate() {
+        for (i, tags) in tags.chunks(to_usize(EXTENT_BLOCKS_MAX)).enumerate() {
             let skip = i as u64 * EXTENT_BLOCKS_MAX;
             extents.push(Extent {
                 addr: run.addr.add(skip),
@@ -160,7 +160,7 @@ impl Store {
             }
             let out = &mut out[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE];
             let at = Binding::data(self.volume, run.addr.add(i as u64));
-            cipher.1.open_block(&at, part.id.add(skip), &part.tags[skip as usize], sealed, out).is_ok()
+            cipher.1.open_block(&at, part.id.add(skip), &part.tags[to_usize(skip)], sealed, out).is_ok()
         })?;
         Ok(())
     }

@@ -20,7 +20,7 @@ use super::{Error, Page, Result, Unit};
 use crate::crypto::{Binding, Keys, Kind};
 use crate::label::TreeRef;
 use crate::mirror::Mirror;
-use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, Tag, Uuid, WriteId};
+use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, Tag, Uuid, WriteId, to_usize};
 
 /// Entries of a node.
 pub const FANOUT: u64 = (BLOCK_SIZE / ENTRY_BYTES) as u64;
@@ -96,10 +96,10 @@ impl Pointer {
 /// Level and index of a node.
 pub type NodeId = (u8, u64);
 
-pub(super) type Node = Box<[Option<Pointer>; FANOUT as usize]>;
+pub(super) type Node = Box<[Option<Pointer>; to_usize(FANOUT)]>;
 
 fn empty_node() -> Node {
-    Box::new([None; FANOUT as usize])
+    Box::new([None; to_usize(FANOUT)])
 }
 
 /// Reads and verifies pages and nodes.

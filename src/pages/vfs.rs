@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, ffi};
 
 use super::{Error, Page, Result, Store};
-use crate::units::{BLOCK_SHIFT, BLOCK_SIZE};
+use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, to_usize};
 
 /// Result codes for a page that no replica has as it was written, and for a page that no replica can give.
 ///
@@ -199,7 +199,7 @@ unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, out: *mut c_void, len: c
             out[at..].fill(MaybeUninit::new(0));
             return ffi::SQLITE_IOERR_SHORT_READ;
         }
-        let within = (position % BLOCK_SIZE as u64) as usize;
+        let within = to_usize(position % BLOCK_SIZE as u64);
         let part = (BLOCK_SIZE - within).min(out.len() - at);
         if let Err(error) = store.read_page(position / BLOCK_SIZE as u64, &mut page) {
             log::error!("page {} of the metadata database: {error}", position / BLOCK_SIZE as u64);

@@ -44,7 +44,7 @@ use std::time::{Duration, Instant};
 use super::tree::{FANOUT, HEIGHT_MAX, Node, NodeId, Pointer, TreeKind, decode};
 use super::{Page, ReadGuard, Result, Store, Unit};
 use crate::label::{Root, TreeRef};
-use crate::units::{BLOCK_SIZE, Generation};
+use crate::units::{BLOCK_SIZE, Generation, to_usize};
 
 /// Most units of a chunk.
 pub const CHUNK_UNITS: usize = 64;
@@ -216,7 +216,7 @@ impl<'a> View<'a> {
         let (level, below) = (id.0, pages_below(id.0));
         // Children to the left of the one that the last place was in, or below, have been visited.
         for child in after.first.saturating_sub(above.first) / below..FANOUT {
-            let Some(entry) = self.node(kind, id, entry)?[child as usize] else { continue };
+            let Some(entry) = self.node(kind, id, entry)?[to_usize(child)] else { continue };
             let place = Place::new(above.first + child * below, level);
             if place > after {
                 return Ok(Some((place, entry)));

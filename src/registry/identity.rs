@@ -178,7 +178,7 @@ impl Identity {
         use sha2::{Digest, Sha256};
         let mut hash = Sha256::new();
         let mut put = |text: &str| {
-            hash.update((text.len() as u32).to_le_bytes());
+            hash.update((u32::try_from(text.len()).unwrap_or(u32::MAX)).to_le_bytes());
             hash.update(text.as_bytes());
         };
         put("scelle device identity 1");

@@ -228,10 +228,10 @@ impl TrustAnchors {
         }
         // Both numbers are at most OFFICERS_MAX, and a name is at most REGISTRY_ID_MAX bytes: see the assertions in
         // `limits`.
-        bytes.push(self.threshold as u8);
-        bytes.push(self.officers.len() as u8);
+        bytes.push(u8::try_from(self.threshold).unwrap_or(u8::MAX));
+        bytes.push(u8::try_from(self.officers.len()).unwrap_or(u8::MAX));
         for officer in &self.officers {
-            bytes.push(officer.name.len() as u8);
+            bytes.push(u8::try_from(officer.name.len()).unwrap_or(u8::MAX));
             bytes.extend_from_slice(officer.name.as_bytes());
             bytes.extend_from_slice(&officer.key.to_bytes());
         }

@@ -5,6 +5,7 @@
 //! is one or two relaxed additions; timing adds two looks at the monotonic clock. What the figures mean is up to the
 //! caller.
 
+use super::to_usize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,7 @@ pub struct Reading {
 /// The class of a duration. Below 4 ns each nanosecond is a class; from there on each power of two has four.
 const fn class_of(ns: u64) -> usize {
     if ns < 4 {
-        return ns as usize;
+        return to_usize(ns);
     }
     let power = ns.ilog2();
     ((power - 1) * 4) as usize + (ns >> (power - 2) & 3) as usize
@@ -108,7 +109,7 @@ fn quantile(counts: &[u64], count: u64, percent: u64) -> u64 {
             let (from, to) = (shortest_of(class), shortest_of(class + 1));
             let part = u128::from(to - from) * (wanted - before) / inside;
             // Invariant: at most `to - from`, since `wanted - before` is at most `inside`.
-            return from + part as u64;
+            return from + u64::try_from(part).unwrap_or(to - from);
         }
         before += inside;
     }

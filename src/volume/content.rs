@@ -9,7 +9,7 @@ use crate::device::{AlignedBuf, BlockDevice};
 use crate::label::{self, Area};
 use crate::os::blkid::{Signature, Usage};
 use crate::policy::ApprovedDevice;
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, to_usize};
 
 /// A magic number: what has it, the byte offset (negative: from the device's end), the bytes.
 type Magic = (&'static str, i64, &'static [u8]);
@@ -177,10 +177,10 @@ fn find(device: &dyn BlockDevice, (_, offset, bytes): &Magic) -> crate::device::
     let Some(at) = at.filter(|at| at + bytes.len() as u64 <= size) else { return Ok(None) };
     let start = at - at % BLOCK_SIZE as u64;
     // The last block of a device may be a part of one.
-    let len = (BLOCK_SIZE as u64).min(size - start) as usize;
+    let len = to_usize((BLOCK_SIZE as u64).min(size - start));
     let mut block = AlignedBuf::zeroed(len);
     device.read_at(start, &mut block[..len])?;
-    Ok(block[(at - start) as usize..].starts_with(bytes).then_some(at))
+    Ok(block[to_usize(at - start)..].starts_with(bytes).then_some(at))
 }
 
 #[cfg(test)]

@@ -185,7 +185,7 @@ fn headers(
     fields.key_slots = slots;
     let mut headers = Vec::with_capacity(devices.len());
     for (index, device) in devices.iter().enumerate() {
-        fields.replica_index = index as u16;
+        fields.replica_index = u16::try_from(index).unwrap_or(u16::MAX);
         fields.device = fields.replicas[index].as_ref().map(|row| row.device).unwrap_or_default();
         fields.device_bytes = bytes(device);
         let header = Header::new(fields.clone());

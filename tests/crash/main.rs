@@ -7,6 +7,7 @@
 //! `SCELLE_SEED` repeats a run.
 
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::cast_possible_truncation, reason = "bytes and places are made from small numbers")]
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -3,6 +3,7 @@
 //! `SCELLE_FUZZ_SECONDS=300 cargo test --release --test fuzz -- --nocapture`. With `SCELLE_FUZZ_SAMPLES=DIR` the samples are
 //! only written to DIR/TARGET, for libFuzzer to begin with: `scripts/fuzz`.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::cast_possible_truncation, reason = "bytes and places are made from small numbers")]
 
 #[path = "../../fuzz/src/targets.rs"]
 mod targets;

@@ -2,6 +2,7 @@
 //! and the whole tree now and then, with remounts in between. `SCELLE_SEED` repeats a run.
 
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::cast_possible_truncation, reason = "bytes and places are made from small numbers")]
 
 mod folder;
 mod inprocess;

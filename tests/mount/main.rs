@@ -1,6 +1,7 @@
 //! Real mounts on loop devices: the promises as whoever uses the command sees them.
 
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::cast_possible_truncation, reason = "bytes and places are made from small numbers")]
 
 #[path = "../support/mod.rs"]
 mod support;

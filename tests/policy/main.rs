@@ -1,6 +1,7 @@
 //! Device situations as fixtures: what the kernel shows of a device, and the verdict it must get. The format of
 //! `fixtures/*.tree` is in `tests/support/kernel.rs`.
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::cast_possible_truncation, reason = "bytes and places are made from small numbers")]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

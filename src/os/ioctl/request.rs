@@ -126,7 +126,7 @@ impl<'a> ScsiTransfer<'a> {
             interface_id: 'S' as libc::c_int,
             dxfer_direction: SG_DXFER_FROM_DEV,
             cmd_len: u8::try_from(command.len()).unwrap_or(u8::MAX),
-            mx_sb_len: SENSE_BYTES as u8,
+            mx_sb_len: u8::try_from(SENSE_BYTES).unwrap_or(u8::MAX),
             iovec_count: 0,
             dxfer_len: u32::try_from(data.len()).unwrap_or(u32::MAX),
             dxferp: data.as_mut_ptr(),
@@ -187,7 +187,7 @@ impl<'a> NvmeCommand<'a> {
             opcode: 6, // Identify
             nsid,
             addr: data.as_mut_ptr().expose_provenance() as u64,
-            data_len: IDENTIFY_BYTES as u32,
+            data_len: u32::try_from(IDENTIFY_BYTES).unwrap_or(u32::MAX),
             cdw10: cns,
             timeout_ms: TIMEOUT_MS,
             ..Self::default()
@@ -246,7 +246,7 @@ impl DmQuestion {
         let minor = u64::from(dev.minor);
         Box::new(Self {
             version: [4, 0, 0],
-            data_size: size_of::<Self>() as u32,
+            data_size: u32::try_from(size_of::<Self>()).unwrap_or(u32::MAX),
             data_start: DM_HEADER,
             target_count: 0,
             open_count: 0,
