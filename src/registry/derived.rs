@@ -9,7 +9,6 @@ use zeroize::Zeroizing;
 
 use super::{Error, keys};
 use crate::crypto;
-use crate::limits;
 
 /// First line of a signature. minisign does not authenticate this line; it is fixed, so that any other line is
 /// recognised as altered.
@@ -51,8 +50,7 @@ impl DerivedKey {
     /// # Errors
     /// [`Error::Key`] when the system gives no random bytes.
     pub fn sign(&self, document: &[u8], trusted_comment: &str) -> Result<String, Error> {
-        let comment: String =
-            trusted_comment.chars().filter(|c| !c.is_control()).take(limits::REGISTRY_TEXT_MAX).collect();
+        let comment = keys::comment_of(trusted_comment);
         let signature =
             minisign::sign(Some(&self.public), &self.secret, Cursor::new(document), Some(&comment), Some(COMMENT));
         Ok(signature.map_err(keys::key_error)?.into_string())
@@ -66,21 +64,18 @@ impl DerivedKey {
 pub fn public_key_of(text: &str) -> Result<String, Error> {
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty() && !line.starts_with("untrusted comment:"));
     let line = line.ok_or_else(|| Error::Key("there is no public key".into()))?;
-    let key = PublicKey::from_base64(line).map_err(keys::key_error)?;
-    Ok(key.to_base64())
+    Ok(keys::public_key(line).map_err(Error::Key)?.to_base64())
 }
 
-/// Verifies a signature of [`DerivedKey::sign`]. Every character of the signature counts, also those that minisign does
-/// not look at.
+/// Verifies a signature of [`DerivedKey::sign`]. Every character of the signature counts, also the first line, which
+/// nobody signs.
 ///
 /// # Errors
 /// [`Error::Key`] with what is wrong with the key or the signature.
 pub fn verify_document(public_key: &str, document: &[u8], signature: &str) -> Result<(), Error> {
-    let key = PublicKey::from_base64(public_key).map_err(keys::key_error)?;
+    let key = keys::public_key(public_key).map_err(Error::Key)?;
     keys::verify_signature(&key, document, signature.as_bytes()).map_err(Error::Key)?;
-    // Base64 has several spellings of the same bytes; minisign's is the one that counts.
-    let again = minisign::SignatureBox::from_string(signature).map_err(keys::key_error)?.into_string();
-    if again != signature || !signature.starts_with(&format!("untrusted comment: {COMMENT}\n")) {
+    if !signature.starts_with(&format!("untrusted comment: {COMMENT}\n")) {
         return Err(Error::Key("the signature is not written as it was made".into()));
     }
     Ok(())

@@ -1,4 +1,12 @@
-//! Officers' keys and signatures, in minisign's format.
+//! Officers' keys and signatures, in minisign's format, read so that signed bytes have one meaning.
+//!
+//! A signature file of minisign(1) says by two bytes what was signed: `Ed` a document itself, `ED` the document's
+//! BLAKE2b-512. These two bytes are not signed. So somebody who gets an officer to sign a file of 64 bytes the first
+//! way could hand it over as a signature, the second way, of any document with that hash. The trusted comment is
+//! signed, by a second signature in the file. The tools that sign the second way end the comment with a tab and the
+//! word [`HASHED`], and no signature counts without it.
+//!
+//! A signature file and a public key have exactly one spelling each: the one in which minisign writes them.
 
 use std::io::Cursor;
 
@@ -7,6 +15,13 @@ use zeroize::Zeroizing;
 
 use super::Error;
 use crate::limits;
+
+/// What the trusted comment ends with when the hash of the document was signed, after a tab: the first is minisign's
+/// word, the second that of another tool of the same format (rsign).
+const HASHED: [&str; 2] = ["hashed", "prehashed"];
+
+/// Bytes of a public key: algorithm (2), key number (8), Ed25519 key (32).
+const KEY_BYTES: usize = 42;
 
 /// A new key pair, as the texts of the two files that minisign would write.
 pub struct KeyFiles {
@@ -70,20 +85,41 @@ pub fn sign(
         (true, Some(password)) => key_box.into_secret_key(Some(password.to_owned())).map_err(key_error)?,
         (true, None) => return Err(Error::Key("this secret key asks for a password".into())),
     };
-    let comment: String = trusted_comment.chars().filter(|c| !c.is_control()).take(limits::REGISTRY_TEXT_MAX).collect();
     let public = PublicKey::from_secret_key(&key).map_err(key_error)?;
+    let comment = comment_of(trusted_comment);
     let signature = minisign::sign(
         Some(&public),
         &key,
         Cursor::new(document),
-        Some(comment.trim()),
+        Some(&comment),
         Some("signature of a scelle registry"),
     )
     .map_err(key_error)?;
     Ok(signature.into_string())
 }
 
-/// Verifies one signature file. Pre-hashed and legacy signatures count alike; the trusted comment must verify too.
+/// A trusted comment: this text in one line, and the word that says what was signed.
+pub(super) fn comment_of(text: &str) -> String {
+    let text: String = text.chars().filter(|c| !c.is_control()).take(limits::REGISTRY_TEXT_MAX).collect();
+    format!("{}\t{}", text.trim(), HASHED[0]).trim_start().to_owned()
+}
+
+/// The public key that `text` is, in minisign's spelling of it and no other.
+///
+/// A key of small order is refused: with such a key everybody can make signatures.
+pub(super) fn public_key(text: &str) -> Result<PublicKey, String> {
+    let key = PublicKey::from_base64(text).map_err(|e| e.to_string())?;
+    let bytes = key.to_bytes();
+    if bytes.len() != KEY_BYTES || !bytes.starts_with(b"Ed") || key.to_base64() != text {
+        return Err("it is not an Ed25519 key as minisign writes it".to_owned());
+    }
+    // Algorithm and key number are the first 10 bytes.
+    let point = ed25519_compact::PublicKey::from_slice(&bytes[10..]).map_err(|e| e.to_string())?;
+    point.validate().map_err(|e| format!("it is no key that only one holder can sign with ({e})"))?;
+    Ok(key)
+}
+
+/// Verifies one signature file, as the module's page says. The trusted comment must verify too.
 pub(super) fn verify_signature(key: &PublicKey, document: &[u8], signature: &[u8]) -> Result<(), String> {
     if signature.len() > limits::SIGNATURE_BYTES_MAX {
         return Err("the signature file is too large".into());
@@ -99,11 +135,24 @@ pub(super) fn verify_signature(key: &PublicKey, document: &[u8], signature: &[u8
         return Err("not a minisign signature".into());
     }
     let signature = SignatureBox::from_string(text).map_err(|e| e.to_string())?;
-    minisign::verify(key, &signature, Cursor::new(document), true, false, true).map_err(|e| e.to_string())
+    let comment = signature.trusted_comment().map_err(|e| e.to_string())?;
+    if !signature.is_prehashed() {
+        return Err("it signs the document itself, not its hash (minisign -l): sign it anew without -l".into());
+    }
+    if !comment.rsplit_once('\t').is_some_and(|(_, last)| HASHED.contains(&last)) {
+        return Err("its trusted comment does not end with a tab and the word \"hashed\": sign it anew with scelle \
+                    registry sign, or with minisign and without -t"
+            .into());
+    }
+    // Spaces, line ends and the unused bits of base64 are not signed. One spelling counts, so that nothing hides there.
+    if signature.clone().into_string() != text {
+        return Err("it is not written as minisign writes it: copy the file as it was made".into());
+    }
+    minisign::verify(key, &signature, Cursor::new(document), true, false, false).map_err(|e| e.to_string())
 }
 
 /// Strict base64 (RFC 4648 §4) with padding.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
+pub(super) fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let bytes = text.as_bytes();
     if bytes.is_empty() || !bytes.len().is_multiple_of(4) {
         return None;

@@ -375,20 +375,164 @@ fn trust_anchors_that_would_weaken_the_threshold_are_refused() {
     }
 }
 
-/// Made by minisign 0.11 (`minisign -G -W`, `-S`, `-S -l`), of the text "scelle\n".
+/// Made by minisign 0.11 (`minisign -G -W`, `-S`, `-S -l`), of the text "scelle\n" in registry.toml.
 mod stock {
     pub const DOCUMENT: &[u8] = b"scelle\n";
-    pub const KEY: &str = "RWRZosbu2DkYphjGfzZv5y3c5qXASfDCM4rsQ3RrHdaYxhNvNwDOALDo";
-    pub const PREHASHED: &str = "untrusted comment: signature of a test\nRURZosbu2DkYpnMpi7ge5nN+MTWVcBXrlx2feJ8ri/Co5YKCVVulYpAPehkOdCNIqjrJj++//CDs26OPlGNecL0qpUY0zSJyXQ0=\ntrusted comment: made by the stock tool\nWlEmjRnpmaIafgN05cJS4f3YoUf8aK7MI41umfFayTq8FAOgb4mFNZFfo3nRTZge1LwwRzF78oVD6unyLK4YBw==\n";
-    pub const LEGACY: &str = "untrusted comment: signature of a test\nRWRZosbu2DkYplsMpAhJDzQfVxhsFWSbtwHTe5WtQiXLAgFb4N8VHr+GauR/hWJIu6iqPgn1Vd2mko79jgeEVwwzKJaOo8ACWAg=\ntrusted comment: made by the stock tool\nHI9Hk/z6O+77jaoFKaTrwc14vu5J4UqiP4TPoKRDORz2gOVkNQy78mbwf93EwH8HPkgrCvXnSKuLtAy/cv5PAg==\n";
+    pub const KEY: &str = "RWQwcrmJy8xyUddbzOqzQVgAUnkTRhs7ry43i3HPXeKG/jAOIJEm8h8+";
+    pub const PREHASHED: &str = "untrusted comment: signature from minisign secret key\nRUQwcrmJy8xyUdzo4zfd9tmKPn4E4HqL/FISSnythX+sd73s8LSGERS2RqDZ0HOWJ6tKPXsfnlmf6foqPaVGC0jkkgL6RhO15A4=\ntrusted comment: timestamp:1796090494\tfile:registry.toml\thashed\n4mHL/QM+YVTT7VhszjpCQsVmhSP+UqpLOO/O+PoTnuUXp6YcTO+vH9lG3GWUODwJtFHUZ5nkIuADC4JfpwdzDw==\n";
+    pub const LEGACY: &str = "untrusted comment: signature from minisign secret key\nRWQwcrmJy8xyUQIf6YhwJ0Mattq0y3Xu5HdYRiOBmIDRV7WaZu25pDSJomdlBzJgovQ5ksZg7cpUMYwJlQswkI7JV0Z9kzqpugU=\ntrusted comment: timestamp:1796090494\tfile:registry.toml\nDu2ZuWX557x3BqQ9jEDFSJbcebsLhZtgZS5jfo3o5oWeVLAHYT19zTfUsMQAsx34vlHPC3tLZhOycxZc9BOlCA==\n";
 }
 
 #[test]
 fn signatures_of_the_stock_tool_verify() {
-    let key = minisign::PublicKey::from_base64(stock::KEY).unwrap();
-    for signature in [stock::PREHASHED, stock::LEGACY] {
-        assert_eq!(keys::verify_signature(&key, stock::DOCUMENT, signature.as_bytes()), Ok(()));
-        assert!(keys::verify_signature(&key, b"scella\n", signature.as_bytes()).is_err());
+    let key = keys::public_key(stock::KEY).unwrap();
+    assert_eq!(keys::verify_signature(&key, stock::DOCUMENT, stock::PREHASHED.as_bytes()), Ok(()));
+    assert!(keys::verify_signature(&key, b"scella\n", stock::PREHASHED.as_bytes()).is_err());
+    let legacy = keys::verify_signature(&key, stock::DOCUMENT, stock::LEGACY.as_bytes()).unwrap_err();
+    assert!(legacy.contains("minisign -l"), "{legacy}");
+}
+
+/// A signature file with a secret key made by [`keygen`]: any algorithm, signature and trusted comment.
+fn forge(secret: &str, algorithm: &[u8; 2], signature: &[u8], comment: &str) -> String {
+    let (number, pair) = parts(secret);
+    let global = pair.sign([signature, comment.as_bytes()].concat(), None);
+    let first = base64(&[algorithm, &number[..], signature].concat());
+    format!("untrusted comment: x\n{first}\ntrusted comment: {comment}\n{}\n", base64(&global[..]))
+}
+
+/// Key number and key of a secret key file; the layout is in [`DerivedKey::from_seed`].
+fn parts(secret: &str) -> (Vec<u8>, ed25519_compact::SecretKey) {
+    let key = keys::decode_base64(secret.lines().nth(1).unwrap()).unwrap();
+    (key[54..62].to_vec(), ed25519_compact::SecretKey::from_slice(&key[62..126]).unwrap())
+}
+
+fn base64(bytes: &[u8]) -> String {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |group: &[u8]| {
+        let bits = (0..3).fold(0u32, |bits, i| bits << 8 | u32::from(group.get(i).copied().unwrap_or(0)));
+        let digit = |i: usize| if i > group.len() { '=' } else { digits[(bits >> (18 - 6 * i) & 63) as usize].into() };
+        (0..4).map(digit).collect::<String>()
+    };
+    bytes.chunks(3).map(group).collect()
+}
+
+/// The two bytes that say what was signed are not signed. An officer's legacy signature (`minisign -l`) of a file of 64
+/// bytes, which are the hash of a registry, is the same signature as the officer's of that registry.
+#[test]
+fn p1_a_signature_over_other_bytes_is_no_signature_of_the_registry() {
+    let lab = lab(1, &["officer-a"]);
+    let (document, secret) = (DOCUMENT.as_bytes(), &*lab.officers[0].1.secret);
+    let of_the_hash = keys::decode_base64(lab.sign(0, document).lines().nth(1).unwrap()).unwrap()[10..].to_vec();
+    let of_the_document = parts(secret).1.sign(document, None).to_vec();
+    let said = "timestamp:1\tfile:registry.toml\thashed";
+    assert_eq!(counted(lab.verify(document, &[("officer-a", &forge(secret, b"ED", &of_the_hash, said))])), 1);
+    let comment = "timestamp:1\tfile:notes.bin";
+    for (what, algorithm, signature, comment) in [
+        ("the document itself", b"Ed", &of_the_document, comment),
+        ("the document itself, under the other comment", b"Ed", &of_the_document, said),
+        ("a file of 64 bytes", b"Ed", &of_the_hash, comment),
+        ("a file of 64 bytes, relabelled", b"ED", &of_the_hash, comment),
+        ("a comment that only holds the word", b"ED", &of_the_hash, "timestamp:1\tfile:hashed"),
+        ("no comment", b"ED", &of_the_hash, ""),
+        ("an algorithm of no tool", b"eD", &of_the_hash, said),
+    ] {
+        let forged = forge(secret, algorithm, signature, comment);
+        assert_eq!(counted(lab.verify(document, &[("officer-a", &forged)])), 0, "{what}");
+    }
+}
+
+#[test]
+fn a_signature_file_has_one_spelling() {
+    let lab = lab(1, &["officer-a"]);
+    let document = DOCUMENT.as_bytes();
+    let signature = lab.sign(0, document);
+    let lines: Vec<&str> = signature.lines().collect();
+    // The last digit before the padding holds four bits that are not part of the 74 bytes; minisign leaves them empty.
+    let loose = |line: &str| {
+        let digit = line.as_bytes()[line.len() - 2];
+        assert!(line.ends_with('=') && digit.is_ascii_alphanumeric(), "{line}");
+        format!("{}{}=", &line[..line.len() - 2], char::from(digit + 1))
+    };
+    for (what, other) in [
+        ("line ends of another system", signature.replace('\n', "\r\n")),
+        ("no end of the last line", signature.trim_end().to_owned()),
+        ("an empty line after it", format!("{signature}\n")),
+        ("bytes after it", format!("{signature}\0")),
+        ("a second signature after it", signature.repeat(2)),
+        ("a byte order mark", format!("\u{feff}{signature}")),
+        ("a space after the signature", signature.replace(lines[1], &format!("{} ", lines[1]))),
+        ("a space before the signature", signature.replace(lines[1], &format!(" {}", lines[1]))),
+        ("a space after the comment", signature.replace(lines[2], &format!("{} ", lines[2]))),
+        ("a space before the comment", signature.replace("trusted comment: test", "trusted comment:  test")),
+        ("a space after the comment's signature", signature.replace(lines[3], &format!("{} ", lines[3]))),
+        ("unused bits", signature.replace(lines[1], &loose(lines[1]))),
+        ("no padding", signature.replace(lines[1], lines[1].trim_end_matches('='))),
+        ("digits of URLs", signature.replace('/', "_").replace('+', "-") + "_"),
+    ] {
+        assert_ne!(other, signature, "{what}");
+        assert_eq!(counted(lab.verify(document, &[("officer-a", &other)])), 0, "{what}");
+    }
+    // The first line is nobody's: it may say what it likes, in minisign too.
+    let renamed = signature.replace(lines[0], "untrusted comment: from officer a");
+    assert_eq!(counted(lab.verify(document, &[("officer-a", &renamed)])), 1);
+}
+
+#[test]
+fn an_officers_key_is_one_persons_and_has_one_spelling() {
+    let (a, b) = (keygen("a", None).unwrap().public_key, keygen("b", None).unwrap().public_key);
+    let parse = |one: &str, other: &str| {
+        let officer = |name: &str, key: &str| format!("[[officer]]\nname = \"{name}\"\npublic_key = \"{key}\"\n");
+        TrustAnchors::parse(format!("threshold = 2\n{}{}", officer("a", one), officer("b", other)).as_bytes())
+    };
+    assert!(parse(&a, &b).is_ok());
+    let bytes = keys::decode_base64(&a).unwrap();
+    let changed = |at: usize, to: u8| {
+        let mut other = bytes.clone();
+        other[at] = to;
+        base64(&other)
+    };
+    for (what, key) in [
+        ("the same key", a.clone()),
+        ("the same key under another number", changed(2, bytes[2] ^ 1)),
+        ("a space after it", format!("{b} ")),
+        ("another algorithm", base64(&[b"ED", &keys::decode_base64(&b).unwrap()[2..]].concat())),
+        ("bytes after it", base64(&[&keys::decode_base64(&b).unwrap()[..], b"x"].concat())),
+    ] {
+        assert!(parse(&a, &key).is_err(), "{what}");
+    }
+    // With a key of small order everybody can sign: these are the points of order 1, 2, 4 and 8, by their first bytes.
+    let point = |text: &str| unhex::<32>(text).unwrap();
+    for weak in [
+        "0100000000000000000000000000000000000000000000000000000000000000",
+        "0000000000000000000000000000000000000000000000000000000000000000",
+        "0000000000000000000000000000000000000000000000000000000000000080",
+        "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+        // Not reduced: a second spelling of a point.
+        "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+    ] {
+        let key = base64(&[b"Ed", &[7; 8][..], &point(weak)].concat());
+        assert!(parse(&a, &key).is_err(), "{weak}");
+        assert!(public_key_of(&key).is_err(), "{weak}");
+    }
+}
+
+/// What is signed as one kind of document is never read as another.
+#[test]
+fn a_signed_document_is_of_one_kind() {
+    let lab = lab(1, &["a", "b"]);
+    let trust = lab.anchors.successor(&["b".into()], &[], None).unwrap();
+    let seal = "{\"format\":\"scelle audit trail 1\",\"volume\":\"v\",\"version\":1,\"threshold\":1}\n";
+    assert!(Registry::parse(DOCUMENT.as_bytes()).is_ok() && TrustAnchors::parse(trust.as_bytes()).is_ok());
+    for other in [&trust, seal] {
+        assert!(Registry::parse(other.as_bytes()).is_err(), "{other}");
+    }
+    for other in [DOCUMENT, seal, &format!("{DOCUMENT}{trust}"), &format!("{trust}{DOCUMENT}")] {
+        assert!(TrustAnchors::parse(other.as_bytes()).is_err(), "{other}");
+        assert!(other == DOCUMENT || Registry::parse(other.as_bytes()).is_err(), "{other}");
     }
 }
 
@@ -399,7 +543,7 @@ proptest! {
     fn parsers_survive_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
         let _ = Registry::parse(&bytes);
         let _ = TrustAnchors::parse(&bytes);
-        let key = minisign::PublicKey::from_base64(stock::KEY).unwrap();
+        let key = keys::public_key(stock::KEY).unwrap();
         prop_assert!(keys::verify_signature(&key, b"x", &bytes).is_err());
         if let Ok(text) = std::str::from_utf8(&bytes) {
             let _ = is_encrypted(text);
@@ -420,7 +564,7 @@ proptest! {
 
     #[test]
     fn signature_files_of_the_right_shape_do_not_panic(a in "[A-Za-z0-9+/]{0,110}={0,2}", b in "[A-Za-z0-9+/]{0,100}={0,2}") {
-        let key = minisign::PublicKey::from_base64(stock::KEY).unwrap();
+        let key = keys::public_key(stock::KEY).unwrap();
         let text = format!("untrusted comment: x\n{a}\ntrusted comment: y\n{b}\n");
         prop_assert!(keys::verify_signature(&key, b"x", text.as_bytes()).is_err());
         let text = format!("untrusted comment: x\nRWQ{a}\n");
