@@ -9,6 +9,7 @@
 //! |---|---|
 //! | writeback cache | small writes cost no round trip; the kernel hands a file's data over at the latest on close |
 //! | entry and attribute lifetimes of a year, names that do not exist included | we are the only writer |
+//! | no lifetime for attributes of a file that has no blocks | the kernel may hold its first ones (`attr`) |
 //! | `default_permissions`, POSIX ACLs | the kernel decides who may do what, from our modes and ACLs |
 //! | `FUSE_DONT_MASK` | a default ACL replaces the umask, so the filesystem applies it |
 //! | `FUSE_EXPORT_SUPPORT` | NFS servers find an inode by number: `lookup` of `.` and `..` |
@@ -25,9 +26,9 @@ mod awake;
 mod handlers;
 mod mount;
 mod place;
+mod recall;
 mod reply;
 mod rights;
-mod seek;
 mod session;
 mod sync;
 mod tune;

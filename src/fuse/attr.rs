@@ -1,11 +1,85 @@
-//! Attributes and times, from the filesystem's form to the library's and back.
+//! Attributes and times, from the filesystem's form to the library's and back; and how long the kernel may believe them.
+//!
+//! # Blocks of a file that is being written
+//!
+//! The kernel keeps size and times of a written file itself, and knows which pages are still to be handed over. The
+//! number of blocks it has from the last answer. A program that is told 0 blocks takes the whole file for a hole, and
+//! does not look: GNU tar with `--sparse` stores zeros. With at least one block it asks where the data is, and is
+//! answered rightly ([`recall`](super::recall)). So while the kernel may hold data of a file, no answer says 0 blocks:
+//!
+//! * A file that has no blocks may get some without a word to the daemon, with a write(2) into the cache or through a
+//!   mapping. What is said of it holds for that moment alone ([`lifetime`]), and is said after its pages were called in.
+//! * A file that is about to be written gets one block as a loan ([`Loans`]). That is so when it was just made or emptied by
+//!   open(2), and when the kernel asks for its attributes with a file handle, as it does before a write(2). So writing
+//!   a new file costs no question. The kernel asks for the true number after every close(2).
+//! * After an fsync(2) of such a file the kernel is told to ask again.
+//!
+//! The number may be too small while a file with blocks is held open and grows, and is true after it was closed.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, ReplyAttr, TimeOrNow};
 
-use crate::fs::{Attr, Kind, SetTime, Time};
-use crate::units::BLOCK_SHIFT;
+use super::reply::errno;
+use crate::fs::{self, Attr, Kind, SetTime, Time};
+use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, to_usize};
+
+/// How long the kernel may believe an answer. Nobody else changes the volume, so: long.
+pub(super) const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How many files with a block on loan are remembered for their next fsync(2). One that is forgotten shows one block
+/// until it is closed.
+const LOANS: usize = 1024;
+
+/// Whether the file has no blocks, so that the kernel may hold all that it has.
+pub(super) fn is_hollow(attr: &Attr) -> bool {
+    attr.kind == Kind::File && attr.blocks == 0
+}
+
+/// How long the kernel may believe these attributes.
+pub(super) fn lifetime(attr: &Attr) -> Duration {
+    if is_hollow(attr) { Duration::ZERO } else { LIFETIME }
+}
+
+/// Replies with attributes as they are.
+pub(super) fn reply_attributes(result: fs::Result<Attr>, reply: ReplyAttr) {
+    match result {
+        Ok(attr) => reply.attr(&lifetime(&attr), &file_attr(&attr)),
+        Err(error) => reply.error(errno(&error)),
+    }
+}
+
+/// The files that the kernel believes to have one block, because they are about to get some.
+pub(super) struct Loans(Box<[AtomicU64]>);
+
+impl Default for Loans {
+    fn default() -> Self {
+        Self((0..LOANS).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Loans {
+    /// Lends the file a block, if it has none.
+    pub(super) fn lend(&self, attr: Attr) -> Attr {
+        if !is_hollow(&attr) {
+            return attr;
+        }
+        self.slot(attr.ino.0).store(attr.ino.0, Ordering::Relaxed);
+        Attr { blocks: BLOCK_SIZE as u64 / 512, ..attr }
+    }
+
+    /// Whether the file was lent a block; from now on it was not.
+    pub(super) fn end(&self, number: INodeNo) -> bool {
+        let slot = self.slot(number.0);
+        slot.load(Ordering::Relaxed) == number.0
+            && slot.compare_exchange(number.0, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    fn slot(&self, number: u64) -> &AtomicU64 {
+        &self.0[to_usize(number) % LOANS]
+    }
+}
 
 /// What the library wants to know of a file.
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
@@ -91,6 +165,37 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Ino;
+
+    #[test]
+    fn a_file_without_blocks_is_lent_one_and_believed_for_no_time() {
+        let time = Time { s: 0, ns: 0 };
+        let (ino, kind) = (Ino(7), Kind::File);
+        let file = Attr {
+            ino,
+            kind,
+            mode: 0,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            blocks: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+        };
+        let loans = Loans::default();
+        assert_eq!((lifetime(&file), loans.end(INodeNo(7))), (Duration::ZERO, false));
+        let lent = loans.lend(file);
+        assert_eq!((lent.blocks, lifetime(&lent)), (8, LIFETIME));
+        assert_eq!([loans.end(INodeNo(7)), loans.end(INodeNo(7))], [true, false]);
+        for others in [Attr { kind: Kind::Symlink, ..file }, Attr { blocks: 16, ..file }] {
+            assert_eq!((loans.lend(others), lifetime(&others)), (others, LIFETIME));
+        }
+        assert!(!loans.end(INodeNo(7)));
+    }
 
     #[test]
     fn times_before_the_epoch_keep_their_fraction() {

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
@@ -14,19 +14,18 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::attr::{absent, file_attr, file_type, from_system, set_time};
+use super::attr::{
+    LIFETIME, Loans, absent, file_attr, file_type, from_system, is_hollow, lifetime, reply_attributes, set_time,
+};
 use super::awake::Awake;
 use super::place::{Locator, Placer};
+use super::recall::Recall;
 use super::reply::{errno, sized};
 use super::rights::{SET_ID, in_group_or_capable, keeps_set_id, owner_or_capable, sees_trusted, without_set_id};
-use super::seek::Seeker;
 use super::sync::Syncer;
 use crate::fs::{self, Attr, Caller, Fs, Seek, SetAttr};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::units::Ino;
-
-/// How long the kernel may believe an answer. Nobody else changes the volume, so: long.
-const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Inode numbers are never reused, so one generation is enough.
 const GENERATION: Generation = Generation(0);
@@ -58,7 +57,8 @@ pub(super) struct Adapter {
     fs: Arc<Fs>,
     placer: Placer,
     syncer: Syncer,
-    seeker: Seeker,
+    recall: Recall,
+    loans: Loans,
     awake: Awake,
     notifier: Arc<OnceLock<Notifier>>,
 }
@@ -73,8 +73,16 @@ impl Adapter {
         notifier: Arc<OnceLock<Notifier>>,
     ) -> std::io::Result<Self> {
         let syncer = Syncer::start(Arc::clone(&fs), loops)?;
-        let seeker = Seeker::start(Arc::clone(&fs), Arc::clone(&notifier))?;
-        Ok(Self { placer: Placer::start(locator)?, syncer, seeker, awake: Awake::start(powersave), notifier, fs })
+        let recall = Recall::start(Arc::clone(&fs), Arc::clone(&notifier))?;
+        Ok(Self {
+            placer: Placer::start(locator)?,
+            syncer,
+            recall,
+            loans: Loans::default(),
+            awake: Awake::start(powersave),
+            notifier,
+            fs,
+        })
     }
 
     /// The permission bits that a change by `request` leaves, if it takes any away. With `always` it takes them in any
@@ -103,10 +111,15 @@ impl Adapter {
         let Some(mode) = self.mode_after(request, number, always)? else { return Ok(()) };
         self.fs.setattr(ino(number), &SetAttr { mode: Some(mode), ..SetAttr::default() })?;
         // The kernel keeps the mode it knows, and would execute the file by it.
+        self.outdated(number);
+        Ok(())
+    }
+
+    /// Has the kernel forget the attributes that it knows of an inode.
+    fn outdated(&self, number: INodeNo) {
         if let Some(Err(error)) = self.notifier.get().map(|notifier| notifier.inval_inode(number, -1, 0)) {
             log::debug!("the kernel does not know inode {number}: {error}");
         }
-        Ok(())
     }
 }
 
@@ -120,14 +133,7 @@ fn caller(request: &Request, umask: u32) -> Caller {
 
 fn entry(result: fs::Result<Attr>, reply: ReplyEntry) {
     match result {
-        Ok(attr) => reply.entry(&LIFETIME, &file_attr(&attr), GENERATION),
-        Err(error) => reply.error(errno(&error)),
-    }
-}
-
-fn attributes(result: fs::Result<Attr>, reply: ReplyAttr) {
-    match result {
-        Ok(attr) => reply.attr(&LIFETIME, &file_attr(&attr)),
+        Ok(attr) => reply.entry_with_ttls(&lifetime(&attr), &LIFETIME, &file_attr(&attr), GENERATION),
         Err(error) => reply.error(errno(&error)),
     }
 }
@@ -171,9 +177,17 @@ impl Filesystem for Adapter {
         self.fs.forget(ino(number), lookups);
     }
 
-    fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, _: &Request, number: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
         self.awake.touch();
-        attributes(self.fs.getattr(ino(number)), reply);
+        let found = self.fs.getattr(ino(number));
+        if handle.is_some() {
+            // The kernel is about to write, or to read beyond the end; stat(2) and open(2) ask without a handle.
+            reply_attributes(found.map(|attr| self.loans.lend(attr)), reply);
+        } else if found.as_ref().is_ok_and(is_hollow) {
+            self.recall.attributes(number, reply);
+        } else {
+            reply_attributes(found, reply);
+        }
     }
 
     fn setattr(
@@ -187,7 +201,7 @@ impl Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         ctime: Option<SystemTime>,
-        _: Option<FileHandle>,
+        handle: Option<FileHandle>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
         _: Option<SystemTime>,
@@ -216,7 +230,10 @@ impl Filesystem for Adapter {
             mtime: mtime.map(set_time),
             ctime: ctime.map(from_system),
         };
-        attributes(self.fs.setattr(ino(number), &change), reply);
+        let changed = self.fs.setattr(ino(number), &change);
+        // Without a handle: emptied by open(2), and soon to be written.
+        let emptied = size == Some(0) && handle.is_none();
+        reply_attributes(if emptied { changed.map(|attr| self.loans.lend(attr)) } else { changed }, reply);
     }
 
     fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
@@ -237,7 +254,8 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         self.awake.touch();
-        entry(self.fs.mknod(&caller(request, umask), ino(parent), name.as_bytes(), mode, rdev), reply);
+        let made = self.fs.mknod(&caller(request, umask), ino(parent), name.as_bytes(), mode, rdev);
+        entry(made.map(|attr| self.loans.lend(attr)), reply);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
@@ -364,7 +382,7 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        self.seeker.seek(number, offset, seek, reply);
+        self.recall.seek(number, offset, seek, reply);
     }
 
     fn copy_file_range(
@@ -395,8 +413,11 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _: &Request, number: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         self.awake.touch();
+        if self.loans.end(number) {
+            self.outdated(number);
+        }
         self.syncer.sync(&self.fs, reply);
     }
 
@@ -426,7 +447,8 @@ impl Filesystem for Adapter {
         let listed = self.fs.readdir(ino(number), cookie, true, &mut |entry| {
             let name = OsStr::from_bytes(entry.name);
             let attr = entry.attr.as_ref().map_or_else(absent, file_attr);
-            !reply.add(INodeNo(entry.ino.0), entry.next_cookie, name, &LIFETIME, &attr, GENERATION)
+            let lifetime = entry.attr.as_ref().map_or(LIFETIME, lifetime);
+            !reply.add(INodeNo(entry.ino.0), entry.next_cookie, name, &lifetime, &attr, GENERATION)
         });
         match listed {
             Ok(()) => reply.ok(),

@@ -20,5 +20,6 @@ mod silent;
 mod swap;
 mod taken;
 mod trust;
+mod unflushed;
 
 use support::lab;
