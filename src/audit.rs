@@ -45,7 +45,7 @@ mod tests;
 mod trail;
 mod verify;
 
-pub use event::{Actor, Entry, Event, Object, Reason, RegistryFacts, ReplicaFacts};
+pub use event::{Actor, Entry, Event, Known, Object, Reason, RegistryFacts, ReplicaFacts};
 pub use reports::Reports;
 pub use trail::{Audit, Head, REPEAT_WINDOW, begin_with, check};
 pub use verify::{FORMAT, Fault, Seal, Verifier, export_head, verify_export};

@@ -11,6 +11,7 @@
 //! | found | done |
 //! |---|---|
 //! | a device that is another, or no longer approved, when the first byte is about to be written | refused |
+//! | a replica on another device than the one it was enrolled with | refused, unless it is to be enrolled anew |
 //! | labels of two volumes, one device twice, a device that the table does not name | refused |
 //! | one label copy damaged | the other is used, the damaged one rewritten |
 //! | both label copies damaged | refused, the device named |
@@ -38,7 +39,7 @@ mod task;
 mod traverse;
 pub mod witness;
 
-pub use assembled::{Assembled, OpenOptions};
+pub use assembled::{Assembled, OpenOptions, Swapped};
 pub use check::{CheckReport, Damage};
 pub use create::{CreateOptions, create};
 pub use error::Error;

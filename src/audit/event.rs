@@ -104,6 +104,15 @@ impl From<&VerifiedRegistry> for RegistryFacts {
     }
 }
 
+/// What a device is enrolled as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Known {
+    /// Its entry in the registry.
+    pub registry_id: String,
+    /// Digest of its identity, in hexadecimal digits.
+    pub identity: String,
+}
+
 /// A replica at the moment of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReplicaFacts {
@@ -113,14 +122,16 @@ pub struct ReplicaFacts {
     pub registry_id: String,
     /// Device node; empty when there is none.
     pub device: String,
+    /// The site of the entry that approves the device; nothing when there is no device.
+    pub site: Option<String>,
     /// Its state when it was found.
     pub state: State,
 }
 
 impl ReplicaFacts {
     /// A replica.
-    pub fn new(index: usize, registry_id: &str, device: &str, state: State) -> Self {
-        Self { index, registry_id: cut(registry_id), device: cut(device), state }
+    pub fn new(index: usize, registry_id: &str, device: &str, site: Option<&str>, state: State) -> Self {
+        Self { index, registry_id: cut(registry_id), device: cut(device), site: site.map(cut), state }
     }
 }
 
@@ -178,6 +189,13 @@ pub enum Event {
         from: State,
         /// From now on.
         to: State,
+    },
+    /// A replica's device was enrolled anew, because the registry lists it otherwise than before.
+    ReplicaEnrolled {
+        /// What was enrolled before.
+        before: Known,
+        /// What is enrolled from now on.
+        now: Known,
     },
     /// Somebody asked that a device be brought back as a replica, and was refused for these reasons.
     ResyncRefused,

@@ -190,7 +190,13 @@ fn the_longest_record_fits() {
         generation: u64::MAX,
         registry,
         replicas: vec![
-            ReplicaFacts::new(15, &"r".repeat(REGISTRY_ID_MAX), &"d".repeat(4096), State::Resyncing);
+            ReplicaFacts::new(
+                15,
+                &"r".repeat(REGISTRY_ID_MAX),
+                &"d".repeat(4096),
+                Some(&"s".repeat(REGISTRY_ID_MAX)),
+                State::Resyncing
+            );
             REPLICAS_MAX
         ],
     };

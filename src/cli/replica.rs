@@ -1,13 +1,16 @@
 //! `scelle replica`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::task;
+use super::{DocumentArguments, Passphrase, secret, task};
 use crate::control::ask;
+use crate::daemon::{WITNESS_DIR, devices, find};
+use crate::device::raw::Access;
 use crate::os;
 use crate::problem::{ExitCode, Problem};
+use crate::volume::{OpenOptions, Sealed};
 
 /// Arguments of `scelle replica`.
 #[derive(Debug, Args)]
@@ -20,6 +23,8 @@ pub(super) struct Arguments {
 enum Command {
     /// Bring replicas back that were refused, failed, or were away, while the volume is in use
     Resync(Resync),
+    /// Enrol devices of a volume that is not mounted anew, as the registry lists them now
+    Enrol(Enrol),
 }
 
 #[derive(Debug, Args)]
@@ -33,9 +38,51 @@ struct Resync {
     wait: bool,
 }
 
+#[derive(Debug, Args)]
+struct Enrol {
+    #[command(flatten)]
+    documents: DocumentArguments,
+    #[command(flatten)]
+    passphrase: Passphrase,
+    /// A label, a UUID, or all devices of one volume
+    #[arg(required = true, value_name = "VOLUME|DEV")]
+    devices: Vec<PathBuf>,
+}
+
 /// `scelle replica`.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
-    let Command::Resync(resync) = &arguments.command;
+    match &arguments.command {
+        Command::Resync(resync) => run_resync(resync),
+        Command::Enrol(enrol) => run_enrol(enrol),
+    }
+}
+
+/// Opens the volume, which writes its labels and a record of its trail, and closes it again.
+fn run_enrol(arguments: &Enrol) -> Result<ExitCode, Problem> {
+    let registry = devices::load_registry(&arguments.documents.documents())?;
+    let approved = devices::approve(&find::devices(&arguments.devices)?, &registry, Access::Exclusive)?;
+    let sealed = Sealed::read(approved)?;
+    let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;
+    let assembled = sealed.unlock(&secret)?;
+    let swapped = assembled.swapped();
+    if swapped.is_empty() {
+        println!("every device is enrolled as the registry lists it: nothing was changed");
+        return Ok(ExitCode::Done);
+    }
+    let options = OpenOptions { enrol: true, witness: Some(WITNESS_DIR.into()), ..OpenOptions::default() };
+    assembled.open(&registry, &options)?.close()?;
+    for found in swapped {
+        let (before, now) = (&found.enrolled.0, &found.listed.0);
+        let also = if before == now { ", with another identity than before" } else { "" };
+        println!(
+            "replica {} ({}) was enrolled as {before}, and is enrolled as {now} from now on{also}",
+            found.index, found.device
+        );
+    }
+    Ok(ExitCode::Done)
+}
+
+fn run_resync(resync: &Resync) -> Result<ExitCode, Problem> {
     let (daemon, _) = ask::daemon(&resync.volume)?;
     let answer = daemon.resync(resync.replica.as_deref().map(absolute))?;
     for returned in &answer.returned {

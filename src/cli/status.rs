@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::performance;
 use super::task;
-use super::text::{bytes, site};
+use super::text::{self, bytes};
 use crate::control::ask::{mounted, not_mounted};
 use crate::control::{self, Replica, StatusReport, TaskState, VolumeState, VolumeStatus};
 use crate::problem::{Code, ExitCode, Problem};
@@ -138,7 +138,7 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
 fn write_replica(out: &mut String, replica: &Replica) -> std::fmt::Result {
     let device = if replica.device.is_empty() { "-" } else { &replica.device };
     writeln!(out, "  replica {}  {device}  {}, generation {}", replica.registry_id, replica.state, replica.generation)?;
-    writeln!(out, "    {}", site(&replica.site))?;
+    writeln!(out, "    {}", text::place(&replica.site, replica.last_known.as_ref(), replica.listed))?;
     if let Some(io) = &replica.io {
         performance::write_device(out, io)?;
     }

@@ -41,8 +41,20 @@ pub(super) fn bytes(count: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, units[power])
 }
 
-/// Where a replica is, who answers for it, and under whose law.
-pub(super) fn site(site: &Site) -> String {
+/// What is known of a replica's place: where it is by the verdict in force, else where it was to be when that was last
+/// known.
+pub(super) fn place(now: &Site, last_known: Option<&Site>, listed: bool) -> String {
+    let unlisted = if listed { "" } else { "no longer listed in the registry" };
+    match last_known {
+        _ if !now.id.is_empty() => site(now),
+        Some(last) if listed => format!("last known: {}", site(last)),
+        Some(last) => format!("{unlisted}; last known: {}", site(last)),
+        None if listed => "where it is, is not known".to_owned(),
+        None => unlisted.to_owned(),
+    }
+}
+
+fn site(site: &Site) -> String {
     let Site { id, name, country, owner, administrator, jurisdictions } = site;
     let law = jurisdictions.join(", ");
     format!("at {id} ({name}, {country}); owner {owner}, administrator {administrator}, law {law}")
@@ -51,6 +63,17 @@ pub(super) fn site(site: &Site) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_is_told_as_of_now_only_when_a_verdict_says_so() {
+        let paris = Site { id: "tj-paris".into(), name: "Paris".into(), country: "FR".into(), ..Site::default() };
+        let nowhere = Site::default();
+        assert!(place(&paris, None, true).starts_with("at tj-paris (Paris, FR)"));
+        assert!(place(&nowhere, Some(&paris), true).starts_with("last known: at tj-paris"));
+        assert!(place(&nowhere, Some(&paris), false).starts_with("no longer listed in the registry; last known: at"));
+        assert_eq!(place(&nowhere, None, false), "no longer listed in the registry");
+        assert_eq!(place(&nowhere, None, true), "where it is, is not known");
+    }
 
     #[test]
     fn sizes_are_readable() {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::text::{bytes, site};
+use super::text::{self, bytes};
 use crate::control::{Copy, FilePlace, PlaceReplica};
 use crate::daemon::find;
 use crate::fuse::PLACE_XATTR;
@@ -263,11 +263,7 @@ fn write_replica(out: &mut String, place: &FilePlace, replica: &PlaceReplica) ->
     };
     let since = replica.since.as_ref().map_or_else(String::new, |since| format!(", since {since} at the latest"));
     writeln!(out, "  {}  {device}  {}: {holds}{since}", replica.registry_id, replica.state)?;
-    if replica.site.id.is_empty() {
-        writeln!(out, "    the registry in force does not say where it is")?;
-    } else {
-        writeln!(out, "    {}", site(&replica.site))?;
-    }
+    writeln!(out, "    {}", text::place(&replica.site, replica.last_known.as_ref(), replica.listed))?;
     if let (Some(day), Some(age), Some(until)) =
         (&replica.inspected, replica.inspection_age_days, &replica.inspection_valid_until)
     {

@@ -92,9 +92,15 @@ pub struct PlaceReplica {
     pub approved: bool,
     /// Codes of the reasons why not.
     pub reasons: Vec<String>,
-    /// Where it is, and who answers for it.
+    /// Where it is, and who answers for it, by the entry that approves the device now; empty when none does.
     #[serde(flatten)]
     pub site: Site,
+    /// When nothing approves the device now: where it was, or was to be, by the last entry that is known of it.
+    #[serde(default)]
+    pub last_known: Option<Site>,
+    /// Whether the registry in force lists the device that the replica was enrolled with.
+    #[serde(default = "super::status::yes")]
+    pub listed: bool,
     /// Day of the site's last inspection.
     pub inspected: Option<String>,
     /// Last day on which that inspection counts.
@@ -139,6 +145,8 @@ mod tests {
                 administrator: "Ministère de la Justice".into(),
                 jurisdictions: vec!["FR".into()],
             },
+            last_known: None,
+            listed: true,
             inspected: Some("2026-10-02".into()),
             inspection_valid_until: Some("2027-04-02".into()),
             inspection_age_days: Some(51),
@@ -185,7 +193,7 @@ mod tests {
             registry.valid_until registry.version replicas replicas.administrator replicas.approved \
             replicas.bytes_at_least replicas.copy replicas.country replicas.device replicas.generation \
             replicas.inspected replicas.inspection_age_days replicas.inspection_valid_until replicas.jurisdictions \
-            replicas.owner replicas.reasons replicas.registry_id replicas.since replicas.site replicas.site_name \
+            replicas.last_known replicas.listed replicas.owner replicas.reasons replicas.registry_id replicas.since replicas.site replicas.site_name \
             replicas.state replicas.state_since size_bytes stored_bytes volume volume.label volume.sovereign volume.uuid";
         assert_eq!(found, wanted.split_whitespace().collect::<Vec<_>>());
         let manual = include_str!("../../man/scelle-where.8");

@@ -222,7 +222,7 @@ pub struct RegistryStatus {
     pub signatures: Vec<String>,
 }
 
-/// Where a replica is, and who answers for it, as the registry in force says; empty where it says nothing.
+/// Where a device is, and who answers for it, as the registry says; empty where nothing is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Site {
     /// Identifier of the site.
@@ -248,9 +248,15 @@ pub struct Replica {
     pub device: String,
     /// Identifier of the device in the registry.
     pub registry_id: String,
-    /// Where it is, and who answers for it.
+    /// Where it is, and who answers for it, by the entry that approves the device now; empty when none does.
     #[serde(flatten)]
     pub site: Site,
+    /// When nothing approves the device now: where it was, or was to be, by the last entry that is known of it.
+    #[serde(default)]
+    pub last_known: Option<Site>,
+    /// Whether the registry in force lists the device that the replica was enrolled with.
+    #[serde(default = "yes")]
+    pub listed: bool,
     /// `in-sync`, `resyncing`, `stale`, `missing`, `faulty` or `refused`.
     pub state: String,
     /// Last commit the replica holds.
@@ -264,6 +270,10 @@ pub struct Replica {
     /// How long the device takes, since it came into use; null without a device.
     #[serde(default)]
     pub io: Option<DeviceIo>,
+}
+
+pub(super) fn yes() -> bool {
+    true
 }
 
 /// The policy's verdict.
@@ -325,7 +335,12 @@ pub(super) fn sample() -> VolumeStatus {
         generation: 12,
         capacity: Capacity { total_bytes: 1 << 30, used_bytes: 4096 },
         registry: RegistryStatus { version: 7, valid_until: "2027-05-31".into(), signatures: vec!["officer-1".into()] },
-        replicas: vec![Replica { device: "/dev/nvme0n1".into(), state: "in-sync".into(), ..Replica::default() }],
+        replicas: vec![Replica {
+            device: "/dev/nvme0n1".into(),
+            state: "in-sync".into(),
+            listed: true,
+            ..Replica::default()
+        }],
         scrub: Scrub::default(),
         pid: 1,
         advice: Vec::new(),
@@ -389,6 +404,8 @@ mod tests {
                 "generation",
                 "io",
                 "jurisdictions",
+                "last_known",
+                "listed",
                 "owner",
                 "registry_id",
                 "resync",
@@ -410,7 +427,9 @@ mod tests {
         for added in ["pid", "advice", "watch", "audit", "performance", "tasks"] {
             assert!(volume.remove(added).is_some(), "{added}");
         }
-        assert!(volume["replicas"][0].as_object_mut().unwrap().remove("io").is_some());
+        for added in ["io", "last_known", "listed"] {
+            assert!(volume["replicas"][0].as_object_mut().unwrap().remove(added).is_some(), "{added}");
+        }
         let understood: VolumeStatus = serde_json::from_value(json).unwrap();
         assert_eq!(understood.performance, Performance::default());
         assert_eq!(understood.replicas, sample().replicas);

@@ -5,13 +5,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::report;
 use crate::control::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume, Replica};
 use crate::fs::{self, Kind};
+use crate::policy::ApprovedEntry;
 use crate::registry::{Date, VerifiedRegistry, utc_second};
 use crate::units::Ino;
 use crate::volume::{self, Open, Portion};
 
 /// The basis of every answer, said in every answer.
-const BASIS: &str = "The officers named here signed that these devices may hold this volume, and the identity that each \
-    device shows is the one they signed. Where a device stands, who owns and administers it and whose law can compel \
+const BASIS: &str = "The officers named here signed that these devices may hold this volume. Each device that is \
+    approved showed, when it was last looked at, the identity of the entry whose site is named here, and the replica on it \
+    was enrolled with that entry. Of other devices only what was known last is said. Where a device stands, who owns and administers it and whose law can compel \
     its operator is what the registry states; the inspection of its site vouches for that on its day. Nothing here \
     measures a position.";
 
@@ -26,8 +28,10 @@ pub fn place(open: &Open, registry: &VerifiedRegistry, ino: Ino) -> fs::Result<F
     let (is_file, changed) = (place.attr.kind == Kind::File, (place.attr.ctime.s, place.attr.ctime.ns));
     let with_holding = status.replicas.iter().zip(&place.replicas).enumerate();
     let replicas = with_holding.map(|(index, (status, holding))| {
-        let shown = report::replica(status, registry, mirror.device(index).as_deref());
-        replica(shown, registry, holding, is_file && place.committed, changed)
+        let device = mirror.device(index);
+        let entry = device.as_ref().map(|device| device.registry_entry());
+        let shown = report::replica(status, registry, device.as_deref());
+        replica(shown, entry.as_deref(), holding, is_file && place.committed, changed)
     });
     Ok(FilePlace {
         volume: PlaceVolume { uuid: status.uuid.to_string(), label: status.label, sovereign: status.sovereign },
@@ -54,7 +58,7 @@ pub fn place(open: &Open, registry: &VerifiedRegistry, ino: Ino) -> fs::Result<F
 
 fn replica(
     shown: Replica,
-    registry: &VerifiedRegistry,
+    entry: Option<&ApprovedEntry>,
     holding: &volume::Holding,
     is_file_committed: bool,
     changed: (i64, u32),
@@ -68,7 +72,8 @@ fn replica(
     // A folder's own change says nothing of what is below the folder. A copy on a device that left the set is complete
     // because nothing changed since.
     let is_known = is_file_committed && copy == Copy::Complete && shown.state == "in-sync";
-    let site = registry.site(&shown.site.id);
+    // The inspection of the entry that the place is told from.
+    let entry = entry.filter(|_| shown.verdict.approved);
     let age = |inspected: Date| Some(Date::today()?.unix_day() - inspected.unix_day());
     PlaceReplica {
         registry_id: shown.registry_id,
@@ -82,9 +87,11 @@ fn replica(
         approved: shown.verdict.approved,
         reasons: shown.verdict.reasons.into_iter().map(|reason| reason.code.to_string()).collect(),
         site: shown.site,
-        inspected: site.map(|site| site.inspected.to_string()),
-        inspection_valid_until: site.map(|site| site.inspection_valid_until.to_string()),
-        inspection_age_days: site.and_then(|site| age(site.inspected)),
+        last_known: shown.last_known,
+        listed: shown.listed,
+        inspected: entry.map(|entry| entry.inspected.to_string()),
+        inspection_valid_until: entry.map(|entry| entry.inspection_valid_until.to_string()),
+        inspection_age_days: entry.and_then(|entry| age(entry.inspected)),
     }
 }
 

@@ -7,9 +7,9 @@ use crate::control::{
     Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
 };
 use crate::mirror;
-use crate::policy::ApprovedDevice;
+use crate::policy::{ApprovedDevice, ApprovedEntry};
 use crate::problem::{Code, Problem};
-use crate::registry::{VerifiedRegistry, utc_second};
+use crate::registry::{self, DeviceEntry, VerifiedRegistry, utc_second};
 use crate::units::BLOCK_SIZE;
 use crate::units::meter::{Meter, Reading};
 use crate::volume::{Open, Outcome, ReplicaStatus, TaskKind, TaskStatus, Tasks};
@@ -152,25 +152,29 @@ fn state_name(state: mirror::State) -> &'static str {
     }
 }
 
+/// A replica's device, and what the registry says of its place. That is told as of now only when a verdict approves the
+/// device; the volume's label is not asked.
 pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, device: Option<&ApprovedDevice>) -> Replica {
-    let entry = registry.devices().iter().find(|entry| entry.id == status.registry_id);
-    let site = entry.and_then(|entry| registry.site(&entry.site));
-    let site = site.map_or_else(Site::default, |site| Site {
-        id: site.id.clone(),
-        name: site.name.clone(),
-        country: site.country.clone(),
-        owner: site.owner.clone(),
-        administrator: site.administrator.clone(),
-        jurisdictions: site.jurisdictions.clone(),
-    });
     let verdict = device.map(ApprovedDevice::verdict).map_or_else(Verdict::default, |verdict| Verdict {
         approved: verdict.approved,
         reasons: verdict.reasons.clone(),
     });
+    let is_enrolled =
+        |entry: &&DeviceEntry| entry.id == status.registry_id && entry.identity.digest() == status.identity;
+    let listed = registry.devices().iter().find(is_enrolled);
+    // The entry that approved the device last; of a device that was not here, the entry that would approve it.
+    let known = match device {
+        Some(device) => Some(entry_site(&device.registry_entry())),
+        None => listed.and_then(|entry| registry.site(&entry.site)).map(registry_site),
+    };
+    let (site, last_known) =
+        if verdict.approved { (known.unwrap_or_default(), None) } else { (Site::default(), known) };
     Replica {
         device: status.device.clone(),
         registry_id: status.registry_id.clone(),
         site,
+        last_known,
+        listed: listed.is_some(),
         state: state_name(status.state).into(),
         generation: status.generation.0,
         verdict,
@@ -182,5 +186,27 @@ pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, devic
         },
         resync: status.resync.map(|(done_bytes, total_bytes)| Resync { done_bytes, total_bytes }),
         io: None,
+    }
+}
+
+fn entry_site(entry: &ApprovedEntry) -> Site {
+    Site {
+        id: entry.site.clone(),
+        name: entry.site_name.clone(),
+        country: entry.country.clone(),
+        owner: entry.owner.clone(),
+        administrator: entry.administrator.clone(),
+        jurisdictions: entry.jurisdictions.clone(),
+    }
+}
+
+fn registry_site(site: &registry::Site) -> Site {
+    Site {
+        id: site.id.clone(),
+        name: site.name.clone(),
+        country: site.country.clone(),
+        owner: site.owner.clone(),
+        administrator: site.administrator.clone(),
+        jurisdictions: site.jurisdictions.clone(),
     }
 }

@@ -66,6 +66,7 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
         read_only: request.options.read_only,
         degraded: request.options.degraded,
         accept_rollback: request.options.accept_rollback,
+        enrol: false,
         cache_bytes: request.options.cache_bytes.unwrap_or_else(default_cache_bytes),
         witness: Some(WITNESS_DIR.into()),
     };

@@ -84,6 +84,7 @@ pub struct ApprovedDevice {
     meters: DeviceMeters,
     registry_version: AtomicU64,
     laboratory: bool,
+    registry_id: String,
     identity_digest: [u8; 32],
     /// Held for a whole recheck, so that an older reading of the facts cannot overrule a newer one.
     rechecking: Mutex<()>,
@@ -137,6 +138,7 @@ impl ApprovedDevice {
                 meters: DeviceMeters::default(),
                 registry_version: AtomicU64::new(registry.version()),
                 laboratory: registry.is_laboratory(),
+                registry_id: entry.registry_id.clone(),
                 identity_digest: entry.identity_digest,
                 state: Mutex::new(State {
                     entry: Arc::new(entry),
@@ -166,6 +168,10 @@ impl ApprovedDevice {
         }
         if entry.as_ref().is_some_and(|e| e.identity_digest != self.identity_digest) {
             let text = format!("{} is another device than the one that was approved", self.name());
+            verdict.reasons.push(Problem::new(Code::DeviceSwapped, text));
+        } else if let Some(entry) = entry.as_ref().filter(|entry| entry.registry_id != self.registry_id) {
+            let (name, before, now) = (self.name(), &self.registry_id, &entry.registry_id);
+            let text = format!("{name} was approved as {before}, and the registry calls the same device {now} now");
             verdict.reasons.push(Problem::new(Code::DeviceSwapped, text));
         }
         verdict.approved = verdict.reasons.is_empty() && entry.is_some();
@@ -452,7 +458,8 @@ fn judge(
         owner: site.owner.clone(),
         administrator: site.administrator.clone(),
         jurisdictions: site.jurisdictions.clone(),
-        inspection_valid_until: site.inspection_valid_until.to_string(),
+        inspected: site.inspected,
+        inspection_valid_until: site.inspection_valid_until,
         identity_digest: entry.identity.digest(),
     });
     (verdict, entry, Some(facts))

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::registry::Date;
+
 /// What the registry says of an approved device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ApprovedEntry {
@@ -19,8 +21,10 @@ pub struct ApprovedEntry {
     pub administrator: String,
     /// Jurisdictions that can compel its operator.
     pub jurisdictions: Vec<String>,
+    /// Day of the site's last inspection.
+    pub inspected: Date,
     /// Last day on which the site's inspection counts.
-    pub inspection_valid_until: String,
+    pub inspection_valid_until: Date,
     /// Digest of the identity that the entry requires and the device showed.
     #[serde(skip)]
     pub identity_digest: [u8; 32],

@@ -1,6 +1,7 @@
 //! Key found, labels authentic: which root the volume goes on from, and whether it may. The choice itself is
 //! [`recovery`]'s, which is pure; here the devices are read for it. Nothing is written.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ pub struct OpenOptions {
     pub degraded: bool,
     /// Go on although the witness has seen a later generation; the witness is then set back.
     pub accept_rollback: bool,
+    /// Enrol the devices anew that the registry lists otherwise than when they were enrolled ([`Assembled::swapped`]).
+    pub enrol: bool,
     /// Most bytes of sealed blocks that are kept in memory after they were read; 0: none.
     pub cache_bytes: u64,
     /// Folder of the host's witness; none: no rollback is recognised.
@@ -39,11 +42,53 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    /// Whether the volume's newest label names this replica.
-    pub(super) fn is_enrolled_in(&self, volume: &Header) -> bool {
-        let row = volume.replicas.get(usize::from(self.header.replica_index)).and_then(Option::as_ref);
-        row.is_some_and(|row| row.device == self.header.device) && self.header.data_blocks == volume.data_blocks
+    /// Its index in the replica table.
+    pub(super) fn index(&self) -> usize {
+        usize::from(self.header.replica_index)
     }
+
+    /// Compares the device with the volume's newest label, which must name this replica, and must have enrolled it with
+    /// the entry of the registry that approves the device. A copy of a replica on another approved device is refused
+    /// here: whatever its label says, the device is another.
+    ///
+    /// # Errors
+    /// [`Error::NotEnrolled`], [`Error::Swapped`].
+    pub(super) fn check_enrolled(&self, volume: &Header) -> Result<(), Error> {
+        let device = self.device.name();
+        let row = volume.replicas.get(self.index()).and_then(Option::as_ref);
+        let row = row.filter(|row| row.device == self.header.device && self.header.data_blocks == volume.data_blocks);
+        let Some(row) = row else {
+            return Err(Error::NotEnrolled { device: device.to_owned(), volume: volume.volume });
+        };
+        let entry = self.device.registry_entry();
+        let (enrolled, listed) = (&row.registry_id, &entry.registry_id);
+        let how = match (row.identity == entry.identity_digest, enrolled == listed) {
+            (true, true) => return Ok(()),
+            (true, false) => format!("the registry calls the same device {listed} now"),
+            (false, true) => {
+                format!("another device has the identifier {listed} in the registry now, and {device} is that")
+            }
+            (false, false) => {
+                format!("{device} is {listed} in the registry: another device, with a copy of the replica")
+            }
+        };
+        let what = format!("{device} shows replica {} of the volume, which was enrolled as {enrolled}", self.index());
+        Err(Error::Swapped(format!("{what}; {how}")))
+    }
+}
+
+/// A device that the registry lists otherwise than the label of its volume: who it was and who it is, each an
+/// identifier and the digest of an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Swapped {
+    /// The replica that it shows.
+    pub index: usize,
+    /// The device.
+    pub device: String,
+    /// What was enrolled.
+    pub enrolled: (String, [u8; 32]),
+    /// The entry of the registry that approves the device.
+    pub listed: (String, [u8; 32]),
 }
 
 /// A volume whose key is known and whose labels are authentic.
@@ -69,9 +114,10 @@ impl Assembled {
         let newest = replicas.iter().max_by_key(|replica| replica.header.sequence);
         let header = newest.map(|replica| replica.header.clone()).ok_or(Error::DeviceCount { found: 0 })?;
         for replica in &replicas {
-            if !replica.is_enrolled_in(&header) {
-                let device = replica.device.name().to_owned();
-                return Err(Error::NotEnrolled { device, volume: header.volume });
+            match replica.check_enrolled(&header) {
+                // Whether that is accepted is for whoever opens the volume to say.
+                Ok(()) | Err(Error::Swapped(_)) => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(Self { keys, header, replicas })
@@ -85,6 +131,51 @@ impl Assembled {
     /// Its label.
     pub fn label(&self) -> &str {
         &self.header.label
+    }
+
+    /// The devices that are others than those enrolled, or are called otherwise by the registry.
+    pub fn swapped(&self) -> Vec<Swapped> {
+        let of = |replica: &Replica| {
+            let row = self.header.replicas.get(replica.index())?.as_ref()?;
+            let entry = replica.device.registry_entry();
+            Some(Swapped {
+                index: replica.index(),
+                device: replica.device.name().to_owned(),
+                enrolled: (row.registry_id.clone(), row.identity),
+                listed: (entry.registry_id.clone(), entry.identity_digest),
+            })
+        };
+        self.replicas.iter().filter_map(of).filter(|found| found.enrolled != found.listed).collect()
+    }
+
+    /// Refuses devices that are others than those enrolled.
+    pub(super) fn refuse_swapped(&self) -> Result<(), Error> {
+        self.replicas.iter().try_for_each(|replica| replica.check_enrolled(&self.header))
+    }
+
+    /// Enrols such devices in the label in memory, which is written when the volume is open.
+    pub(super) fn enrol(&mut self) -> Result<Vec<Swapped>, Error> {
+        let swapped = self.swapped();
+        if swapped.is_empty() {
+            return Ok(swapped);
+        }
+        let mut seen = HashSet::new();
+        let header = self.header.clone().changed(|fields| {
+            for found in &swapped {
+                if let Some(row) = fields.replicas.get_mut(found.index).and_then(Option::as_mut) {
+                    (row.registry_id, row.identity) = found.listed.clone();
+                }
+            }
+        });
+        let header = header.map_err(|source| Error::Label { device: self.label().to_owned(), source })?;
+        for row in header.replicas.iter().flatten() {
+            if !seen.insert(&row.registry_id) {
+                let text = format!("{} would hold two replicas", row.registry_id);
+                return Err(Error::Registry(vec![Problem::new(Code::DeviceUsedTwice, text)]));
+            }
+        }
+        self.header = header;
+        Ok(swapped)
     }
 
     /// The volume key, for [`Sealed::unlock_again`](super::Sealed::unlock_again).

@@ -129,7 +129,8 @@ fn refuse_unfit(devices: &[Arc<ApprovedDevice>], registry: &VerifiedRegistry) ->
 /// The first record of the trail.
 fn created(devices: &[Arc<ApprovedDevice>], registry: &VerifiedRegistry, options: &CreateOptions) -> Event {
     let replica = |(index, device): (usize, &Arc<ApprovedDevice>)| {
-        ReplicaFacts::new(index, &device.registry_entry().registry_id, device.name(), State::InSync)
+        let entry = device.registry_entry();
+        ReplicaFacts::new(index, &entry.registry_id, device.name(), Some(&entry.site), State::InSync)
     };
     Event::VolumeCreated {
         label: options.label.clone(),

@@ -61,6 +61,9 @@ pub enum Error {
         /// The volume.
         volume: Uuid,
     },
+    /// A device that is another than the one that the replica was enrolled with.
+    #[error("{0}")]
+    Swapped(String),
     /// A device that stopped being approved before anything was written.
     #[error(transparent)]
     Device(#[from] Refused),
@@ -152,6 +155,7 @@ impl Error {
             Self::SameDevice { .. } => Code::DeviceTwice,
             Self::MixedVolumes { .. } => Code::DeviceOfAnotherVolume,
             Self::NotEnrolled { .. } => Code::DeviceNotEnrolled,
+            Self::Swapped(_) => Code::DeviceSwapped,
             Self::Device(refused) => code_of(&refused.verdict.reasons, Code::DeviceNotListed),
             Self::Registry(reasons) => code_of(reasons, Code::RegistryOther),
             Self::Incomplete { .. } => Code::VolumeIncomplete,

@@ -201,6 +201,11 @@ impl Members {
         self.row(index).map_or("", |row| &row.registry_id)
     }
 
+    /// Digest of the identity that a replica was enrolled with.
+    pub(super) fn identity(&self, index: usize) -> [u8; 32] {
+        self.row(index).map_or_else(Default::default, |row| row.identity)
+    }
+
     /// The device of a replica, when there is one.
     pub fn device(&self, index: usize) -> Option<Arc<ApprovedDevice>> {
         self.store.mirror().device(index)
@@ -239,7 +244,7 @@ impl Members {
     /// another device node. Returns which replica it is, and the replica's new state.
     ///
     /// # Errors
-    /// [`Error::NotEnrolled`], [`Error::MixedVolumes`], [`Error::Rejoin`]; what reading the label says.
+    /// [`Error::NotEnrolled`], [`Error::Swapped`], [`Error::MixedVolumes`], [`Error::Rejoin`]; what reading the label says.
     pub fn take_in(&self, device: ApprovedDevice) -> Result<(usize, State), Error> {
         let _one_at_a_time = self.rejoining.lock();
         self.check_open(device.name())?;
@@ -258,8 +263,13 @@ impl Members {
         if let Some(examinations) = self.examinations.lock().get_mut(index) {
             *examinations = Arc::default();
         }
-        repair_label(&self.header, &self.keys, &replica, self.store.mirror())?;
+        self.repair_label(&replica)?;
         Ok((index, state))
+    }
+
+    /// Writes damaged or outdated label copies of a replica in use anew. A replica that fails is fenced.
+    pub(super) fn repair_label(&self, replica: &Replica) -> Result<(), Error> {
+        repair_label(&self.header, &self.keys, replica, self.store.mirror())
     }
 
     /// Whether the volume is in a state in which replicas can come back.
@@ -297,11 +307,8 @@ impl Members {
         }
         let (header, damaged) = found.authenticate(&self.keys).map_err(failed)?;
         let replica = Replica { device: device.clone(), header, damaged: areas(damaged) };
-        if replica.is_enrolled_in(&self.header) {
-            Ok(replica)
-        } else {
-            Err(Error::NotEnrolled { device: name(), volume: self.header.volume })
-        }
+        replica.check_enrolled(&self.header)?;
+        Ok(replica)
     }
 
     /// Puts an identified replica back into the set; with its `device`, if that is another than before.

@@ -12,20 +12,19 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::assembled::{Assembled, Chosen, OpenOptions};
+use super::assembled::{Assembled, Chosen, OpenOptions, Swapped};
 use super::error::{Error, System};
-use super::labels::repair_label;
 use super::members::resync::Resync;
 use super::members::{AtMount, Members};
 use super::{recovery, witness};
-use crate::audit::{Audit, Entry, Event, Object, Reason, ReplicaFacts};
+use crate::audit::{Audit, Entry, Event, Known, Object, Reason, ReplicaFacts};
 use crate::fs::Fs;
 use crate::label::Root;
 use crate::limits::COMMIT_INTERVAL_MS;
 use crate::mirror::{ErrorCounts, Incarnation, Mirror, State, device_offset};
 use crate::pages::{self, Store, StoreOptions, Usage, provisional::Lacking};
 use crate::problem::Code;
-use crate::registry::VerifiedRegistry;
+use crate::registry::{VerifiedRegistry, hex};
 use crate::units::{Generation, Uuid};
 
 /// How often the commit thread wakes. It commits changes that it finds to have waited for two fifths of the promised
@@ -42,6 +41,8 @@ pub struct ReplicaStatus {
     pub device: String,
     /// Its entry in the registry.
     pub registry_id: String,
+    /// Digest of the identity that it was enrolled with.
+    pub identity: [u8; 32],
     /// Its state.
     pub state: State,
     /// Why it is in this state, when it is not in sync.
@@ -97,12 +98,14 @@ impl Assembled {
     ///
     /// # Errors
     /// See [`Error::code`]. On a refusal nothing has been written but what a replica lacked of the last commit.
-    pub fn open(self, registry: &VerifiedRegistry, options: &OpenOptions) -> Result<Open, Error> {
+    pub fn open(mut self, registry: &VerifiedRegistry, options: &OpenOptions) -> Result<Open, Error> {
+        let enrolled = if options.enrol { self.enrol()? } else { Vec::new() };
         let mut plan = self.plan(registry, options)?;
         let store = self.open_store(registry, options, &mut plan)?;
         let Plan { choice, rings, behind, left_at, mut opening, .. } = plan;
         let newer = store.quorum().saw_registry(&Arc::new(registry.clone()));
         opening.new_registry = store.quorum().saw_trust(registry.anchors_digest()) || newer;
+        opening.enrolled = enrolled;
         opening.too_few = store.writable().err().map(|error| error.to_string());
         if options.read_only {
             store.poison_quietly("mounted read-only".to_owned());
@@ -112,12 +115,13 @@ impl Assembled {
             self.level_roots(&newest, &choice, store.mirror())?;
             // The epoch must be durable before anything else is sealed in it: this commit makes it so.
             store.commit(store.stage())?;
-            self.repair_labels(store.mirror())?;
         }
         let at_mount = AtMount { left_at, has_before: self.has_before(&choice, &rings) };
+        let replicas = std::mem::take(&mut self.replicas);
         let mut open = self.into_open(options, store, &choice, at_mount)?;
         open.begin_audit(registry, options, &choice, &opening)?;
         if !options.read_only {
+            replicas.iter().try_for_each(|replica| open.members.repair_label(replica))?;
             open.remember();
             open.ticker = Some(open.start_ticker()?);
             for resync in behind {
@@ -130,6 +134,7 @@ impl Assembled {
     /// Decides where the volume goes on from, and refuses what [`super`] lists. Writes nothing.
     fn plan(&self, registry: &VerifiedRegistry, options: &OpenOptions) -> Result<Plan, Error> {
         let volume = self.header.volume;
+        self.refuse_swapped()?;
         if !options.read_only && !self.header.writable() {
             return Err(Error::ReadOnlyFeatures(volume));
         }
@@ -150,7 +155,7 @@ impl Assembled {
         self.check_registry(registry, &choice.root)?;
         let rolled_back = check_witness(options, volume, choice.root.generation)?;
         let behind = if options.read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
-        let opening = Opening { rolled_back, new_registry: false, too_few: None, incomplete };
+        let opening = Opening { rolled_back, new_registry: false, too_few: None, incomplete, enrolled: Vec::new() };
         Ok(Plan { choice, rings, lacking: proof.lacking, behind, left_at, opening })
     }
 
@@ -280,11 +285,6 @@ impl Assembled {
         }
         Ok(())
     }
-
-    /// Writes damaged or outdated label copies of the replicas in use anew. A replica that fails is fenced.
-    fn repair_labels(&self, mirror: &Mirror) -> Result<(), Error> {
-        self.replicas.iter().try_for_each(|replica| repair_label(&self.header, &self.keys, replica, mirror))
-    }
 }
 
 /// The generation before.
@@ -315,6 +315,8 @@ struct Opening {
     too_few: Option<String>,
     /// Why the volume does not go on from the newest root.
     incomplete: Option<String>,
+    /// Which devices are enrolled anew.
+    enrolled: Vec<Swapped>,
 }
 
 /// Compares the chosen root with the witness. Returns the generation that the witness had seen when that is later and
@@ -373,6 +375,7 @@ impl Open {
             ReplicaStatus {
                 device: mirror.device_name(index),
                 registry_id: self.members.registry_id(index).to_owned(),
+                identity: self.members.identity(index),
                 state,
                 reason,
                 generation: self.members.generation(index),
@@ -407,7 +410,9 @@ impl Open {
     ) -> Result<(), Error> {
         let (audit, mirror) = (&self.audit, self.store.mirror());
         let replica = |(index, state): (usize, &State)| {
-            ReplicaFacts::new(index, self.members.registry_id(index), &mirror.device_name(index), *state)
+            let entry = mirror.device(index).map(|device| device.registry_entry());
+            let site = entry.as_ref().map(|entry| entry.site.as_str());
+            ReplicaFacts::new(index, self.members.registry_id(index), &mirror.device_name(index), site, *state)
         };
         let mounted = Event::Mounted {
             host: audit.host().to_owned(),
@@ -426,6 +431,11 @@ impl Open {
         if let Some(seen) = opening.rolled_back {
             let event = Event::RollbackAccepted { seen: seen.0, found: choice.root.generation.0 };
             entries.push(Entry::done(audit.user(), Object::Volume, event));
+        }
+        for swapped in &opening.enrolled {
+            let known = |(id, digest): &(String, [u8; 32])| Known { registry_id: id.clone(), identity: hex(digest) };
+            let event = Event::ReplicaEnrolled { before: known(&swapped.enrolled), now: known(&swapped.listed) };
+            entries.push(Entry::done(audit.user(), audit.replica(swapped.index), event));
         }
         if opening.new_registry {
             entries.push(Audit::registry_accepted(registry));

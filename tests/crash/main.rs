@@ -15,6 +15,7 @@ mod support;
 mod audit;
 mod corruption;
 mod court;
+mod enrolment;
 mod failing;
 mod outage;
 mod provisional;

@@ -1,5 +1,6 @@
 //! `scelle where` and the attribute behind it: what is said of a file is true of that file, and anybody may ask.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use serde_json::Value;
 
 use crate::lab::{Lab, SCELLE, fails, ok, run, stderr, wait_for};
 use crate::refusals::revoke_last_device;
+use crate::refused::issue;
 
 fn whereabouts(paths: &[&Path]) -> Output {
     run(Command::new(SCELLE).args(["where", "--json"]).args(paths))
@@ -186,4 +188,55 @@ fn a_mount_that_hangs_or_is_dead_is_named_as_such() {
     ok(&whereabouts(&[&deed]));
     lab.kill_daemon();
     fails(&whereabouts(&[&deed]), 1, "where-daemon-died");
+}
+
+#[test]
+fn p11_a_cloned_replica_is_not_shown_at_the_place_of_the_first() {
+    let lab = Lab::new(3, 64);
+    let nodes = lab.devices();
+    let create: Vec<&OsStr> = nodes[..2].iter().map(|node| node.as_os_str()).collect();
+    ok(&lab.with_documents("create", &create));
+    ok(&lab.mount_devices(&nodes[..2], ""));
+    let deed = file(&lab, "deed", 5000);
+    ok(&lab.umount());
+    ok(&run(Command::new("dd")
+        .args(["bs=1M", "conv=fsync", "status=none"])
+        .args([format!("if={}", nodes[0].display()), format!("of={}", nodes[2].display())])));
+    let cloned = [nodes[2].clone(), nodes[1].clone()];
+    lab.refuses(3, "device-swapped", || lab.mount_devices(&cloned, ""));
+    let arguments: Vec<&OsStr> = cloned.iter().map(|node| node.as_os_str()).collect();
+    lab.refuses(3, "device-swapped", || lab.with_documents("check", &arguments));
+    // Of a replica that is not there, its place is told as what was known.
+    ok(&lab.mount_devices(&nodes[1..2], "degraded"));
+    let asked = run(Command::new(SCELLE).args(["replica", "resync"]).arg(&lab.mountpoint).arg(&nodes[2]));
+    fails(&asked, 3, "device-swapped");
+    let (said, _) = place(&deed);
+    let away = &said["replicas"][0];
+    assert_eq!((&away["site"], &away["last_known"]["site"]), (&"".into(), &"laboratory".into()), "{said}");
+    assert_eq!((&said["replicas"][1]["site"], &away["inspected"]), (&"laboratory".into(), &Value::Null), "{said}");
+    let shown = |command: &str| {
+        let out = run(Command::new(SCELLE).arg(command).arg(if command == "where" { &deed } else { &lab.mountpoint }));
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    for command in ["where", "status"] {
+        assert!(shown(command).contains("    last known: at laboratory (Laboratory, FR)"), "{}", shown(command));
+    }
+    // Gone from the registry.
+    let version = issue(&lab, |text| text.replacen("id = \"laboratory-1\"", "id = \"laboratory-9\"", 1));
+    wait_for("the watch to see the new registry", || lab.status()["registry"]["version"] == version);
+    for command in ["where", "status"] {
+        assert!(shown(command).contains("    no longer listed in the registry\n"), "{}", shown(command));
+    }
+    ok(&lab.umount());
+    // Called otherwise, it is refused until somebody has it enrolled so, which the trail tells.
+    lab.refuses(3, "device-swapped", || lab.mount_devices(&nodes[..1], "degraded"));
+    ok(&lab.mount_devices(&nodes[1..2], "degraded"));
+    ok(&lab.umount());
+    let out = lab.with_documents_of(&["replica", "enrol"], &create);
+    ok(&out);
+    assert!(String::from_utf8_lossy(&out.stdout).contains("laboratory-1, and is enrolled as laboratory-9"), "{out:?}");
+    ok(&lab.mount_devices(&nodes[..2], ""));
+    let trail = run(Command::new(SCELLE).args(["audit", "log", "--json"]).arg(&lab.mountpoint));
+    assert!(String::from_utf8_lossy(&trail.stdout).contains("replica-enrolled"));
+    ok(&lab.umount());
 }

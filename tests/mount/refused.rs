@@ -12,7 +12,7 @@ use crate::lab::{Lab, OFFICERS, SCELLE, fails, ok, run, stderr, wait_for};
 use crate::support::Ending;
 
 /// Edits the registry, gives it the next version and has it signed.
-fn issue(lab: &Lab, change: impl FnOnce(String) -> String) -> u64 {
+pub fn issue(lab: &Lab, change: impl FnOnce(String) -> String) -> u64 {
     static VERSION: AtomicU64 = AtomicU64::new(2);
     let version = VERSION.fetch_add(1, Ordering::Relaxed);
     let path = lab.path("registry.toml");

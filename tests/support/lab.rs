@@ -163,8 +163,13 @@ impl Lab {
 
     /// `scelle COMMAND --registry … --trust … --passphrase-file … ARGUMENTS`.
     pub fn with_documents(&self, command: &str, arguments: &[&OsStr]) -> Output {
+        self.with_documents_of(&[command], arguments)
+    }
+
+    /// The same of a command of several words.
+    pub fn with_documents_of(&self, command: &[&str], arguments: &[&OsStr]) -> Output {
         let mut scelle = Command::new(SCELLE);
-        scelle.arg(command);
+        scelle.args(command);
         for (option, file) in
             [("--registry", "registry.toml"), ("--trust", "trust.toml"), ("--passphrase-file", "passphrase")]
         {
