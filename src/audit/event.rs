@@ -199,6 +199,8 @@ pub enum Event {
     },
     /// Somebody asked that a device be brought back as a replica, and was refused for these reasons.
     ResyncRefused,
+    /// A device that shows a label of the volume was left out at a mount, for these reasons.
+    DeviceLeftOut,
     /// The policy does not approve a replica's device any more, for these reasons.
     DeviceRefused,
     /// A device that had been refused is approved again.

@@ -215,6 +215,7 @@ fn the_longest_record_fits() {
 #[test]
 fn codes_of_events_are_stable() {
     let state = State::Stale;
+    let known = Known { registry_id: String::new(), identity: String::new() };
     let registry = RegistryFacts {
         version: 1,
         sha256: String::new(),
@@ -237,7 +238,9 @@ fn codes_of_events_are_stable() {
         (Event::MountRefused, "mount-refused"),
         (Event::RollbackAccepted { seen: 2, found: 1 }, "rollback-accepted"),
         (Event::ReplicaState { from: state, to: state }, "replica-state"),
+        (Event::ReplicaEnrolled { before: known.clone(), now: known }, "replica-enrolled"),
         (Event::ResyncRefused, "resync-refused"),
+        (Event::DeviceLeftOut, "device-left-out"),
         (Event::DeviceRefused, "device-refused"),
         (Event::DeviceApproved, "device-approved"),
         (Event::ReplicaErrors(ErrorCounts::default()), "replica-errors"),

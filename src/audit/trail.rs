@@ -190,6 +190,12 @@ impl Audit {
         Entry::noticed(object, Event::ResyncRefused).because([why.into()])
     }
 
+    /// The entry for a device that shows a label of the volume and is not used.
+    pub fn left_out(device: &Path, why: &Problem) -> Entry {
+        let object = Object::Device { device: event::cut(&device.to_string_lossy()) };
+        Entry::noticed(object, Event::DeviceLeftOut).because([why.into()])
+    }
+
     /// The entry for a registry that came into force.
     pub fn registry_accepted(registry: &VerifiedRegistry) -> Entry {
         let object = Object::Registry { version: Some(registry.version()) };

@@ -6,10 +6,11 @@ use clap::Args;
 
 use super::text::progress;
 use super::{DocumentArguments, Passphrase, secret};
-use crate::daemon::devices;
+use crate::daemon::gather::Gathered;
+use crate::daemon::{devices, find, gather};
 use crate::device::raw::Access;
 use crate::problem::{ExitCode, Problem};
-use crate::volume::{CheckReport, Sealed};
+use crate::volume::{self, CheckReport, Sealed};
 
 /// Arguments of `scelle check`.
 #[derive(Debug, Args)]
@@ -18,25 +19,33 @@ pub(super) struct Arguments {
     documents: DocumentArguments,
     #[command(flatten)]
     passphrase: Passphrase,
-    /// The devices of one volume
-    #[arg(required = true, value_name = "DEV")]
+    /// A label, a UUID, or the devices of one volume
+    #[arg(required = true, value_name = "VOLUME|DEV")]
     devices: Vec<PathBuf>,
 }
 
 /// Verifies the volume; writes nothing.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let registry = devices::load_registry(&arguments.documents.documents())?;
-    let approved = devices::approve(&arguments.devices, &registry, Access::ExclusiveRead)?;
-    let sealed = Sealed::read(approved)?;
+    let sources = find::devices(&arguments.devices)?;
+    let Gathered { approved, left_out } = gather::gather(&sources, &registry, Access::ExclusiveRead, false)?;
+    let blame = |error: volume::Error| gather::blame(&left_out, error.into());
+    let sealed = Sealed::read(approved).map_err(blame)?;
     let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;
     let bar = progress();
     let report = sealed.unlock(&secret)?.check(&mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
-    })?;
+    });
+    let report = report.map_err(blame)?;
     bar.finish_and_clear();
+    left_out.iter().for_each(|left_out| println!("left out: {}", left_out.why));
     print!("{}", text(&report));
-    Ok(if report.count > 0 { ExitCode::Integrity } else { ExitCode::Done })
+    Ok(match (report.count, report.skipped.is_empty()) {
+        (0, true) => ExitCode::Done,
+        (0, false) => ExitCode::Degraded,
+        _ => ExitCode::Integrity,
+    })
 }
 
 fn text(report: &CheckReport) -> String {

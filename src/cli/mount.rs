@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{DocumentArguments, Passphrase, logging, options, secret};
-use crate::daemon::{Request, find, join, refusal, serve};
+use crate::daemon::{Request, Sources, find, join, refusal, serve};
 use crate::os;
 use crate::os::process::{self, Report, Side};
 use crate::problem::{Code, ExitCode, Problem};
@@ -37,7 +37,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     };
     perform(Request {
         named: join(sources),
-        sources: sources.to_vec(),
+        sources: Sources { devices: sources.to_vec(), name: None },
         mountpoint: mountpoint.clone(),
         options: options::parse(&arguments.options)?,
         documents: arguments.documents.documents(),
@@ -56,7 +56,7 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
     if request.options.remount {
         return remount::run(&request);
     }
-    request.sources = find::devices(&request.sources)?;
+    request.sources = find::devices(&request.sources.devices)?;
     find::prepare_mountpoint(&request)?;
     let secret = secret::obtain(request.passphrase_file.as_deref(), secret::Purpose::Open)?;
     if request.foreground {

@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 
 use super::{DocumentArguments, Passphrase, secret, task};
 use crate::control::ask;
-use crate::daemon::{WITNESS_DIR, devices, find};
+use crate::daemon::gather::Gathered;
+use crate::daemon::{WITNESS_DIR, devices, find, gather};
 use crate::device::raw::Access;
 use crate::os;
 use crate::problem::{ExitCode, Problem};
@@ -60,7 +61,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
 /// Opens the volume, which writes its labels and a record of its trail, and closes it again.
 fn run_enrol(arguments: &Enrol) -> Result<ExitCode, Problem> {
     let registry = devices::load_registry(&arguments.documents.documents())?;
-    let approved = devices::approve(&find::devices(&arguments.devices)?, &registry, Access::Exclusive)?;
+    let sources = find::devices(&arguments.devices)?;
+    let Gathered { approved, left_out } = gather::gather(&sources, &registry, Access::Exclusive, true)?;
+    gather::said(&left_out).iter().for_each(|concern| eprintln!("scelle: {concern}"));
     let sealed = Sealed::read(approved)?;
     let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;
     let assembled = sealed.unlock(&secret)?;

@@ -30,13 +30,23 @@ const USERS_SHOWN: usize = 5;
 /// Arguments of `scelle umount`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Where the volume is mounted
-    mountpoint: PathBuf,
+    /// Where the volume is mounted, or its label or UUID
+    volume: PathBuf,
 }
 
 /// `scelle umount`.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
-    perform(&arguments.mountpoint, Unmount::Plain)
+    let named = &arguments.volume;
+    let name = named.to_str().filter(|name| !name.contains('/'));
+    let is_mountpoint = |path: &Path| find::mounts().iter().any(|mount| mount.mountpoint == path);
+    match name {
+        // A word is a name, unless a folder of that name here is a mount point.
+        Some(name) if !is_mountpoint(&os::mountpoint_path(named)) => {
+            let (_, status) = ask::daemon(name)?;
+            perform(Path::new(&status.mountpoint), Unmount::Plain)
+        }
+        _ => perform(named, Unmount::Plain),
+    }
 }
 
 /// Unmounts, and waits for the daemon's end unless the mount may still be in use.

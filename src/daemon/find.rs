@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::statfs;
 use rustix::io::Errno;
 
-use super::request::Request;
+use super::request::{Request, Sources};
 use crate::device::raw::{Access, RawDevice};
 use crate::label;
-use crate::limits::REPLICAS_MAX;
 use crate::os::absolute;
 use crate::os::process::{Unmount, unmount};
 use crate::probe::mounts::{self, Mount};
@@ -18,19 +17,20 @@ use crate::problem::{Code, Problem};
 use crate::units::Uuid;
 
 /// The devices that `names` stand for. A path is a device; a single other word is a label or a UUID, also written
-/// `LABEL=…` or `UUID=…`.
-pub fn devices(names: &[PathBuf]) -> Result<Vec<PathBuf>, Problem> {
-    let [name] = names else { return Ok(names.iter().map(|name| absolute(name)).collect()) };
-    let Some(text) = name.to_str() else { return Ok(vec![absolute(name)]) };
+/// `LABEL=…` or `UUID=…`. Devices that were found by a name only claim to be the volume's.
+pub fn devices(names: &[PathBuf]) -> Result<Sources, Problem> {
+    let named = |names: &[PathBuf]| Sources { devices: names.iter().map(|name| absolute(name)).collect(), name: None };
+    let [name] = names else { return Ok(named(names)) };
+    let Some(text) = name.to_str() else { return Ok(named(names)) };
     let wanted = match text.split_once('=') {
         Some(("LABEL", label)) => Wanted::Label(label),
         Some(("UUID", uuid)) => Wanted::Uuid(
             Uuid::parse(uuid).ok_or_else(|| Problem::new(Code::VolumeUuid, format!("{uuid:?} is not a UUID")))?,
         ),
-        _ if text.contains('/') => return Ok(vec![absolute(name)]),
+        _ if text.contains('/') => return Ok(named(names)),
         _ => Uuid::parse(text).map_or(Wanted::Label(text), Wanted::Uuid),
     };
-    search(&wanted, text)
+    Ok(Sources { devices: search(&wanted, text)?, name: Some(text.to_owned()) })
 }
 
 enum Wanted<'a> {
@@ -42,7 +42,7 @@ enum Wanted<'a> {
 /// which the policy and the key then judge.
 fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Problem> {
     let listing = |error| Problem::new(Code::Sysfs, format!("/sys/class/block: {error}"));
-    let mut found: Vec<(PathBuf, Uuid)> = Vec::new();
+    let mut found: Vec<PathBuf> = Vec::new();
     for entry in fs::read_dir("/sys/class/block").map_err(listing)? {
         let path = node(&entry.map_err(listing)?);
         let Some(label) = label_of(&path) else { continue };
@@ -52,19 +52,14 @@ fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Problem> {
             Wanted::Uuid(uuid) => claims.volume == *uuid,
         };
         if fits {
-            found.push((path, claims.volume));
+            found.push(path);
         }
     }
     found.sort();
-    let Some((_, volume)) = found.first().cloned() else {
+    if found.is_empty() {
         return Err(Problem::new(Code::VolumeNotFound, format!("no device of this host holds a volume {shown:?}")));
-    };
-    if found.iter().any(|(_, other)| *other != volume) || found.len() > REPLICAS_MAX {
-        let shown_all: Vec<String> = found.iter().map(|(path, uuid)| format!("{} ({uuid})", path.display())).collect();
-        let text = format!("several volumes are called {shown:?}: {}", shown_all.join(", "));
-        return Err(Problem::new(Code::VolumeAmbiguous, text).advise("Name the volume by its UUID, or its devices."));
     }
-    Ok(found.into_iter().map(|(path, _)| path).collect())
+    Ok(found)
 }
 
 /// Device nodes whose label claims to be this replica. Nothing read here is authenticated.
@@ -148,9 +143,9 @@ mod tests {
     #[test]
     fn paths_are_devices_and_words_are_volumes() {
         let path = |text: &str| vec![PathBuf::from(text)];
-        assert_eq!(devices(&path("/dev/x")).unwrap(), path("/dev/x"));
-        assert_eq!(devices(&[path("/dev/x"), path("/dev/y")].concat()).unwrap().len(), 2);
-        assert!(devices(&path("./x")).unwrap()[0].is_absolute());
+        assert_eq!(devices(&path("/dev/x")).unwrap(), Sources { devices: path("/dev/x"), name: None });
+        assert_eq!(devices(&[path("/dev/x"), path("/dev/y")].concat()).unwrap().devices.len(), 2);
+        assert!(devices(&path("./x")).unwrap().devices[0].is_absolute());
         assert_eq!(devices(&path("UUID=x")).unwrap_err().code, Code::VolumeUuid);
     }
 

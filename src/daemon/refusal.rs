@@ -17,7 +17,7 @@ pub fn report(request: &Request, problem: &Problem) {
     }
     let user = Actor::user(&process::identity());
     let mut volumes = Vec::new();
-    for path in request.sources.iter().take(REPLICAS_MAX) {
+    for path in request.sources.devices.iter().take(REPLICAS_MAX) {
         volumes.extend(find::label_of(path).map(|label| label.newest.claims().volume));
     }
     volumes.sort_unstable();
@@ -29,5 +29,6 @@ pub fn report(request: &Request, problem: &Problem) {
             log::error!("the audit trail of volume {volume} will not know of this: {WITNESS_DIR}: {error}");
         }
     }
-    log::warn!("audit: mount refused: {problem}");
+    // The command says it on the terminal.
+    log::info!("audit: mount refused: {problem}");
 }

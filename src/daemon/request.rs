@@ -52,13 +52,22 @@ pub struct MountOptions {
     pub passphrase_file: Option<PathBuf>,
 }
 
+/// What is to be mounted: devices, as they were named or as a volume's name has led to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The devices; before they are looked for, perhaps the name.
+    pub devices: Vec<PathBuf>,
+    /// The label or UUID that the devices were found by, when they were not named one by one.
+    pub name: Option<String>,
+}
+
 /// What is to be mounted, complete and absolute.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// What the mount table is to show: the volume or its devices, as the user named them.
     pub named: String,
-    /// The devices, or the one name of a volume.
-    pub sources: Vec<PathBuf>,
+    /// What is to be mounted.
+    pub sources: Sources,
     /// The folder to mount on.
     pub mountpoint: PathBuf,
     /// What `-o` asked for.
@@ -86,7 +95,7 @@ impl Request {
         let sources: Vec<PathBuf> = names.map(|name| PathBuf::from(OsStr::from_bytes(name))).collect();
         Self {
             named: join(&sources),
-            sources,
+            sources: Sources { devices: sources, name: None },
             mountpoint: PathBuf::from(mountpoint),
             options,
             documents: Documents { registry: REGISTRY_PATH.into(), trust: TRUST_PATH.into() },
@@ -122,9 +131,9 @@ mod tests {
             let laboratory = of(source).shown(false);
             assert_eq!(laboratory, format!("not-sovereign:laboratory-registry:{source}"));
             assert_eq!(of(&laboratory).shown(false), laboratory);
-            assert_eq!(of(&laboratory).sources, of(source).sources);
+            assert_eq!(of(&laboratory).sources.devices, of(source).sources.devices);
             assert_eq!(of(&laboratory).shown(true), source, "a sovereign volume cannot be made to look like none");
         }
-        assert_eq!(of("/dev/a:/dev/b").sources, [PathBuf::from("/dev/a"), PathBuf::from("/dev/b")]);
+        assert_eq!(of("/dev/a:/dev/b").sources.devices, [PathBuf::from("/dev/a"), PathBuf::from("/dev/b")]);
     }
 }

@@ -83,9 +83,16 @@ fn bring_back(checker: &Checker, volume: Uuid, index: usize, node: Option<&Path>
     }
     let held = device.as_ref().map(|device| PathBuf::from(device.name()));
     if node.is_none() {
-        let found = find::replica(volume, index).into_iter().find(|path| Some(path) != held.as_ref());
-        if let Some(found) = found {
-            return take_in(checker, &found).map(|(_, state)| state);
+        // Whoever can copy a label can make a device that claims to be this replica: the first that is one counts.
+        let mut refused = None;
+        for found in find::replica(volume, index).into_iter().filter(|path| Some(path) != held.as_ref()) {
+            match take_in(checker, &found) {
+                Ok((_, state)) => return Ok(state),
+                Err(problem) => refused = Some(problem),
+            }
+        }
+        if let Some(problem) = refused {
+            return Err(problem);
         }
     }
     match (device, verdict) {

@@ -7,22 +7,22 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::gather::{Gathered, LeftOut};
 use super::request::Request;
 use super::watch::{Checker, Watch};
-use super::{WITNESS_DIR, devices, find, place, report, resync};
+use super::{WITNESS_DIR, devices, find, gather, place, report, resync};
 use crate::audit::Audit;
-use crate::control::{self, Greeting, Handler, ResyncAnswer, SealedTrail, Server, TaskReport, VolumeStatus, ask};
+use crate::control::{self, Handler, ResyncAnswer, SealedTrail, Server, TaskReport, VolumeStatus, ask};
 use crate::crypto::Secret;
 use crate::device::raw::Access;
 use crate::fs;
 use crate::fuse::{Locator, MountConfig, OwnMount, Session, UnmountError, tune_readahead};
 use crate::limits::{CACHE_BYTES_DEFAULT_MAX, CACHE_BYTES_DEFAULT_MIN};
 use crate::os::process::{self, EndSignals, Unmount};
-use crate::policy::ApprovedDevice;
 use crate::problem::{Code, ExitCode, Problem};
 use crate::registry::VerifiedRegistry;
 use crate::units::{Ino, Uuid};
-use crate::volume::{Open, OpenOptions, Sealed};
+use crate::volume::{self, Open, OpenOptions, Sealed};
 
 /// Longest wait for the daemon of an earlier mount to let go of the devices.
 const CLOSING_WAIT: Duration = Duration::from_secs(60);
@@ -57,8 +57,9 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
         log::warn!("keys could be written to swap: memory cannot be locked: {error}");
     }
     let registry = devices::load_registry(&request.documents)?;
-    let approved = approve(request, &registry)?;
-    let assembled = Sealed::read(approved)?.unlock(secret)?;
+    let Gathered { approved, left_out } = gather(request, &registry)?;
+    let blame = |error: volume::Error| gather::blame(&left_out, error.into());
+    let assembled = Sealed::read(approved).map_err(blame)?.unlock(secret)?;
     // Opening a key slot takes seconds, in which a device may have been revoked. So the registry is read again; from
     // the opening on, the watch checks it.
     let registry = devices::load_registry(&request.documents)?;
@@ -70,10 +71,15 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
         cache_bytes: request.options.cache_bytes.unwrap_or_else(default_cache_bytes),
         witness: Some(WITNESS_DIR.into()),
     };
-    let open = assembled.open(&registry, &options)?;
+    let open = assembled.open(&registry, &options).map_err(blame)?;
+    for left_out in &left_out {
+        open.audit().record(Audit::left_out(&left_out.device, &left_out.why));
+    }
+    let concerns = gather::said(&left_out);
+    concerns.iter().for_each(|concern| log::error!("{concern}"));
     let config = config(request, &open);
     let (uuid, fs) = (open.uuid(), Arc::clone(open.fs()));
-    let served = Served::new(open, request, registry).map_err(|error| system("starting the watch", error))?;
+    let served = Served::new(open, request, registry, left_out).map_err(|error| system("starting the watch", error))?;
     let handler = Arc::clone(&served) as Arc<dyn Handler>;
     let server = Server::start(control::RUN_DIR.as_ref(), &uuid.to_string(), &request.mountpoint, handler)
         .map_err(|error| system("the control socket", error));
@@ -109,33 +115,47 @@ fn default_cache_bytes() -> u64 {
     (process::memory_bytes() / 16).clamp(CACHE_BYTES_DEFAULT_MIN, CACHE_BYTES_DEFAULT_MAX)
 }
 
-/// Has the policy approve the devices. Waits while they are busy because the daemon of an unmounted volume is still
-/// closing it. A daemon that was killed cannot be asked, and holds its devices until the kernel has taken it apart.
-fn approve(request: &Request, registry: &VerifiedRegistry) -> Result<Vec<ApprovedDevice>, Problem> {
+/// Has the policy approve the devices, and leaves out the others. Waits while they are busy because the daemon of an
+/// unmounted volume is still closing it. A daemon that was killed cannot be asked, and holds its devices until the kernel has taken it apart.
+fn gather(request: &Request, registry: &VerifiedRegistry) -> Result<Gathered, Problem> {
     let access = if request.options.read_only { Access::ExclusiveRead } else { Access::Exclusive };
     let began = Instant::now();
     loop {
-        let approved = devices::approve(&request.sources, registry, access);
-        if !approved.as_ref().is_err_and(|problem| problem.exit() == ExitCode::Busy) {
-            return approved;
+        let gathered = gather::gather(&request.sources, registry, access, false);
+        let is_busy = match &gathered {
+            Ok(gathered) => gathered.lacks_busy(),
+            Err(problem) => problem.exit() == ExitCode::Busy,
+        };
+        if !is_busy {
+            return gathered;
         }
-        let patience = if is_closing(&request.sources) { CLOSING_WAIT } else { KILLED_WAIT };
+        let serving = serving(&request.sources.devices);
+        if let (Err(_), Some((status, true))) = (&gathered, &serving) {
+            return Err(mounted_already(status));
+        }
+        let is_closing = serving.is_some_and(|(_, is_mounted)| !is_mounted);
+        let patience = if is_closing { CLOSING_WAIT } else { KILLED_WAIT };
         if began.elapsed() > patience {
-            return approved;
+            return gathered;
         }
         std::thread::sleep(CLOSING_POLL);
     }
 }
 
-/// Whether a daemon serves a volume on one of `devices`, and that volume is no longer mounted.
-fn is_closing(devices: &[PathBuf]) -> bool {
+/// The volume on one of `devices` that a daemon serves, if there is one, and whether it is still mounted.
+fn serving(devices: &[PathBuf]) -> Option<(VolumeStatus, bool)> {
     let node = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let wanted: Vec<PathBuf> = devices.iter().map(|device| node(device)).collect();
-    let mounts = find::mounts();
-    let is_mounted = |greeting: &Greeting| mounts.iter().any(|mount| greeting.serves(mount.dev));
     let serves = |status: &VolumeStatus| status.replicas.iter().any(|r| wanted.contains(&node(Path::new(&r.device))));
-    let (found, _) = ask::heard(true, serves).unwrap_or_default();
-    found.into_iter().any(|(daemon, _)| daemon.greeting().is_ok_and(|greeting| !is_mounted(&greeting)))
+    let (daemon, status) = ask::heard(true, serves).unwrap_or_default().0.pop()?;
+    let greeting = daemon.greeting().ok()?;
+    let is_mounted = find::mounts().iter().any(|mount| greeting.serves(mount.dev));
+    Some((status, is_mounted))
+}
+
+fn mounted_already(status: &VolumeStatus) -> Problem {
+    let name = if status.label.is_empty() { &status.uuid } else { &status.label };
+    Problem::new(Code::VolumeMounted, format!("{name} is mounted on {}", status.mountpoint))
 }
 
 fn config(request: &Request, open: &Open) -> MountConfig {
@@ -228,15 +248,23 @@ struct Served {
     last: Mutex<VolumeStatus>,
     mountpoint: String,
     uuid: Uuid,
+    /// What was left out at the mount.
+    left_out: Vec<LeftOut>,
 }
 
 impl Served {
-    fn new(open: Open, request: &Request, registry: VerifiedRegistry) -> std::io::Result<Arc<Self>> {
+    fn new(
+        open: Open,
+        request: &Request,
+        registry: VerifiedRegistry,
+        left_out: Vec<LeftOut>,
+    ) -> std::io::Result<Arc<Self>> {
         let mountpoint = request.mountpoint.to_string_lossy().into_owned();
-        let last = Mutex::new(report::report(&open, &registry, &mountpoint, &[]));
+        let last = Mutex::new(report::report(&open, &registry, &mountpoint, &gather::said(&left_out)));
         let uuid = open.uuid();
         let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.members()))?;
-        Ok(Arc::new(Self { open: RwLock::new(Some(open)), watch: Mutex::new(Some(watch)), last, mountpoint, uuid }))
+        let (open, watch) = (RwLock::new(Some(open)), Mutex::new(Some(watch)));
+        Ok(Arc::new(Self { open, watch, last, mountpoint, uuid, left_out }))
     }
 
     /// Makes the last commit, and ends everything but the control socket.
@@ -251,6 +279,14 @@ impl Served {
     /// hangs while it is checked does not hold up the end.
     fn checker(&self) -> Option<Arc<Checker>> {
         self.watch.lock().as_ref().map(|watch| Arc::clone(watch.checker()))
+    }
+
+    /// The devices that were left out at the mount, are still there, and are not in use as replicas now.
+    fn left_out_still(&self, open: &Open) -> Vec<LeftOut> {
+        let mirror = open.store().mirror();
+        let is_used = |device: &Path| (0..mirror.len()).any(|index| Path::new(&mirror.device_name(index)) == device);
+        let concerns = |left_out: &&LeftOut| left_out.device.exists() && !is_used(&left_out.device);
+        self.left_out.iter().filter(concerns).cloned().collect()
     }
 
     fn trail<T, E: Display>(&self, ask: impl FnOnce(&Audit) -> Result<T, E>) -> Result<T, Problem> {
@@ -282,7 +318,8 @@ impl Handler for Served {
         let found = self.checker().map(|checker| checker.found());
         let mut last = self.last.lock();
         if let (Some(open), Some(found)) = (open.as_ref(), found) {
-            *last = report::report(open, &found.registry, &self.mountpoint, &found.concerns);
+            let concerns = [found.concerns, gather::said(&self.left_out_still(open))].concat();
+            *last = report::report(open, &found.registry, &self.mountpoint, &concerns);
             last.watch = found.watching;
         }
         Ok(last.clone())

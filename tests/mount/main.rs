@@ -17,6 +17,7 @@ mod refusals;
 mod refused;
 mod semantics;
 mod silent;
+mod strangers;
 mod swap;
 mod taken;
 mod trust;

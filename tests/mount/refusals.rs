@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::lab::{Disk, Lab, OFFICERS, fails, ok, run};
+use crate::refused::{issue, set_status};
 
 fn volume(count: usize) -> Lab {
     let lab = Lab::new(count, 32);
@@ -53,8 +54,19 @@ fn a_device_the_registry_does_not_name() {
         lab.with_documents("create", &arguments)
     };
     ok(&create(&lab.devices()[..2]));
-    lab.refuses(3, "device-not-listed", || lab.mount());
+    lab.refuses(3, "device-not-listed", || lab.mount_devices(&lab.devices()[2..], ""));
     lab.refuses(3, "device-not-listed", || create(&lab.devices()[2..]));
+}
+
+#[test]
+fn a_revoked_replica_is_left_out_when_it_may_be_missing() {
+    let lab = volume(2);
+    issue(&lab, |text| set_status(&text, 1, "revoked"));
+    lab.refuses(3, "device-revoked", || lab.mount());
+    let before = lab.disks[1].bytes();
+    ok(&lab.mount_devices(&lab.devices(), "degraded"));
+    ok(&lab.umount());
+    assert!(lab.disks[1].bytes() == before, "a revoked device was written to");
 }
 
 #[test]
@@ -77,7 +89,7 @@ fn a_device_in_use() {
     let other = lab.path("other");
     fs::create_dir(&other).unwrap();
     let device = lab.devices().remove(0);
-    fails(&lab.with_documents("mount", &[device.as_os_str(), other.as_os_str()]), 7, "device-in-use");
+    fails(&lab.with_documents("mount", &[device.as_os_str(), other.as_os_str()]), 7, "volume-mounted");
     assert_eq!(lab.status()["state"], "healthy", "the first mount goes on");
 }
 
@@ -99,7 +111,7 @@ fn a_copy_of_a_replica_is_not_another_replica() {
     let image = lab.path("copy");
     fs::copy(&lab.disks[0].image, &image).unwrap();
     lab.disks.push(Disk::of(image));
-    lab.refuses(3, "device-not-listed", || lab.mount());
+    lab.refuses(3, "device-not-listed", || lab.mount_devices(&lab.devices()[1..], ""));
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub fn issue(lab: &Lab, change: impl FnOnce(String) -> String) -> u64 {
 }
 
 /// Another status for the device number `index` of the registry.
-fn set_status(text: &str, index: usize, status: &str) -> String {
+pub fn set_status(text: &str, index: usize, status: &str) -> String {
     let mut parts: Vec<String> = text.split("status = ").map(str::to_owned).collect();
     let part = &mut parts[index + 1];
     let end = part.find('\n').unwrap();
