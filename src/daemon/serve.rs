@@ -59,7 +59,9 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
     let registry = devices::load_registry(&request.documents)?;
     let Gathered { approved, left_out } = gather(request, &registry)?;
     let blame = |error: volume::Error| gather::blame(&left_out, error.into());
-    let assembled = Sealed::read(approved).map_err(blame)?.unlock(secret)?;
+    let sealed = Sealed::read(approved).map_err(blame)?;
+    // Nothing was written yet, so nothing has to be put in order. Forged labels can make this take long.
+    let assembled = signals.lifted(|| sealed.unlock(secret)).map_err(|error| system("signals", error))??;
     // Opening a key slot takes seconds, in which a device may have been revoked. So the registry is read again; from
     // the opening on, the watch checks it.
     let registry = devices::load_registry(&request.documents)?;

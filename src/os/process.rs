@@ -8,7 +8,10 @@ use std::path::Path;
 
 use rustix::mm::MlockAllFlags;
 use rustix::mount::UnmountFlags;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getgid, getuid, set_dumpable_behavior, setrlimit, setsid};
+use rustix::process::{
+    DumpableBehavior, Pid, Resource, Rlimit, Signal, getgid, getppid, getuid, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit, setsid,
+};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use super::read_bounded;
@@ -67,6 +70,7 @@ impl Notifier {
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
         dup2_stderr(&null)?;
+        set_parent_process_death_signal(None)?;
         self.send(&Report { code: 0, message: String::new() })
     }
 
@@ -93,17 +97,27 @@ pub fn fork_daemon() -> io::Result<Side> {
         return Err(io::Error::other("a daemon can only be split off before the first thread is started"));
     }
     let (reader, writer) = io::pipe()?;
+    let parent = rustix::process::getpid();
     // SAFETY: the process has exactly one thread (checked above), so the child may go on as a normal process.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(reader);
             setsid()?;
+            end_with(parent)?;
             std::env::set_current_dir("/")?;
             Ok(Side::Daemon(Notifier { pipe: writer }))
         }
         _ => Ok(Side::Command(Waiter { pipe: reader })),
     }
+}
+
+/// Has the kernel send SIGTERM when the command ends that started this daemon: whoever interrupts the command does not
+/// want the folder any more. This holds until the daemon has reported.
+fn end_with(command: Pid) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    // The command may have ended before.
+    if getppid() == Some(command) { Ok(()) } else { Err(io::Error::other("the command that started it has ended")) }
 }
 
 /// What [`harden`] could not do. Each entry is worth a warning, and none stops the daemon.
@@ -154,16 +168,37 @@ impl EndSignals {
     pub fn block() -> io::Result<Self> {
         // sigemptyset(3) of glibc leaves most of the structure as it was.
         let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
-        // SAFETY: zeros are a valid `sigset_t`, and `set` outlives each call; the old mask is not asked for.
-        let (set, result) = unsafe {
+        // SAFETY: zeros are a valid `sigset_t`, and `set` outlives each call.
+        let set = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
                 libc::sigaddset(set.as_mut_ptr(), signal);
             }
-            let result = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
-            (set.assume_init(), result)
+            set.assume_init()
         };
-        if result != 0 { Err(io::Error::from_raw_os_error(result)) } else { Ok(Self { set }) }
+        let signals = Self { set };
+        signals.mask(libc::SIG_BLOCK)?;
+        Ok(signals)
+    }
+
+    /// Runs `work` while these signals end the process at once, as they do one that blocks nothing; so does one that
+    /// came before. For long work of a process that has nothing to put in order yet.
+    ///
+    /// # Errors
+    /// What pthread_sigmask(3) says; then nothing was run, or the signals are not blocked any more.
+    pub fn lifted<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
+        self.mask(libc::SIG_UNBLOCK)?;
+        let result = work();
+        self.mask(libc::SIG_BLOCK)?;
+        Ok(result)
+    }
+
+    fn mask(&self, how: i32) -> io::Result<()> {
+        // SAFETY: `set` outlives the call, and the old mask is not asked for.
+        match unsafe { libc::pthread_sigmask(how, &raw const self.set, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
     }
 
     /// Waits for one of these signals and returns its number.
