@@ -65,6 +65,14 @@ pub enum Error {
         /// What the slot asks for.
         found: KdfParams,
     },
+    /// The slots that the labels show ask for more work than one attempt may cost; the rest was not tried.
+    #[error(
+        "no key slot opened within the work that an attempt may cost, and {untried} of the slots that the labels show were not tried"
+    )]
+    TooMuchWork {
+        /// Slots that were not tried.
+        untried: usize,
+    },
     /// The memory that argon2id needs is not available.
     #[error("not enough memory for argon2id: {memory_kib} KiB are needed")]
     KdfMemory {
@@ -85,7 +93,7 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::EmptySecret | Self::SecretTooLong { .. } => Code::PassphraseUnusable,
-            Self::WeakKdf { .. } | Self::ExcessiveKdf { .. } => Code::KeySlotRefused,
+            Self::WeakKdf { .. } | Self::ExcessiveKdf { .. } | Self::TooMuchWork { .. } => Code::KeySlotRefused,
             Self::KdfMemory { .. } | Self::Random(_) => Code::Crypto,
             Self::WrongKey => Code::WrongKey,
         }

@@ -15,13 +15,15 @@
 //! | 327680 | 720896 | zero, reserved |
 //!
 //! The two headers of a device are equal, except while one of them is being rewritten. A is written and flushed, then
-//! B: so one of them is whole at any moment, whatever a power cut tears. The header with the higher sequence number
-//! wins. Root records are written to both areas before one flush.
+//! B: so one of them is whole at any moment, whatever a power cut tears. Of the headers that authenticate, the one with
+//! the higher sequence number wins. Root records are written to both areas before one flush.
 //!
 //! What a header says is a claim ([`RawHeader`]) until the label key has verified its MAC ([`Header`], another type).
 //! This module writes to no device: it gives offsets and buffers to whoever holds an approved device.
 
-use crate::crypto::{self, Keys, Secret, VolumeKey, derive_slot_key, random_bytes, unwrap_key};
+use std::cmp::Reverse;
+
+use crate::crypto::{self, Keys, random_bytes};
 use crate::device::{self, AlignedBuf, BlockDevice};
 use crate::limits::{DEVICE_SIZE_MAX, DEVICE_SIZE_MIN, LABEL_SIZE};
 use crate::problem::Code;
@@ -30,12 +32,14 @@ use crate::units::{BLOCK_SIZE, Uuid, to_usize};
 mod codec;
 pub mod header;
 pub mod root;
+mod unlock;
 
 pub use header::{Fields, HEADER_BYTES, Header, KeySlot, RawHeader, ReplicaRow};
 pub use root::{
     LINEAGE_MAX, Lineage, MountId, PROVISIONAL_BLOCKS_MAX, Passed, Provisional, ROOT_BYTES, ROOT_SLOTS, Root, TreeRef,
     WrittenBlock, newest_roots, open_root, read_roots, seal_root, slot, slot_offsets,
 };
+pub use unlock::{Opened, unlock};
 
 /// Offset of the root ring in a label area, in bytes.
 pub const RING_OFFSET: u64 = 64 << 10;
@@ -98,17 +102,19 @@ pub enum Error {
         /// Sequence of the other.
         newest: u64,
     },
-    /// Both copies are whole, but of different volumes or devices.
-    #[error("the two label copies disagree: volume {a_volume} device {a_device}, volume {b_volume} device {b_device}")]
+    /// Both copies authenticate, but are those of two devices.
+    #[error("the two label copies disagree: one is of device {one}, the other of device {other}")]
     CopiesDisagree {
-        /// Volume of copy A.
-        a_volume: Uuid,
-        /// Device of copy A.
-        a_device: Uuid,
-        /// Volume of copy B.
-        b_volume: Uuid,
-        /// Device of copy B.
-        b_device: Uuid,
+        /// Device of one copy.
+        one: Uuid,
+        /// Device of the other.
+        other: Uuid,
+    },
+    /// The label is of another volume than those of the other devices.
+    #[error("its label is of volume {found}, which the others are not")]
+    OtherVolume {
+        /// The volume that it names.
+        found: Uuid,
     },
     /// The MAC does not verify with the volume's own key: somebody without the key wrote the header.
     #[error("forged label: its authentication code does not verify")]
@@ -135,6 +141,7 @@ impl Error {
             | Self::Stale { .. }
             | Self::CopiesDisagree { .. }
             | Self::ForgedHeader
+            | Self::OtherVolume { .. }
             | Self::NoKeySlot => Code::LabelDamaged,
             Self::Crypto(error) => error.code(),
         }
@@ -200,35 +207,20 @@ pub fn new_area(header: &[u8; HEADER_BYTES]) -> Result<AlignedBuf, crypto::Error
 /// What [`read`] found on a device: at least one whole header, not authenticated.
 #[derive(Debug)]
 pub struct Found {
-    /// The header with the highest sequence number.
+    /// The whole header with the highest sequence number. Until it is authenticated it is only a claim.
     pub newest: RawHeader,
-    /// The header of the other area, when it is whole too.
-    pub other: Option<RawHeader>,
-    /// Which areas hold a header to be rewritten, and why.
-    pub damaged: Vec<(Area, Error)>,
+    /// What was found at each offset that was looked at.
+    copies: Vec<(u64, Result<RawHeader, Error>)>,
 }
 
-/// The volume key, the key slot that gave it, and an authenticated header.
-#[derive(Debug)]
-pub struct Unlocked {
-    /// The key.
-    pub key: VolumeKey,
-    /// The keys derived from it.
-    pub keys: Keys,
-    /// Number of the slot that opened.
-    pub slot: usize,
-    /// The newest header that authenticates.
-    pub header: Header,
-    /// Which areas hold a header to be rewritten, and why.
-    pub damaged: Vec<(Area, Error)>,
-}
-
-/// Reads both headers of a device.
+/// Reads the headers of a device: that of area A, and that of area B.
+///
+/// Where area B lies is only what area A claims. A device that has grown keeps area B where its label says; a forged
+/// label may say anything. So a header is also looked for where area B of a device of this size lies.
 ///
 /// # Errors
-/// When neither copy is whole: the error of the copy that says more. When both are, but of different volumes or
-/// devices: [`Error::CopiesDisagree`]. When no volume can have the device's size: what the first copy tells, or
-/// [`Error::DeviceSize`].
+/// When no copy is whole: the error of the copy that says more. When no volume can have the device's size: what the
+/// first copy tells, or [`Error::DeviceSize`].
 pub fn read(device: &dyn BlockDevice) -> Result<Found, Error> {
     let size = device.size_bytes();
     if !(DEVICE_SIZE_MIN..=DEVICE_SIZE_MAX).contains(&size) {
@@ -238,10 +230,24 @@ pub fn read(device: &dyn BlockDevice) -> Result<Found, Error> {
         return Err(first.err().filter(|e| e.rank() < 6).unwrap_or(Error::DeviceSize { bytes: size }));
     }
     let a = read_copy(device, 0);
-    // A device that has grown keeps area B where its label says.
-    let end = a.as_ref().map_or(size, |a| a.claims().device_bytes);
-    let b = read_copy(device, Area::B.offset(end));
-    fold(a, b)
+    let mut offsets = vec![Area::B.offset(size)];
+    if let Ok(a) = &a {
+        offsets.insert(0, Area::B.offset(a.claims().device_bytes));
+        offsets.dedup();
+    }
+    let mut copies = vec![(0, a)];
+    copies.extend(offsets.into_iter().map(|at| (at, read_copy(device, at))));
+    let whole = copies.iter().filter_map(|(_, copy)| copy.as_ref().ok());
+    // Of equals the first: area A.
+    match whole.min_by_key(|raw| Reverse(raw.claims().sequence)).cloned() {
+        Some(newest) => Ok(Found { newest, copies }),
+        None => Err(copies
+            .into_iter()
+            .filter_map(|(_, copy)| copy.err())
+            .min_by_key(Error::rank)
+            // Invariant: area A was looked at.
+            .unwrap_or(Error::NotScelle)),
+    }
 }
 
 fn read_copy(device: &dyn BlockDevice, offset: u64) -> Result<RawHeader, Error> {
@@ -252,100 +258,50 @@ fn read_copy(device: &dyn BlockDevice, offset: u64) -> Result<RawHeader, Error> 
     RawHeader::decode(bytes, device.size_bytes())
 }
 
-fn fold(a: Result<RawHeader, Error>, b: Result<RawHeader, Error>) -> Result<Found, Error> {
-    match (a, b) {
-        (Ok(a), Ok(b)) => {
-            let (ca, cb) = (a.claims(), b.claims());
-            if (ca.volume, ca.device) != (cb.volume, cb.device) {
-                return Err(Error::CopiesDisagree {
-                    a_volume: ca.volume,
-                    a_device: ca.device,
-                    b_volume: cb.volume,
-                    b_device: cb.device,
-                });
-            }
-            let (a_seq, b_seq) = (ca.sequence, cb.sequence);
-            let stale = |area, found, newest| vec![(area, Error::Stale { found, newest })];
-            Ok(match a_seq.cmp(&b_seq) {
-                std::cmp::Ordering::Less => Found { newest: b, other: Some(a), damaged: stale(Area::A, a_seq, b_seq) },
-                std::cmp::Ordering::Equal => Found { newest: a, other: Some(b), damaged: Vec::new() },
-                std::cmp::Ordering::Greater => {
-                    Found { newest: a, other: Some(b), damaged: stale(Area::B, b_seq, a_seq) }
-                }
-            })
-        }
-        (Ok(newest), Err(e)) => Ok(Found { newest, other: None, damaged: vec![(Area::B, e)] }),
-        (Err(e), Ok(newest)) => Ok(Found { newest, other: None, damaged: vec![(Area::A, e)] }),
-        (Err(a), Err(b)) => Err(if b.rank() < a.rank() { b } else { a }),
-    }
-}
-
 impl Found {
-    /// Tries `secret` on every key slot, and authenticates the header with the key that a slot gives. argon2id runs
-    /// once for each slot in use until one opens, so a wrong secret costs the same at every try.
-    ///
-    /// # Errors
-    /// [`crypto::Error::WrongKey`] when no slot opens; but if the parameters of a slot were refused, that refusal.
-    /// [`Error::NoKeySlot`] when no slot is in use. [`Error::ForgedHeader`] when a slot opens but neither copy
-    /// authenticates.
-    pub fn unlock(self, secret: &Secret) -> Result<Unlocked, Error> {
-        let mut tried: Vec<(KeySlot, [u8; 32])> = Vec::new();
-        let mut refused = None;
-        let mut opened = None;
-        'copies: for raw in std::iter::once(&self.newest).chain(&self.other) {
-            let aad = raw.wrap_digest();
-            for (number, slot) in raw.claims().key_slots.iter().enumerate() {
-                let Some(slot) = slot else { continue };
-                // Two equal copies must not cost twice.
-                if tried.iter().any(|(s, d)| s == slot && *d == aad) {
-                    continue;
-                }
-                tried.push((slot.clone(), aad));
-                let outcome = derive_slot_key(secret, &slot.salt, &slot.params)
-                    .and_then(|slot_key| unwrap_key(&slot.wrapped, &slot_key, &aad));
-                match outcome {
-                    Ok(key) => {
-                        opened = Some((key, number, raw.claims().volume));
-                        break 'copies;
-                    }
-                    Err(crypto::Error::WrongKey) => {}
-                    Err(e) => refused = refused.or(Some(e)),
-                }
-            }
-        }
-        if tried.is_empty() {
-            return Err(Error::NoKeySlot);
-        }
-        let Some((key, slot, volume)) = opened else {
-            return Err(refused.unwrap_or(crypto::Error::WrongKey).into());
-        };
-        let keys = key.keys(volume);
-        let (header, damaged) = self.authenticate(&keys)?;
-        Ok(Unlocked { key, keys, slot, header, damaged })
+    /// The whole headers, those with the higher sequence number first.
+    pub fn whole(&self) -> Vec<&RawHeader> {
+        let mut whole: Vec<&RawHeader> = self.copies.iter().filter_map(|(_, copy)| copy.as_ref().ok()).collect();
+        whole.sort_by_key(|raw| Reverse(raw.claims().sequence));
+        whole
+    }
+
+    /// Whether a copy claims to be of this volume.
+    pub fn claims_volume(&self, volume: Uuid) -> bool {
+        self.whole().iter().any(|raw| raw.claims().volume == volume)
+    }
+
+    /// Whether a copy verifies with `keys`.
+    pub fn is_authentic(&self, keys: &Keys) -> bool {
+        self.whole().into_iter().any(|raw| raw.clone().authenticate(keys).is_ok())
     }
 
     /// The newest header whose MAC verifies, and which areas hold a header to be rewritten.
     ///
     /// # Errors
     /// [`Error::ForgedHeader`] when no copy verifies, also because `keys` are another volume's.
+    /// [`Error::CopiesDisagree`] when two verify that are of different devices.
     pub fn authenticate(self, keys: &Keys) -> Result<(Header, Vec<(Area, Error)>), Error> {
-        let Self { newest, other, mut damaged } = self;
-        // Which area each copy came from: with two copies, `damaged` names at most the stale one.
-        let (newest_area, other_area) = match damaged.first() {
-            Some((Area::A, _)) => (Area::B, Area::A),
-            _ => (Area::A, Area::B),
-        };
-        let other = other.map(|raw| raw.authenticate(keys));
-        match (newest.authenticate(keys), other) {
-            (Ok(header), Some(Err(e))) => {
-                damaged.retain(|(area, _)| *area != other_area);
-                damaged.push((other_area, e));
-                Ok((header, damaged))
-            }
-            (Ok(header), _) => Ok((header, damaged)),
-            (Err(e), Some(Ok(header))) => Ok((header, vec![(newest_area, e)])),
-            (Err(e), _) => Err(e),
+        let judge = |(at, copy): (u64, Result<RawHeader, Error>)| (at, copy.and_then(|raw| raw.authenticate(keys)));
+        let mut copies: Vec<(u64, Result<Header, Error>)> = self.copies.into_iter().map(judge).collect();
+        let authentic = || copies.iter().filter_map(|(_, copy)| copy.as_ref().ok());
+        let newest = authentic().min_by_key(|header| Reverse(header.sequence)).cloned().ok_or(Error::ForgedHeader)?;
+        if let Some(other) = authentic().find(|header| header.device != newest.device) {
+            return Err(Error::CopiesDisagree { one: newest.device, other: other.device });
         }
+        let mut damaged = Vec::new();
+        for area in Area::BOTH {
+            let at = area.offset(newest.device_bytes);
+            let copy = copies.iter().position(|(offset, _)| *offset == at).map(|index| copies.swap_remove(index).1);
+            match copy.unwrap_or(Err(Error::Damaged)) {
+                Ok(header) if header.sequence == newest.sequence => {}
+                Ok(older) => {
+                    damaged.push((area, Error::Stale { found: older.sequence, newest: newest.sequence }));
+                }
+                Err(error) => damaged.push((area, error)),
+            }
+        }
+        Ok((newest, damaged))
     }
 }
 

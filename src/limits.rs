@@ -77,6 +77,31 @@ pub const PROC_BYTES_MAX: usize = 4 << 20;
 /// Longest passphrase or key file, in bytes.
 pub const SECRET_BYTES_MAX: usize = 64 << 10;
 
+/// Least memory of argon2id that a key slot may ask for, in KiB: the second recommended option of RFC 9106 §4.
+pub const KDF_MEMORY_KIB_MIN: u32 = 64 << 10;
+
+/// Most memory of argon2id that a key slot may ask for, in KiB. A host with little memory must survive a forged slot.
+pub const KDF_MEMORY_KIB_MAX: u32 = 512 << 10;
+
+/// Fewest passes of argon2id.
+pub const KDF_PASSES_MIN: u32 = 3;
+
+/// Most passes of argon2id.
+pub const KDF_PASSES_MAX: u32 = 6;
+
+/// Fewest lanes of argon2id.
+pub const KDF_LANES_MIN: u32 = 4;
+
+/// Most lanes of argon2id.
+pub const KDF_LANES_MAX: u32 = 16;
+
+/// Most work that the key slots of one label may ask for together, in KiB of memory times passes.
+pub const KDF_LABEL_WORK_MAX: u64 = 8 << 20;
+
+/// Most work that one attempt to open a volume may cost, over all slots of all labels. Honest labels never reach it,
+/// because they all show the same slots.
+pub const KDF_OPENING_WORK_MAX: u64 = 3 * KDF_LABEL_WORK_MAX;
+
 /// Longest name in a folder, in bytes (`NAME_MAX`).
 pub const NAME_MAX: usize = 255;
 
@@ -143,6 +168,12 @@ const _: () = assert!(DEVICE_SIZE_MAX / (BLOCK_SIZE as u64) < 1 << 48);
 const _: () = assert!(REPLICAS_MAX <= 64);
 const _: () = assert!(to_usize(EXTENT_BLOCKS_MAX) * 16 * 2 < BLOCK_SIZE);
 const _: () = assert!(REQUEST_BYTES_MAX.is_multiple_of(BLOCK_SIZE));
+const _: () = assert!(KDF_MEMORY_KIB_MIN <= KDF_MEMORY_KIB_MAX && KDF_PASSES_MIN <= KDF_PASSES_MAX);
+const _: () = assert!(KDF_LANES_MIN <= KDF_LANES_MAX);
+// One slot may be as costly as a slot can be, and a volume may use up to all its slots at twice the least work.
+const _: () = assert!(KDF_MEMORY_KIB_MAX as u64 * KDF_PASSES_MAX as u64 <= KDF_LABEL_WORK_MAX);
+const _: () =
+    assert!(KEY_SLOTS_MAX as u64 * 2 * KDF_MEMORY_KIB_MIN as u64 * KDF_PASSES_MIN as u64 <= KDF_LABEL_WORK_MAX);
 const _: () = assert!(OFFICERS_MAX < 256 && REGISTRY_ID_MAX < 256 && OFFICERS_MAX <= SIGNATURES_MAX);
 // A record is JSON text. As a string in an answer of the control socket its length at most doubles.
 const _: () = assert!(2 * (AUDIT_PAGE_BYTES_MAX + AUDIT_RECORD_BYTES_MAX) + (64 << 10) < CONTROL_MESSAGE_MAX);

@@ -12,9 +12,9 @@
 //! |---|---|
 //! | a device that is another, or no longer approved, when the first byte is about to be written | refused |
 //! | a replica on another device than the one it was enrolled with | refused, unless it is to be enrolled anew |
-//! | labels of two volumes, one device twice, a device that the table does not name | refused |
-//! | one label copy damaged | the other is used, the damaged one rewritten |
-//! | both label copies damaged | refused, the device named |
+//! | labels of two volumes, none of them that of most devices; one replica twice, a device that the table does not name | refused |
+//! | one label copy damaged, or forged | the other is used, the damaged one rewritten |
+//! | no label copy of a device can be read or authenticates | the device is left out and named; its replica counts as absent, and as faulty in the status |
 //! | wrong secret | refused after the full cost of every key slot |
 //! | registry of another kind, other trust anchors, or an older version than the volume has seen | refused |
 //! | trust anchors that the officers of those in force have signed as their successors | in force from this mount's first commit |

@@ -6,6 +6,10 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use zeroize::Zeroizing;
 
 use super::{Error, Secret};
+use crate::limits::{
+    KDF_LABEL_WORK_MAX, KDF_LANES_MAX, KDF_LANES_MIN, KDF_MEMORY_KIB_MAX, KDF_MEMORY_KIB_MIN, KDF_PASSES_MAX,
+    KDF_PASSES_MIN, KEY_SLOTS_MAX,
+};
 
 /// Cost of argon2id, as a key slot records it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,15 +23,22 @@ pub struct KdfParams {
 }
 
 impl KdfParams {
-    /// The least that is accepted, field by field: the second recommended option of RFC 9106 §4.
-    pub const FLOOR: Self = Self { memory_kib: 64 << 10, iterations: 3, parallelism: 4 };
+    /// The least that is accepted, field by field.
+    pub const FLOOR: Self =
+        Self { memory_kib: KDF_MEMORY_KIB_MIN, iterations: KDF_PASSES_MIN, parallelism: KDF_LANES_MIN };
 
     /// The most that is accepted, field by field. It bounds what a hostile label can make us spend before its MAC is
     /// checked.
-    pub const CEILING: Self = Self { memory_kib: 4 << 20, iterations: 64, parallelism: 16 };
+    pub const CEILING: Self =
+        Self { memory_kib: KDF_MEMORY_KIB_MAX, iterations: KDF_PASSES_MAX, parallelism: KDF_LANES_MAX };
 
     /// What a new slot gets.
     pub const DEFAULT: Self = Self { memory_kib: 256 << 10, iterations: 3, parallelism: 4 };
+
+    /// What one derivation costs, in KiB of memory times passes. Lanes change nothing about it.
+    pub const fn work(&self) -> u64 {
+        self.memory_kib as u64 * self.iterations as u64
+    }
 
     /// Refuses what is below the floor or above the ceiling in any field.
     pub fn check(&self) -> Result<(), Error> {
@@ -45,6 +56,8 @@ impl KdfParams {
         Ok(())
     }
 }
+
+const _: () = assert!(KEY_SLOTS_MAX as u64 * KdfParams::DEFAULT.work() <= KDF_LABEL_WORK_MAX);
 
 impl fmt::Display for KdfParams {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

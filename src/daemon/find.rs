@@ -46,12 +46,12 @@ fn search(wanted: &Wanted<'_>, shown: &str) -> Result<Vec<PathBuf>, Problem> {
     for entry in fs::read_dir("/sys/class/block").map_err(listing)? {
         let path = node(&entry.map_err(listing)?);
         let Some(label) = label_of(&path) else { continue };
-        let claims = label.newest.claims();
-        let fits = match wanted {
+        // Of two copies that differ, either may be the true one.
+        let fits = |claims: &label::Fields| match wanted {
             Wanted::Label(label) => claims.label == *label,
             Wanted::Uuid(uuid) => claims.volume == *uuid,
         };
-        if fits {
+        if label.whole().iter().any(|raw| fits(raw.claims())) {
             found.push(path);
         }
     }
@@ -68,8 +68,8 @@ pub fn replica(volume: Uuid, index: usize) -> Vec<PathBuf> {
     for entry in fs::read_dir("/sys/class/block").into_iter().flatten().flatten() {
         let path = node(&entry);
         let Some(label) = label_of(&path) else { continue };
-        let claims = label.newest.claims();
-        if claims.volume == volume && usize::from(claims.replica_index) == index {
+        let fits = |claims: &label::Fields| claims.volume == volume && usize::from(claims.replica_index) == index;
+        if label.whole().iter().any(|raw| fits(raw.claims())) {
             found.push(path);
         }
     }

@@ -70,7 +70,10 @@
 //! field is believed.
 
 use crate::crypto::{KdfParams, Keys, WrappedKey, sha256};
-use crate::limits::{DEVICE_SIZE_MAX, DEVICE_SIZE_MIN, KEY_SLOTS_MAX, REGISTRY_ID_MAX, REPLICAS_MAX, VOLUME_LABEL_MAX};
+use crate::limits::{
+    DEVICE_SIZE_MAX, DEVICE_SIZE_MIN, KDF_LABEL_WORK_MAX, KEY_SLOTS_MAX, REGISTRY_ID_MAX, REPLICAS_MAX,
+    VOLUME_LABEL_MAX,
+};
 use crate::units::{BLOCK_SIZE, Uuid};
 
 use super::codec::{Reader, Writer};
@@ -205,6 +208,8 @@ impl Fields {
         for slot in self.key_slots.iter().flatten() {
             ok(text_is_valid(&slot.label, SLOT_LABEL_MAX), "key slot label")?;
         }
+        let work = self.key_slots.iter().flatten().map(|slot| slot.params.work()).fold(0, u64::saturating_add);
+        ok(work <= KDF_LABEL_WORK_MAX, "work of the key slots")?;
         for row in self.replicas.iter().flatten() {
             ok(!row.registry_id.is_empty() && text_is_valid(&row.registry_id, REGISTRY_ID_MAX), "registry identifier")?;
         }

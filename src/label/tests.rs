@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 
 use super::*;
-use crate::crypto::{KdfParams, WrappedKey, sha256, wrap_key};
+use crate::crypto::{KdfParams, Secret, VolumeKey, WrappedKey, derive_slot_key, sha256, wrap_key};
 use crate::device::memory::MemoryDevice;
-use crate::limits::{KEY_SLOTS_MAX, REPLICAS_MAX};
+use crate::limits::{KDF_LABEL_WORK_MAX, KEY_SLOTS_MAX, REPLICAS_MAX};
 use crate::units::{BlockAddr, Generation, WriteId};
 
 const SIZE: u64 = 16 << 20;
@@ -177,7 +177,38 @@ fn copies_of_two_devices_are_refused() {
     f.device = Uuid([0x55; 16]);
     f.replica_index = 0;
     let other = Header::new(f).unwrap().encode(&keys());
-    assert!(matches!(read(&device(&mine, &other)), Err(Error::CopiesDisagree { .. })));
+    let found = read(&device(&mine, &other)).unwrap();
+    assert!(matches!(found.authenticate(&keys()), Err(Error::CopiesDisagree { .. })));
+}
+
+#[test]
+fn a_forged_copy_of_another_device_volume_or_size_hides_no_honest_copy() {
+    let end = SIZE + BLOCK_SIZE as u64;
+    let device = MemoryDevice::new("memory", end);
+    let fields = || Fields { device_bytes: end, ..fields() };
+    let forge = |change: fn(&mut Fields)| {
+        let mut forged = Fields { sequence: 99, ..fields() };
+        change(&mut forged);
+        Header::new(forged).unwrap().encode(&key().keys(Uuid([9; 16])))
+    };
+    let header = Header::new(fields()).unwrap();
+    let honest = header.encode(&keys());
+    for forged in [
+        forge(|f| f.volume = Uuid([9; 16])),
+        forge(|f| (f.device, f.replica_index) = (Uuid([0x55; 16]), 0)),
+        // Area B would lie elsewhere.
+        forge(|f| f.device_bytes = SIZE),
+    ] {
+        for (a, b, area) in [(&forged, &honest, Area::A), (&honest, &forged, Area::B)] {
+            device.write_at(0, &[IoSlice::new(a)]).unwrap();
+            device.write_at(Area::B.offset(end), &[IoSlice::new(b)]).unwrap();
+            let found = read(&device).unwrap();
+            assert!(found.claims_volume(VOLUME));
+            let (opened, damaged) = found.authenticate(&keys()).unwrap();
+            assert_eq!(opened, header);
+            assert!(matches!(damaged[..], [(at, Error::ForgedHeader)] if at == area), "{damaged:?}");
+        }
+    }
 }
 
 #[test]
@@ -297,17 +328,26 @@ fn lockable() -> &'static Header {
     })
 }
 
+/// The slot that opened, and what authenticates.
+type Unlocked = (usize, Header, Vec<(Area, Error)>);
+
+fn unlock_found(found: Found, secret: &str) -> Result<Unlocked, Error> {
+    let opened = unlock::unlock(&[&found], &[VOLUME], &Secret::new(secret.as_bytes().to_vec()).unwrap())?;
+    let (header, damaged) = found.authenticate(&opened.key.keys(opened.volume))?;
+    Ok((opened.slot, header, damaged))
+}
+
 fn unlock(a: &Header, b: &Header, secret: &str) -> Result<Unlocked, Error> {
     let (a, b) = (a.encode(&keys()), b.encode(&keys()));
-    read(&device(&a, &b)).unwrap().unlock(&Secret::new(secret.as_bytes().to_vec()).unwrap())
+    unlock_found(read(&device(&a, &b)).unwrap(), secret)
 }
 
 #[test]
 fn the_right_secret_unlocks_and_the_wrong_one_does_not() {
     let header = lockable();
-    let unlocked = unlock(header, header, "right").unwrap();
-    assert_eq!((unlocked.slot, &unlocked.header), (2, header));
-    assert!(unlocked.damaged.is_empty());
+    let (slot, opened, damaged) = unlock(header, header, "right").unwrap();
+    assert_eq!((slot, &opened), (2, header));
+    assert!(damaged.is_empty());
     let wrong = unlock(header, header, "wrong").unwrap_err();
     assert!(matches!(wrong, Error::Crypto(crypto::Error::WrongKey)));
     let none = header.clone().changed(|f| f.key_slots = [const { None }; KEY_SLOTS_MAX]).unwrap();
@@ -321,7 +361,7 @@ fn a_wrapped_key_does_not_open_under_another_immutable_part() {
     assert!(matches!(refused, Error::Crypto(crypto::Error::WrongKey)));
     // What may change without the passphrases does not matter to it.
     let changed = lockable().clone().changed(|f| f.replicas[0] = None).unwrap();
-    assert_eq!(unlock(&changed, &changed, "right").unwrap().header, changed);
+    assert_eq!(unlock(&changed, &changed, "right").unwrap().1, changed);
 }
 
 #[test]
@@ -331,9 +371,9 @@ fn a_forged_slot_in_the_newer_copy_does_not_lock_the_owner_out() {
     rechecksum(&mut forged);
     let honest = lockable().encode(&keys());
     let found = read(&device(&forged, &honest)).unwrap();
-    let unlocked = found.unlock(&Secret::new(b"right".to_vec()).unwrap()).unwrap();
-    assert_eq!(&unlocked.header, lockable());
-    assert!(matches!(unlocked.damaged[..], [(Area::A, Error::ForgedHeader)]));
+    let (_, opened, damaged) = unlock_found(found, "right").unwrap();
+    assert_eq!(&opened, lockable());
+    assert!(matches!(damaged[..], [(Area::A, Error::ForgedHeader)]));
 }
 
 #[test]
@@ -342,8 +382,22 @@ fn a_weak_slot_is_refused_with_its_own_reason() {
     weak[832 + 4..832 + 8].copy_from_slice(&8u32.to_le_bytes());
     rechecksum(&mut weak);
     let found = read(&device(&weak, &weak)).unwrap();
-    let refused = found.unlock(&Secret::new(b"right".to_vec()).unwrap()).unwrap_err();
+    let refused = unlock_found(found, "right").unwrap_err();
     assert!(matches!(refused, Error::Crypto(crypto::Error::WeakKdf { .. })));
+}
+
+#[test]
+fn key_slots_that_ask_for_too_much_work_together_are_malformed() {
+    let costly = |slots: usize| {
+        let mut f = fields();
+        let mut slot = f.key_slots[2].take().unwrap();
+        slot.params = KdfParams::CEILING;
+        f.key_slots[..slots].fill(Some(slot));
+        Header::new(f)
+    };
+    let allowed = (KDF_LABEL_WORK_MAX / KdfParams::CEILING.work()) as usize;
+    costly(allowed).unwrap();
+    assert!(matches!(costly(allowed + 1), Err(Error::Malformed { field: "work of the key slots" })));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! [`recovery`]'s, which is pure; here the devices are read for it. Nothing is written.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -91,11 +92,42 @@ pub struct Swapped {
     pub listed: (String, [u8; 32]),
 }
 
+/// A device that was given and is not used, because its label does not show that it is a replica of the volume.
+pub(super) struct Unfit {
+    pub(super) device: Arc<ApprovedDevice>,
+    pub(super) why: label::Error,
+}
+
+impl Unfit {
+    /// The error when no device can be used.
+    pub(super) fn first(unfit: Vec<Self>) -> Error {
+        match unfit.into_iter().next() {
+            Some(Self { device, why }) => Error::Label { device: device.name().to_owned(), source: why },
+            None => Error::DeviceCount { found: 0 },
+        }
+    }
+
+    /// The row of the replica table for the entry of the registry that approved the device. What the label says of
+    /// itself counts for nothing.
+    pub(super) fn row(&self, volume: &Header) -> Option<usize> {
+        let id = &self.device.registry_entry().registry_id;
+        volume.replicas.iter().position(|row| row.as_ref().is_some_and(|row| row.registry_id == *id))
+    }
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is left out: {}", self.device.name(), self.why)
+    }
+}
+
 /// A volume whose key is known and whose labels are authentic.
 pub struct Assembled {
     pub(super) keys: Keys,
     pub(super) header: Header,
     pub(super) replicas: Vec<Replica>,
+    /// The devices that are left out.
+    pub(super) unfit: Vec<Unfit>,
 }
 
 /// Where a volume goes on from.
@@ -108,8 +140,18 @@ pub(super) struct Chosen {
 }
 
 impl Assembled {
-    pub(super) fn new(keys: Keys, mut replicas: Vec<Replica>) -> Result<Self, Error> {
+    pub(super) fn new(keys: Keys, mut replicas: Vec<Replica>, unfit: Vec<Unfit>) -> Result<Self, Error> {
+        if replicas.is_empty() {
+            return Err(Unfit::first(unfit));
+        }
         replicas.sort_by_key(|replica| replica.header.replica_index);
+        for pair in replicas.windows(2) {
+            let [one, other] = pair else { continue };
+            if one.header.replica_index == other.header.replica_index {
+                let (first, second) = (one.device.name().to_owned(), other.device.name().to_owned());
+                return Err(Error::SameDevice { first, second });
+            }
+        }
         // The newest label describes the volume: a replica that was away may have an older table.
         let newest = replicas.iter().max_by_key(|replica| replica.header.sequence);
         let header = newest.map(|replica| replica.header.clone()).ok_or(Error::DeviceCount { found: 0 })?;
@@ -120,7 +162,8 @@ impl Assembled {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self { keys, header, replicas })
+        unfit.iter().for_each(|unfit| log::warn!("{unfit}"));
+        Ok(Self { keys, header, replicas, unfit })
     }
 
     /// The volume.
@@ -229,9 +272,24 @@ impl Assembled {
         found
     }
 
-    /// Decides which root to go on from. Leaves a root out of `rings` when its commit is incomplete, or when that is
-    /// not known and the administrator accepts the rollback.
+    /// Decides which root to go on from, and in which state each replica is then. Leaves a root out of `rings` when its
+    /// commit is incomplete, or when that is not known and the administrator accepts the rollback.
     pub(super) fn choose(
+        &self,
+        rings: &mut Vec<recovery::Ring>,
+        degraded: bool,
+        accept_rollback: bool,
+    ) -> Result<Chosen, Error> {
+        let mut chosen = self.choose_root(rings, degraded, accept_rollback)?;
+        for (index, _) in self.unfit_rows() {
+            if let Some(state) = chosen.choice.states.get_mut(index) {
+                *state = mirror::State::Faulty;
+            }
+        }
+        Ok(chosen)
+    }
+
+    fn choose_root(
         &self,
         rings: &mut Vec<recovery::Ring>,
         degraded: bool,
@@ -281,7 +339,8 @@ impl Assembled {
     fn admit(&self, choice: &recovery::Choice, degraded: bool) -> Result<(), Error> {
         let usable = choice.states.contains(&mirror::State::InSync);
         if !usable || !choice.absent.is_empty() && !degraded {
-            let absent = format!("{} of the last commit is absent or too old", self.names(&choice.absent));
+            let mut absent = format!("{} of the last commit is absent or too old", self.names(&choice.absent));
+            self.unfit.iter().for_each(|unfit| absent += &format!("; {unfit}"));
             return Err(Error::Incomplete { volume: self.header.volume, absent });
         }
         Ok(())
@@ -298,18 +357,26 @@ impl Assembled {
     /// How messages name a replica.
     pub(super) fn name(&self, index: usize) -> String {
         let id = self.header.replicas.get(index).and_then(Option::as_ref).map_or("?", |row| &row.registry_id);
-        let device = self.replicas.iter().find(|r| usize::from(r.header.replica_index) == index);
-        match device {
-            Some(replica) => format!("replica {index} ({id}, {})", replica.device.name()),
+        let device = self.replicas.iter().find(|r| usize::from(r.header.replica_index) == index).map(|r| &r.device);
+        let unfit = || self.unfit_rows().find(|(row, _)| *row == index).map(|(_, unfit)| &unfit.device);
+        match device.or_else(unfit) {
+            Some(device) => format!("replica {index} ({id}, {})", device.name()),
             None => format!("replica {index} ({id})"),
         }
+    }
+
+    /// The devices that are left out, each with the replica whose place it has, which is not there otherwise.
+    fn unfit_rows(&self) -> impl Iterator<Item = (usize, &Unfit)> {
+        let is_there = |row: &usize| self.replicas.iter().any(|r| usize::from(r.header.replica_index) == *row);
+        self.unfit.iter().filter_map(move |unfit| Some((unfit.row(&self.header).filter(|row| !is_there(row))?, unfit)))
     }
 
     fn names(&self, indices: &[usize]) -> String {
         indices.iter().map(|index| self.name(*index)).collect::<Vec<_>>().join(", ")
     }
 
-    /// The replica set in the order of the replica table, with the size of each device as its label says.
+    /// The replica set in the order of the replica table, with the size of each device as its label says. A device that
+    /// is left out has its place in the set too, with the reason, so that it is seen and can be taken back.
     pub(super) fn mirror(&self, states: &[mirror::State]) -> Result<(Arc<mirror::Mirror>, Vec<u64>), Error> {
         let mut rows: Vec<(Option<Arc<ApprovedDevice>>, mirror::State)> = states.iter().map(|s| (None, *s)).collect();
         let mut sizes = vec![0; states.len()];
@@ -320,7 +387,15 @@ impl Assembled {
                 *size = replica.header.device_bytes;
             }
         }
+        for (index, unfit) in self.unfit_rows() {
+            if let Some(row) = rows.get_mut(index) {
+                row.0 = Some(unfit.device.clone());
+            }
+        }
         let mirror = mirror::Mirror::new(rows).map_err(|e| System::error("starting a replica's thread", e))?;
+        for (index, unfit) in self.unfit_rows() {
+            mirror.explain(index, &unfit.to_string());
+        }
         Ok((Arc::new(mirror), sizes))
     }
 }

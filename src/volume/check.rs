@@ -122,6 +122,9 @@ impl Assembled {
                 report.add(replica.device.name(), format!("label copy {area:?} is damaged or outdated"), true);
             }
         }
+        for unfit in &self.unfit {
+            report.add(unfit.device.name(), format!("its label is not one of the volume's: {}", unfit.why), true);
+        }
     }
 }
 

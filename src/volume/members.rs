@@ -237,6 +237,8 @@ impl Members {
         if usize::from(replica.header.replica_index) != index {
             return Err(self.refusal(index, Code::DeviceNotEnrolled, "its device shows another replica"));
         }
+        // Not known yet of a device whose label could not be read at the mount.
+        self.store.set_device_bytes(index, replica.header.device_bytes);
         self.enter(index, &replica, None)
     }
 
@@ -297,7 +299,7 @@ impl Members {
         let failed = |source| Error::Label { device: name(), source };
         let found = label::read(&**device).map_err(failed)?;
         let theirs = found.newest.claims().volume;
-        if theirs != self.header.volume {
+        if !found.claims_volume(self.header.volume) {
             return Err(Error::MixedVolumes {
                 first: self.header.label.clone(),
                 first_volume: self.header.volume,

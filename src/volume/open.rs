@@ -103,6 +103,7 @@ impl Assembled {
         let mut plan = self.plan(registry, options)?;
         let store = self.open_store(registry, options, &mut plan)?;
         let Plan { choice, rings, behind, left_at, mut opening, .. } = plan;
+        opening.left_out = self.unfit.iter().map(ToString::to_string).collect();
         let newer = store.quorum().saw_registry(&Arc::new(registry.clone()));
         opening.new_registry = store.quorum().saw_trust(registry.anchors_digest()) || newer;
         opening.enrolled = enrolled;
@@ -155,7 +156,7 @@ impl Assembled {
         self.check_registry(registry, &choice.root)?;
         let rolled_back = check_witness(options, volume, choice.root.generation)?;
         let behind = if options.read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
-        let opening = Opening { rolled_back, new_registry: false, too_few: None, incomplete, enrolled: Vec::new() };
+        let opening = Opening { rolled_back, incomplete, ..Opening::default() };
         Ok(Plan { choice, rings, lacking: proof.lacking, behind, left_at, opening })
     }
 
@@ -306,6 +307,7 @@ struct Plan {
 }
 
 /// What the trail is to tell of an opening.
+#[derive(Default)]
 struct Opening {
     /// The generation that the witness had seen, when an older one was accepted.
     rolled_back: Option<Generation>,
@@ -317,6 +319,8 @@ struct Opening {
     incomplete: Option<String>,
     /// Which devices are enrolled anew.
     enrolled: Vec<Swapped>,
+    /// The devices that are left out, and why.
+    left_out: Vec<String>,
 }
 
 /// Compares the chosen root with the witness. Returns the generation that the witness had seen when that is later and
@@ -426,7 +430,8 @@ impl Open {
         };
         let too_few = opening.too_few.as_ref().map(|why| Reason::new(Code::Policy, why));
         let incomplete = opening.incomplete.as_ref().map(|why| Reason::new(Code::CommitIncomplete, why));
-        let reasons = too_few.into_iter().chain(incomplete);
+        let left_out = opening.left_out.iter().map(|why| Reason::new(Code::LabelDamaged, why));
+        let reasons = too_few.into_iter().chain(incomplete).chain(left_out);
         let mut entries = vec![Entry::done(audit.user(), Object::Volume, mounted).because(reasons)];
         if let Some(seen) = opening.rolled_back {
             let event = Event::RollbackAccepted { seen: seen.0, found: choice.root.generation.0 };

@@ -1,8 +1,12 @@
 //! Labels read, nothing authenticated: the first state of a volume's life.
+//!
+//! Whoever can write to one device can put any label there. So no label is believed alone, and none is needed: a device
+//! whose label cannot be read, or does not authenticate, is set aside ([`Unfit`]). Whether the volume can be used without
+//! it is decided later, as for a device that is not there.
 
 use std::sync::Arc;
 
-use super::assembled::{Assembled, Replica};
+use super::assembled::{Assembled, Replica, Unfit};
 use super::error::Error;
 use super::labels::areas;
 use crate::crypto::{Keys, Secret, VolumeKey};
@@ -18,98 +22,118 @@ struct Member {
 
 /// Devices whose labels were read and belong to one volume. Nothing of the labels is authenticated.
 pub struct Sealed {
-    uuid: Uuid,
+    /// The volumes that most of the devices claim to belong to: one, unless the two copies of labels differ.
+    volumes: Vec<Uuid>,
     label: String,
     members: Vec<Member>,
+    unfit: Vec<Unfit>,
 }
 
 impl Sealed {
-    /// Reads the labels of approved devices.
+    /// Reads the labels of approved devices. A device is set aside when its label cannot be read, or is of another volume
+    /// than those of most others.
     ///
     /// # Errors
-    /// When one is not a replica, two are the same, or they belong to different volumes.
+    /// When no label can be read, or the devices belong to different volumes and none is that of most.
     pub fn read(devices: Vec<ApprovedDevice>) -> Result<Self, Error> {
         if devices.is_empty() || devices.len() > REPLICAS_MAX {
             return Err(Error::DeviceCount { found: devices.len() });
         }
-        let mut members: Vec<Member> = Vec::with_capacity(devices.len());
-        for device in devices {
-            let found =
-                label::read(&device).map_err(|source| Error::Label { device: device.name().to_owned(), source })?;
-            for earlier in &members {
-                let (ours, theirs) = (found.newest.claims(), earlier.found.newest.claims());
-                if ours.volume != theirs.volume {
-                    return Err(Error::MixedVolumes {
-                        first: earlier.device.name().to_owned(),
-                        first_volume: theirs.volume,
-                        second: device.name().to_owned(),
-                        second_volume: ours.volume,
-                    });
-                }
-                if ours.device == theirs.device || ours.replica_index == theirs.replica_index {
-                    return Err(Error::SameDevice {
-                        first: earlier.device.name().to_owned(),
-                        second: device.name().to_owned(),
-                    });
-                }
+        let (mut read, mut unfit) = (Vec::with_capacity(devices.len()), Vec::new());
+        for device in devices.into_iter().map(Arc::new) {
+            match label::read(&*device) {
+                Ok(found) => read.push(Member { device, found }),
+                Err(why) => unfit.push(Unfit { device, why }),
             }
-            members.push(Member { device: Arc::new(device), found });
         }
-        // Invariant: at least one device was given.
-        let claims = members.first().map(|m| m.found.newest.claims()).ok_or(Error::DeviceCount { found: 0 })?;
-        Ok(Self { uuid: claims.volume, label: claims.label.clone(), members })
+        if read.is_empty() {
+            return Err(Unfit::first(unfit));
+        }
+        let volumes = volumes(&read)?;
+        let is_ours = |member: &Member| volumes.iter().any(|volume| member.found.claims_volume(*volume));
+        let (members, others): (Vec<Member>, Vec<Member>) = read.into_iter().partition(is_ours);
+        unfit.extend(others.into_iter().map(|Member { device, found }| Unfit {
+            device,
+            why: label::Error::OtherVolume { found: found.newest.claims().volume },
+        }));
+        // Invariant: most devices claim the first of `volumes`, so there is one.
+        let label = members.first().map(|member| member.found.newest.claims().label.clone()).unwrap_or_default();
+        Ok(Self { volumes, label, members, unfit })
     }
 
-    /// The volume, as its labels claim.
+    /// The volume, as most of its labels claim.
     pub fn uuid(&self) -> Uuid {
-        self.uuid
+        self.volumes.first().copied().unwrap_or_default()
     }
 
-    /// The volume's label, as its labels claim.
+    /// The volume's label, as a label claims.
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// Finds the volume key with `secret` and authenticates every label.
+    /// Finds the volume key with `secret`, by the key slots of all labels, and authenticates every label. A device whose
+    /// label the key does not authenticate is set aside.
     ///
     /// # Errors
     /// [`Code::WrongKey`](crate::problem::Code::WrongKey) after the full cost of every key slot;
-    /// [`Code::LabelDamaged`](crate::problem::Code::LabelDamaged) for a label that the
-    /// key does not authenticate.
+    /// [`Code::LabelDamaged`](crate::problem::Code::LabelDamaged) when the key authenticates no label.
     pub fn unlock(self, secret: &Secret) -> Result<Assembled, Error> {
-        let mut members = self.members.into_iter();
-        // Invariant: `read` does not return without a member.
-        let Some(first) = members.next() else { return Err(Error::DeviceCount { found: 0 }) };
-        let name = first.device.name().to_owned();
-        let unlocked = first.found.unlock(secret).map_err(|source| match source {
-            label::Error::Crypto(error) => Error::Crypto(error),
-            source => Error::Label { device: name, source },
-        })?;
-        let keys = unlocked.keys;
-        let first = Replica { device: first.device, header: unlocked.header, damaged: areas(unlocked.damaged) };
-        Self::authenticate(keys, vec![first], members)
+        let labels: Vec<&label::Found> = self.members.iter().map(|member| &member.found).collect();
+        match label::unlock(&labels, &self.volumes, secret) {
+            Ok(opened) => self.authenticate(opened.key.keys(opened.volume)),
+            Err(label::Error::Crypto(error)) => Err(Error::Crypto(error)),
+            Err(source) => Err(Error::Label { device: self.names(), source }),
+        }
     }
 
     /// As [`Sealed::unlock`], for a caller that has got the volume key from a key slot before
     /// ([`Assembled::volume_key`]). So a volume is opened again without paying for the slot again.
     ///
     /// # Errors
-    /// [`Code::LabelDamaged`](crate::problem::Code::LabelDamaged) for a label that the key does not authenticate.
+    /// [`Code::LabelDamaged`](crate::problem::Code::LabelDamaged) when the key authenticates no label.
     pub fn unlock_again(self, key: &VolumeKey) -> Result<Assembled, Error> {
-        Self::authenticate(key.keys(self.uuid), Vec::new(), self.members.into_iter())
+        let authenticates = |keys: &Keys| self.members.iter().any(|member| member.found.is_authentic(keys));
+        let keys = self.volumes.iter().map(|volume| key.keys(*volume)).find(authenticates);
+        match keys {
+            Some(keys) => self.authenticate(keys),
+            None => Err(Error::Label { device: self.names(), source: label::Error::ForgedHeader }),
+        }
     }
 
-    fn authenticate(
-        keys: Keys,
-        mut replicas: Vec<Replica>,
-        members: impl Iterator<Item = Member>,
-    ) -> Result<Assembled, Error> {
-        for member in members {
-            let name = member.device.name().to_owned();
-            let (header, damaged) =
-                member.found.authenticate(&keys).map_err(|source| Error::Label { device: name, source })?;
-            replicas.push(Replica { device: member.device, header, damaged: areas(damaged) });
-        }
-        Assembled::new(keys, replicas)
+    fn names(&self) -> String {
+        self.members.iter().map(|member| member.device.name()).collect::<Vec<_>>().join(", ")
     }
+
+    fn authenticate(self, keys: Keys) -> Result<Assembled, Error> {
+        let Self { members, mut unfit, .. } = self;
+        let mut replicas = Vec::with_capacity(members.len());
+        for Member { device, found } in members {
+            match found.authenticate(&keys) {
+                Ok((header, damaged)) => replicas.push(Replica { device, header, damaged: areas(damaged) }),
+                Err(why) => unfit.push(Unfit { device, why }),
+            }
+        }
+        Assembled::new(keys, replicas, unfit)
+    }
+}
+
+/// The volumes that more than half of the devices claim to belong to, with either copy of their labels.
+fn volumes(members: &[Member]) -> Result<Vec<Uuid>, Error> {
+    let mut claimed: Vec<Uuid> = Vec::new();
+    for raw in members.iter().flat_map(|member| member.found.whole()) {
+        if !claimed.contains(&raw.claims().volume) {
+            claimed.push(raw.claims().volume);
+        }
+    }
+    let votes = |volume: &Uuid| members.iter().filter(|member| member.found.claims_volume(*volume)).count();
+    let most: Vec<Uuid> = claimed.into_iter().filter(|volume| 2 * votes(volume) > members.len()).collect();
+    if !most.is_empty() {
+        return Ok(most);
+    }
+    let named = |member: &Member| (member.device.name().to_owned(), member.found.newest.claims().volume);
+    let mut named = members.iter().map(named);
+    // Invariant: one device alone is more than half of the devices, so there are two.
+    let (first, first_volume) = named.next().unwrap_or_default();
+    let (second, second_volume) = named.find(|(_, volume)| *volume != first_volume).unwrap_or_default();
+    Err(Error::MixedVolumes { first, first_volume, second, second_volume })
 }

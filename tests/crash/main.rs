@@ -17,6 +17,7 @@ mod corruption;
 mod court;
 mod enrolment;
 mod failing;
+mod labels;
 mod outage;
 mod provisional;
 mod refusal;
