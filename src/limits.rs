@@ -117,6 +117,12 @@ pub const XATTR_NAME_MAX: usize = 255;
 /// Longest answer of listxattr(2), in bytes (`XATTR_LIST_MAX`, limits.h).
 pub const XATTR_LIST_MAX: usize = 64 << 10;
 
+/// Largest sum of the lengths of an inode's extended attributes, names and values, in bytes. It bounds what removing the
+/// inode does in one operation, during which everybody else waits.
+pub const XATTR_BYTES_MAX: u64 = 1 << 20;
+
+const _: () = assert!(XATTR_BYTES_MAX >= 4 * (XATTR_VALUE_MAX + XATTR_NAME_MAX) as u64);
+
 /// Most hard links of one inode (as ext4's `EXT4_LINK_MAX` for files).
 pub const LINK_MAX: u32 = 65_000;
 

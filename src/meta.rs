@@ -26,7 +26,7 @@ pub use rows::{
     Dentry, ExtentRow, FILE_BLOCKS_MAX, FLAG_ACL_ACCESS, FLAG_ACL_DEFAULT, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM,
     FLAG_XATTR, Inode, Kind, S_IFMT, Slot, Time,
 };
-pub use tx::{Blocks, Cleared, Listed, Span, Tx, View, xattr_flag};
+pub use tx::{Blocks, Cleared, Listed, Span, Tx, View, XattrUsage, xattr_flag};
 
 use crate::units::Ino;
 use inodes::Inodes;

@@ -4,8 +4,8 @@ use libc::S_ISGID;
 
 use super::{Error, Fs, Result, acl, acl::Acl, existing, now};
 use crate::{
-    limits::{XATTR_LIST_MAX, XATTR_NAME_MAX, XATTR_VALUE_MAX},
-    meta::{FLAG_XATTR, Inode, Kind, Tx, xattr_flag},
+    limits::{XATTR_BYTES_MAX, XATTR_LIST_MAX, XATTR_NAME_MAX, XATTR_VALUE_MAX},
+    meta::{FLAG_XATTR, Inode, Kind, Tx, XattrUsage, xattr_flag},
     units::Ino,
 };
 
@@ -66,7 +66,7 @@ impl Fs {
     /// # Errors
     /// * [`Error::Exists`] and [`Error::NoAttribute`] for the flags;
     /// * [`Error::ValueTooLong`], [`Error::NameTooLong`], [`Error::NoSpace`] for the bounds (the list of names has one,
-    ///   too);
+    ///   too, and so has the sum of all attributes);
     /// * [`Error::Invalid`] for an invalid ACL, [`Error::AccessDenied`] for a default ACL of something that is no folder,
     ///   [`Error::Unsupported`] for an ACL of a symbolic link or an unknown namespace;
     /// * [`Error::NotPermitted`] for a [`RESERVED`] name.
@@ -101,15 +101,17 @@ impl Fs {
             if is_acl(name) {
                 set_acl(tx, &mut inode, name, value, &keeps_group_id)?;
             } else {
-                let names = if inode.has(FLAG_XATTR) { tx.xattr_names(ino)? } else { Vec::new() };
-                let exists = names.split(|byte| *byte == 0).any(|other| other == name);
+                let others = if inode.has(FLAG_XATTR) { tx.xattr_usage(ino, name)? } else { XattrUsage::default() };
+                let exists = others.exists;
                 if exists && flags & libc::XATTR_CREATE != 0 {
                     return Err(Error::Exists);
                 }
                 if !exists && flags & libc::XATTR_REPLACE != 0 {
                     return Err(Error::NoAttribute);
                 }
-                if !exists && names.len() + name.len() + 1 > XATTR_LIST_MAX {
+                let list_bytes = others.list_bytes + name.len() as u64 + 1;
+                let bytes = others.bytes + (name.len() + value.len()) as u64;
+                if list_bytes > XATTR_LIST_MAX as u64 || bytes > XATTR_BYTES_MAX {
                     return Err(Error::NoSpace);
                 }
                 tx.put_xattr(ino, name, value)?;

@@ -58,6 +58,8 @@ const ALL_EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags, in
 const TAGS: &str = "SELECT tags FROM tags WHERE addr = ?";
 const ORPHANS: &str = "SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino LIMIT ?";
 const XATTR: &str = "SELECT value FROM xattr WHERE ino = ? AND name = ?";
+const XATTR_USAGE: &str = "SELECT ifnull(sum(iif(name = ?1, 0, length(name) + 1)), 0), \
+    ifnull(sum(iif(name = ?1, 0, length(name) + length(value))), 0), ifnull(max(name = ?1), 0) FROM xattr WHERE ino = ?2";
 const XATTRS: &str = "SELECT name FROM xattr WHERE ino = ? ORDER BY name";
 const TARGET: &str = "SELECT target FROM inode WHERE ino = ?";
 const AUDIT: &str = "SELECT seq, record FROM audit WHERE seq > ? ORDER BY seq";
@@ -78,6 +80,7 @@ pub(super) const QUERIES: &[&str] = &[
     TAGS,
     ORPHANS,
     XATTR,
+    XATTR_USAGE,
     XATTRS,
     TARGET,
     AUDIT,
@@ -293,6 +296,15 @@ impl<'a> View<'a> {
         Ok(names)
     }
 
+    /// What the extended attributes of an inode take beside the one called `name`, and whether there is that one.
+    pub fn xattr_usage(&self, ino: Ino, name: &[u8]) -> Result<XattrUsage> {
+        let usage = self.one(XATTR_USAGE, (name, asked(ino.0)), |row| {
+            let (list, bytes) = (rows::unsigned(row, 0)?, rows::unsigned(row, 1)?);
+            Ok(XattrUsage { list_bytes: list, bytes, exists: row.get(2)? })
+        })?;
+        usage.ok_or(Error::Corrupt("a sum has no row"))
+    }
+
     /// A symbolic link's target.
     pub fn target(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
         let target =
@@ -333,6 +345,17 @@ fn audit_record(row: &Row<'_>) -> Result<(u64, Vec<u8>)> {
 
 fn dentry(row: &Row<'_>) -> Result<Dentry> {
     Ok(Dentry { cookie: rows::unsigned(row, 0)?, ino: Ino(rows::unsigned(row, 1)?), kind: rows::kind(row, 2)? })
+}
+
+/// What the extended attributes of an inode take, without one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XattrUsage {
+    /// Length of the list of their names, in bytes.
+    pub list_bytes: u64,
+    /// Names and values, in bytes.
+    pub bytes: u64,
+    /// Whether the inode has the one that is left out.
+    pub exists: bool,
 }
 
 /// Blocks of a file that an extent covers.

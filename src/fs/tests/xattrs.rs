@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     fs::acl::tests::{extended, value},
-    limits::XATTR_VALUE_MAX,
+    limits::{XATTR_BYTES_MAX, XATTR_VALUE_MAX},
 };
 
 const NO_ID: u32 = u32::MAX;
@@ -64,6 +64,24 @@ fn attributes_have_bounds() {
     assert!(fs.listxattr(ino).unwrap().len() <= 65536);
     fs.unlink(Ino::ROOT, b"f").unwrap();
     fs.forget(ino, 1);
+    sound(&fs);
+}
+
+#[test]
+fn the_attributes_of_an_inode_have_a_bound_all_together() {
+    let fs = new_fs();
+    let ino = new_file(&fs, "f");
+    let name = |i: u64| format!("user.{i}").into_bytes();
+    let value = vec![7; XATTR_VALUE_MAX];
+    let full = (0..).find(|i| fs.setxattr(ino, &name(*i), &value, 0).is_err()).unwrap();
+    assert_eq!(full, XATTR_BYTES_MAX / XATTR_VALUE_MAX as u64 - 1, "names count, too");
+    fails(fs.setxattr(ino, &name(full), &value, 0), libc::ENOSPC);
+    // What replaces another takes that one's room.
+    fs.setxattr(ino, &name(0), &value, libc::XATTR_REPLACE).unwrap();
+    fs.removexattr(ino, &name(0)).unwrap();
+    fs.setxattr(ino, &name(full), &value, 0).unwrap();
+    // ACLs are beside it, with a bound of their own.
+    fs.setxattr(ino, b"system.posix_acl_access", &extended(), 0).unwrap();
     sound(&fs);
 }
 
