@@ -56,7 +56,7 @@ mod xattr;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -81,6 +81,7 @@ use crate::{
 };
 use commit::Committed;
 use mapping::Mappings;
+pub use references::Orphan;
 use references::References;
 
 /// Locks for the content of files: more than threads, so that two files seldom share one.
@@ -167,6 +168,8 @@ pub struct Fs {
     meta: Mutex<Meta>,
     references: Mutex<References>,
     mappings: Mappings,
+    /// Orphans that somebody is still freeing.
+    unfreed: AtomicUsize,
     /// Operations done since the mount. Written under `meta`.
     changes: AtomicU64,
     /// Number of the last operation that a user asked for; the volume's own operations do not count.
@@ -234,6 +237,7 @@ impl Fs {
             meta: Mutex::new(meta),
             references: Mutex::default(),
             mappings: Mappings::default(),
+            unfreed: AtomicUsize::new(0),
             changes: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             staged: AtomicU64::new(0),

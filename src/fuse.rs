@@ -24,6 +24,7 @@
 mod attr;
 mod awake;
 mod handlers;
+mod long;
 mod mount;
 mod place;
 mod recall;

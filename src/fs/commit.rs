@@ -104,13 +104,14 @@ impl Fs {
     /// left.
     ///
     /// Returns whether there may be more space than at generation `seen`. That is so when something was committed
-    /// since, or when freed blocks still wait for a reader to end.
+    /// since, when freed blocks still wait for a reader to end, or when something removed is still being freed.
     pub(super) fn release_space(&self, seen: Generation) -> Result<bool> {
         let mut committed = self.commit.lock();
         if self.store.has_unreleased() {
             self.commit_in(&mut committed)?;
         }
-        Ok(self.store.generation() != seen || self.store.has_unreleased())
+        let unfreed = self.unfreed.load(Ordering::Acquire) > 0;
+        Ok(unfreed || self.store.generation() != seen || self.store.has_unreleased())
     }
 
     /// Calls `f` while no commit is under way. A commit is under way from taking the tables over to publishing them.

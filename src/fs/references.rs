@@ -2,12 +2,21 @@
 //! the inode, so opens need no count of their own.
 
 use std::collections::{HashMap, hash_map::Entry};
+use std::sync::atomic::Ordering;
 
 use super::{Fs, Result, STEP};
 use crate::{
     meta::{FLAG_TRIM, Tx},
     units::Ino,
 };
+
+/// Most steps of freeing an orphan that a caller waits for who has others to serve: 1024 extents.
+const SOON: usize = 8;
+
+/// An inode without a name that nobody holds, and of which only a part is freed.
+#[must_use]
+#[derive(Debug)]
+pub struct Orphan(Ino);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -56,21 +65,42 @@ impl References {
 impl Fs {
     /// Takes back `n` lookups.
     pub fn forget(&self, ino: Ino, n: u64) {
+        if let Some(orphan) = self.forget_soon(ino, n) {
+            self.free_orphan(orphan);
+        }
+    }
+
+    /// As [`Fs::forget`], but leaves an orphan with many extents to the caller, who frees it with [`Fs::free_orphan`].
+    pub fn forget_soon(&self, ino: Ino, n: u64) -> Option<Orphan> {
         let last = self.references().forgotten(ino, n);
-        if last {
-            self.reap(ino);
+        if !last || !self.reap_some(ino, SOON) {
+            return None;
         }
+        self.unfreed.fetch_add(1, Ordering::AcqRel);
+        Some(Orphan(ino))
     }
 
-    /// Frees an orphan that nobody holds. If that fails now, the next mount frees it.
+    /// Frees the rest of an orphan.
+    pub fn free_orphan(&self, Orphan(ino): Orphan) {
+        self.reap(ino);
+        self.unfreed.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Frees an orphan that nobody holds.
     pub(super) fn reap(&self, ino: Ino) {
-        if let Err(error) = self.try_reap(ino) {
-            log::warn!("inode {} stays without a name until the next mount: {error}", ino.0);
-        }
+        self.reap_some(ino, usize::MAX);
     }
 
-    pub(super) fn try_reap(&self, ino: Ino) -> Result<()> {
-        loop {
+    /// Does some steps of that, and returns whether more are needed. If one fails, the next mount frees the orphan.
+    fn reap_some(&self, ino: Ino, steps: usize) -> bool {
+        self.try_reap(ino, steps).unwrap_or_else(|error| {
+            log::warn!("inode {} stays without a name until the next mount: {error}", ino.0);
+            false
+        })
+    }
+
+    fn try_reap(&self, ino: Ino, steps: usize) -> Result<bool> {
+        for _ in 0..steps {
             self.admit()?;
             let more = self.change(|tx| {
                 let Some(mut inode) = tx.inode(ino)? else {
@@ -89,9 +119,10 @@ impl Fs {
                 Ok(cleared.more)
             })?;
             if !more {
-                return Ok(());
+                return Ok(false);
             }
         }
+        Ok(true)
     }
 
     /// Frees the orphans that a crash left, and finishes the truncations that it interrupted.
@@ -105,7 +136,7 @@ impl Fs {
                 return Ok(());
             }
             for ino in orphans {
-                self.try_reap(ino)?;
+                self.try_reap(ino, usize::MAX)?;
             }
         }
     }

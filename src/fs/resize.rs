@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Most bytes that one [`Fs::copy_range`] copies; for more the caller asks again.
-pub const COPY_MAX: u64 = 64 << 20;
+pub const COPY_MAX: u64 = 8 << 20;
 
 /// Most blocks that are reserved in one operation (1 GiB).
 const RESERVED_MAX: u64 = 1 << 18;

@@ -18,6 +18,7 @@ use super::attr::{
     LIFETIME, Loans, absent, file_attr, file_type, from_system, is_hollow, lifetime, reply_attributes, set_time,
 };
 use super::awake::Awake;
+use super::long::{Long, SHORT_BYTES};
 use super::place::{Locator, Placer};
 use super::recall::Recall;
 use super::reply::{errno, sized};
@@ -58,7 +59,8 @@ pub(super) struct Adapter {
     placer: Placer,
     syncer: Syncer,
     recall: Recall,
-    loans: Loans,
+    loans: Arc<Loans>,
+    long: Long,
     awake: Awake,
     notifier: Arc<OnceLock<Notifier>>,
 }
@@ -73,16 +75,10 @@ impl Adapter {
         notifier: Arc<OnceLock<Notifier>>,
     ) -> std::io::Result<Self> {
         let syncer = Syncer::start(Arc::clone(&fs), loops)?;
+        let long = Long::start(&fs)?;
         let recall = Recall::start(Arc::clone(&fs), Arc::clone(&notifier))?;
-        Ok(Self {
-            placer: Placer::start(locator)?,
-            syncer,
-            recall,
-            loans: Loans::default(),
-            awake: Awake::start(powersave),
-            notifier,
-            fs,
-        })
+        let (placer, awake, loans) = (Placer::start(locator)?, Awake::start(powersave), Arc::default());
+        Ok(Self { fs, placer, syncer, recall, loans, long, awake, notifier })
     }
 
     /// The permission bits that a change by `request` leaves, if it takes any away. With `always` it takes them in any
@@ -174,7 +170,9 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _: &Request, number: INodeNo, lookups: u64) {
-        self.fs.forget(ino(number), lookups);
+        if let Some(orphan) = self.fs.forget_soon(ino(number), lookups) {
+            self.long.run(&self.fs, false, move |fs| fs.free_orphan(orphan));
+        }
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
@@ -230,10 +228,15 @@ impl Filesystem for Adapter {
             mtime: mtime.map(set_time),
             ctime: ctime.map(from_system),
         };
-        let changed = self.fs.setattr(ino(number), &change);
+        let cut = |size: u64| self.fs.getattr(ino(number)).map_or(0, |attr| attr.size.saturating_sub(size));
+        let short = size.is_none_or(|size| cut(size) <= SHORT_BYTES);
         // Without a handle: emptied by open(2), and soon to be written.
-        let emptied = size == Some(0) && handle.is_none();
-        reply_attributes(if emptied { changed.map(|attr| self.loans.lend(attr)) } else { changed }, reply);
+        let emptied = (size == Some(0) && handle.is_none()).then(|| Arc::clone(&self.loans));
+        self.long.run(&self.fs, short, move |fs| {
+            let changed = fs.setattr(ino(number), &change);
+            let lend = |attr| emptied.map_or(attr, |loans: Arc<Loans>| loans.lend(attr));
+            reply_attributes(changed.map(lend), reply);
+        });
     }
 
     fn readlink(&self, _: &Request, number: INodeNo, reply: ReplyData) {
@@ -372,7 +375,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let dropped = self.drop_set_id(request, number, false);
-        empty(dropped.and_then(|()| self.fs.fallocate(ino(number), offset, length, mode.cast_unsigned())), reply);
+        let mode = mode.cast_unsigned();
+        let work = move |fs: &Fs| empty(dropped.and_then(|()| fs.fallocate(ino(number), offset, length, mode)), reply);
+        self.long.run(&self.fs, length <= SHORT_BYTES, work);
     }
 
     fn lseek(&self, _: &Request, number: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
@@ -398,13 +403,14 @@ impl Filesystem for Adapter {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let copied = self
-            .drop_set_id(request, to, false)
-            .and_then(|()| self.fs.copy_range(ino(from), from_offset, ino(to), to_offset, length));
-        match copied {
+        let dropped = self.drop_set_id(request, to, false);
+        let work = move |fs: &Fs| match dropped
+            .and_then(|()| fs.copy_range(ino(from), from_offset, ino(to), to_offset, length))
+        {
             Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
             Err(error) => reply.error(errno(&error)),
-        }
+        };
+        self.long.run(&self.fs, length <= SHORT_BYTES, work);
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

@@ -29,6 +29,36 @@ fn a_file_that_nobody_knows_goes_with_its_name() {
     sound(&fs);
 }
 
+/// Whoever removes a file of many extents has others to serve: the rest is freed by somebody else. Whoever needs the space
+/// meanwhile waits for it.
+#[test]
+fn the_space_of_a_large_orphan_is_waited_for() {
+    let fs = sized_fs(8192);
+    let ino = new_file(&fs, "scattered");
+    // Every other block: no two extents become one.
+    for at in 0..3000 {
+        fs.write(ino, at * 8192, &[1; 4096]).unwrap();
+    }
+    let fill = new_file(&fs, "fill");
+    let error = (0..).find_map(|at| fs.write(fill, at << 18, &[2; 1 << 18]).err()).unwrap();
+    assert_eq!(error.errno(), libc::ENOSPC);
+    fs.unlink(Ino::ROOT, b"scattered").unwrap();
+    let orphan = fs.forget_soon(ino, 1).expect("more extents than are freed at once");
+    assert!(fs.getattr(ino).is_ok_and(|attr| attr.nlink == 0 && attr.blocks < 3000 * 8), "a part is freed");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            fs.free_orphan(orphan);
+        });
+        let needed = new_file(&fs, "needed");
+        for at in 0..2500 {
+            assert_eq!(fs.write(needed, at * 4096, &[3; 4096]).unwrap(), 4096, "block {at}");
+        }
+    });
+    fails(fs.getattr(ino), libc::ESTALE);
+    sound(&fs);
+}
+
 #[test]
 fn a_mount_finishes_what_a_crash_interrupted() {
     let fs = new_fs();
