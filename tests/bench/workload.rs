@@ -3,6 +3,8 @@
 //! Each command prints one number: bytes, requests or files a second. Writes end with an fsync that is in the time. The
 //! last two prepare the files of a tree, and make the table of what was measured.
 
+mod hostile;
+
 use std::env;
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
@@ -19,7 +21,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 const USAGE: &str = "usage: workload write FILE MIB CHUNK_KIB WRITERS | read FILE CHUNK_KIB
   random-read FILE THREADS SECONDS | random-write FILE SECONDS end|each
   create|stat|read-all|unlink FOLDER COUNT | fill FOLDER FROM TO | probe FOLDER FILES COUNT
-  latency FOLDER SECONDS GOAL_MS | choose FILES BYTES | table SAMPLES CONTENDER...";
+  latency FOLDER SECONDS GOAL_MS | hostile FOLDER SECONDS GOAL_MS KIND | choose FILES BYTES | table SAMPLES CONTENDER...";
 
 const BLOCK: usize = 4096;
 
@@ -44,6 +46,9 @@ fn main() -> Result<()> {
         ["fill", folder, from, to] => fill(Path::new(folder), from.parse()?, to.parse()?),
         ["probe", folder, files, count] => probe(Path::new(folder), files.parse()?, count.parse()?),
         ["latency", folder, s, goal] => latency(Path::new(folder), Duration::from_secs(s.parse()?), goal.parse()?),
+        ["hostile", folder, s, goal, only] => {
+            hostile::hostile(Path::new(folder), Duration::from_secs(s.parse()?), goal.parse()?, only)
+        }
         ["choose", files, bytes] => choose(files.parse()?, bytes.parse()?),
         ["table", samples, ref contenders @ ..] if !contenders.is_empty() => table(samples, contenders),
         _ => Err(USAGE.into()),
