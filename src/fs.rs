@@ -75,7 +75,8 @@ pub use scan::Scanned;
 pub use xattr::RESERVED as RESERVED_XATTRS;
 
 use crate::{
-    meta::{Inode, Meta, S_IFMT, Tx, View},
+    limits::XATTR_VALUE_MAX,
+    meta::{Inode, Meta, S_IFMT, Tx, View, Weight},
     pages::{self, Store},
     units::{BLOCK_SIZE, Ino, to_usize},
 };
@@ -89,6 +90,13 @@ const STRIPES: usize = 1024;
 
 /// Most extents that are freed without letting go of the metadata.
 const STEP: usize = 128;
+
+/// What every operation may change: a name, and the inodes of a few objects, each of which counts as two rows.
+const FEW: Weight = Weight::rows(8);
+
+/// What an operation may change that makes something, or that moves a name. A new object can inherit two ACLs, each of
+/// which counts as four rows.
+const ORDINARY: Weight = Weight { bytes: 2 * XATTR_VALUE_MAX as u64, ..Weight::rows(FEW.rows + 12) };
 
 /// How often the filesystem waits for freed blocks that readers still hold, before the volume counts as full. It waits
 /// a millisecond, then twice as long each time, two seconds in all. On a busy machine a reader's thread may not run for
@@ -302,30 +310,9 @@ impl Fs {
         self.view(|view| existing(view, ino))
     }
 
-    /// To be called before an operation takes any lock. Refuses when the store takes no writes, and commits when space
-    /// is so short that the next operation might not fit beside the operations that wait for a commit.
+    /// To be called before an operation takes any lock. Refuses when the store takes no writes.
     fn admit(&self) -> Result<()> {
-        self.store.writable()?;
-        self.make_room()
-    }
-
-    /// Commits when space is so short that the next operation might not fit beside those that wait for a commit.
-    fn make_room(&self) -> Result<()> {
-        // `staged` is read first: it never passes a `changes` read later, and another thread's commit may come between.
-        let staged = self.staged.load(Ordering::Acquire);
-        let waiting = self.changes.load(Ordering::Acquire).saturating_sub(staged);
-        if waiting > 0 && self.store.pressure(waiting) {
-            self.checkpoint()?;
-        }
-        // The pressure stays, even for a single operation, only while a reader holds blocks that commits have freed.
-        for tried in 0..ROOM_ATTEMPTS {
-            if !self.store.pressure(1) {
-                return Ok(());
-            }
-            thread::sleep(Duration::from_millis(1 << tried));
-            self.checkpoint()?;
-        }
-        if self.store.pressure(1) { Err(Error::NoSpace) } else { Ok(()) }
+        Ok(self.store.writable()?)
     }
 
     /// As [`Fs::admit`], for an operation that takes space: some must be free beyond what is reserved.
@@ -363,23 +350,34 @@ impl Fs {
 
     /// Blocks that users may still take.
     fn available(&self) -> u64 {
-        let usage = self.store.usage();
-        usage.free_blocks.saturating_sub(usage.reserved_blocks)
+        self.store.room_for_data()
     }
 
-    /// Does one operation on the tables: all of it or, on an error, nothing.
+    /// Does one operation on the tables: all of it or, on an error, nothing. It is an operation on few rows
+    /// ([`ORDINARY`]).
+    ///
+    /// # Errors
+    /// Of `f`; [`Error::NoSpace`], before `f` is called.
     fn change<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
-        let (value, number) = self.change_numbered(f)?;
+        self.change_at_most(ORDINARY, f)
+    }
+
+    /// As [`Fs::change`], for an operation that changes at most this.
+    fn change_at_most<T>(&self, weight: Weight, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<T> {
+        let (value, number) = self.change_numbered(weight, f)?;
         self.asked.fetch_max(number, Ordering::AcqRel);
         Ok(value)
     }
 
-    /// As [`Fs::change`], and returns the number of the operation. Not for an operation that a user asked for: the user
-    /// may ask whether it is on as many replicas as the policy wants, and only [`Fs::change`] notes that in `asked`.
-    fn change_numbered<T>(&self, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, u64)> {
+    /// As [`Fs::change_at_most`], and returns the number of the operation. Not for an operation that a user asked for:
+    /// the user may ask whether it is on as many replicas as the policy wants, and only [`Fs::change_at_most`] notes that
+    /// in `asked`.
+    fn change_numbered<T>(&self, weight: Weight, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, u64)> {
         self.meters.change.time(0, || {
-            let mut meta = self.meta();
+            let mut meta = self.meta_with_room(weight)?;
+            let before = meta.waiting(Weight::default());
             let (value, blocks) = meta.op(f)?;
+            debug_assert!(meta.waiting(Weight::default()).is_within(before.plus(weight)), "more than {weight:?}");
             for run in blocks.published {
                 self.store.publish(run);
             }
@@ -398,9 +396,56 @@ impl Fs {
         })
     }
 
+    /// The tables, with room for an operation of this weight beside those that wait for a commit. When there is too
+    /// little, commits first, and waits for readers that hold what commits have freed.
+    fn meta_with_room(&self, weight: Weight) -> Result<MutexGuard<'_, Meta>> {
+        for tried in 0..=ROOM_ATTEMPTS {
+            let mut meta = self.meta();
+            if self.owe(&meta, weight) {
+                return Ok(meta);
+            }
+            // Counted instead of guessed, it may fit.
+            meta.settle()?;
+            if self.owe(&meta, weight) {
+                return Ok(meta);
+            }
+            drop(meta);
+            if tried > 0 {
+                if !self.store.has_unreleased() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(1 << tried));
+            }
+            match self.checkpoint() {
+                Err(error) if !error.is_no_space() => return Err(error),
+                _ => {}
+            }
+        }
+        Err(Error::NoSpace)
+    }
+
+    fn owe(&self, meta: &Meta, weight: Weight) -> bool {
+        self.store.owe(|database| meta.waiting(weight).pages(database))
+    }
+
+    /// Most extents that one operation removes: fewer where room for metadata is short.
+    fn step(&self) -> usize {
+        let (room, database) = (self.store.room_for_a_step(), self.store.database_pages());
+        let mut step = STEP;
+        while step > 1 && removal(step).pages(database) > room {
+            step /= 2;
+        }
+        step
+    }
+
     fn references(&self) -> MutexGuard<'_, References> {
         self.references.lock()
     }
+}
+
+/// What an operation changes that removes at most `step` extents of a file.
+fn removal(step: usize) -> Weight {
+    FEW.plus(Weight::removed_extents(step as u64))
 }
 
 /// The inode's row, or [`Error::Stale`].

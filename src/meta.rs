@@ -17,6 +17,7 @@ mod rows;
 mod schema;
 mod siphash;
 mod tx;
+mod weight;
 
 use std::cell::RefCell;
 
@@ -27,6 +28,7 @@ pub use rows::{
     FLAG_XATTR, Inode, Kind, S_IFMT, Slot, Time,
 };
 pub use tx::{Blocks, Cleared, Listed, Span, Tx, View, XattrUsage, xattr_flag};
+pub use weight::Weight;
 
 use crate::units::Ino;
 use inodes::Inodes;
@@ -98,10 +100,17 @@ const PRAGMAS: &[(&str, &str)] = &[
     ("journal_mode", "memory"),
     ("locking_mode", "exclusive"),
     ("temp_store", "2"),
-    ("cache_spill", "0"),
+    // Pages go to the store with a commit, or when they are asked for ([`Meta::settle`]), and never by themselves.
+    ("cache_spill", "2147483647"),
     ("foreign_keys", "0"),
     ("trusted_schema", "0"),
 ];
+
+/// What the schema's making, or its migration, changes.
+const SCHEMA_WEIGHT: Weight = Weight::rows(32);
+
+/// What a commit changes by itself: the next inode number.
+const COMMIT_WEIGHT: Weight = Weight::rows(1);
 
 /// The metadata of an open volume.
 pub struct Meta {
@@ -111,6 +120,8 @@ pub struct Meta {
     next_ino: u64,
     /// `volume.next_ino` as it is in the database.
     ino_ceiling: u64,
+    /// What has been changed since the store had all pages, but for the rows of inodes in memory.
+    changed: Weight,
     poisoned: bool,
 }
 
@@ -130,7 +141,9 @@ impl Meta {
         conn.execute(put, ("name_hash_key", &key[..]))?;
         let first = Ino::ROOT.0 + 1;
         conn.execute(put, ("next_ino", &first.to_le_bytes()[..]))?;
-        Ok(Self::new(conn, HashKey::new(&key), first))
+        let mut meta = Self::new(conn, HashKey::new(&key), first);
+        meta.changed = SCHEMA_WEIGHT;
+        Ok(meta)
     }
 
     /// Opens an existing database, brings its schema up to date, and opens the first transaction.
@@ -140,17 +153,22 @@ impl Meta {
     pub fn open(conn: Connection) -> Result<Self> {
         configure(&conn)?;
         conn.execute_batch("BEGIN IMMEDIATE")?;
-        migrate(&conn)?;
+        let migrated = migrate(&conn)?;
         let key = HashKey::new(&volume_value(&conn, "name_hash_key")?);
         let next_ino = u64::from_le_bytes(volume_value(&conn, "next_ino")?);
         if !(2..=INO_MAX).contains(&next_ino) {
             return Err(Error::Corrupt("the next inode number is out of bounds"));
         }
-        Ok(Self::new(conn, key, next_ino))
+        let mut meta = Self::new(conn, key, next_ino);
+        if migrated {
+            meta.changed = SCHEMA_WEIGHT;
+        }
+        Ok(meta)
     }
 
     fn new(conn: Connection, key: HashKey, next_ino: u64) -> Self {
-        Self { conn, key, inodes: RefCell::default(), next_ino, ino_ceiling: next_ino, poisoned: false }
+        let inodes = RefCell::default();
+        Self { conn, key, inodes, next_ino, ino_ceiling: next_ino, changed: Weight::default(), poisoned: false }
     }
 
     /// Reads.
@@ -185,7 +203,10 @@ impl Meta {
             self.write_inodes()?;
         }
         let mut tx = Tx::new(View::new(&self.conn, self.key, &self.inodes), &mut self.next_ino);
-        let (undone, error) = match f(&mut tx) {
+        let outcome = f(&mut tx);
+        // What is undone has touched its pages all the same.
+        self.changed = self.changed.plus(tx.weight());
+        let (undone, error) = match outcome {
             Ok(value) => match tx.keep() {
                 Ok(blocks) => return Ok((value, blocks)),
                 Err(error) => (false, error.into()),
@@ -198,8 +219,30 @@ impl Meta {
         Err(error)
     }
 
+    /// What the store has not been given yet. An operation that changes `more` and the next commit together touch at
+    /// most the pages of this sum.
+    pub fn waiting(&self, more: Weight) -> Weight {
+        self.changed.plus(self.inodes.borrow().weight()).plus(COMMIT_WEIGHT).plus(more)
+    }
+
+    /// Gives the store all pages that were changed, before the commit. So what the next commit touches is known instead
+    /// of guessed. It takes some milliseconds.
+    ///
+    /// # Errors
+    /// Of SQLite.
+    pub fn settle(&mut self) -> Result<()> {
+        if self.poisoned {
+            return Err(Error::Poisoned);
+        }
+        self.write_inodes()?;
+        self.conn.cache_flush()?;
+        self.changed = Weight::default();
+        Ok(())
+    }
+
     /// Brings the table of inodes up to date.
     fn write_inodes(&mut self) -> Result<()> {
+        self.changed = self.changed.plus(self.inodes.get_mut().weight());
         let written = self.inodes.get_mut().write(&self.conn);
         self.poisoned |= written.is_err();
         written
@@ -227,6 +270,7 @@ impl Meta {
             self.ino_ceiling = ceiling;
         }
         self.run("COMMIT")?;
+        self.changed = Weight::default();
         let staged = stage();
         self.run("BEGIN IMMEDIATE")?;
         Ok(staged)
@@ -273,7 +317,8 @@ fn configure(conn: &Connection) -> Result<()> {
     Ok(())
 }
 
-fn migrate(conn: &Connection) -> Result<()> {
+/// Brings the schema up to date. Returns whether that changed anything.
+fn migrate(conn: &Connection) -> Result<bool> {
     let found: i64 = conn.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let done = usize::try_from(found).ok().and_then(|found| found.checked_sub(1));
     let Some(migrations) = done.and_then(|done| schema::MIGRATIONS.get(done..)) else {
@@ -285,7 +330,7 @@ fn migrate(conn: &Connection) -> Result<()> {
     if found != schema::VERSION {
         conn.pragma_update(None, "user_version", schema::VERSION)?;
     }
-    Ok(())
+    Ok(found != schema::VERSION)
 }
 
 fn volume_value<const N: usize>(conn: &Connection, key: &str) -> Result<[u8; N]> {

@@ -15,7 +15,8 @@
 //! in use or freed. [`Store::commit`] then, without that lock:
 //!
 //! 1. takes fresh blocks for the pages, for the map nodes above them, for the space pages that all of this changes, and
-//!    for the nodes above those (until nothing changes any more: each is taken at most once);
+//!    for the nodes above those (until nothing changes any more: each is taken at most once). [`room`] has seen to it
+//!    that there are enough;
 //! 2. seals them from the leaves up, and queues them as few long runs behind the data;
 //! 3. flushes every replica;
 //! 4. writes the root, twice, to every replica, as writes that are durable when they are done.
@@ -25,8 +26,9 @@
 //! Nothing that the previous root refers to is overwritten. What the batch frees becomes available after step 4, and
 //! only when no reader that began before the commit is left.
 //!
-//! A failure poisons the store: it goes on for readers and refuses every change, because what reached the devices is
-//! not known.
+//! A failure after step 1 poisons the store: it goes on for readers and refuses every change, because what reached the
+//! devices is not known. Want of space in step 1 poisons nothing: what was planned is undone, and the batch waits for
+//! the next commit.
 //!
 //! # Two ways of refusing changes
 //!
@@ -56,13 +58,14 @@ use crate::crypto::{self, Keys, random_bytes};
 use crate::label::{Lineage, MountId, Root};
 use crate::mirror::quorum::{Quorum, Stamp};
 use crate::mirror::{self, Mirror};
-use crate::space::{Allocator, Bitmap, Contradiction, Goal};
+use crate::space::{Allocator, Bitmap, Contradiction};
 use crate::units::{BLOCK_SIZE, Generation, Run, Tag, Uuid, WriteId};
 
 mod commit;
 mod data;
 pub mod provisional;
 mod readers;
+pub mod room;
 #[cfg(test)]
 mod tests;
 pub mod tree;
@@ -78,15 +81,9 @@ pub use vfs::{describe, is_integrity};
 
 use provisional::Written;
 use readers::Readers;
+use room::Space;
 use tree::{Tree, TreeKind};
 use view::{Nodes, Units, View};
-
-/// Most and least blocks kept back for metadata, so that a full volume can still commit and delete.
-const RESERVE_BLOCKS_MAX: u64 = 16_384;
-const RESERVE_BLOCKS_MIN: u64 = 512;
-
-/// Blocks that one metadata operation may need at most, in new pages and the nodes above them.
-const BLOCKS_PER_OPERATION: u64 = 64;
 
 /// What went wrong below the metadata.
 #[derive(Debug, thiserror::Error)]
@@ -170,8 +167,9 @@ pub struct Store {
     /// Size of each replica's device as its label says: where label area B is.
     device_bytes: Vec<AtomicU64>,
     counter: AtomicU64,
-    reserve: u64,
-    space: Mutex<Allocator>,
+    /// Regions of the space map.
+    regions: u64,
+    space: Mutex<Space>,
     batch: Mutex<Batch>,
     staging: Mutex<Staging>,
     db: RwLock<Tree>,
@@ -268,8 +266,8 @@ impl Store {
             // A random beginning, besides the epoch. Two histories may go on from one state, each by itself: both were
             // restored from one backup, say. They do not use one nonce twice either.
             counter: AtomicU64::new(first_counter),
-            reserve: (total_blocks / 64).clamp(RESERVE_BLOCKS_MIN, RESERVE_BLOCKS_MAX),
-            space: Mutex::new(Allocator::new(persisted.clone())),
+            regions: persisted.regions(),
+            space: Mutex::new(Space::new(Allocator::new(persisted.clone()))),
             batch: Mutex::default(),
             staging: Mutex::new(staging),
             db: RwLock::new(db),
@@ -314,9 +312,7 @@ impl Store {
 
     /// Space of the volume.
     pub fn usage(&self) -> Usage {
-        let space = self.space.lock();
-        let map = space.map();
-        Usage { total_blocks: map.total(), free_blocks: map.free(), reserved_blocks: self.reserve }
+        self.space.lock().usage()
     }
 
     /// What the policy asks of the replicas together, and what the next root records of the documents in force.
@@ -388,18 +384,6 @@ impl Store {
         Units::new(self)
     }
 
-    /// Whether space is so short that the batch, of `operations` so far, must be committed before the next one.
-    ///
-    /// A removal frees many runs in one operation, each perhaps in a region and a page of its own: they count too.
-    pub fn pressure(&self, operations: u64) -> bool {
-        let runs = {
-            let batch = self.batch.lock();
-            (batch.freed.len() + batch.published.len()) as u64
-        };
-        let needed = (operations + 1).saturating_mul(BLOCKS_PER_OPERATION).saturating_add(runs.saturating_mul(2));
-        operations > 0 && needed > self.space.lock().map().free()
-    }
-
     /// Whether a commit would make blocks available that are taken at this moment.
     pub fn has_unreleased(&self) -> bool {
         let batch = self.batch.lock();
@@ -460,11 +444,6 @@ impl Store {
     /// Length of the database in pages.
     pub(crate) fn database_pages(&self) -> u64 {
         self.staging.lock().db_pages
-    }
-
-    /// Takes a free run.
-    fn take(&self, want: u64, goal: Goal) -> Option<Run> {
-        self.space.lock().take(want, goal)
     }
 }
 

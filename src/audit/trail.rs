@@ -430,7 +430,8 @@ impl Audit {
     fn append(&self, records: &mut [Record]) -> fs::Result<()> {
         let genesis = Digest::genesis(self.volume);
         let mut digests = Vec::new();
-        let change = self.fs.append_audit(|last| {
+        // Each may be preceded by one that says that the clock went back.
+        let change = self.fs.append_audit(2 * records.len(), |last| {
             let mut chain = Chain::after(genesis, last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice())));
             let mut lines = Vec::new();
             for record in records.iter_mut() {
@@ -559,5 +560,5 @@ pub fn check(fs: &Fs, volume: Uuid) -> fs::Result<Vec<String>> {
 pub fn begin_with(fs: &Fs, volume: Uuid, event: Event) -> fs::Result<u64> {
     let entry = Entry::done(Actor::user(&process::identity()), Object::Volume, event);
     let mut record = Record::new(&entry, record::now());
-    fs.append_audit(|_| vec![Chain::after(Digest::genesis(volume), None).push(&mut record)])
+    fs.append_audit(1, |_| vec![Chain::after(Digest::genesis(volume), None).push(&mut record)])
 }

@@ -1,7 +1,7 @@
 //! Attributes of inodes and of the volume.
 
 use super::{
-    Attr, Error, Fs, Result, acl, existing, file, now,
+    Attr, Error, Fs, ORDINARY, Result, acl, existing, file, now, removal,
     xattr::{put_acl, stored_acl},
 };
 use crate::{
@@ -90,10 +90,11 @@ impl Fs {
         if size > inode.size {
             self.prepare_growth(&inode, u64::MAX)?;
         }
-        let (mut attr, trim) = self.change(|tx| {
+        let step = self.step();
+        let (mut attr, trim) = self.change_at_most(ORDINARY.plus(removal(step)), |tx| {
             let mut inode = file(tx, ino)?;
             let before = inode.size;
-            let trim = super::resize::resize(tx, &mut inode, size)?;
+            let trim = super::resize::resize(tx, &mut inode, size, step)?;
             // When the size stays the same, the kernel says whether the time is to change: with ftruncate it does, with
             // truncate not.
             let mtime = set.mtime.or((size != before).then_some(SetTime::Now));

@@ -24,11 +24,12 @@
 //! |---|---|---|
 //! | [`Store::committable`], before anything is taken over | all: the batch is whole in memory | the batch waits |
 //! | [`Meta::commit`] | what was answered may not be what the database holds | tables and store are poisoned |
-//! | [`Store::commit`] | not how much of it reached the devices | the store is poisoned |
+//! | [`Store::commit`], for want of space | all: nothing has reached a device | the batch waits |
+//! | [`Store::commit`], otherwise | not how much of it reached the devices | the store is poisoned |
 //!
 //! The first failure poisons nothing. Either no replica is in sync, and the batch waits until one comes back; or the
 //! store was poisoned before. In the second case the tables poison themselves and this file poisons the store. It also
-//! comes about when the tables were poisoned before, by an operation that could not be undone. In the third case the
+//! comes about when the tables were poisoned before, by an operation that could not be undone. In the last case the
 //! store poisons itself.
 //!
 //! A poisoned store refuses every change and every further commit until the volume is mounted again. It still serves
@@ -55,6 +56,8 @@
 use std::{sync::atomic::Ordering, time::Instant};
 
 use super::{Error, Fs, Result};
+use crate::meta::Weight;
+use crate::pages;
 use crate::units::Generation;
 
 /// How far commits have come, in operations.
@@ -107,7 +110,7 @@ impl Fs {
     /// since, when freed blocks still wait for a reader to end, or when something removed is still being freed.
     pub(super) fn release_space(&self, seen: Generation) -> Result<bool> {
         let mut committed = self.commit.lock();
-        if self.store.has_unreleased() {
+        if self.store.has_unreleased() || self.store.is_in_debt() {
             self.commit_in(&mut committed)?;
         }
         let unfreed = self.unfreed.load(Ordering::Acquire) > 0;
@@ -126,15 +129,23 @@ impl Fs {
         let begin = Instant::now();
         let (batch, changes) = {
             let mut meta = self.meta();
+            let waiting = meta.waiting(Weight::default());
+            let most = self.store.pages_given() + waiting.pages(self.store.database_pages());
             let batch = meta
                 .commit(|| self.store.stage())
                 .inspect_err(|error| self.store.poison(format!("the metadata cannot be committed: {error}")))?;
+            debug_assert!(batch.pages() <= most, "{} pages changed, not {most}: {waiting:?}", batch.pages());
             let changes = self.changes.load(Ordering::Relaxed);
             self.staged.store(changes, Ordering::Relaxed);
             *self.dirty_since.lock() = None;
             (batch, changes)
         };
-        self.store.commit(batch)?;
+        self.store.commit(batch).inspect_err(|error| {
+            if matches!(error, pages::Error::NoSpace) {
+                // The batch waits in the store, and the commit thread tries again.
+                self.dirty_since.lock().get_or_insert_with(Instant::now);
+            }
+        })?;
         self.meters.commit.record(begin.elapsed(), 0);
         committed.changes = changes;
         self.durable.store(changes, Ordering::Release);

@@ -11,10 +11,10 @@
 use std::borrow::Cow;
 use std::time::Instant;
 
-use super::{Error, Fs, Result, file, mapping::Stretch, now};
+use super::{Error, FEW, Fs, Result, file, mapping::Stretch, now};
 use crate::{
     limits::FILE_SIZE_MAX,
-    meta::{ExtentRow, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx},
+    meta::{ExtentRow, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx, Weight},
     pages::{self, Extent, Part},
     units::{BLOCK_SIZE, Ino, to_usize},
 };
@@ -46,6 +46,18 @@ struct Sealed {
     fresh: Vec<ExtentRow>,
     /// In space that a row has reserved.
     filled: Vec<ExtentRow>,
+}
+
+impl Sealed {
+    /// What [`put`] changes at most. What is left of a reserved extent that is filled is a row more at either end.
+    fn weight(&self) -> Weight {
+        let rows = || self.fresh.iter().chain(&self.filled);
+        let blocks = rows().map(|extent| extent.blocks).sum();
+        let long = rows().filter(|extent| extent.blocks > 8).count() as u64;
+        // A stretch in fresh space can lie on each side of a filled one, and cuts what was there, too.
+        let cuts = 2 * self.filled.len() as u64 + 4;
+        Weight::replaced_blocks(blocks, rows().count() as u64 + 2 * cuts, long + cuts)
+    }
 }
 
 impl Fs {
@@ -296,7 +308,7 @@ impl Fs {
     /// Puts sealed blocks in the file's rows, in place of the extents that were there, and moves the file's end to at
     /// least `end`. On an error abandons the blocks in fresh space.
     fn put(&self, ino: Ino, sealed: Sealed, end: u64, stamp: Stamp) -> Result<()> {
-        let done = self.change(|tx| {
+        let done = self.change_at_most(FEW.plus(sealed.weight()), |tx| {
             let mut inode = file(tx, ino)?;
             put(tx, &mut inode, &sealed)?;
             if end > inode.size {
@@ -352,7 +364,7 @@ impl Fs {
         self.old_block(inode, lblock, &mut block)?;
         block[to_usize(from - lblock * BLOCK)..to_usize(to - lblock * BLOCK)].fill(0);
         let sealed = Sealed { fresh: self.seal(lblock, &block)?, ..Sealed::default() };
-        let done = self.change(|tx| {
+        let done = self.change_at_most(FEW.plus(sealed.weight()), |tx| {
             let mut inode = file(tx, inode.ino)?;
             put(tx, &mut inode, &sealed)?;
             tx.put_inode(&inode);

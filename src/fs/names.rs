@@ -3,7 +3,7 @@
 use libc::S_ISGID;
 
 use super::{
-    Attr, Caller, Error, Fs, Result,
+    Attr, Caller, Error, FEW, Fs, Result,
     acl::{self, Acl},
     existing, folder, living_folder, now,
     xattr::{put_acl, stored_acl},
@@ -167,7 +167,7 @@ impl Fs {
     fn remove(&self, parent: Ino, name: &[u8], directory: bool) -> Result<()> {
         check_old_name(name)?;
         self.admit()?;
-        let unheld = self.change(|tx| {
+        let unheld = self.change_at_most(FEW, |tx| {
             let mut dir = folder(tx, parent)?;
             let dentry = tx.find(parent, name)?.ok_or(Error::NotFound)?;
             match (dentry.kind == Kind::Directory, directory) {

@@ -4,9 +4,9 @@
 use std::collections::{HashMap, hash_map::Entry};
 use std::sync::atomic::Ordering;
 
-use super::{Fs, Result, STEP};
+use super::{Fs, Result, STEP, removal};
 use crate::{
-    meta::{FLAG_TRIM, Tx},
+    meta::{FLAG_TRIM, FLAG_XATTR, Tx},
     units::Ino,
 };
 
@@ -102,21 +102,23 @@ impl Fs {
     fn try_reap(&self, ino: Ino, steps: usize) -> Result<bool> {
         for _ in 0..steps {
             self.admit()?;
-            let more = self.change(|tx| {
+            let step = self.step();
+            let more = self.change_at_most(removal(step), |tx| {
                 let Some(mut inode) = tx.inode(ino)? else {
                     return Ok(false);
                 };
                 if inode.nlink > 0 || self.references().held(ino) {
                     return Ok(false);
                 }
-                let cleared = tx.clear(ino, 0, u64::MAX >> 1, STEP)?;
-                if cleared.more {
+                let cleared = tx.clear(ino, 0, u64::MAX >> 1, step)?;
+                let more = cleared.more || inode.has(FLAG_XATTR) && !tx.clear_xattr(ino)?;
+                if more {
                     inode.blocks = inode.blocks.saturating_sub(cleared.blocks);
                     tx.put_inode(&inode);
                 } else {
                     tx.delete_inode(&inode)?;
                 }
-                Ok(cleared.more)
+                Ok(more)
             })?;
             if !more {
                 return Ok(false);
@@ -143,20 +145,23 @@ impl Fs {
 
     /// Frees the file's blocks from `lblock` on, in steps. The caller holds the file's stripe exclusively, or is alone.
     pub(super) fn trim(&self, ino: Ino, lblock: u64) -> Result<()> {
-        while self.change(|tx| trim_step(tx, ino, lblock))? {
+        loop {
+            let step = self.step();
+            if !self.change_at_most(removal(step), |tx| trim_step(tx, ino, lblock, step))? {
+                return Ok(());
+            }
             self.admit()?;
         }
-        Ok(())
     }
 }
 
 /// Does one step of a truncation, and returns whether more are needed. An inode that is gone needs none.
-fn trim_step(tx: &mut Tx<'_>, ino: Ino, lblock: u64) -> Result<bool> {
+fn trim_step(tx: &mut Tx<'_>, ino: Ino, lblock: u64, step: usize) -> Result<bool> {
     let Some(mut inode) = tx.inode(ino)? else {
         tx.set_trim(ino, None)?;
         return Ok(false);
     };
-    let cleared = tx.clear(ino, lblock, u64::MAX >> 1, STEP)?;
+    let cleared = tx.clear(ino, lblock, u64::MAX >> 1, step)?;
     inode.blocks = inode.blocks.saturating_sub(cleared.blocks);
     if !cleared.more {
         tx.set_trim(ino, None)?;

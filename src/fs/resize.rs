@@ -1,9 +1,9 @@
 //! Space of files: truncation, allocation, holes, copies.
 
-use super::{Error, Fs, Result, STEP, data::BLOCK, file, now};
+use super::{Error, FEW, Fs, Result, STEP, data::BLOCK, file, now, removal};
 use crate::{
     limits::{FILE_SIZE_MAX, REQUEST_BYTES_MAX},
-    meta::{ExtentRow, FILE_BLOCKS_MAX, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx},
+    meta::{ExtentRow, FILE_BLOCKS_MAX, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx, Weight},
     units::{Ino, Run, WriteId, to_usize},
 };
 
@@ -12,6 +12,15 @@ pub const COPY_MAX: u64 = 8 << 20;
 
 /// Most blocks that are reserved in one operation (1 GiB).
 const RESERVED_MAX: u64 = 1 << 18;
+
+/// What gives way to reserved blocks.
+#[derive(Clone, Copy)]
+enum Clear {
+    /// Nothing is there.
+    Nothing,
+    /// Data of one extent.
+    Data,
+}
 
 /// What lseek(2) looks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,14 +31,14 @@ pub enum Seek {
     Hole,
 }
 
-/// Sets the size, and frees blocks after it. If there are many, only the first are freed; the result is then the file
-/// block from which on the caller frees the rest, after the operation. The caller has prepared the inode for growth,
+/// Sets the size, and frees blocks after it. Of the extents there, only the first `step` are freed; the result is then
+/// the file block from which on the caller frees the rest, after the operation. The caller has prepared the inode for growth,
 /// and writes it.
-pub(super) fn resize(tx: &mut Tx<'_>, inode: &mut Inode, size: u64) -> Result<Option<u64>> {
+pub(super) fn resize(tx: &mut Tx<'_>, inode: &mut Inode, size: u64, step: usize) -> Result<Option<u64>> {
     let mut trim = None;
     if size <= inode.size {
         let keep = size.div_ceil(BLOCK);
-        let cleared = tx.clear(inode.ino, keep, FILE_BLOCKS_MAX, STEP)?;
+        let cleared = tx.clear(inode.ino, keep, FILE_BLOCKS_MAX, step)?;
         inode.blocks = inode.blocks.saturating_sub(cleared.blocks);
         if cleared.more {
             tx.set_trim(inode.ino, Some(keep))?;
@@ -120,7 +129,7 @@ impl Fs {
             while from < to {
                 self.admit()?;
                 let runs = self.reserve((to - from).min(RESERVED_MAX))?;
-                from = self.put_reserved(ino, from, &runs, |_, _| Ok(0))?;
+                from = self.put_reserved(ino, from, &runs, Clear::Nothing)?;
             }
         }
         Ok(())
@@ -130,35 +139,37 @@ impl Fs {
         self.with_space(blocks, || self.store.reserve(blocks))
     }
 
-    /// Puts reserved runs in the rows, from file block `from` on. Before that `clear` makes room, and returns how many
-    /// blocks it freed. Returns the first block after the runs.
-    fn put_reserved(
-        &self,
-        ino: Ino,
-        from: u64,
-        runs: &[Run],
-        clear: impl FnOnce(&mut Tx<'_>, u64) -> Result<u64>,
-    ) -> Result<u64> {
-        let blocks: u64 = runs.iter().map(|run| run.blocks).sum();
-        let done = self.change(|tx| {
-            let mut inode = file(tx, ino)?;
-            inode.blocks = inode.blocks.saturating_sub(clear(tx, from + blocks)?) + blocks;
-            let mut lblock = from;
-            for run in runs {
-                let id = WriteId::default();
-                tx.add_extent(ino, &ExtentRow { lblock, blocks: run.blocks, addr: run.addr, id, tags: None })?;
-                lblock += run.blocks;
+    /// Puts reserved runs in the rows, from file block `from` on; in several operations when they are many. Returns the
+    /// first block after the runs.
+    fn put_reserved(&self, ino: Ino, mut from: u64, runs: &[Run], clear: Clear) -> Result<u64> {
+        for (i, part) in runs.chunks(STEP).enumerate() {
+            let blocks: u64 = part.iter().map(|run| run.blocks).sum();
+            let old = if matches!(clear, Clear::Data) { blocks } else { 0 };
+            let weight = FEW.plus(Weight::replaced_blocks(old, part.len() as u64, 0));
+            let done = self.change_at_most(weight, |tx| {
+                let mut inode = file(tx, ino)?;
+                if old > 0 {
+                    let cleared = tx.clear(ino, from, from + blocks, usize::MAX >> 1)?;
+                    inode.blocks = inode.blocks.saturating_sub(cleared.blocks);
+                }
+                inode.blocks += blocks;
+                let mut lblock = from;
+                for run in part {
+                    let id = WriteId::default();
+                    tx.add_extent(ino, &ExtentRow { lblock, blocks: run.blocks, addr: run.addr, id, tags: None })?;
+                    lblock += run.blocks;
+                }
+                inode.set(FLAG_RESERVED, true);
+                tx.put_inode(&inode);
+                Ok(())
+            });
+            if let Err(error) = done {
+                runs[i * STEP..].iter().for_each(|run| self.store.abandon(*run));
+                return Err(error);
             }
-            inode.set(FLAG_RESERVED, true);
-            tx.put_inode(&inode);
-            Ok(())
-        });
-        if done.is_err() {
-            for run in runs {
-                self.store.abandon(*run);
-            }
+            from += blocks;
         }
-        done.map(|()| from + blocks)
+        Ok(from)
     }
 
     /// Makes bytes `offset..end` zeros: whole blocks become holes, or with `keep` reserved blocks.
@@ -187,9 +198,7 @@ impl Fs {
         for (from, to) in written {
             self.admit()?;
             let runs = self.reserve(to - from)?;
-            self.put_reserved(inode.ino, from, &runs, |tx, to| {
-                Ok(tx.clear(inode.ino, from, to, usize::MAX >> 1)?.blocks)
-            })?;
+            self.put_reserved(inode.ino, from, &runs, Clear::Data)?;
         }
         Ok(())
     }
@@ -198,8 +207,9 @@ impl Fs {
     fn punch(&self, ino: Ino, first: u64, end: u64) -> Result<()> {
         loop {
             self.admit()?;
-            let more = self.change(|tx| {
-                let cleared = tx.clear(ino, first, end, STEP)?;
+            let step = self.step();
+            let more = self.change_at_most(removal(step), |tx| {
+                let cleared = tx.clear(ino, first, end, step)?;
                 let mut inode = file(tx, ino)?;
                 inode.blocks = inode.blocks.saturating_sub(cleared.blocks);
                 tx.put_inode(&inode);

@@ -3,6 +3,7 @@
 mod content;
 mod life;
 mod names;
+mod room;
 mod xattrs;
 
 use std::{fmt::Debug, ops::Deref, sync::Arc};

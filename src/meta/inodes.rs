@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use rusqlite::{Connection, params};
 
-use super::{Result, rows::Inode};
+use super::{Result, Weight, rows::Inode};
 use crate::units::Ino;
 
 /// How many rows are kept that are the same in the database.
@@ -94,6 +94,11 @@ impl Inodes {
         };
         self.undo.push((ino, before.clone()));
         before
+    }
+
+    /// What [`Inodes::write`] changes: a row each, and its entry in the index of those without a name.
+    pub fn weight(&self) -> Weight {
+        Weight::rows(2 * self.changed.len() as u64)
     }
 
     /// Whether it is time for [`Inodes::write`].

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use rusqlite::{CachedStatement, Connection, Params, Row};
 
 use super::{
-    Error, INO_MAX, Result,
+    Error, INO_MAX, Result, Weight,
     inodes::{self, Inodes},
     rows::{
         self, Dentry, ExtentRow, FLAG_ACL_ACCESS, FLAG_ACL_DEFAULT, FLAG_TRIM, FLAG_XATTR, Inode, Kind, Slot, TagPlace,
@@ -398,6 +398,17 @@ pub struct Cleared {
     pub more: bool,
 }
 
+/// One row.
+const ROW: Weight = Weight::rows(1);
+
+/// A row of an extended attribute, which may be a long one: its table can have twice as many levels. Replacing one
+/// removes one.
+const XATTR_ROW: Weight = Weight::rows(4);
+
+fn exactly_one(changed: usize) -> Result<()> {
+    if changed == 1 { Ok(()) } else { Err(Error::Corrupt("a row that was just read is gone")) }
+}
+
 /// Changes the tables: one operation of the filesystem.
 pub struct Tx<'a> {
     view: View<'a>,
@@ -405,6 +416,7 @@ pub struct Tx<'a> {
     blocks: Blocks,
     /// Whether the database has a savepoint: from the first statement on that changes it.
     savepoint: Cell<bool>,
+    weight: Cell<Weight>,
 }
 
 impl<'a> Deref for Tx<'a> {
@@ -418,7 +430,23 @@ impl<'a> Deref for Tx<'a> {
 impl<'a> Tx<'a> {
     pub(super) fn new(view: View<'a>, next_ino: &'a mut u64) -> Self {
         view.inodes.borrow_mut().begin();
-        Self { view, next_ino, blocks: Blocks::default(), savepoint: Cell::new(false) }
+        Self { view, next_ino, blocks: Blocks::default(), savepoint: Cell::new(false), weight: Cell::default() }
+    }
+
+    /// What it has changed so far, but for the rows of inodes in memory.
+    pub(super) fn weight(&self) -> Weight {
+        self.weight.get()
+    }
+
+    fn weigh(&self, more: Weight) {
+        let Weight { rows, extents, removed_tags, bytes } = self.weight.get();
+        // All extents of an operation are one file's, in one place of it.
+        self.weight.set(Weight {
+            rows: rows + more.rows,
+            extents: extents + more.extents,
+            removed_tags: removed_tags + more.removed_tags,
+            bytes: bytes + more.bytes,
+        });
     }
 
     /// Ends the operation. Returns what happened to blocks.
@@ -447,18 +475,21 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
-    /// Runs a statement and returns how many rows it changed.
-    fn execute(&self, sql: &'static str, values: impl Params) -> Result<usize> {
+    /// Runs a statement that changes at most `weight`, and returns how many rows it changed.
+    fn execute(&self, weight: Weight, sql: &'static str, values: impl Params) -> Result<usize> {
         self.begin()?;
+        self.weigh(weight);
         Ok(self.view.prepare(sql)?.execute(values)?)
     }
 
     /// Runs a statement that must change exactly one row.
     fn execute_one(&self, sql: &'static str, values: impl Params) -> Result<()> {
-        match self.execute(sql, values)? {
-            1 => Ok(()),
-            _ => Err(Error::Corrupt("a row that was just read is gone")),
-        }
+        exactly_one(self.execute(ROW, sql, values)?)
+    }
+
+    /// As [`Tx::execute_one`], for the row of an extent.
+    fn execute_extent(&self, sql: &'static str, values: impl Params) -> Result<()> {
+        exactly_one(self.execute(Weight { extents: 1, ..Weight::default() }, sql, values)?)
     }
 
     /// An inode number that was never used.
@@ -478,6 +509,7 @@ impl<'a> Tx<'a> {
     pub fn insert_inode(&mut self, inode: &Inode, target: Option<&[u8]>) -> Result<()> {
         if target.is_some() {
             self.begin()?;
+            self.weigh(Weight { rows: 2, bytes: target.map_or(0, <[u8]>::len) as u64, ..Weight::default() });
             return inodes::put(self.view.conn, inode, target);
         }
         self.view.inodes.borrow_mut().insert(inode);
@@ -490,18 +522,20 @@ impl<'a> Tx<'a> {
         self.view.inodes.borrow_mut().put(inode);
     }
 
-    /// Deletes an inode with its extended attributes. Its extents must be gone.
+    /// Deletes an inode. Its extents and extended attributes must be gone.
     pub fn delete_inode(&mut self, inode: &Inode) -> Result<()> {
         self.touch(inode.ino);
         let ino = inode.ino.0;
-        if inode.has(FLAG_XATTR) {
-            self.execute("DELETE FROM xattr WHERE ino = ?", (ino,))?;
-        }
         if inode.has(FLAG_TRIM) {
-            self.execute("DELETE FROM trim WHERE ino = ?", (ino,))?;
+            self.execute(ROW, "DELETE FROM trim WHERE ino = ?", (ino,))?;
         }
         let written = self.view.inodes.borrow_mut().remove(inode.ino);
-        if written { self.execute_one("DELETE FROM inode WHERE ino = ?", (ino,)) } else { Ok(()) }
+        if !written {
+            return Ok(());
+        }
+        // And its entry in the index of those without a name.
+        self.weigh(ROW);
+        self.execute_one("DELETE FROM inode WHERE ino = ?", (ino,))
     }
 
     /// Adds a name to a folder, at a place from [`View::slot`].
@@ -568,7 +602,7 @@ impl<'a> Tx<'a> {
             }
             other => other,
         };
-        self.execute_one(
+        self.execute_extent(
             "INSERT INTO extent(ino, lblock, blocks, addr, epoch, counter, tags) VALUES(?, ?, ?, ?, ?, ?, ?)",
             (ino.0, extent.lblock, extent.blocks, extent.addr.0, extent.id.epoch, extent.id.counter, inline),
         )
@@ -578,18 +612,18 @@ impl<'a> Tx<'a> {
     /// range stay.
     pub fn clear(&mut self, ino: Ino, from: u64, to: u64, limit: usize) -> Result<Cleared> {
         self.touch(ino);
-        let found = self.extents_without_tags(ino, from, to, limit)?;
-        let mut cleared = Cleared { blocks: 0, more: found.len() == limit };
-        for (extent, place) in found {
-            if extent.end() <= from {
-                continue;
-            }
-            self.execute_one("DELETE FROM extent WHERE ino = ? AND lblock = ?", (ino.0, extent.lblock))?;
+        // One more may be found that ends before the range, and one that says that there are more.
+        let mut found = self.extents_without_tags(ino, from, to, limit.saturating_add(2))?;
+        found.retain(|(extent, _)| extent.end() > from);
+        let mut cleared = Cleared { blocks: 0, more: found.len() > limit };
+        for (extent, place) in found.into_iter().take(limit) {
+            self.execute_extent("DELETE FROM extent WHERE ino = ? AND lblock = ?", (ino.0, extent.lblock))?;
             let (in_table, addr) = (matches!(place, TagPlace::Table), extent.addr);
             let whole = from <= extent.lblock && extent.end() <= to;
             let extent = if whole { extent } else { self.with_tags(extent, place)? };
             if in_table {
-                self.execute_one("DELETE FROM tags WHERE addr = ?", (addr.0,))?;
+                let weight = Weight { removed_tags: 1, ..Weight::default() };
+                exactly_one(self.execute(weight, "DELETE FROM tags WHERE addr = ?", (addr.0,))?)?;
             }
             if extent.lblock < from {
                 self.insert_extent(ino, &extent.slice(extent.lblock, from))?;
@@ -607,8 +641,11 @@ impl<'a> Tx<'a> {
     /// Remembers, or with `None` forgets, that the file's blocks from `lblock` on are to be freed.
     pub fn set_trim(&mut self, ino: Ino, lblock: Option<u64>) -> Result<()> {
         match lblock {
-            Some(lblock) => self.execute("INSERT OR REPLACE INTO trim(ino, lblock) VALUES(?, ?)", (ino.0, lblock)),
-            None => self.execute("DELETE FROM trim WHERE ino = ?", (ino.0,)),
+            Some(lblock) => {
+                let put = "INSERT OR REPLACE INTO trim(ino, lblock) VALUES(?, ?)";
+                self.execute(ROW, put, (ino.0, lblock))
+            }
+            None => self.execute(ROW, "DELETE FROM trim WHERE ino = ?", (ino.0,)),
         }?;
         Ok(())
     }
@@ -618,18 +655,31 @@ impl<'a> Tx<'a> {
         if record.len() > AUDIT_RECORD_BYTES_MAX {
             return Err(Error::Corrupt("a record of the audit trail is too long"));
         }
+        self.weigh(Weight { bytes: record.len() as u64, ..Weight::default() });
         self.execute_one("INSERT INTO audit(seq, record) VALUES(?, ?)", (seq, record))
     }
 
     /// Sets an extended attribute. The caller also sets the inode's flags ([`xattr_flag`]).
     pub fn put_xattr(&mut self, ino: Ino, name: &[u8], value: &[u8]) -> Result<()> {
-        self.execute("INSERT OR REPLACE INTO xattr(ino, name, value) VALUES(?, ?, ?)", (ino.0, name, value))?;
+        let weight = Weight { bytes: value.len() as u64, ..XATTR_ROW };
+        let put = "INSERT OR REPLACE INTO xattr(ino, name, value) VALUES(?, ?, ?)";
+        self.execute(weight, put, (ino.0, name, value))?;
         Ok(())
     }
 
     /// Removes an extended attribute; says whether it was there.
     pub fn delete_xattr(&mut self, ino: Ino, name: &[u8]) -> Result<bool> {
-        Ok(self.execute("DELETE FROM xattr WHERE ino = ? AND name = ?", (ino.0, name))? == 1)
+        Ok(self.execute(XATTR_ROW, "DELETE FROM xattr WHERE ino = ? AND name = ?", (ino.0, name))? == 1)
+    }
+
+    /// Removes one of the extended attributes, if there are any; says whether it was the last.
+    pub fn clear_xattr(&mut self, ino: Ino) -> Result<bool> {
+        let names = self.xattr_names(ino)?;
+        let mut names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+        if let Some(name) = names.next() {
+            self.delete_xattr(ino, name)?;
+        }
+        Ok(names.next().is_none())
     }
 }
 

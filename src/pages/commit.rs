@@ -12,7 +12,7 @@ use crate::device::AlignedBuf;
 use crate::label::{Provisional, Root};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::mirror::quorum::Stamp;
-use crate::space::{Bitmap, Goal};
+use crate::space::Bitmap;
 use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, WriteId, to_usize};
 
 /// A batch that was taken from the store under the metadata lock and waits for [`Store::commit`].
@@ -20,6 +20,13 @@ pub struct StagedBatch {
     pages: Pages,
     db_pages: u64,
     runs: Batch,
+}
+
+impl StagedBatch {
+    /// How many pages of the database it changes.
+    pub fn pages(&self) -> u64 {
+        self.pages.len() as u64
+    }
 }
 
 /// The blocks of a commit, in the buffers that are written.
@@ -62,6 +69,14 @@ struct TreePlan {
     nodes: Vec<(NodeId, BlockAddr)>,
 }
 
+/// A commit that has all its blocks.
+struct Planned {
+    db_plan: TreePlan,
+    space_plan: TreePlan,
+    taken: Vec<Run>,
+    freed: Vec<Run>,
+}
+
 /// Everything that a commit takes and frees, reflected in the bitmap that it will store.
 struct Plan<'a> {
     store: &'a Store,
@@ -93,7 +108,7 @@ impl Plan<'_> {
     /// Takes `want` blocks at once, so that the commit is one run where space allows.
     fn prepare(&mut self, want: u64) {
         if self.spare.is_none() && want > 0 {
-            self.spare = self.store.take(want, Goal::Metadata);
+            self.spare = self.store.space.lock().take_for_commit(want);
         }
     }
 
@@ -101,7 +116,7 @@ impl Plan<'_> {
     fn block(&mut self) -> Result<BlockAddr> {
         let run = match self.spare.take() {
             Some(run) => run,
-            None => self.store.take(1, Goal::Metadata).ok_or(Error::NoSpace)?,
+            None => self.store.space.lock().take_for_commit(1).ok_or(Error::NoSpace)?,
         };
         if run.blocks > 1 {
             self.spare = Some(Run::new(run.addr.add(1), run.blocks - 1));
@@ -134,6 +149,23 @@ impl Plan<'_> {
         plan.nodes.sort_unstable_by_key(|((level, index), _)| (*level, *index));
         Ok(())
     }
+
+    /// Makes the bitmaps what they were before the commit was planned, of a batch that `published` these runs. The trees
+    /// were only read, and perhaps grown: the same batch will grow them again.
+    fn undo(self, published: &[Run]) -> Result<()> {
+        let Self { store, persisted, taken, spare, freed, .. } = self;
+        let mut space = store.space.lock();
+        for run in &taken {
+            persisted.clear(*run)?;
+        }
+        for run in taken.into_iter().chain(spare) {
+            space.untake(run)?;
+        }
+        // What was published and freed in the same batch is in use again for a moment.
+        freed.into_iter().try_for_each(|run| persisted.set(run))?;
+        published.iter().try_for_each(|run| persisted.clear(*run))?;
+        Ok(())
+    }
 }
 
 impl Store {
@@ -143,6 +175,8 @@ impl Store {
         let runs = std::mem::take(&mut *self.batch.lock());
         let mut staging = self.staging.lock();
         let current = std::mem::take(&mut staging.current);
+        // Now the pages are known, and no longer guessed.
+        self.space.lock().promise(self.need(current.len() as u64, staging.db_pages));
         let pages = current.iter().map(|(no, page)| (*no, page.clone())).collect();
         if staging.committing.is_empty() {
             staging.committing = Arc::new(current);
@@ -155,18 +189,40 @@ impl Store {
         StagedBatch { pages, db_pages: staging.db_pages, runs }
     }
 
+    /// Takes back a batch that could not be planned: it waits for the next commit, with what was changed since.
+    fn unstage(&self, batch: StagedBatch) {
+        let StagedBatch { pages, runs, .. } = batch;
+        let mut waiting = self.batch.lock();
+        let later = std::mem::replace(&mut *waiting, runs);
+        waiting.published.extend(later.published);
+        waiting.freed.extend(later.freed);
+        waiting.abandoned.extend(later.abandoned);
+        waiting.written.append(&later.written);
+        drop(waiting);
+        let mut staging = self.staging.lock();
+        for (no, page) in pages {
+            staging.current.entry(no).or_insert(page);
+        }
+        staging.committing = Arc::default();
+        self.space.lock().defer();
+    }
+
     /// Makes a batch durable on every in-sync replica, and publishes it. No root is written when the batch is empty,
     /// and the last root is not provisional and still true: of the mount, of the replicas in sync, of registry and
     /// trust anchors.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`] when the store is poisoned; anything else poisons it. A caller that would rather keep the
-    /// batch than lose it asks [`Store::committable`] before staging.
+    /// [`Error::ReadOnly`] when the store is poisoned. [`Error::NoSpace`] when there was no room for the commit: then
+    /// the batch waits for the next one. Anything else poisons the store. A caller that would rather keep the batch than
+    /// lose it asks [`Store::committable`] before staging.
     pub fn commit(&self, batch: StagedBatch) -> Result<Generation> {
         self.unpoisoned()?;
         let mut state = self.commit.lock();
         let outcome = self.commit_in(&mut state, batch);
-        if let Err(error) = &outcome {
+        self.space.lock().settle();
+        if let Err(error) = &outcome
+            && !matches!(error, Error::NoSpace)
+        {
             self.poison(format!(
                 "a commit failed, and how much of it reached the devices is not known: {error}. What was fsynced is safe; \
                  unmount and mount again, once enough replicas are approved and there"
@@ -176,7 +232,7 @@ impl Store {
     }
 
     fn commit_in(&self, state: &mut CommitState, batch: StagedBatch) -> Result<Generation> {
-        let Batch { published, freed, abandoned, mut written } = batch.runs;
+        let Batch { published, freed, abandoned, .. } = &batch.runs;
         let nothing = batch.pages.is_empty() && published.is_empty() && freed.is_empty();
         let last = self.root();
         let root_is_true = last.provisional.is_none()
@@ -187,31 +243,18 @@ impl Store {
             if !abandoned.is_empty() {
                 self.mirror.flush()?;
             }
-            self.release(state, self.generation().0, abandoned)?;
+            self.release(state, self.generation().0, batch.runs.abandoned)?;
             return Ok(self.generation());
         }
         let mut generation = last.generation.next();
-        let CommitState { persisted, space_tree, .. } = &mut *state;
-        let mut plan = Plan {
-            store: self,
-            persisted,
-            regions: BTreeSet::new(),
-            taken: Vec::new(),
-            spare: None,
-            freed: Vec::new(),
+        let Planned { db_plan, space_plan, taken, mut freed } = match self.plan(state, &batch) {
+            Err(Error::NoSpace) => {
+                self.unstage(batch);
+                return Err(Error::NoSpace);
+            }
+            planned => planned?,
         };
-        for run in published {
-            plan.put_in_use(run)?;
-        }
-        for run in freed {
-            plan.free(run)?;
-        }
-        let db_plan = self.plan_database(&mut plan, &batch.pages, batch.db_pages)?;
-        let space_plan = plan_space(&mut plan, space_tree)?;
-        let Plan { taken, spare, mut freed, .. } = plan;
-        if let Some(unused) = spare {
-            self.space.lock().give_back(unused)?;
-        }
+        let Batch { abandoned, mut written, .. } = batch.runs;
         let mut layout = Layout::new(taken.iter().map(|run| run.addr).collect());
         self.seal_database(&mut layout, &db_plan, &batch.pages, generation)?;
         let persisted = &state.persisted;
@@ -242,6 +285,33 @@ impl Store {
         freed.extend(abandoned);
         self.release(state, generation.0, freed)?;
         Ok(generation)
+    }
+
+    /// Takes the blocks of a commit, and frees what it frees, in the bitmaps alone. When there are too few blocks, the
+    /// bitmaps are what they were.
+    fn plan(&self, state: &mut CommitState, batch: &StagedBatch) -> Result<Planned> {
+        let CommitState { persisted, space_tree, .. } = state;
+        let (regions, taken, freed) = (BTreeSet::new(), Vec::new(), Vec::new());
+        let mut plan = Plan { store: self, persisted, regions, taken, spare: None, freed };
+        batch.runs.published.iter().try_for_each(|run| plan.put_in_use(*run))?;
+        batch.runs.freed.iter().try_for_each(|run| plan.free(*run))?;
+        let db_plan = self.plan_database(&mut plan, &batch.pages, batch.db_pages);
+        match db_plan.and_then(|db_plan| Ok((db_plan, plan_space(&mut plan, space_tree)?))) {
+            Ok((db_plan, space_plan)) => {
+                let Plan { taken, spare, freed, .. } = plan;
+                debug_assert!(taken.len() as u64 <= self.need(batch.pages.len() as u64, batch.db_pages));
+                if let Some(unused) = spare {
+                    self.space.lock().untake(unused)?;
+                }
+                self.space.lock().settle();
+                Ok(Planned { db_plan, space_plan, taken, freed })
+            }
+            Err(Error::NoSpace) => {
+                plan.undo(&batch.runs.published)?;
+                Err(Error::NoSpace)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn plan_database(&self, plan: &mut Plan<'_>, pages: &Pages, db_pages: u64) -> Result<TreePlan> {

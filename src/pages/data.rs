@@ -7,7 +7,6 @@ use super::{Error, NO_TAG, Result, Store, Written};
 use crate::crypto::Binding;
 use crate::device::AlignedBuf;
 use crate::limits::{EXTENT_BLOCKS_MAX, REQUEST_BYTES_MAX};
-use crate::space::Goal;
 use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId, to_usize};
 
 /// A run of blocks sealed in one write: what a row of the extent table holds.
@@ -125,14 +124,14 @@ impl Store {
 
     fn take_data(&self, blocks: u64) -> Result<Vec<Run>> {
         let mut space = self.space.lock();
-        if space.map().free() < self.reserve.saturating_add(blocks) {
+        if space.for_data() < blocks {
             return Err(Error::NoSpace);
         }
         let mut runs = Vec::with_capacity(1);
         let mut left = blocks;
         while left > 0 {
             // Invariant: the check above, under the same lock, says that so many are free.
-            let Some(run) = space.take(left, Goal::Data) else { return Err(Error::NoSpace) };
+            let Some(run) = space.take_for_data(left) else { return Err(Error::NoSpace) };
             left -= run.blocks;
             runs.push(run);
         }

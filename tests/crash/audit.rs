@@ -248,7 +248,7 @@ fn p9_a_check_verifies_the_chain() {
     assert_eq!(findings(&bench), Vec::<String>::new());
     // Somebody with the key, who adds a record that is none.
     mounted(&mut bench, &OpenOptions::default(), |open| {
-        open.fs().append_audit(|last| vec![last.unwrap().1]).unwrap();
+        open.fs().append_audit(1, |last| vec![last.unwrap().1]).unwrap();
     });
     assert_eq!(findings(&bench), ["record 5 of the audit trail does not continue the one before"]);
 }

@@ -22,6 +22,7 @@ mod outage;
 mod provisional;
 mod refusal;
 mod resync;
+mod room;
 mod swap;
 mod workload;
 
