@@ -74,7 +74,7 @@ pub fn public_key_of(text: &str) -> Result<String, Error> {
 /// [`Error::Key`] with what is wrong with the key or the signature.
 pub fn verify_document(public_key: &str, document: &[u8], signature: &str) -> Result<(), Error> {
     let key = keys::public_key(public_key).map_err(Error::Key)?;
-    keys::verify_signature(&key, document, signature.as_bytes()).map_err(Error::Key)?;
+    keys::verify_hashed(&key, document, signature.as_bytes()).map_err(Error::Key)?;
     if !signature.starts_with(&format!("untrusted comment: {COMMENT}\n")) {
         return Err(Error::Key("the signature is not written as it was made".into()));
     }

@@ -121,6 +121,18 @@ pub(super) fn public_key(text: &str) -> Result<PublicKey, String> {
 
 /// Verifies one signature file, as the module's page says. The trusted comment must verify too.
 pub(super) fn verify_signature(key: &PublicKey, document: &[u8], signature: &[u8]) -> Result<(), String> {
+    let comment = verify_hashed(key, document, signature)?;
+    if !comment.rsplit_once('\t').is_some_and(|(_, last)| HASHED.contains(&last)) {
+        return Err("its trusted comment does not end with a tab and the word \"hashed\": sign it anew with scelle \
+                    registry sign, or with minisign and without -t"
+            .into());
+    }
+    Ok(())
+}
+
+/// As [`verify_signature`], but returns the trusted comment, whatever it says. Only for a key that no program signs with
+/// but this one: no document itself was ever signed with it.
+pub(super) fn verify_hashed(key: &PublicKey, document: &[u8], signature: &[u8]) -> Result<String, String> {
     if signature.len() > limits::SIGNATURE_BYTES_MAX {
         return Err("the signature file is too large".into());
     }
@@ -139,16 +151,12 @@ pub(super) fn verify_signature(key: &PublicKey, document: &[u8], signature: &[u8
     if !signature.is_prehashed() {
         return Err("it signs the document itself, not its hash (minisign -l): sign it anew without -l".into());
     }
-    if !comment.rsplit_once('\t').is_some_and(|(_, last)| HASHED.contains(&last)) {
-        return Err("its trusted comment does not end with a tab and the word \"hashed\": sign it anew with scelle \
-                    registry sign, or with minisign and without -t"
-            .into());
-    }
     // Spaces, line ends and the unused bits of base64 are not signed. One spelling counts, so that nothing hides there.
     if signature.clone().into_string() != text {
         return Err("it is not written as minisign writes it: copy the file as it was made".into());
     }
-    minisign::verify(key, &signature, Cursor::new(document), true, false, false).map_err(|e| e.to_string())
+    minisign::verify(key, &signature, Cursor::new(document), true, false, false).map_err(|e| e.to_string())?;
+    Ok(comment)
 }
 
 /// Strict base64 (RFC 4648 §4) with padding.
