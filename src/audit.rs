@@ -47,7 +47,7 @@ mod verify;
 
 pub use event::{Actor, Entry, Event, Known, Object, Reason, RegistryFacts, ReplicaFacts};
 pub use reports::Reports;
-pub use trail::{Audit, Head, REPEAT_WINDOW, begin_with, check};
+pub use trail::{Audit, Head, REPEAT_WINDOW, begin_with, check, last_host};
 pub use verify::{FORMAT, Fault, Seal, Verifier, export_head, verify_export};
 
 /// Why the trail cannot be used.

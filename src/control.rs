@@ -28,7 +28,7 @@ mod protocol;
 mod server;
 mod status;
 
-pub use calls::{Handler, ResyncAnswer, Returned, SealedTrail};
+pub use calls::{Handler, ResyncAnswer, ResyncWanted, Returned, SealedTrail, WentOn};
 pub use client::{Client, ClientError, EndWatch, daemons};
 pub use place::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume};
 pub use protocol::{Answer, Greeting, PROTOCOL, Request};

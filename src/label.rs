@@ -198,10 +198,17 @@ pub const fn data_blocks(device_bytes: u64) -> u64 {
 pub fn new_area(header: &[u8; HEADER_BYTES]) -> Result<AlignedBuf, crypto::Error> {
     let mut area = AlignedBuf::zeroed(to_usize(LABEL_SIZE));
     area[..HEADER_BYTES].copy_from_slice(header);
-    for block in area[to_usize(RING_OFFSET)..][..RING_BYTES].chunks_exact_mut(ROOT_BYTES) {
+    area[to_usize(RING_OFFSET)..][..RING_BYTES].copy_from_slice(&empty_ring()?[..RING_BYTES]);
+    Ok(area)
+}
+
+/// A root ring without a root: random bytes.
+pub fn empty_ring() -> Result<AlignedBuf, crypto::Error> {
+    let mut ring = AlignedBuf::zeroed(RING_BYTES);
+    for block in ring[..RING_BYTES].chunks_exact_mut(ROOT_BYTES) {
         block.copy_from_slice(&random_bytes::<ROOT_BYTES>()?);
     }
-    Ok(area)
+    Ok(ring)
 }
 
 /// What [`read`] found on a device: at least one whole header, not authenticated.

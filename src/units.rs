@@ -4,8 +4,11 @@
 //! The module does not know what the numbers are used for. [`meter`] counts how long something takes.
 
 pub mod meter;
+mod text;
 
 use std::fmt;
+
+pub use text::{is_plain, shown};
 
 /// Bytes in a block: the unit of allocation, of sealing and of every device transfer.
 pub const BLOCK_SIZE: usize = 4096;

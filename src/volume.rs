@@ -21,13 +21,14 @@
 //! | every replica of the newest root present, at most one root behind | mounted |
 //! | one of them absent or further behind | refused unless `degraded` |
 //! | a replica the newest root does not name | left behind: not read; resynced when mounted for writing, else `stale` |
-//! | two replicas that each went on without the other | refused, both named |
+//! | two replicas that each went on without the other | refused, both named, until somebody discards one of them |
 //! | newest root older than the host's witness | refused: the whole volume was rolled back |
 
 mod assembled;
 mod check;
 mod content;
 mod create;
+mod diverged;
 mod error;
 mod labels;
 mod members;
@@ -42,6 +43,7 @@ pub mod witness;
 pub use assembled::{Assembled, OpenOptions, Swapped};
 pub use check::{CheckReport, Damage};
 pub use create::{CreateOptions, create};
+pub use diverged::{OnlyThere, PATHS_MAX, Side};
 pub use error::Error;
 pub use members::{Findings, Members};
 pub use open::{Open, ReplicaStatus, Status};

@@ -197,6 +197,21 @@ pub enum Event {
         /// What is enrolled from now on.
         now: Known,
     },
+    /// A replica had gone on without the others, and somebody has chosen to discard what it went on to.
+    HistoryDiscarded {
+        /// Its last commit.
+        generation: u64,
+        /// When that was made, by the clock of its host.
+        committed: String,
+        /// The host that mounted it last.
+        host: Option<String>,
+        /// How many files and folders only it had, as far as they were counted.
+        only_there: u64,
+        /// How many records its own trail had.
+        records: u64,
+        /// Digest of the last of them.
+        head: String,
+    },
     /// Somebody asked that a device be brought back as a replica, and was refused for these reasons.
     ResyncRefused,
     /// A device that shows a label of the volume was left out at a mount, for these reasons.

@@ -239,6 +239,17 @@ fn codes_of_events_are_stable() {
         (Event::RollbackAccepted { seen: 2, found: 1 }, "rollback-accepted"),
         (Event::ReplicaState { from: state, to: state }, "replica-state"),
         (Event::ReplicaEnrolled { before: known.clone(), now: known }, "replica-enrolled"),
+        (
+            Event::HistoryDiscarded {
+                generation: 1,
+                committed: String::new(),
+                host: None,
+                only_there: 0,
+                records: 0,
+                head: String::new(),
+            },
+            "history-discarded",
+        ),
         (Event::ResyncRefused, "resync-refused"),
         (Event::DeviceLeftOut, "device-left-out"),
         (Event::DeviceRefused, "device-refused"),

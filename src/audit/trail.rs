@@ -531,6 +531,22 @@ fn said(record: &Record) -> String {
     format!("{event} {object} {details}{because}")
 }
 
+/// The host that mounted the volume last, as the end of its trail tells.
+///
+/// # Errors
+/// Of the metadata.
+pub fn last_host(fs: &Fs) -> fs::Result<Option<String>> {
+    let mut before = u64::MAX;
+    for _ in 0..LOOK_BACK_MAX {
+        let Some((seq, bytes)) = fs.audit_last(before)? else { break };
+        if let Some(record) = Record::parse(&bytes).filter(|record| record.event == "mounted") {
+            return Ok(record.details.get("host").and_then(|host| host.as_str()).map(str::to_owned));
+        }
+        before = seq;
+    }
+    Ok(None)
+}
+
 /// Verifies the chain as it is in the metadata. Returns what is wrong, one sentence each.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::{DocumentArguments, Passphrase, secret, task};
-use crate::control::ask;
+use crate::control::{ResyncWanted, WentOn, ask};
 use crate::daemon::gather::Gathered;
 use crate::daemon::{WITNESS_DIR, devices, find, gather};
 use crate::device::raw::Access;
@@ -37,6 +37,9 @@ struct Resync {
     /// Return when everything is copied
     #[arg(long)]
     wait: bool,
+    /// Overwrite what the replica went on to elsewhere, up to this generation of it
+    #[arg(long, value_name = "GENERATION", requires = "replica")]
+    discard_diverged: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -87,7 +90,9 @@ fn run_enrol(arguments: &Enrol) -> Result<ExitCode, Problem> {
 
 fn run_resync(resync: &Resync) -> Result<ExitCode, Problem> {
     let (daemon, _) = ask::daemon(&resync.volume)?;
-    let answer = daemon.resync(resync.replica.as_deref().map(absolute))?;
+    let replica = resync.replica.as_deref().map(absolute);
+    let answer = daemon.resync(ResyncWanted { replica, discard: resync.discard_diverged })?;
+    answer.went_on.iter().for_each(|went_on| print!("{}", only_there(went_on, resync.discard_diverged.is_some())));
     for returned in &answer.returned {
         let how =
             returned.task.map_or_else(|| "is in sync".to_owned(), |task| format!("is being resynced, task {task}"));
@@ -104,6 +109,20 @@ fn run_resync(resync: &Resync) -> Result<ExitCode, Problem> {
         task::wait(&daemon, &tasks)?;
     }
     first.map_or(Ok(ExitCode::Done), Err)
+}
+
+/// What only a replica has that went on elsewhere, or had.
+fn only_there(went_on: &WentOn, is_past: bool) -> String {
+    let WentOn { what, only_there, count, incomplete } = went_on;
+    let mut text = format!("{what}. Files and folders that only it {}: {count}\n", if is_past { "had" } else { "has" });
+    only_there.iter().for_each(|path| text.push_str(&format!("  {path}\n")));
+    if *count > only_there.len() as u64 {
+        text.push_str(&format!("  and {} more\n", *count - only_there.len() as u64));
+    }
+    if let Some(why) = incomplete {
+        text.push_str(&format!("  There may be more: {why}\n"));
+    }
+    text
 }
 
 /// Makes a path absolute, because the daemon has another working folder.

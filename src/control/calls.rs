@@ -103,9 +103,9 @@ calls! {
     /// Where the audit trail ends, signed.
     Seal seal() -> SealedTrail, waits ForDevices, at once Any;
 
-    /// Brings back the replica that is named by its device node or its identifier in the registry; without a name, all
+    /// Brings back the replica that is named; without a name, all
     /// that are not in use. Ends before what they lack is copied.
-    Resync resync(replica: Option<String>) -> ResyncAnswer, waits ForDevices, at once One;
+    Resync resync(wanted: ResyncWanted) -> ResyncAnswer, waits ForDevices, at once One;
 
     /// Every task under way, and the last that have ended; the oldest first.
     Tasks tasks() -> Vec<TaskReport>, waits ForNothing, at once Any;
@@ -127,6 +127,28 @@ pub struct SealedTrail {
     pub signature: String,
 }
 
+/// What is to be brought back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResyncWanted {
+    /// A device node or an identifier in the registry; all that are not in use if there is none.
+    pub replica: Option<String>,
+    /// The last generation of a history that the replica went on to elsewhere, and that is discarded.
+    pub discard: Option<u64>,
+}
+
+/// A replica that went on elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WentOn {
+    /// Which, with its generation, time and host, in words.
+    pub what: String,
+    /// Files and folders that only it has; at most a thousand.
+    pub only_there: Vec<String>,
+    /// How many there are.
+    pub count: u64,
+    /// Why there may be more.
+    pub incomplete: Option<String>,
+}
+
 /// Which replicas came back, and why others did not.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResyncAnswer {
@@ -134,6 +156,9 @@ pub struct ResyncAnswer {
     pub returned: Vec<Returned>,
     /// Why others are not in use, one problem for each.
     pub problems: Vec<Problem>,
+    /// Replicas that went on elsewhere, and what only they have or had.
+    #[serde(default)]
+    pub went_on: Vec<WentOn>,
 }
 
 /// A replica that is in use.

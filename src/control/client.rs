@@ -229,7 +229,7 @@ mod tests {
 
     use parking_lot::Mutex;
 
-    use super::super::calls::{Handler, ResyncAnswer, SealedTrail};
+    use super::super::calls::{Handler, ResyncAnswer, ResyncWanted, SealedTrail};
     use super::super::server::{OFFLOADED_MAX, Server};
     use super::super::status::{TaskReport, VolumeStatus, sample};
     use super::*;
@@ -261,7 +261,7 @@ mod tests {
             Ok(SealedTrail { seal: "seal\n".into(), signature: "signature".into() })
         }
 
-        fn resync(&self, replica: Option<String>) -> Result<ResyncAnswer, Problem> {
+        fn resync(&self, ResyncWanted { replica, .. }: ResyncWanted) -> Result<ResyncAnswer, Problem> {
             if replica.as_deref() == Some("slow") {
                 std::thread::sleep(Duration::from_millis(500));
             }
@@ -325,12 +325,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let _server = start(dir.path());
         let client = Client::new(dir.path(), UUID);
-        assert_eq!(client.resync(None).unwrap().problems[0].code, Code::ReplicaRefused);
+        assert_eq!(client.resync(ResyncWanted::default()).unwrap().problems[0].code, Code::ReplicaRefused);
         let slow = std::thread::spawn({
             let client = client.clone();
             move || loop {
                 // The one below may be first.
-                if let Ok(answer) = client.resync(Some("slow".into())) {
+                if let Ok(answer) = client.resync(ResyncWanted { replica: Some("slow".into()), discard: None }) {
                     break answer;
                 }
             }
@@ -339,7 +339,7 @@ mod tests {
         // Whichever comes first, the other is told; and the status is there at once.
         let refused = loop {
             assert_eq!(client.status().unwrap(), sample());
-            match client.resync(None) {
+            match client.resync(ResyncWanted::default()) {
                 Err(ClientError::Refused(problem)) => break problem,
                 _ => assert!(begin.elapsed() < Duration::from_secs(5), "never two at once"),
             }

@@ -8,7 +8,7 @@ use crate::problem::{Code, Problem};
 
 /// Number of this form of the protocol. The greeting and the call `end` keep their form for ever, so that a daemon of
 /// any version can be unmounted. A change of another call takes the next number.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// The call that is answered twice by the server itself: at once, and when the volume is closed.
 pub(super) const END: &str = "end";

@@ -125,9 +125,10 @@ fn advise(replica: &ReplicaStatus) -> Option<Problem> {
             Code::ReplicaStale,
             format!("{id} was left behind by earlier commits: {why}. It is not written to until scelle replica resync"),
         ),
-        mirror::State::Missing => {
-            (Code::ReplicaMissing, format!("{id} is not there. Attach it, then scelle replica resync"))
-        }
+        mirror::State::Missing => match &replica.reason {
+            Some(why) => (Code::ReplicaMissing, format!("{id} is not in use: {why}")),
+            None => (Code::ReplicaMissing, format!("{id} is not there. Attach it, then scelle replica resync")),
+        },
         mirror::State::Faulty => {
             (Code::ReplicaFaulty, format!("{id} failed: {why}. Have the device looked at; then scelle replica resync"))
         }

@@ -12,7 +12,7 @@ use super::request::Request;
 use super::watch::{Checker, Watch};
 use super::{WITNESS_DIR, devices, find, gather, place, report, resync};
 use crate::audit::Audit;
-use crate::control::{self, Handler, ResyncAnswer, SealedTrail, Server, TaskReport, VolumeStatus, ask};
+use crate::control::{self, Handler, ResyncAnswer, ResyncWanted, SealedTrail, Server, TaskReport, VolumeStatus, ask};
 use crate::crypto::Secret;
 use crate::device::raw::Access;
 use crate::fs;
@@ -344,9 +344,9 @@ impl Handler for Served {
         Ok(SealedTrail { seal, signature })
     }
 
-    fn resync(&self, replica: Option<String>) -> Result<ResyncAnswer, Problem> {
+    fn resync(&self, wanted: ResyncWanted) -> Result<ResyncAnswer, Problem> {
         let checker = self.checker().ok_or_else(|| Problem::new(Code::Closing, CLOSED))?;
-        resync::resync(&checker, self.uuid, replica.as_deref())
+        resync::resync(&checker, self.uuid, &wanted)
     }
 
     fn tasks(&self) -> Result<Vec<TaskReport>, Problem> {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::diverged::{self, Side};
 use super::error::{Error, System};
 use super::recovery;
 use crate::crypto::{Keys, VolumeKey};
@@ -46,6 +47,12 @@ impl Replica {
     /// Its index in the replica table.
     pub(super) fn index(&self) -> usize {
         usize::from(self.header.replica_index)
+    }
+
+    /// Where its history lies.
+    pub(super) fn place<'a>(&'a self, header: &'a Header, keys: &'a Keys) -> diverged::Place<'a> {
+        let (device, index, device_bytes) = (&self.device, self.index(), self.header.device_bytes);
+        diverged::Place { header, keys, device, index, device_bytes }
     }
 
     /// Compares the device with the volume's newest label, which must name this replica, and must have enrolled it with
@@ -297,9 +304,7 @@ impl Assembled {
     ) -> Result<Chosen, Error> {
         let choice = recovery::choose(rings).map_err(|conflict| match conflict {
             recovery::Conflict::NoRoot => Error::NoRoot(self.header.volume),
-            recovery::Conflict::Diverged { one, other } => {
-                Error::Diverged(format!("{} and {} each went on without the other", self.name(one), self.name(other)))
-            }
+            recovery::Conflict::Diverged { one, other } => self.diverged(rings, one, other),
         })?;
         self.admit(&choice, degraded)?;
         let proof = self.prove(&choice);
@@ -333,6 +338,28 @@ impl Assembled {
         log::warn!("volume {volume}: {why}");
         *rings = earlier;
         Ok(Chosen { choice: before, proof: Proof::default(), incomplete: Some(why) })
+    }
+
+    /// The refusal of two histories, with all that is known of them, and the way out.
+    fn diverged(&self, rings: &[recovery::Ring], one: usize, other: usize) -> Error {
+        let side = |index: usize| {
+            let root = rings.get(index).and_then(recovery::newest).unwrap_or_default();
+            let replica = self.replicas.iter().find(|replica| replica.index() == index);
+            let host = replica.and_then(|replica| diverged::last_host(&replica.place(&self.header, &self.keys), &root));
+            Side::new(self.name(index), &root, host)
+        };
+        let device = |index: usize| {
+            let replica = self.replicas.iter().find(|replica| replica.index() == index);
+            replica.map_or("DEV", |replica| replica.device.name()).to_owned()
+        };
+        let (one_device, other_device, one, other) = (device(one), device(other), side(one), side(other));
+        let way_out = format!(
+            "Choose one, and mount it alone: scelle mount -o degraded {one_device} MOUNTPOINT. Then have the other resynced: \
+             scelle replica resync MOUNTPOINT {other_device} lists what only that one has, and with --discard-diverged {} it \
+             is overwritten. The other way round it is {one_device} and --discard-diverged {}.",
+            other.generation, one.generation
+        );
+        Error::Diverged { one: Box::new(one), other: Box::new(other), way_out }
     }
 
     /// Whether the volume can be used with this choice.

@@ -1,5 +1,6 @@
 //! Why a volume could not be created, opened, checked or changed.
 
+use super::diverged::Side;
 use crate::limits::REPLICAS_MAX;
 use crate::policy::{Refused, in_a_line};
 use crate::problem::{Code, Problem};
@@ -79,8 +80,15 @@ pub enum Error {
         absent: String,
     },
     /// Replicas that each went on without the other.
-    #[error("two diverged histories: {0}")]
-    Diverged(String),
+    #[error("two diverged histories: {one}; {other}; each went on without the other")]
+    Diverged {
+        /// One of them.
+        one: Box<Side>,
+        /// The other.
+        other: Box<Side>,
+        /// How one of them is discarded, in words.
+        way_out: String,
+    },
     /// No root opens on any device.
     #[error("volume {0} has no root that verifies on any of the devices given: its label areas are damaged")]
     NoRoot(Uuid),
@@ -159,7 +167,7 @@ impl Error {
             Self::Device(refused) => code_of(&refused.verdict.reasons, Code::DeviceNotListed),
             Self::Registry(reasons) => code_of(reasons, Code::RegistryOther),
             Self::Incomplete { .. } => Code::VolumeIncomplete,
-            Self::Diverged(_) => Code::VolumeDiverged,
+            Self::Diverged { .. } => Code::VolumeDiverged,
             Self::Rejoin { code, .. } => *code,
             Self::NoRoot(_) => Code::VolumeNoRoot,
             Self::RolledBack { .. } => Code::VolumeRolledBack,
@@ -186,6 +194,7 @@ impl From<Error> for Problem {
             Error::Device(refused) => refused.into(),
             Error::NotEmpty { ref erase, .. } => Self::new(error.code(), error.to_string())
                 .advise(format!("If that is no longer needed, erase it first: {erase}")),
+            Error::Diverged { ref way_out, .. } => Self::new(error.code(), error.to_string()).advise(way_out),
             error => Self::new(error.code(), error.to_string()),
         }
     }

@@ -33,11 +33,13 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::assembled::Replica;
+use super::diverged::{self, OnlyThere, Side};
 use super::error::{Error, System};
 use super::labels::{areas, repair_label};
 use super::recovery;
 use super::task::{Outcome, Task, TaskKind, Tasks, Work};
-use crate::audit::Audit;
+use crate::audit::record::Digest;
+use crate::audit::{self, Audit, Entry, Event};
 use crate::crypto::Keys;
 use crate::fs::Fs;
 use crate::label::{self, Header, Root};
@@ -191,6 +193,11 @@ impl Members {
         (0..self.store.mirror().len()).filter(|index| self.row(*index).is_some() && !in_use(*index)).collect()
     }
 
+    /// Records why a replica that is not in use is not taken back, for the status.
+    pub fn explain(&self, index: usize, why: &str) {
+        self.store.mirror().explain(index, why);
+    }
+
     /// State of a replica.
     pub fn state(&self, index: usize) -> State {
         self.store.mirror().state(index).0
@@ -247,10 +254,10 @@ impl Members {
     ///
     /// # Errors
     /// [`Error::NotEnrolled`], [`Error::Swapped`], [`Error::MixedVolumes`], [`Error::Rejoin`]; what reading the label says.
-    pub fn take_in(&self, device: ApprovedDevice) -> Result<(usize, State), Error> {
+    pub fn take_in(&self, device: impl Into<Arc<ApprovedDevice>>) -> Result<(usize, State), Error> {
+        let device = device.into();
         let _one_at_a_time = self.rejoining.lock();
         self.check_open(device.name())?;
-        let device = Arc::new(device);
         let replica = self.identify(&device)?;
         let index = usize::from(replica.header.replica_index);
         if !self.absent().contains(&index) {
@@ -445,12 +452,109 @@ impl Members {
         let others = (0..self.store.mirror().len()).any(|i| i != index && ours.names(i));
         match (is_past, others) {
             (true, true) => Ok(()),
-            (false, true) => Err(Error::Diverged(format!(
-                "{} was changed elsewhere while this mount went on without it",
-                self.name(index)
-            ))),
+            (false, true) => Err(self.diverged(index, &newest.unwrap_or_default(), &ours)),
             _ => Err(self.refusal(index, Code::ReplicaNotCurrent, "it does not show the last state of this mount: an older copy was put in its place, or it was changed elsewhere")),
         }
+    }
+
+    /// The refusal of a replica that went on elsewhere, and the way out. `discard` writes the same with what only it has.
+    fn diverged(&self, index: usize, theirs: &Root, ours: &Root) -> Error {
+        let other = Side::new(self.name(index), theirs, None);
+        let here = Side::new("this mount".to_owned(), ours, Some(self.audit.host().to_owned()));
+        let way_out = format!(
+            "To overwrite what it went on to: scelle replica resync VOLUME {} --discard-diverged {}. What only it has is \
+             listed with this refusal, and is lost then; to save it, unmount, and mount that device alone (-o ro,degraded).",
+            self.registry_id(index),
+            theirs.generation
+        );
+        Error::Diverged { one: Box::new(here), other: Box::new(other), way_out }
+    }
+
+    /// What only a device has that went on elsewhere; nothing when it did not, or is no replica of this volume.
+    ///
+    /// # Errors
+    /// When its history cannot be read.
+    pub fn only_there(&self, device: &Arc<ApprovedDevice>) -> Result<Option<(Side, OnlyThere)>, Error> {
+        let Ok(replica) = self.identify(device) else { return Ok(None) };
+        let (roots, ours) = (self.roots_of(&replica)?, self.store.root());
+        let Some(theirs) = roots.first().filter(|newest| self.has_diverged(replica.index(), newest, &ours)) else {
+            return Ok(None);
+        };
+        let (side, only, _) = self.look_at(&replica, theirs, &ours)?;
+        Ok(Some((side, only)))
+    }
+
+    fn roots_of(&self, replica: &Replica) -> Result<Vec<Root>, Error> {
+        let name = || replica.device.name().to_owned();
+        let roots = label::read_roots(&*replica.device, replica.header.device_bytes, &self.keys, self.header.volume);
+        roots.map_err(|source| Error::Label { device: name(), source: source.into() })
+    }
+
+    fn has_diverged(&self, index: usize, newest: &Root, ours: &Root) -> bool {
+        matches!(self.check_history(index, Some(*newest), *ours), Err(Error::Diverged { .. }))
+    }
+
+    /// A history that went on elsewhere: whose it is, what only it has, how many records its trail has and their digest.
+    fn look_at(
+        &self,
+        replica: &Replica,
+        theirs: &Root,
+        ours: &Root,
+    ) -> Result<(Side, OnlyThere, (u64, String)), Error> {
+        let there = diverged::look(&replica.place(&self.header, &self.keys), theirs)?;
+        let host = audit::last_host(&there).ok().flatten();
+        let last = there.audit_last(u64::MAX)?;
+        let trail = last.map_or((0, String::new()), |(seq, bytes)| (seq, Digest::of(&bytes).to_string()));
+        let only = diverged::only_there(&there, &self.fs, diverged::parted(theirs, ours))?;
+        Ok((Side::new(self.name(replica.index()), theirs, host), only, trail))
+    }
+
+    /// Takes away from a device the history that it went on to elsewhere, which must end with this generation. Then it
+    /// shows no root, so nothing that it has is believed, and it is resynced whole when it is brought back. The trail tells
+    /// of it first.
+    ///
+    /// # Errors
+    /// [`Code::NotDiverged`] when there is no such history, [`Error::Diverged`] when it ends with another generation; what
+    /// reading and writing say.
+    pub fn discard(&self, device: &Arc<ApprovedDevice>, generation: Generation) -> Result<(), Error> {
+        let _one_at_a_time = self.rejoining.lock();
+        self.check_open(device.name())?;
+        let replica = &self.identify(device)?;
+        let index = replica.index();
+        if !self.absent().contains(&index) {
+            return Err(self.refusal(index, Code::ReplicaInUse, "it is in use already"));
+        }
+        let (roots, ours) = (self.roots_of(replica)?, self.store.root());
+        let Some(theirs) = roots.first().filter(|newest| self.has_diverged(index, newest, &ours)) else {
+            return Err(self.refusal(
+                index,
+                Code::NotDiverged,
+                "it did not go on elsewhere, so there is nothing to discard",
+            ));
+        };
+        if theirs.generation != generation {
+            return Err(self.diverged(index, theirs, &ours));
+        }
+        let (side, only, (records, head)) = self.look_at(replica, theirs, &ours)?;
+        log::warn!("{side}: that is discarded, with {} files and folders that only it has", only.count);
+        let Side { committed, host, .. } = side;
+        let event = Event::HistoryDiscarded {
+            generation: generation.0,
+            committed,
+            host,
+            only_there: only.count,
+            records,
+            head,
+        };
+        self.audit.record(Entry::done(self.audit.user(), self.audit.replica(index), event));
+        self.fs.checkpoint()?;
+        self.confirm(index, &replica.device)?;
+        let ring = label::empty_ring()?;
+        let at = label::Area::BOTH.map(|area| area.offset(replica.header.device_bytes) + label::RING_OFFSET);
+        replica.device.lift_fence();
+        replica.device.write_durably(&at, &ring).map_err(|error| {
+            System::error(&format!("writing the label of {}", replica.device.name()), std::io::Error::other(error))
+        })
     }
 
     pub(super) fn start_resync(&self, resync: Resync) -> Result<(), Error> {

@@ -15,6 +15,7 @@ mod support;
 mod audit;
 mod corruption;
 mod court;
+mod diverged;
 mod enrolment;
 mod failing;
 mod labels;

@@ -9,6 +9,7 @@ mod support;
 mod audit;
 mod contents;
 mod crash;
+mod diverged;
 mod helper;
 mod lifecycle;
 mod place;
