@@ -44,6 +44,9 @@ pub const VALIDITY_DAYS_MAX: i64 = 3653;
 /// Largest document of trust anchors, in bytes.
 pub const TRUST_BYTES_MAX: usize = 64 << 10;
 
+/// Largest file of recognised trust anchors, in bytes.
+pub const AUTHORITY_BYTES_MAX: usize = 64 << 10;
+
 /// Latest version of the trust anchors. It bounds how often officers can be replaced in the life of a volume.
 pub const TRUST_VERSIONS_MAX: u32 = 256;
 

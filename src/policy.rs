@@ -10,6 +10,7 @@
 mod approved;
 mod entry;
 mod examine;
+pub mod kind;
 pub mod laboratory;
 pub mod load;
 pub mod operators;
@@ -18,6 +19,7 @@ mod standing;
 pub use approved::{ApprovedDevice, DeviceMeters, Refused, WriteError};
 pub use entry::ApprovedEntry;
 pub use examine::{examine, examine_set};
+pub use kind::{Classified, Kind};
 pub use standing::{EXPIRY_WARNING_DAYS, Expiry, Standing, expiries, standing};
 
 use serde::Serialize;

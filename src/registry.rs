@@ -123,6 +123,7 @@ pub struct VerifiedRegistry {
     document: Registry,
     signers: Vec<String>,
     threshold: usize,
+    officers: usize,
     document_digest: [u8; 32],
     anchors_digest: [u8; 32],
     anchors_replaced: Vec<[u8; 32]>,
@@ -179,6 +180,11 @@ impl VerifiedRegistry {
         self.threshold
     }
 
+    /// How many officers the trust anchors name.
+    pub fn officers(&self) -> usize {
+        self.officers
+    }
+
     /// SHA-256 of the document's bytes.
     pub fn document_digest(&self) -> [u8; 32] {
         self.document_digest
@@ -220,6 +226,7 @@ pub fn verify(
         document: Registry::parse(document)?,
         signers,
         threshold: anchors.threshold(),
+        officers: anchors.officers().len(),
         document_digest: Sha256::digest(document).into(),
         anchors_digest: anchors.digest(),
         anchors_replaced: anchors.replaced().to_vec(),

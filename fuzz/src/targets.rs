@@ -126,7 +126,7 @@ fn header() -> &'static [u8; HEADER_BYTES] {
             replica_index: 0,
             label: "greffe".into(),
             created_unix_s: 1_795_219_200,
-            sovereign: true,
+            laboratory: false,
             trust_digest: [3; 32],
             data_blocks: label::data_blocks(DEVICE_BYTES),
             device_bytes: DEVICE_BYTES,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{AUDIT_REASONS_MAX, AUDIT_TEXT_MAX};
 use crate::mirror::{ErrorCounts, State};
 use crate::os::process::Identity;
+use crate::policy::kind;
 use crate::problem::{Code, Problem};
 use crate::registry::{VerifiedRegistry, hex};
 
@@ -86,18 +87,31 @@ pub struct RegistryFacts {
     /// SHA-256 of the trust anchors that it was verified with, in hexadecimal digits.
     #[serde(default)]
     pub trust: String,
+    /// How many officers must sign.
+    #[serde(default)]
+    pub threshold: usize,
+    /// How many officers there are.
+    #[serde(default)]
+    pub officers: usize,
+    /// `sovereign`, `private` or `laboratory`.
+    #[serde(default)]
+    pub kind: String,
     /// Last day of validity.
     pub valid_until: String,
     /// The officers whose signatures were verified.
     pub signers: Vec<String>,
 }
 
-impl From<&VerifiedRegistry> for RegistryFacts {
-    fn from(registry: &VerifiedRegistry) -> Self {
+impl RegistryFacts {
+    /// A registry, and what kind it is on this host.
+    pub fn of(registry: &VerifiedRegistry) -> Self {
         Self {
             version: registry.version(),
             sha256: hex(&registry.document_digest()),
             trust: hex(&registry.anchors_digest()),
+            threshold: registry.threshold(),
+            officers: registry.officers(),
+            kind: kind::on_this_host(registry).kind.to_string(),
             valid_until: registry.valid_until().to_string(),
             signers: registry.signers().to_vec(),
         }
@@ -143,7 +157,7 @@ pub enum Event {
     VolumeCreated {
         /// Its label.
         label: String,
-        /// Whether its registry is a sovereign one, else a laboratory's.
+        /// Whether the volume is sovereign.
         sovereign: bool,
         /// The registry that approved the devices.
         registry: RegistryFacts,

@@ -177,6 +177,9 @@ fn the_longest_record_fits() {
     let registry = RegistryFacts {
         version: u64::MAX,
         sha256: hex(&[0; 32]),
+        threshold: 2,
+        officers: 3,
+        kind: "private".into(),
         trust: "0".repeat(64),
         valid_until: "9999-12-31".into(),
         signers: vec!["o".repeat(REGISTRY_ID_MAX); OFFICERS_MAX],
@@ -219,6 +222,9 @@ fn codes_of_events_are_stable() {
     let registry = RegistryFacts {
         version: 1,
         sha256: String::new(),
+        threshold: 2,
+        officers: 3,
+        kind: "private".into(),
         trust: String::new(),
         valid_until: String::new(),
         signers: vec![],

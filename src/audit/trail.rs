@@ -10,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use zeroize::Zeroizing;
 
 use super::Error;
-use super::event::{self, Actor, Entry, Event, Object, Reason};
+use super::event::{self, Actor, Entry, Event, Object, Reason, RegistryFacts};
 use super::record::{self, Chain, Digest, Record};
 use super::reports::{self, Reports};
 use super::verify::{FORMAT, Seal};
@@ -199,7 +199,7 @@ impl Audit {
     /// The entry for a registry that came into force.
     pub fn registry_accepted(registry: &VerifiedRegistry) -> Entry {
         let object = Object::Registry { version: Some(registry.version()) };
-        Entry::noticed(object, Event::RegistryAccepted(registry.into()))
+        Entry::noticed(object, Event::RegistryAccepted(RegistryFacts::of(registry)))
     }
 
     /// The entry for a registry file that does not come into force.

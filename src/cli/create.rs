@@ -8,6 +8,7 @@ use super::{DocumentArguments, Passphrase, secret};
 use crate::daemon::devices;
 use crate::device::raw::Access;
 use crate::limits::VOLUME_LABEL_MAX;
+use crate::policy::kind;
 use crate::problem::{Code, ExitCode, Problem};
 use crate::volume::{self, CreateOptions};
 
@@ -40,8 +41,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let registry = devices::load_registry(&arguments.documents.documents())?;
     let uuid = volume::create(approved, &registry, &secret, &options)?;
     println!("{uuid}");
-    if registry.is_laboratory() {
-        eprintln!("scelle: not sovereign: laboratory registry");
+    let found = kind::on_this_host(&registry);
+    if !found.is_sovereign() {
+        eprintln!("scelle: not sovereign: {} registry", found.kind);
+        found.lacking.iter().for_each(|lacking| eprintln!("  {lacking}"));
     }
     Ok(ExitCode::Done)
 }

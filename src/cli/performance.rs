@@ -110,6 +110,8 @@ mod tests {
             mountpoint: "/srv/greffe".into(),
             state: VolumeState::Healthy,
             sovereign: true,
+            kind: "sovereign".into(),
+            not_sovereign: Vec::new(),
             generation: 1,
             capacity: Capacity { total_bytes: 200, used_bytes: 50 },
             registry: RegistryStatus::default(),

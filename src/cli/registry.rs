@@ -17,7 +17,7 @@ use crate::device::IdentifiedDevice;
 use crate::device::raw::{Access, RawDevice};
 use crate::limits;
 use crate::os::read_bounded;
-use crate::policy::{laboratory, load};
+use crate::policy::{kind, laboratory, load};
 use crate::probe::identity::DeviceFacts;
 use crate::problem::{Code, ExitCode, Problem};
 use crate::registry::{self, Date, Registry, TrustAnchors};
@@ -253,9 +253,9 @@ fn verify(arguments: &Verify, out: &mut dyn Write) -> Result<(), Problem> {
     print(out, &format!("{}: {signed}", arguments.registry.display()))?;
     let verified = load::load_with(&arguments.registry, &anchors)?;
     let (today, issued, until) = (today()?, verified.issued(), verified.valid_until());
-    let kind = if verified.is_laboratory() { "laboratory registry, not sovereign" } else { "sovereign registry" };
+    let kind = explain::kind_of(&kind::on_this_host(&verified));
     let left = explain::left(today, until);
-    let mut text = format!("version {}, {kind}\nvalid {issued} to {until}: {left}\n", verified.version());
+    let mut text = format!("version {}, {kind}valid {issued} to {until}: {left}\n", verified.version());
     for warning in explain::warnings(verified.document(), today) {
         text.push_str(&format!("warning: {warning}\n"));
     }

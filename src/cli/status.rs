@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
         let json = serde_json::to_string(&report).map_err(|error| Problem::new(Code::Json, error.to_string()))?;
         println!("{json}");
     } else {
-        print!("{}", text(&report));
+        print!("{}", words(&report));
     }
     if let Some(silent) = silent.filter(|_| wanted.is_none()) {
         return Err(silent);
@@ -84,7 +84,7 @@ fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Pro
     Ok(ExitCode::Done)
 }
 
-fn text(report: &StatusReport) -> String {
+fn words(report: &StatusReport) -> String {
     let mut out = String::new();
     if report.volumes.is_empty() {
         out.push_str("no volume is mounted\n");
@@ -113,9 +113,7 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
         "  registry version {}, valid until {}, signed by {signers}",
         registry.version, registry.valid_until
     )?;
-    if !volume.sovereign {
-        writeln!(out, "  NOT SOVEREIGN: laboratory registry")?;
-    }
+    write_kind(out, volume)?;
     if volume.watch.interval_s > 0 && !(volume.watch.devices && volume.watch.files) {
         let every = volume.watch.interval_s;
         writeln!(out, "  the kernel does not tell of every change here: devices are looked at every {every} s")?;
@@ -133,6 +131,14 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
         writeln!(out, "  ! {} [{}]", reason.text, reason.code)?;
     }
     Ok(())
+}
+
+/// The kind, whose signatures it rests on, and why it is no better one.
+fn write_kind(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
+    let control::RegistryStatus { threshold, officers, anchors, .. } = &volume.registry;
+    let kind = text::kind(volume.sovereign, &volume.kind);
+    writeln!(out, "  {kind}, {threshold} of {officers} officers must sign, trust anchors {anchors}")?;
+    volume.not_sovereign.iter().try_for_each(|lacking| writeln!(out, "    not sovereign: {lacking}"))
 }
 
 fn write_replica(out: &mut String, replica: &Replica) -> std::fmt::Result {

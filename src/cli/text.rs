@@ -60,6 +60,15 @@ fn site(site: &Site) -> String {
     format!("at {id} ({name}, {country}); owner {owner}, administrator {administrator}, law {law}")
 }
 
+/// The kind of a volume, for people. A daemon that was started before its program was updated does not say it.
+pub(super) fn kind(sovereign: bool, kind: &str) -> String {
+    match (sovereign, kind) {
+        (true, "sovereign") => "sovereign".to_owned(),
+        (_, "private" | "laboratory") => format!("NOT SOVEREIGN: {kind} registry"),
+        _ => "NOT KNOWN TO BE SOVEREIGN: the daemon is of an earlier version".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

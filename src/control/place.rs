@@ -40,8 +40,11 @@ pub struct PlaceVolume {
     pub uuid: String,
     /// Its label.
     pub label: String,
-    /// Whether its registry is a sovereign one; false: a laboratory's.
+    /// Whether it is of the kind `sovereign`.
     pub sovereign: bool,
+    /// Its kind: `sovereign`, `private` or `laboratory`.
+    #[serde(default)]
+    pub kind: String,
 }
 
 /// The registry of a [`FilePlace`].
@@ -55,6 +58,15 @@ pub struct PlaceRegistry {
     pub valid_until: String,
     /// The officers whose signatures were verified.
     pub signatures: Vec<String>,
+    /// Digest of the trust anchors, in hexadecimal digits.
+    #[serde(default)]
+    pub anchors: String,
+    /// How many officers must sign.
+    #[serde(default)]
+    pub threshold: usize,
+    /// How many officers there are.
+    #[serde(default)]
+    pub officers: usize,
 }
 
 /// How much of the file a replica holds.
@@ -152,7 +164,7 @@ mod tests {
             inspection_age_days: Some(51),
         };
         FilePlace {
-            volume: PlaceVolume { uuid: "u".into(), label: "greffe".into(), sovereign: true },
+            volume: PlaceVolume { uuid: "u".into(), label: "greffe".into(), sovereign: true, kind: "sovereign".into() },
             kind: "file".into(),
             size_bytes: 5,
             stored_bytes: Some(4096),
@@ -164,6 +176,9 @@ mod tests {
                 issued: "2026-11-21".into(),
                 valid_until: "2027-05-31".into(),
                 signatures: vec!["officer-a".into()],
+                anchors: "ab".repeat(32),
+                threshold: 2,
+                officers: 3,
             },
             replicas: vec![replica],
             basis: "What the officers signed.".into(),
@@ -189,12 +204,12 @@ mod tests {
         keys("", &value, &mut found);
         found.sort();
         found.dedup();
-        let wanted = "basis changed committed generation kind registry registry.issued registry.signatures \
+        let wanted = "basis changed committed generation kind registry registry.anchors registry.issued registry.officers registry.signatures registry.threshold \
             registry.valid_until registry.version replicas replicas.administrator replicas.approved \
             replicas.bytes_at_least replicas.copy replicas.country replicas.device replicas.generation \
             replicas.inspected replicas.inspection_age_days replicas.inspection_valid_until replicas.jurisdictions \
             replicas.last_known replicas.listed replicas.owner replicas.reasons replicas.registry_id replicas.since replicas.site replicas.site_name \
-            replicas.state replicas.state_since size_bytes stored_bytes volume volume.label volume.sovereign volume.uuid";
+            replicas.state replicas.state_since size_bytes stored_bytes volume volume.kind volume.label volume.sovereign volume.uuid";
         assert_eq!(found, wanted.split_whitespace().collect::<Vec<_>>());
         let manual = include_str!("../../man/scelle-where.8");
         for key in &found {

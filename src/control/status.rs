@@ -34,8 +34,14 @@ pub struct VolumeStatus {
     pub mountpoint: String,
     /// The volume's state as a whole.
     pub state: VolumeState,
-    /// Whether the registry is a real one; false for a laboratory registry.
+    /// Whether the volume is of the kind `sovereign`.
     pub sovereign: bool,
+    /// The kind of the volume: `sovereign`, `private` or `laboratory`.
+    #[serde(default)]
+    pub kind: String,
+    /// What a sovereign volume has and this one lacks, a sentence each.
+    #[serde(default)]
+    pub not_sovereign: Vec<String>,
     /// Last durable commit.
     pub generation: u64,
     /// Room on each replica for file data and metadata, in bytes.
@@ -220,6 +226,15 @@ pub struct RegistryStatus {
     pub valid_until: String,
     /// The officers whose signatures were verified.
     pub signatures: Vec<String>,
+    /// Digest of the trust anchors, in hexadecimal digits.
+    #[serde(default)]
+    pub anchors: String,
+    /// How many officers must sign.
+    #[serde(default)]
+    pub threshold: usize,
+    /// How many officers there are.
+    #[serde(default)]
+    pub officers: usize,
 }
 
 /// Where a device is, and who answers for it, as the registry says; empty where nothing is known.
@@ -332,9 +347,18 @@ pub(super) fn sample() -> VolumeStatus {
         mountpoint: "/srv/greffe".into(),
         state: VolumeState::ReadOnly,
         sovereign: true,
+        kind: "sovereign".into(),
+        not_sovereign: Vec::new(),
         generation: 12,
         capacity: Capacity { total_bytes: 1 << 30, used_bytes: 4096 },
-        registry: RegistryStatus { version: 7, valid_until: "2027-05-31".into(), signatures: vec!["officer-1".into()] },
+        registry: RegistryStatus {
+            version: 7,
+            valid_until: "2027-05-31".into(),
+            signatures: vec!["officer-1".into()],
+            anchors: "ab".repeat(32),
+            threshold: 2,
+            officers: 3,
+        },
         replicas: vec![Replica {
             device: "/dev/nvme0n1".into(),
             state: "in-sync".into(),
@@ -375,12 +399,26 @@ mod tests {
         let json = serde_json::to_value(StatusReport { volumes: vec![sample()] }).unwrap();
         let volume = &json["volumes"][0];
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        for key in ["uuid", "label", "mountpoint", "state", "sovereign", "generation", "capacity", "registry"] {
+        for key in [
+            "uuid",
+            "label",
+            "mountpoint",
+            "state",
+            "sovereign",
+            "kind",
+            "not_sovereign",
+            "generation",
+            "capacity",
+            "registry",
+        ] {
             assert!(keys(volume).iter().any(|k| k == key), "{key}");
         }
         assert_eq!(volume["state"], "read-only");
         assert_eq!(keys(&volume["capacity"]), ["total_bytes", "used_bytes"]);
-        assert_eq!(keys(&volume["registry"]), ["signatures", "valid_until", "version"]);
+        assert_eq!(
+            keys(&volume["registry"]),
+            ["anchors", "officers", "signatures", "threshold", "valid_until", "version"]
+        );
         assert_eq!(keys(&volume["audit"]), ["head", "key", "records"]);
         assert_eq!(keys(&volume["scrub"]), ["errors", "last_finished", "state"]);
         let task = &volume["tasks"][0];
@@ -424,7 +462,7 @@ mod tests {
     fn the_status_of_an_older_daemon_is_understood() {
         let mut json = serde_json::to_value(sample()).unwrap();
         let volume = json.as_object_mut().unwrap();
-        for added in ["pid", "advice", "watch", "audit", "performance", "tasks"] {
+        for added in ["pid", "advice", "watch", "audit", "performance", "tasks", "kind", "not_sovereign"] {
             assert!(volume.remove(added).is_some(), "{added}");
         }
         for added in ["io", "last_known", "listed"] {

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::report;
 use crate::control::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume, Replica};
 use crate::fs::{self, Kind};
-use crate::policy::ApprovedEntry;
+use crate::policy::{ApprovedEntry, Classified};
 use crate::registry::{Date, VerifiedRegistry, utc_second};
 use crate::units::Ino;
 use crate::volume::{self, Open, Portion};
@@ -17,11 +17,11 @@ const BASIS: &str = "The officers named here signed that these devices may hold 
     its operator is what the registry states; the inspection of its site vouches for that on its day. Nothing here \
     measures a position.";
 
-/// The place of an inode of `open` now, under `registry`.
+/// The place of an inode of `open` now, under `registry`, which is of the kind `found`.
 ///
 /// # Errors
 /// Of the filesystem.
-pub fn place(open: &Open, registry: &VerifiedRegistry, ino: Ino) -> fs::Result<FilePlace> {
+pub fn place(open: &Open, registry: &VerifiedRegistry, found: &Classified, ino: Ino) -> fs::Result<FilePlace> {
     let place = open.place(ino)?;
     let status = open.status();
     let mirror = open.store().mirror();
@@ -34,7 +34,12 @@ pub fn place(open: &Open, registry: &VerifiedRegistry, ino: Ino) -> fs::Result<F
         replica(shown, entry.as_deref(), holding, is_file && place.committed, changed)
     });
     Ok(FilePlace {
-        volume: PlaceVolume { uuid: status.uuid.to_string(), label: status.label, sovereign: status.sovereign },
+        volume: PlaceVolume {
+            uuid: status.uuid.to_string(),
+            label: status.label,
+            sovereign: found.is_sovereign(),
+            kind: found.kind.to_string(),
+        },
         kind: match place.attr.kind {
             Kind::File => "file".into(),
             Kind::Directory => "folder".into(),
@@ -50,6 +55,9 @@ pub fn place(open: &Open, registry: &VerifiedRegistry, ino: Ino) -> fs::Result<F
             issued: registry.issued().to_string(),
             valid_until: registry.valid_until().to_string(),
             signatures: registry.signers().to_vec(),
+            anchors: found.anchors.clone(),
+            threshold: found.threshold,
+            officers: found.officers,
         },
         replicas: replicas.collect(),
         basis: BASIS.into(),

@@ -7,16 +7,22 @@ use crate::control::{
     Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
 };
 use crate::mirror;
-use crate::policy::{ApprovedDevice, ApprovedEntry};
+use crate::policy::{ApprovedDevice, ApprovedEntry, Classified};
 use crate::problem::{Code, Problem};
 use crate::registry::{self, DeviceEntry, VerifiedRegistry, utc_second};
 use crate::units::BLOCK_SIZE;
 use crate::units::meter::{Meter, Reading};
 use crate::volume::{Open, Outcome, ReplicaStatus, TaskKind, TaskStatus, Tasks};
 
-/// The status of `open` now, under `registry`, mounted at `mountpoint`. `concerns` are what the caller knows beyond the
+/// The status of `open` now, under `registry`, which is of the kind `found`, mounted at `mountpoint`. `concerns` are what the caller knows beyond the
 /// volume; for instance, that the registry file no longer verifies.
-pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concerns: &[Problem]) -> VolumeStatus {
+pub fn report(
+    open: &Open,
+    registry: &VerifiedRegistry,
+    found: &Classified,
+    mountpoint: &str,
+    concerns: &[Problem],
+) -> VolumeStatus {
     let status = open.status();
     let state = match &status.read_only {
         Some(_) => VolumeState::ReadOnly,
@@ -41,7 +47,9 @@ pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concer
         label: status.label,
         mountpoint: mountpoint.to_owned(),
         state,
-        sovereign: status.sovereign,
+        sovereign: found.is_sovereign(),
+        kind: found.kind.to_string(),
+        not_sovereign: found.lacking.clone(),
         generation: status.generation.0,
         capacity: Capacity {
             total_bytes: status.usage.total_blocks * BLOCK_SIZE as u64,
@@ -51,6 +59,9 @@ pub fn report(open: &Open, registry: &VerifiedRegistry, mountpoint: &str, concer
             version: registry.version(),
             valid_until: registry.valid_until().to_string(),
             signatures: registry.signers().to_vec(),
+            anchors: found.anchors.clone(),
+            threshold: found.threshold,
+            officers: found.officers,
         },
         replicas: replicas.collect(),
         scrub: Scrub::default(),

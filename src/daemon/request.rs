@@ -5,10 +5,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::policy::Kind;
 use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
 
-/// How the source of a mount under a laboratory registry begins in the mount table. Spaces would be hard to read there.
-const LABORATORY: &str = "not-sovereign:laboratory-registry:";
+/// How the source of a mount begins in the mount table when the volume is not sovereign. Spaces would be hard to read
+/// there. Officers and their keys are not named: they change, and a line of fstab(5) has to stay the same.
+const NOT_SOVEREIGN: [(Kind, &str); 2] =
+    [(Kind::Laboratory, "not-sovereign:laboratory-registry:"), (Kind::Private, "not-sovereign:private-registry:")];
 
 /// Where the documents are that approve devices.
 #[derive(Clone, Debug)]
@@ -85,14 +88,18 @@ pub fn join(sources: &[PathBuf]) -> String {
     sources.iter().map(|source| source.to_string_lossy()).collect::<Vec<_>>().join(":")
 }
 
+/// What a source of the mount table names, without what is said before it of a volume that is not sovereign.
+fn named(source: &[u8]) -> Vec<PathBuf> {
+    let shown = NOT_SOVEREIGN.iter().find_map(|(_, begin)| source.strip_prefix(begin.as_bytes()));
+    let names = shown.unwrap_or(source).split(|&byte| byte == b':').filter(|name| !name.is_empty());
+    names.map(|name| PathBuf::from(OsStr::from_bytes(name))).collect()
+}
+
 impl Request {
     /// The request of mount(8). `source` is a label, a UUID or the devices with colons between them, or what the mount
     /// table showed of these.
     pub fn of_helper(source: &OsStr, mountpoint: &OsStr, options: MountOptions) -> Self {
-        let source = source.as_bytes();
-        let source = source.strip_prefix(LABORATORY.as_bytes()).unwrap_or(source);
-        let names = source.split(|&byte| byte == b':').filter(|name| !name.is_empty());
-        let sources: Vec<PathBuf> = names.map(|name| PathBuf::from(OsStr::from_bytes(name))).collect();
+        let sources = named(source.as_bytes());
         Self {
             named: join(&sources),
             sources: Sources { devices: sources, name: None },
@@ -106,13 +113,14 @@ impl Request {
 
     /// The source of the mount in the mount table. It shows what was asked for: so mount(8) finds the line of fstab(5)
     /// mounted, and a user can ask for the volume with it. That a volume is not sovereign is said first.
-    pub fn shown(&self, sovereign: bool) -> String {
-        format!("{}{}", if sovereign { "" } else { LABORATORY }, self.named)
+    pub fn shown(&self, kind: Kind) -> String {
+        let begin = NOT_SOVEREIGN.iter().find(|(other, _)| *other == kind).map_or("", |(_, begin)| begin);
+        format!("{begin}{}", self.named)
     }
 
     /// Whether a mount with this source in the mount table was asked for in the same words.
     pub fn is_shown_as(&self, source: &str) -> bool {
-        source.strip_prefix(LABORATORY).unwrap_or(source) == self.named
+        join(&named(source.as_bytes())) == self.named
     }
 }
 
@@ -125,14 +133,16 @@ mod tests {
     fn what_the_mount_table_shows_can_be_mounted_again() {
         let of = |source: &str| Request::of_helper(OsStr::new(source), OsStr::new("/mnt"), MountOptions::default());
         for source in ["archives", "/dev/a:/dev/b", "/dev/disk/by-id/nvme-A"] {
-            assert_eq!(of(source).shown(true), source);
-            assert!(of(source).is_shown_as(source) && of(source).is_shown_as(&of(source).shown(false)));
-            assert!(!of(source).is_shown_as("another"));
-            let laboratory = of(source).shown(false);
-            assert_eq!(laboratory, format!("not-sovereign:laboratory-registry:{source}"));
-            assert_eq!(of(&laboratory).shown(false), laboratory);
-            assert_eq!(of(&laboratory).sources.devices, of(source).sources.devices);
-            assert_eq!(of(&laboratory).shown(true), source, "a sovereign volume cannot be made to look like none");
+            assert_eq!(of(source).shown(Kind::Sovereign), source);
+            assert!(of(source).is_shown_as(source) && !of(source).is_shown_as("another"));
+            for kind in [Kind::Laboratory, Kind::Private] {
+                let shown = of(source).shown(kind);
+                assert_eq!(shown, format!("not-sovereign:{kind}-registry:{source}"));
+                assert!(of(source).is_shown_as(&shown));
+                assert_eq!(of(&shown).shown(kind), shown);
+                assert_eq!(of(&shown).sources.devices, of(source).sources.devices);
+                assert_eq!(of(&shown).shown(Kind::Sovereign), source, "what it was says nothing of what it is");
+            }
         }
         assert_eq!(of("/dev/a:/dev/b").sources.devices, [PathBuf::from("/dev/a"), PathBuf::from("/dev/b")]);
     }

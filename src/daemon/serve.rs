@@ -19,6 +19,7 @@ use crate::fs;
 use crate::fuse::{Locator, MountConfig, OwnMount, Session, UnmountError, tune_readahead};
 use crate::limits::{CACHE_BYTES_DEFAULT_MAX, CACHE_BYTES_DEFAULT_MIN};
 use crate::os::process::{self, EndSignals, Unmount};
+use crate::policy::kind;
 use crate::problem::{Code, ExitCode, Problem};
 use crate::registry::VerifiedRegistry;
 use crate::units::{Ino, Uuid};
@@ -79,7 +80,7 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
     }
     let concerns = gather::said(&left_out);
     concerns.iter().for_each(|concern| log::error!("{concern}"));
-    let config = config(request, &open);
+    let config = config(request, &registry);
     let (uuid, fs) = (open.uuid(), Arc::clone(open.fs()));
     let served = Served::new(open, request, registry, left_out).map_err(|error| system("starting the watch", error))?;
     let handler = Arc::clone(&served) as Arc<dyn Handler>;
@@ -160,10 +161,10 @@ fn mounted_already(status: &VolumeStatus) -> Problem {
     Problem::new(Code::VolumeMounted, format!("{name} is mounted on {}", status.mountpoint))
 }
 
-fn config(request: &Request, open: &Open) -> MountConfig {
+fn config(request: &Request, registry: &VerifiedRegistry) -> MountConfig {
     MountConfig {
         mountpoint: request.mountpoint.clone(),
-        source: request.shown(open.sovereign()),
+        source: request.shown(kind::on_this_host(registry).kind),
         read_only: request.options.read_only,
         no_exec: request.options.no_exec.unwrap_or(false),
         powersave: request.options.powersave,
@@ -262,7 +263,13 @@ impl Served {
         left_out: Vec<LeftOut>,
     ) -> std::io::Result<Arc<Self>> {
         let mountpoint = request.mountpoint.to_string_lossy().into_owned();
-        let last = Mutex::new(report::report(&open, &registry, &mountpoint, &gather::said(&left_out)));
+        let last = Mutex::new(report::report(
+            &open,
+            &registry,
+            &kind::on_this_host(&registry),
+            &mountpoint,
+            &gather::said(&left_out),
+        ));
         let uuid = open.uuid();
         let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.members()))?;
         let (open, watch) = (RwLock::new(Some(open)), Mutex::new(Some(watch)));
@@ -307,7 +314,7 @@ impl Locator for Served {
         let open = self.open.read();
         let found = self.checker().map(|checker| checker.found());
         match (open.as_ref(), found) {
-            (Some(open), Some(found)) => place::place(open, &found.registry, ino)?.encode(),
+            (Some(open), Some(found)) => place::place(open, &found.registry, &found.kind, ino)?.encode(),
             // The volume is being closed: only those who asked before can still ask.
             _ => Err(fs::Error::NoAttribute),
         }
@@ -321,7 +328,7 @@ impl Handler for Served {
         let mut last = self.last.lock();
         if let (Some(open), Some(found)) = (open.as_ref(), found) {
             let concerns = [found.concerns, gather::said(&self.left_out_still(open))].concat();
-            *last = report::report(open, &found.registry, &self.mountpoint, &concerns);
+            *last = report::report(open, &found.registry, &found.kind, &self.mountpoint, &concerns);
             last.watch = found.watching;
         }
         Ok(last.clone())

@@ -25,6 +25,7 @@ use crate::control::WatchStatus;
 
 use crate::limits::{DEVICE_TIMEOUT_S, SIGNATURES_MAX};
 use crate::os::events::{Events, Waker};
+use crate::policy::{Classified, kind};
 use crate::probe::host::HostFacts;
 use crate::probe::sys::Kernel;
 use crate::problem::{Code, Problem};
@@ -62,6 +63,8 @@ const EVE_S: u64 = 2;
 pub(super) struct InForce {
     /// The registry in force: the last one that verified.
     pub(super) registry: Arc<VerifiedRegistry>,
+    /// What kind it is on this host.
+    pub(super) kind: Classified,
     /// Why the registry file is not the registry in force, when it is not.
     pub(super) concerns: Vec<Problem>,
     /// What makes the watch check.
@@ -103,7 +106,8 @@ impl Watch {
         let mut events = Events::open()?;
         events.follow(&[&documents.registry, &documents.trust]);
         let watching = status(&events);
-        let found = Mutex::new(InForce { registry: Arc::new(registry), concerns: Vec::new(), watching });
+        let kind = kind::on_this_host(&registry);
+        let found = Mutex::new(InForce { registry: Arc::new(registry), kind, concerns: Vec::new(), watching });
         let (turn, queue, ending) = (Mutex::default(), Queue::default(), AtomicBool::new(false));
         let checker = Arc::new(Checker { documents, members, found, turn, queue, ending });
         let mut watch = Self { checker: Arc::clone(&checker), waker: events.waker(), threads: Vec::new() };
@@ -255,8 +259,12 @@ impl Checker {
         if let Some(tomorrow) = soon {
             findings.append(self.members.foresee(&registry, &host, tomorrow));
         }
+        let kind = kind::on_this_host(&registry);
         let mut found = self.found.lock();
-        (found.registry, found.concerns) = (registry, concerns);
+        if found.kind != kind {
+            log::warn!("the volume is {} now{}", kind.kind, because(&kind));
+        }
+        (found.registry, found.kind, found.concerns) = (registry, kind, concerns);
         findings
     }
 
@@ -293,6 +301,11 @@ impl Checker {
         }
         (Arc::clone(&known.registry), vec![concern])
     }
+}
+
+/// What a volume lacks to be sovereign, for the log.
+fn because(found: &Classified) -> String {
+    found.lacking.iter().map(|lacking| format!("; {lacking}")).collect()
 }
 
 fn now_unix_s() -> u64 {

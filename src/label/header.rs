@@ -13,7 +13,7 @@
 //! | 64   | 16   | device UUID |
 //! | 80   | 2    | replica index: the row of this device in the replica table |
 //! | 82   | 2    | replica count: enrolled rows of the table |
-//! | 84   | 1    | 1 sovereign, 0 laboratory registry |
+//! | 84   | 1    | 0 laboratory registry, 1 any other |
 //! | 85   | 1    | length of the volume label |
 //! | 86   | 2    | zero |
 //! | 88   | 8    | time of creation, seconds since 1970, signed |
@@ -60,7 +60,7 @@
 //! # What the wrap binds, and what the MAC binds
 //!
 //! The associated data of each wrapped key is [`RawHeader::wrap_digest`]: SHA-256 of the parts that never change in
-//! the life of a volume (magic, format version, volume UUID, creation, sovereignty, trust anchors).
+//! the life of a volume (magic, format version, volume UUID, creation, kind of registry, trust anchors).
 //!
 //! The digest does not cover the whole header. If it did, a change of the replica table would have to wrap the volume
 //! key anew in every slot, and nobody has all the passphrases at hand. For the same reason it leaves out the feature
@@ -154,8 +154,8 @@ pub struct Fields {
     pub label: String,
     /// Creation, seconds since 1970.
     pub created_unix_s: i64,
-    /// Whether the volume was created under a sovereign registry; else a laboratory one.
-    pub sovereign: bool,
+    /// Whether the volume was created under a laboratory registry.
+    pub laboratory: bool,
     /// SHA-256 of the trust anchors.
     pub trust_digest: [u8; 32],
     /// Blocks of the data area, the same on every replica.
@@ -182,7 +182,7 @@ impl Fields {
             &FORMAT_VERSION.to_le_bytes(),
             &self.volume.0,
             &self.created_unix_s.to_le_bytes(),
-            &[u8::from(self.sovereign)],
+            &[u8::from(!self.laboratory)],
             &self.trust_digest,
         ])
     }
@@ -231,7 +231,7 @@ impl Fields {
             .put(&self.device.0)
             .put(&self.replica_index.to_le_bytes())
             .put(&(u16::try_from(self.replica_count()).unwrap_or(u16::MAX)).to_le_bytes())
-            .put(&[u8::from(self.sovereign), length(&self.label), 0, 0])
+            .put(&[u8::from(!self.laboratory), length(&self.label), 0, 0])
             .put(&self.created_unix_s.to_le_bytes())
             .put(&self.trust_digest)
             .put(&self.data_blocks.to_le_bytes())
@@ -269,7 +269,7 @@ impl Fields {
         let (compat, ro_compat, incompat, sequence) = (r.u64(), r.u64(), r.u64(), r.u64());
         let (volume, device) = (Uuid(r.array()), Uuid(r.array()));
         let (replica_index, replica_count) = (r.u16(), r.u16());
-        let sovereign = flag(r.u8(), "sovereignty")?;
+        let laboratory = !flag(r.u8(), "kind of registry")?;
         let label_len = usize::from(r.u8());
         r.take(2);
         let created_unix_s = r.i64();
@@ -294,7 +294,7 @@ impl Fields {
             replica_index,
             label,
             created_unix_s,
-            sovereign,
+            laboratory,
             trust_digest,
             data_blocks,
             device_bytes,

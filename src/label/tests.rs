@@ -44,7 +44,7 @@ fn fields() -> Fields {
         replica_index: 3,
         label: "archives é".to_owned(),
         created_unix_s: 1_790_000_000,
-        sovereign: true,
+        laboratory: false,
         trust_digest: [0x88; 32],
         data_blocks: data_blocks(SIZE),
         device_bytes: SIZE,
@@ -259,7 +259,7 @@ fn fields_out_of_bounds_are_malformed() {
         (80, 16, "replica index"),
         (81, 0xff, "replica index"),
         (82, 3, "replica count"),
-        (84, 2, "sovereignty"),
+        (84, 2, "kind of registry"),
         (85, 65, "volume label"),
         (85, 10, "volume label"),
         (144, 0x1b, "volume label"),
@@ -356,7 +356,7 @@ fn the_right_secret_unlocks_and_the_wrong_one_does_not() {
 
 #[test]
 fn a_wrapped_key_does_not_open_under_another_immutable_part() {
-    let moved = lockable().clone().changed(|f| f.sovereign = false).unwrap();
+    let moved = lockable().clone().changed(|f| f.laboratory = true).unwrap();
     let refused = unlock(&moved, &moved, "right").unwrap_err();
     assert!(matches!(refused, Error::Crypto(crypto::Error::WrongKey)));
     // What may change without the passphrases does not matter to it.

@@ -163,7 +163,7 @@ impl ApprovedDevice {
             verdict.reasons.push(Problem::new(Code::RegistryRolledBack, text));
         }
         if registry.is_laboratory() != self.laboratory {
-            let text = "a laboratory registry and a sovereign one cannot follow each other";
+            let text = "a laboratory registry and another one cannot follow each other";
             verdict.reasons.push(Problem::new(Code::RegistryKindChanged, text));
         }
         if entry.as_ref().is_some_and(|e| e.identity_digest != self.identity_digest) {

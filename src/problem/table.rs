@@ -20,7 +20,7 @@ codes! {
             en "The trust anchors are neither those that the volume trusts nor successors that their officers have signed."
                "Use the trust.toml of the volume, with every trust.toml.N since and its signatures. No other officers can open it."
         RegistryKindChanged "registry-kind-changed" Refused by "registry-kind"
-            en "A laboratory registry for a sovereign volume, or the other way round."
+            en "A laboratory registry for a volume that was made with another one, or the other way round."
                "Use a registry of the kind the volume was made with. The kind of a volume never changes."
         HostVirtual "host-virtual" Refused by "host"
             en "The host is a virtual machine and the policy does not allow it."

@@ -242,10 +242,12 @@ impl Assembled {
                         signed: another officer's key, another threshold, or an older trust.toml";
             return refuse(Code::RegistryOther, text.to_owned());
         }
-        if registry.is_laboratory() == self.header.sovereign {
-            let text = match self.header.sovereign {
-                true => "the volume is sovereign: it cannot be mounted with a laboratory registry",
-                false => "the volume was made with a laboratory registry: it cannot be mounted with another kind",
+        if registry.is_laboratory() != self.header.laboratory {
+            let text = match self.header.laboratory {
+                false => {
+                    "the volume was made with a registry that is no laboratory's: it cannot be mounted with a laboratory registry"
+                }
+                true => "the volume was made with a laboratory registry: it cannot be mounted with another kind",
             };
             return refuse(Code::RegistryKindChanged, text.to_owned());
         }

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::content;
 use super::error::{Error, System};
-use crate::audit::{self, Event, ReplicaFacts};
+use crate::audit::{self, Event, RegistryFacts, ReplicaFacts};
 use crate::crypto::{KdfParams, Secret, VolumeKey, derive_slot_key, random_bytes, wrap_key};
 use crate::device::AlignedBuf;
 use crate::fs::Fs;
@@ -16,7 +16,7 @@ use crate::label::{self, Area, Fields, Header, KeySlot, ReplicaRow, Root};
 use crate::limits::{KEY_SLOTS_MAX, REPLICAS_MAX};
 use crate::mirror::{Mirror, State};
 use crate::pages::{Store, StoreOptions};
-use crate::policy::{ApprovedDevice, examine_set};
+use crate::policy::{ApprovedDevice, Kind, examine_set};
 use crate::registry::VerifiedRegistry;
 use crate::units::{BLOCK_SIZE, Uuid};
 
@@ -132,10 +132,11 @@ fn created(devices: &[Arc<ApprovedDevice>], registry: &VerifiedRegistry, options
         let entry = device.registry_entry();
         ReplicaFacts::new(index, &entry.registry_id, device.name(), Some(&entry.site), State::InSync)
     };
+    let facts = RegistryFacts::of(registry);
     Event::VolumeCreated {
         label: options.label.clone(),
-        sovereign: !registry.is_laboratory(),
-        registry: registry.into(),
+        sovereign: facts.kind == Kind::Sovereign.as_str(),
+        registry: facts,
         replicas: devices.iter().enumerate().map(replica).collect(),
     }
 }
@@ -171,7 +172,7 @@ fn headers(
         created_unix_s: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX)),
-        sovereign: !registry.is_laboratory(),
+        laboratory: registry.is_laboratory(),
         trust_digest: registry.anchors_digest(),
         data_blocks: smallest,
         device_bytes: 0,

@@ -17,7 +17,7 @@ use super::error::{Error, System};
 use super::members::resync::Resync;
 use super::members::{AtMount, Members};
 use super::{recovery, witness};
-use crate::audit::{Audit, Entry, Event, Known, Object, Reason, ReplicaFacts};
+use crate::audit::{Audit, Entry, Event, Known, Object, Reason, RegistryFacts, ReplicaFacts};
 use crate::fs::Fs;
 use crate::label::Root;
 use crate::limits::COMMIT_INTERVAL_MS;
@@ -62,8 +62,6 @@ pub struct Status {
     pub uuid: Uuid,
     /// Its label.
     pub label: String,
-    /// Whether its registry is a sovereign one; else a laboratory's.
-    pub sovereign: bool,
     /// Why no change is accepted, when none is.
     pub read_only: Option<String>,
     /// Whether changes stay refused until the volume is mounted again, whatever becomes of the replicas.
@@ -365,11 +363,6 @@ impl Open {
         &self.members.header().label
     }
 
-    /// Whether its registry is a sovereign one; else a laboratory's.
-    pub fn sovereign(&self) -> bool {
-        self.members.header().sovereign
-    }
-
     /// What is true at this moment.
     pub fn status(&self) -> Status {
         let mirror = self.store.mirror();
@@ -390,7 +383,6 @@ impl Open {
         Status {
             uuid: self.members.header().volume,
             label: self.members.header().label.clone(),
-            sovereign: self.members.header().sovereign,
             read_only: self.store.writable().err().map(|error| error.to_string()),
             needs_remount: self.store.poisoned().is_some(),
             generation,
@@ -425,7 +417,7 @@ impl Open {
             degraded: options.degraded,
             after_crash: audit.ended_by_crash()?,
             generation: choice.root.generation.0,
-            registry: registry.into(),
+            registry: RegistryFacts::of(registry),
             replicas: choice.states.iter().enumerate().map(replica).collect(),
         };
         let too_few = opening.too_few.as_ref().map(|why| Reason::new(Code::Policy, why));

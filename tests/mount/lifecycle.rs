@@ -40,7 +40,9 @@ fn status_says_who_holds_what() {
     let lab = Lab::mounted(2, 64);
     let status = lab.status();
     assert_eq!(status["state"], "healthy", "{status}");
-    assert_eq!(status["sovereign"], false);
+    assert_eq!((&status["sovereign"], &status["kind"]), (&false.into(), &"laboratory".into()));
+    assert_eq!((&status["registry"]["threshold"], &status["registry"]["officers"]), (&2.into(), &2.into()));
+    assert_eq!(status["registry"]["anchors"].as_str().map(str::len), Some(64));
     assert_eq!(status["mountpoint"], lab.mountpoint.to_str().unwrap());
     assert_eq!(status["registry"]["signatures"].as_array().unwrap().len(), 2);
     for (replica, disk) in status["replicas"].as_array().unwrap().iter().zip(&lab.disks) {

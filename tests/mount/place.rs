@@ -45,7 +45,7 @@ fn every_file_says_where_it_is() {
     assert_eq!(code, Some(0), "{said}");
     assert_eq!((&said["kind"], &said["committed"]), (&"file".into(), &true.into()));
     assert_eq!((&said["size_bytes"], &said["stored_bytes"]), (&10_000.into(), &12_288.into()));
-    assert_eq!(said["volume"]["sovereign"], false);
+    assert_eq!((&said["volume"]["sovereign"], &said["volume"]["kind"]), (&false.into(), &"laboratory".into()));
     assert_eq!(said["registry"]["signatures"].as_array().unwrap().len(), 2);
     for (replica, disk) in said["replicas"].as_array().unwrap().iter().zip(&lab.disks) {
         assert_eq!(replica["device"], disk.device.to_str().unwrap());

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use crate::policy::{EXPIRY_WARNING_DAYS, expiries, standing};
+use crate::policy::kind::{self, AUTHORITY_PATH};
+use crate::policy::{Classified, EXPIRY_WARNING_DAYS, expiries, standing};
 use crate::problem::Code;
 use crate::registry::{Certification, Date, DeviceEntry, IdentityField, Registry, Signature, Site, TrustAnchors, hex};
 
@@ -21,10 +22,7 @@ pub(super) fn registry(registry: &Registry, today: Date) -> String {
         registry.valid_until,
         left(today, registry.valid_until)
     );
-    text.push_str(match policy.is_laboratory() {
-        true => "A laboratory registry: a volume made with it is never sovereign.\n",
-        false => "A sovereign registry.\n",
-    });
+    text.push_str(&floor(registry, today));
     let transports: Vec<&str> = policy.transports.iter().map(|t| t.as_str()).collect();
     let certifications = match policy.certifications.is_empty() {
         true => "none is required".to_owned(),
@@ -51,6 +49,31 @@ pub(super) fn registry(registry: &Registry, today: Date) -> String {
         text.push_str(&of_device(registry, device, today));
     }
     text + "\n" + CLAIM
+}
+
+/// What the registry can make of a volume, whoever signs it.
+fn floor(registry: &Registry, today: Date) -> String {
+    if registry.policy.is_laboratory() {
+        return "A laboratory registry: a volume made with it is never sovereign.\n".to_owned();
+    }
+    // How many must sign is not in the registry, and has its own line.
+    let lacking = kind::floor(registry, usize::MAX, Some(today));
+    let mut text = match lacking.is_empty() {
+        true => format!(
+            "Good for a sovereign volume, where {AUTHORITY_PATH} names its trust anchors and two officers must sign.\n"
+        ),
+        false => "Good for a private volume. Not for a sovereign one, because:\n".to_owned(),
+    };
+    lacking.iter().for_each(|lacking| text.push_str(&format!("  {lacking}\n")));
+    text
+}
+
+/// The kind of a verified registry on this host.
+pub(super) fn kind_of(found: &Classified) -> String {
+    let Classified { kind, lacking, threshold, officers, anchors } = found;
+    let mut text = format!("{kind} registry, {threshold} of {officers} officers, trust anchors {anchors}\n");
+    lacking.iter().for_each(|lacking| text.push_str(&format!("  not sovereign: {lacking}\n")));
+    text
 }
 
 fn of_site(site: &Site, today: Date) -> String {
