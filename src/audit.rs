@@ -37,6 +37,7 @@
 
 use crate::{fs, registry};
 
+mod accepted;
 mod event;
 pub mod record;
 mod reports;
@@ -45,6 +46,7 @@ mod tests;
 mod trail;
 mod verify;
 
+pub use accepted::Accepted;
 pub use event::{Actor, Entry, Event, Known, Object, Reason, RegistryFacts, ReplicaFacts};
 pub use reports::Reports;
 pub use trail::{Audit, Head, REPEAT_WINDOW, begin_with, check, last_host};

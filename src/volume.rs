@@ -17,6 +17,7 @@
 //! | no label copy of a device can be read or authenticates | the device is left out and named; its replica counts as absent, and as faulty in the status |
 //! | wrong secret | refused after the full cost of every key slot |
 //! | registry of another kind, other trust anchors, or an older version than the volume has seen | refused |
+//! | registry of the version that the trail names last, and another document | refused |
 //! | trust anchors that the officers of those in force have signed as their successors | in force from this mount's first commit |
 //! | every replica of the newest root present, at most one root behind | mounted |
 //! | one of them absent or further behind | refused unless `degraded` |

@@ -280,6 +280,19 @@ impl Checker {
                     known.registry.version()
                 ),
             ),
+            Ok(registry)
+                if registry.version() == known.registry.version()
+                    && registry.document_digest() != known.registry.document_digest() =>
+            {
+                Problem::new(
+                    Code::RegistryEquivocal,
+                    format!(
+                        "{} is another document than the registry of the same version {} that is in force, which stays",
+                        self.documents.registry.display(),
+                        registry.version()
+                    ),
+                )
+            }
             Ok(registry) if !registry.is_trusted_by(&known.registry.anchors_digest()) => Problem::new(
                 Code::RegistryOther,
                 format!(
@@ -363,9 +376,16 @@ mod tests {
 
         /// Issues the next version of the registry.
         fn issue(&self, change: impl FnOnce(&mut Registry)) {
+            self.reissue(|registry| {
+                change(registry);
+                registry.version += 1;
+            });
+        }
+
+        /// Issues the registry once more, changed, with or without another version.
+        fn reissue(&self, change: impl FnOnce(&mut Registry)) {
             let mut registry = self.registry.lock();
             change(&mut registry);
-            registry.version += 1;
             let signed = self.officers.sign(&registry).unwrap();
             for (officer, signature) in signed.signatures {
                 std::fs::write(self.dir.path().join(format!("registry.toml.{officer}.minisig")), signature).unwrap();
@@ -381,8 +401,16 @@ mod tests {
             let secret = Secret::new(b"correct horse".to_vec()).unwrap();
             let options = CreateOptions { kdf: KdfParams::FLOOR, ..CreateOptions::default() };
             volume::create(approved(), &registry, &secret, &options).unwrap();
-            let assembled = Sealed::read(approved()).unwrap().unlock(&secret).unwrap();
-            (assembled.open(&registry, &OpenOptions::default()).unwrap(), registry)
+            (self.mount(&OpenOptions::default()).unwrap(), registry)
+        }
+
+        /// Opens the volume, which is there already, under the registry as it is now.
+        fn mount(&self, options: &OpenOptions) -> Result<volume::Open, volume::Error> {
+            let registry = devices::load_registry(&self.documents()).unwrap();
+            let (host, today) = (HostFacts::read(&Kernel), devices::today().unwrap());
+            let approve = |d: &Arc<FaultyDevice>| ApprovedDevice::approve(d.clone(), &registry, &host, today).unwrap();
+            let secret = Secret::new(b"correct horse".to_vec()).unwrap();
+            Sealed::read(self.devices.iter().map(approve).collect())?.unlock(&secret)?.open(&registry, options)
         }
     }
 
@@ -428,6 +456,53 @@ mod tests {
     #[test]
     fn p2_a_device_revoked_while_another_does_not_say_who_it_is_is_fenced_at_once() {
         revoked_while_another_hangs(Operation::Facts);
+    }
+
+    /// Two documents of one version, both signed. The volume takes what it has seen along, to whatever host.
+    #[test]
+    fn p1_another_registry_of_the_same_version_is_refused_on_every_host() {
+        let watched = Watched::new();
+        watched.open().0.close().unwrap();
+        let code = |result: Result<volume::Open, volume::Error>| result.err().map(|error| error.code());
+        watched.reissue(|registry| registry.policy.certifications = vec!["another".into()]);
+        watched.reissue(|registry| registry.policy.certifications.clear());
+        watched.mount(&OpenOptions::default()).unwrap().close().unwrap();
+        let until = watched.registry.lock().valid_until;
+        let longer = Date::from_unix(now_unix_s() + 60 * DAY_S).unwrap();
+        for read_only in [false, true] {
+            watched.reissue(|registry| registry.valid_until = longer);
+            let options = OpenOptions { read_only, ..OpenOptions::default() };
+            assert_eq!(code(watched.mount(&options)), Some(Code::RegistryEquivocal));
+            watched.reissue(|registry| registry.valid_until = until);
+            watched.mount(&options).unwrap().close().unwrap();
+        }
+        // The next version may say what it likes, once.
+        watched.issue(|registry| registry.valid_until = longer);
+        watched.mount(&OpenOptions::default()).unwrap().close().unwrap();
+        watched.reissue(|registry| registry.valid_until = until);
+        assert_eq!(code(watched.mount(&OpenOptions::default())), Some(Code::RegistryEquivocal));
+    }
+
+    #[test]
+    fn p1_another_registry_of_the_same_version_does_not_come_into_force_while_mounted() {
+        let watched = Watched::new();
+        watched.issue(|registry| registry.devices[1].status = Status::Revoked);
+        watched.issue(|registry| registry.devices[1].status = Status::Approved);
+        let (open, registry) = watched.open();
+        let watch = Watch::start(watched.documents(), registry, Arc::clone(open.members()), open.clock()).unwrap();
+        watched.issue(|registry| registry.devices[1].status = Status::Revoked);
+        within(SETTLING_MAX * 5, "the fence", || open.members().state(1) == State::Refused);
+        let digest = watch.checker().found().registry.document_digest();
+        watched.reissue(|registry| registry.devices[1].status = Status::Approved);
+        let said = || watch.checker().found().concerns.iter().any(|why| why.code == Code::RegistryEquivocal);
+        within(SETTLING_MAX * 5, "the refusal", said);
+        assert_eq!(watch.checker().found().registry.document_digest(), digest);
+        assert!(open.members().device(1).unwrap().fence_reason().is_some());
+        watched.issue(|_| {});
+        within(SETTLING_MAX * 5, "the next version", || open.members().device(1).unwrap().verdict().approved);
+        assert!(watch.checker().found().concerns.is_empty());
+        drop(watch);
+        open.close().unwrap();
     }
 
     #[test]

@@ -15,8 +15,8 @@ pub(super) const WHAT: &str = "the registry";
 document! {
     /// The registry document, as `registry.toml` holds it.
     pub struct Registry then Registry::period {
-        version: u64 = VERSION; ["registry-rolled-back"]
-            "Grows with every issue. A registry older than a volume has seen is refused.";
+        version: u64 = VERSION; ["registry-rolled-back", "registry-equivocal"]
+            "Grows with every issue. A registry older than a volume has seen is refused, and so is another one of the same version.";
         issued: Date = DAY; ["registry-not-yet-valid"]
             "First day of validity.";
         valid_until: Date = DAY; ["registry-expired"]

@@ -316,6 +316,11 @@ fn officers_are_replaced_by_the_officers_before_them_only() {
     assert!(verify(document, &[file("a", &a), file("b", &b)], &next).is_err());
     let old = verify(document, &[file("a", &a), file("c", &c)], &lab.anchors).unwrap();
     assert!(!old.is_trusted_by(&next.digest()), "who has seen the new officers does not go back");
+    // Another succession of the same version, signed by the same officers.
+    let (other, keys) = succeed(&lab, "b", "e", &[0, 1]).unwrap();
+    let e = sign(document, &keys.secret, None, "test").unwrap();
+    let registry = verify(document, &[file("a", &a), file("e", &e)], &other).unwrap();
+    assert!(registry.is_trusted_by(&lab.anchors.digest()) && !registry.is_trusted_by(&next.digest()));
     // Without the signatures, the successor is anchors like any other, and replaces nothing.
     let unsigned = TrustAnchors::parse(lab.anchors.successor(&["c".into()], &[], None).unwrap().as_bytes()).unwrap();
     assert!(unsigned.replaced().is_empty());

@@ -9,14 +9,18 @@ use std::sync::Arc;
 use super::diverged::{self, Side};
 use super::error::{Error, System};
 use super::recovery;
+use crate::audit::Accepted;
 use crate::crypto::{Keys, VolumeKey};
 use crate::device::BlockDevice;
+use crate::fs;
 use crate::label::{self, Header, Root};
+use crate::meta::Meta;
 use crate::mirror;
+use crate::pages::Store;
 use crate::pages::provisional::Proof;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
-use crate::registry::VerifiedRegistry;
+use crate::registry::{VerifiedRegistry, hex};
 use crate::units::Uuid;
 
 /// How a volume is opened.
@@ -255,6 +259,26 @@ impl Assembled {
             let text =
                 format!("registry version {}, the volume has seen {}", registry.version(), root.registry_version);
             return refuse(Code::RegistryRolledBack, text);
+        }
+        Ok(())
+    }
+
+    /// Compares the registry with the last one that the volume's own trail names. Two documents of one version, both
+    /// signed, mean that somebody shows different ones to different hosts. To be called before the volume is written to.
+    pub(super) fn check_equivocation(&self, registry: &VerifiedRegistry, store: &Arc<Store>) -> Result<(), Error> {
+        let meta = store.open_database().map_err(fs::Error::from)?;
+        let meta = Meta::open(meta).map_err(fs::Error::from)?;
+        let last = |before| meta.read(|view| Ok::<_, fs::Error>(view.audit_last(before)?));
+        let Some(accepted) = Accepted::last(last)? else { return Ok(()) };
+        let digest = hex(&registry.document_digest());
+        if accepted.version == registry.version() && accepted.sha256 != digest {
+            return Err(Error::Registry(vec![Problem::new(
+                Code::RegistryEquivocal,
+                format!(
+                    "registry version {} has the digest {digest}; the volume has seen a version {} with the digest {}",
+                    accepted.version, accepted.version, accepted.sha256
+                ),
+            )]));
         }
         Ok(())
     }

@@ -100,6 +100,7 @@ impl Assembled {
         let enrolled = if options.enrol { self.enrol()? } else { Vec::new() };
         let mut plan = self.plan(registry, options)?;
         let store = self.open_store(registry, options, &mut plan)?;
+        self.check_equivocation(registry, &store)?;
         let Plan { choice, rings, behind, left_at, mut opening, .. } = plan;
         opening.left_out = self.unfit.iter().map(ToString::to_string).collect();
         let newer = store.quorum().saw_registry(&Arc::new(registry.clone()));
