@@ -8,6 +8,7 @@
 //! [`registry`](crate::registry).
 
 mod approved;
+pub mod clock;
 mod entry;
 mod examine;
 pub mod kind;

@@ -23,6 +23,7 @@
 //! | one of them absent or further behind | refused unless `degraded` |
 //! | a replica the newest root does not name | left behind: not read; resynced when mounted for writing, else `stale` |
 //! | two replicas that each went on without the other | refused, both named, until somebody discards one of them |
+//! | a clock that shows an earlier time than the newest root or the host's witness | refused unless `accept_clock` |
 //! | newest root older than the host's witness | refused: the whole volume was rolled back |
 
 mod assembled;

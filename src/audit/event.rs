@@ -196,6 +196,9 @@ pub enum Event {
         /// The generation that was found.
         found: u64,
     },
+    /// A clock that shows an earlier time than one that has been was accepted with the option `accept-clock`; the reason
+    /// says which.
+    ClockAccepted,
     /// A replica came into another state, for these reasons. `refused` is the policy's word, `faulty` the device's.
     /// `resyncing` and then `in-sync` are a resync that began and ended well.
     ReplicaState {

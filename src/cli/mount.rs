@@ -15,7 +15,7 @@ use crate::problem::{Code, ExitCode, Problem};
 /// Arguments of `scelle mount`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
-    /// Mount options: ro, degraded, noexec, suid, dev, sync, powersave, idle=TIME, cache=SIZE, accept-rollback, registry=FILE, trust=FILE, passphrase-file=FILE
+    /// Mount options: ro, degraded, noexec, suid, dev, sync, powersave, idle=TIME, cache=SIZE, accept-rollback, accept-clock=DAY, registry=FILE, trust=FILE, passphrase-file=FILE
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Stay in front, and unmount on Ctrl-C

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::daemon::MountOptions;
 use crate::problem::{Code, Problem};
+use crate::registry::Date;
 
 /// What an option does with what is already set.
 enum Effect {
@@ -12,13 +13,14 @@ enum Effect {
     SetValue(fn(&mut MountOptions, PathBuf)),
     SetBytes(fn(&mut MountOptions, u64)),
     SetTime(fn(&mut MountOptions, Duration)),
+    SetDay(fn(&mut MountOptions, Date)),
     /// The option means something to mount(8), systemd or the kernel's defaults, and nothing here.
     Neutral,
     /// The same for an option with a value: mount(8) reads it in the mount table and repeats it when it remounts.
     NeutralValue,
 }
 
-use Effect::{Neutral, NeutralValue, Set, SetBytes, SetTime, SetValue};
+use Effect::{Neutral, NeutralValue, Set, SetBytes, SetDay, SetTime, SetValue};
 
 /// Every option that is understood. Names starting with `x-` or `X-` are comments to us, as fstab(5) has it.
 const TABLE: &[(&str, Effect)] = &[
@@ -27,6 +29,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("remount", Set(|o| o.remount = true)),
     ("degraded", Set(|o| o.degraded = true)),
     ("accept-rollback", Set(|o| o.accept_rollback = true)),
+    ("accept-clock", SetDay(|o, v| o.accept_clock = Some(v))),
     ("exec", Set(|o| o.no_exec = Some(false))),
     ("noexec", Set(|o| o.no_exec = Some(true))),
     ("suid", Set(|o| o.suid = Some(true))),
@@ -101,7 +104,14 @@ pub fn parse(lists: &[String]) -> Result<MountOptions, Problem> {
                     return Err(Problem::new(Code::MountOptionValue, text));
                 }
             },
-            (SetValue(_) | SetBytes(_) | SetTime(_) | NeutralValue, None) | (SetValue(_), Some(_)) => {
+            (SetDay(set), Some(value)) => match Date::parse(value) {
+                Some(day) => set(&mut options, day),
+                None => {
+                    let text = format!("mount option '{name}' takes a day such as 2026-11-21, not '{value}'");
+                    return Err(Problem::new(Code::MountOptionValue, text));
+                }
+            },
+            (SetValue(_) | SetBytes(_) | SetTime(_) | SetDay(_) | NeutralValue, None) | (SetValue(_), Some(_)) => {
                 return Err(Problem::new(Code::MountOptionValue, format!("mount option '{name}' needs a value")));
             }
             (Neutral, None) | (NeutralValue, Some(_)) => {}
@@ -223,6 +233,8 @@ mod tests {
             ("registry", "mount-option-value"),
             ("registry=", "mount-option-value"),
             ("cache", "mount-option-value"),
+            ("accept-clock", "mount-option-value"),
+            ("accept-clock=today", "mount-option-value"),
             ("cache=much", "mount-option-value"),
             ("nofail=yes", "mount-option-value"),
         ] {

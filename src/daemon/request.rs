@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::policy::Kind;
 use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
+use crate::registry::Date;
 
 /// How the source of a mount begins in the mount table when the volume is not sovereign. Spaces would be hard to read
 /// there. Officers and their keys are not named: they change, and a line of fstab(5) has to stay the same.
@@ -33,6 +34,8 @@ pub struct MountOptions {
     pub degraded: bool,
     /// Go on although every device shows an older state than this host has seen.
     pub accept_rollback: bool,
+    /// Go on, on this day, although the clock shows an earlier time than one that has been.
+    pub accept_clock: Option<Date>,
     /// Let nobody execute anything. If the mount does not say, execution is allowed.
     pub no_exec: Option<bool>,
     /// Honour set-user-id and set-group-id bits. If the mount does not say, they are not honoured.

@@ -71,6 +71,8 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
         degraded: request.options.degraded,
         accept_rollback: request.options.accept_rollback,
         enrol: false,
+        accept_clock: request.options.accept_clock,
+        now_unix_s: None,
         cache_bytes: request.options.cache_bytes.unwrap_or_else(default_cache_bytes),
         witness: Some(WITNESS_DIR.into()),
     };
@@ -271,7 +273,7 @@ impl Served {
             &gather::said(&left_out),
         ));
         let uuid = open.uuid();
-        let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.members()))?;
+        let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.members()), open.clock())?;
         let (open, watch) = (RwLock::new(Some(open)), Mutex::new(Some(watch)));
         Ok(Arc::new(Self { open, watch, last, mountpoint, uuid, left_out }))
     }

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -25,6 +25,7 @@ use crate::control::WatchStatus;
 
 use crate::limits::{DEVICE_TIMEOUT_S, SIGNATURES_MAX};
 use crate::os::events::{Events, Waker};
+use crate::policy::clock::{Clock, now_unix_s};
 use crate::policy::{Classified, kind};
 use crate::probe::host::HostFacts;
 use crate::probe::sys::Kernel;
@@ -76,8 +77,8 @@ pub(super) struct Checker {
     documents: Documents,
     members: Arc<Members>,
     found: Mutex<InForce>,
-    /// Held for a whole check, so that no older registry follows a newer one.
-    turn: Mutex<()>,
+    /// The days. Held for a whole check, so that no older registry follows a newer one.
+    turn: Mutex<Clock>,
     queue: Queue,
     ending: AtomicBool,
 }
@@ -102,13 +103,15 @@ impl Watch {
         documents: Documents,
         registry: VerifiedRegistry,
         members: Arc<Members>,
+        clock: Clock,
     ) -> std::io::Result<Self> {
         let mut events = Events::open()?;
         events.follow(&[&documents.registry, &documents.trust]);
         let watching = status(&events);
         let kind = kind::on_this_host(&registry);
         let found = Mutex::new(InForce { registry: Arc::new(registry), kind, concerns: Vec::new(), watching });
-        let (turn, queue, ending) = (Mutex::default(), Queue::default(), AtomicBool::new(false));
+        let (queue, ending) = (Queue::default(), AtomicBool::new(false));
+        let turn = Mutex::new(clock);
         let checker = Arc::new(Checker { documents, members, found, turn, queue, ending });
         let mut watch = Self { checker: Arc::clone(&checker), waker: events.waker(), threads: Vec::new() };
         let named = |name: &str| std::thread::Builder::new().name(name.into());
@@ -248,10 +251,17 @@ impl Checker {
 
     /// Checks the registry and every device now. A device that is refused is fenced when this returns.
     fn check(&self) -> Findings {
-        let _turn = self.turn.lock();
+        let mut clock = self.turn.lock();
         let mut findings = Findings::default();
-        let Ok(today) = devices::today() else { return findings };
         let known = self.found();
+        let today = match clock.today() {
+            Ok(today) => today,
+            Err(problem) => {
+                self.concern(&known, &problem);
+                self.found.lock().concerns = vec![problem.clone()];
+                return self.members.refuse(&problem);
+            }
+        };
         let (registry, concerns) = self.registry(&known, &mut findings);
         let host = HostFacts::read(&Kernel);
         findings.append(self.members.check(&registry, &host, today));
@@ -266,6 +276,15 @@ impl Checker {
         }
         (found.registry, found.kind, found.concerns) = (registry, kind, concerns);
         findings
+    }
+
+    /// Logs a problem that is new. Returns whether it is.
+    fn concern(&self, known: &InForce, problem: &Problem) -> bool {
+        let is_new = !known.concerns.iter().any(|before| before.code == problem.code && before.text == problem.text);
+        if is_new {
+            log::error!("{problem}");
+        }
+        is_new
     }
 
     /// The registry that is in force from now on; and, if the file is another one, the problem with it.
@@ -308,8 +327,7 @@ impl Checker {
             }
             Err(problem) => Problem { text: format!("{}; the registry in force stays", problem.text), ..problem },
         };
-        if !known.concerns.contains(&concern) {
-            log::error!("{concern}");
+        if self.concern(&known, &concern) {
             findings.tell(Audit::registry_refused(&concern));
         }
         (Arc::clone(&known.registry), vec![concern])
@@ -319,10 +337,6 @@ impl Checker {
 /// What a volume lacks to be sovereign, for the log.
 fn because(found: &Classified) -> String {
     found.lacking.iter().map(|lacking| format!("; {lacking}")).collect()
-}
-
-fn now_unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// When to check next because of the clock, in seconds since 1970: at the end of the day (UTC), when validities end, or
@@ -341,8 +355,8 @@ mod tests {
     use crate::device::faulty::{Effect, Fault, FaultyDevice, Operation};
     use crate::device::memory::MemoryDevice;
     use crate::mirror::State;
-    use crate::policy::ApprovedDevice;
     use crate::policy::laboratory::{self, Officers};
+    use crate::policy::{ApprovedDevice, clock};
     use crate::registry::{Registry, Status};
     use crate::volume::{self, CreateOptions, OpenOptions, Sealed};
 
@@ -428,7 +442,7 @@ mod tests {
         let watched = Watched::new();
         let (open, registry) = watched.open();
         let members = Arc::clone(open.members());
-        let watch = Watch::start(watched.documents(), registry, Arc::clone(&members)).unwrap();
+        let watch = Watch::start(watched.documents(), registry, Arc::clone(&members), open.clock()).unwrap();
         let version = |watch: &Watch| watch.checker().found().registry.version();
         within(SETTLING_MAX * 5, "the first look", || watch.checker.queue.findings.lock().is_none());
         watched.devices[0].inject(Fault::always(operation, Effect::Hang));
@@ -500,6 +514,54 @@ mod tests {
         assert!(open.members().device(1).unwrap().fence_reason().is_some());
         watched.issue(|_| {});
         within(SETTLING_MAX * 5, "the next version", || open.members().device(1).unwrap().verdict().approved);
+        assert!(watch.checker().found().concerns.is_empty());
+        drop(watch);
+        open.close().unwrap();
+    }
+
+    #[test]
+    fn p2_a_volume_is_refused_under_a_clock_that_was_set_back() {
+        let watched = Watched::new();
+        watched.open().0.close().unwrap();
+        let code = |options: &OpenOptions| watched.mount(options).err().map(|error| error.code());
+        let at = |now_unix_s| OpenOptions { now_unix_s: Some(now_unix_s), ..OpenOptions::default() };
+        let before = now_unix_s() - clock::TOLERANCE_S;
+        assert_eq!(code(&at(before - 60)), Some(Code::ClockWentBack));
+        assert_eq!(code(&OpenOptions { read_only: true, ..at(before - 60) }), Some(Code::ClockWentBack));
+        assert_eq!(code(&at(before + 600)), None);
+        // The note of this host, of a time that the devices do not know.
+        let folder = tempfile::tempdir().unwrap();
+        let noted = OpenOptions { witness: Some(folder.path().to_owned()), ..OpenOptions::default() };
+        watched.mount(&noted).unwrap().close().unwrap();
+        for entry in std::fs::read_dir(folder.path()).unwrap().flatten() {
+            let later = std::time::SystemTime::now() + Duration::from_secs(clock::TOLERANCE_S + 60);
+            std::fs::File::options().append(true).open(entry.path()).unwrap().set_modified(later).unwrap();
+        }
+        assert_eq!(code(&noted), Some(Code::ClockWentBack));
+        // Accepted for one day, and said.
+        let today = devices::today().unwrap();
+        let yesterday = Date::from_unix(now_unix_s() - DAY_S);
+        assert_eq!(code(&OpenOptions { accept_clock: yesterday, ..noted.clone() }), Some(Code::ClockWentBack));
+        let open = watched.mount(&OpenOptions { accept_clock: Some(today), ..noted.clone() }).unwrap();
+        let trail = open.audit().page(0).unwrap().concat();
+        assert!(String::from_utf8(trail).unwrap().contains("\"event\":\"clock-accepted\""));
+        open.close().unwrap();
+        assert_eq!(code(&noted), None);
+    }
+
+    #[test]
+    fn p2_no_device_is_approved_under_a_clock_that_was_set_back_while_mounted() {
+        let watched = Watched::new();
+        let (open, registry) = watched.open();
+        let members = Arc::clone(open.members());
+        let ahead = Clock::starting_at(now_unix_s() + DAY_S);
+        let watch = Watch::start(watched.documents(), registry, Arc::clone(&members), ahead).unwrap();
+        within(SETTLING_MAX * 5, "the refusal", || (0..3).all(|index| members.state(index) == State::Refused));
+        assert_eq!(members.device(0).unwrap().fence_reason().unwrap().code, Code::ClockWentBack);
+        assert_eq!(watch.checker().found().concerns[0].code, Code::ClockWentBack);
+        *watch.checker().turn.lock() = open.clock();
+        watch.checker().check_and_apply();
+        within(Duration::from_secs(60), "all of them", || (0..3).all(|index| members.state(index) == State::InSync));
         assert!(watch.checker().found().concerns.is_empty());
         drop(watch);
         open.close().unwrap();

@@ -20,7 +20,7 @@ use crate::pages::Store;
 use crate::pages::provisional::Proof;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
-use crate::registry::{VerifiedRegistry, hex};
+use crate::registry::{Date, VerifiedRegistry, hex};
 use crate::units::Uuid;
 
 /// How a volume is opened.
@@ -34,6 +34,10 @@ pub struct OpenOptions {
     pub accept_rollback: bool,
     /// Enrol the devices anew that the registry lists otherwise than when they were enrolled ([`Assembled::swapped`]).
     pub enrol: bool,
+    /// Go on, on this day (UTC), although the clock shows an earlier time than one that has been.
+    pub accept_clock: Option<Date>,
+    /// What the clock shows, in seconds since 1970; none: it is asked. Only tests know better.
+    pub now_unix_s: Option<u64>,
     /// Most bytes of sealed blocks that are kept in memory after they were read; 0: none.
     pub cache_bytes: u64,
     /// Folder of the host's witness; none: no rollback is recognised.

@@ -23,8 +23,9 @@ use crate::label::Root;
 use crate::limits::COMMIT_INTERVAL_MS;
 use crate::mirror::{ErrorCounts, Incarnation, Mirror, State, device_offset};
 use crate::pages::{self, Store, StoreOptions, Usage, provisional::Lacking};
-use crate::problem::Code;
-use crate::registry::{VerifiedRegistry, hex};
+use crate::policy::clock::{self, Clock};
+use crate::problem::{Code, Problem};
+use crate::registry::{Date, VerifiedRegistry, hex};
 use crate::units::{Generation, Uuid};
 
 /// How often the commit thread wakes. It commits changes that it finds to have waited for two fifths of the promised
@@ -83,6 +84,7 @@ pub struct Open {
     witness: Option<PathBuf>,
     ticker: Option<Ticker>,
     audit: Arc<Audit>,
+    clock: Clock,
 }
 
 struct Ticker {
@@ -118,7 +120,7 @@ impl Assembled {
         }
         let at_mount = AtMount { left_at, has_before: self.has_before(&choice, &rings) };
         let replicas = std::mem::take(&mut self.replicas);
-        let mut open = self.into_open(options, store, &choice, at_mount)?;
+        let mut open = self.into_open(options, store, &choice, at_mount, Clock::starting_at(opening.clock.0))?;
         open.begin_audit(registry, options, &choice, &opening)?;
         if !options.read_only {
             replicas.iter().try_for_each(|replica| open.members.repair_label(replica))?;
@@ -154,8 +156,9 @@ impl Assembled {
         let left_at = rings.iter().map(|ring| recovery::newest(ring).as_ref().map_or(Generation(0), holds)).collect();
         self.check_registry(registry, &choice.root)?;
         let rolled_back = check_witness(options, volume, choice.root.generation)?;
+        let clock = check_clock(options, volume, &choice.root)?;
         let behind = if options.read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
-        let opening = Opening { rolled_back, incomplete, ..Opening::default() };
+        let opening = Opening { rolled_back, clock, incomplete, ..Opening::default() };
         Ok(Plan { choice, rings, lacking: proof.lacking, behind, left_at, opening })
     }
 
@@ -211,6 +214,7 @@ impl Assembled {
         store: Arc<Store>,
         choice: &recovery::Choice,
         at_mount: AtMount,
+        clock: Clock,
     ) -> Result<Open, Error> {
         let read_only = options.read_only;
         let fs = Arc::new(Fs::open(store.clone())?);
@@ -220,7 +224,7 @@ impl Assembled {
         let keys = self.keys.volume_key().keys(self.header.volume);
         let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, at_mount);
         let (members, witness) = (Arc::new(members), options.witness.clone());
-        Ok(Open { members, store, fs, read_only, witness, ticker: None, audit })
+        Ok(Open { members, store, fs, read_only, witness, ticker: None, audit, clock })
     }
 
     /// The replicas that are present but stale: the root does not name them, or they are too old. And what each of them
@@ -310,6 +314,9 @@ struct Plan {
 struct Opening {
     /// The generation that the witness had seen, when an older one was accepted.
     rolled_back: Option<Generation>,
+    /// The time from which the days are counted, in seconds since 1970; and the problem with the clock that the
+    /// administrator accepted.
+    clock: (u64, Option<Problem>),
     /// Whether the registry is newer than any before, or its officers are others.
     new_registry: bool,
     /// Why the policy lets the volume only be read.
@@ -338,6 +345,24 @@ fn check_witness(options: &OpenOptions, volume: Uuid, found: Generation) -> Resu
     }
 }
 
+/// Compares the clock with the time of the last commit, and with that of the witness. Returns the time from which the days
+/// are counted, and the problem with the clock when the administrator accepts that.
+fn check_clock(options: &OpenOptions, volume: Uuid, root: &Root) -> Result<(u64, Option<Problem>), Error> {
+    let now = options.now_unix_s.unwrap_or_else(clock::now_unix_s);
+    let committed = u64::try_from(root.committed_unix_ns / 1_000_000_000).unwrap_or(0);
+    let mut known = vec![clock::Known { from: "the last commit of the volume", unix_s: committed }];
+    let noted = options.witness.as_ref().and_then(|folder| witness::written_unix_s(folder, volume));
+    known.extend(noted.map(|unix_s| clock::Known { from: "this host's note of the volume", unix_s }));
+    let Err(problem) = clock::check(&known, now) else {
+        return Ok((known.iter().map(|known| known.unix_s).fold(now, u64::max), None));
+    };
+    if options.accept_clock.is_none() || options.accept_clock != Date::from_unix(now) {
+        return Err(Error::Registry(vec![problem]));
+    }
+    log::warn!("volume {volume}: {}; accepted by the administrator", problem.text);
+    Ok((now, Some(problem)))
+}
+
 impl Open {
     /// The filesystem.
     pub fn fs(&self) -> &Arc<Fs> {
@@ -347,6 +372,11 @@ impl Open {
     /// The replicas: which is refused, which comes back.
     pub fn members(&self) -> &Arc<Members> {
         &self.members
+    }
+
+    /// The days, as they are known to this volume.
+    pub fn clock(&self) -> Clock {
+        self.clock
     }
 
     /// The page store below it.
@@ -434,6 +464,9 @@ impl Open {
             let known = |(id, digest): &(String, [u8; 32])| Known { registry_id: id.clone(), identity: hex(digest) };
             let event = Event::ReplicaEnrolled { before: known(&swapped.enrolled), now: known(&swapped.listed) };
             entries.push(Entry::done(audit.user(), audit.replica(swapped.index), event));
+        }
+        if let Some(problem) = &opening.clock.1 {
+            entries.push(Entry::done(audit.user(), Object::Volume, Event::ClockAccepted).because([problem.into()]));
         }
         if opening.new_registry {
             entries.push(Audit::registry_accepted(registry));

@@ -25,6 +25,12 @@ pub fn read(folder: &Path, volume: Uuid) -> std::io::Result<Option<Generation>> 
     Ok(Some(Generation(number)))
 }
 
+/// When the host wrote that down, in seconds since 1970; `None` when it has not, or cannot say.
+pub fn written_unix_s(folder: &Path, volume: Uuid) -> Option<u64> {
+    let modified = std::fs::metadata(file(folder, volume)).and_then(|meta| meta.modified()).ok()?;
+    Some(modified.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs())
+}
+
 /// Remembers a generation: a new file is written beside the old one, synced, and renamed over it.
 ///
 /// # Errors

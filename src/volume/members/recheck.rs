@@ -112,6 +112,24 @@ impl Members {
         findings
     }
 
+    /// Refuses every device, because nothing can be judged. The next [`check`](Self::check) judges them again.
+    pub fn refuse(&self, why: &Problem) -> Findings {
+        let mut findings = Findings { commit: true, ..Findings::default() };
+        for (index, examination) in self.examinations.lock().clone().iter().enumerate() {
+            let Some(device) = self.device(index) else { continue };
+            device.refuse(why.clone());
+            let verdict = device.verdict();
+            self.fence_refused(index, &device, &verdict);
+            // An examination that began before may still approve it: time to look again soon.
+            findings.unsettled |= examination.lasting().is_some();
+            if examination.is_change(true) {
+                findings.tell(self.audit.judged(index, &verdict));
+            }
+        }
+        let _ = self.store.writable();
+        findings
+    }
+
     /// Does what follows from checks: replicas that are approved again come back, the trail tells, and a root records
     /// which replicas are left. May take as long as a device that does not answer.
     pub fn apply(&self, findings: Findings) {
