@@ -54,6 +54,7 @@
 //!    refusal.
 //! 5. The gate of the [`ApprovedDevice`](policy::ApprovedDevice) closes at once, [`mirror`] fences the replica, and the next root
 //!    no longer names it.
+//! 6. An approval is a lease of sixty seconds: each look renews it, and the gate itself looks at it.
 //!
 //! # The walk of a status
 //!

@@ -44,6 +44,9 @@ pub const VALIDITY_DAYS_MAX: i64 = 3653;
 /// Largest document of trust anchors, in bytes.
 pub const TRUST_BYTES_MAX: usize = 64 << 10;
 
+/// How long an approval holds unless it is renewed, in seconds.
+pub const LEASE_S: u64 = 60;
+
 /// Largest file of recognised trust anchors, in bytes.
 pub const AUTHORITY_BYTES_MAX: usize = 64 << 10;
 

@@ -280,10 +280,12 @@ impl Served {
 
     /// Makes the last commit, and ends everything but the control socket.
     fn close(&self) -> Result<(), Problem> {
-        drop(self.watch.lock().take());
+        let mut watch = self.watch.lock().take();
+        watch.iter_mut().for_each(Watch::only_check);
         let open = self.open.write().take();
-        open.map_or(Ok(()), Open::close)
-            .map_err(|error| Problem::new(Code::LastCommit, format!("the last commit failed: {error}")))
+        let closed = open.map_or(Ok(()), Open::close);
+        drop(watch);
+        closed.map_err(|error| Problem::new(Code::LastCommit, format!("the last commit failed: {error}")))
     }
 
     /// The check of registry and devices, until the volume is closed. Its lock is let go of, so that a device that

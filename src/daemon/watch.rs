@@ -23,7 +23,7 @@ use super::request::Documents;
 use crate::audit::Audit;
 use crate::control::WatchStatus;
 
-use crate::limits::{DEVICE_TIMEOUT_S, SIGNATURES_MAX};
+use crate::limits::{DEVICE_TIMEOUT_S, LEASE_S, SIGNATURES_MAX};
 use crate::os::events::{Events, Waker};
 use crate::policy::clock::{Clock, now_unix_s};
 use crate::policy::{Classified, kind};
@@ -54,6 +54,12 @@ const POLL: Duration = Duration::from_millis(1);
 /// Longest time between two checks while a device has not answered.
 const IMPATIENT: Duration = Duration::from_millis(500);
 
+/// How long a check may take before that is said.
+const STALLED: Duration = Duration::from_secs(10);
+
+/// An approval is renewed at least twice before it ends.
+const _: () = assert!(2 * INTERVAL.as_secs() <= LEASE_S);
+
 const DAY_S: u64 = 24 * 60 * 60;
 
 /// How long before midnight the volume is prepared for devices whose approval ends with the day.
@@ -80,8 +86,17 @@ pub(super) struct Checker {
     /// The days. Held for a whole check, so that no older registry follows a newer one.
     turn: Mutex<Clock>,
     queue: Queue,
+    /// Whether no findings are applied any more.
+    closing: AtomicBool,
     ending: AtomicBool,
+    /// Reads and verifies the registry.
+    load: Loader,
+    /// When the check that has not ended began.
+    begun: Mutex<Option<Instant>>,
 }
+
+/// Reads and verifies the registry.
+type Loader = Box<dyn Fn(&Documents) -> Result<VerifiedRegistry, Problem> + Send + Sync>;
 
 /// The findings of checks, for the thread that applies them.
 #[derive(Default)]
@@ -105,19 +120,30 @@ impl Watch {
         members: Arc<Members>,
         clock: Clock,
     ) -> std::io::Result<Self> {
+        Self::start_with(documents, registry, members, clock, Box::new(devices::load_registry))
+    }
+
+    fn start_with(
+        documents: Documents,
+        registry: VerifiedRegistry,
+        members: Arc<Members>,
+        clock: Clock,
+        load: Loader,
+    ) -> std::io::Result<Self> {
         let mut events = Events::open()?;
         events.follow(&[&documents.registry, &documents.trust]);
         let watching = status(&events);
         let kind = kind::on_this_host(&registry);
         let found = Mutex::new(InForce { registry: Arc::new(registry), kind, concerns: Vec::new(), watching });
-        let (queue, ending) = (Queue::default(), AtomicBool::new(false));
+        let (queue, closing, ending) = (Queue::default(), AtomicBool::new(false), AtomicBool::new(false));
         let turn = Mutex::new(clock);
-        let checker = Arc::new(Checker { documents, members, found, turn, queue, ending });
+        let begun = Mutex::default();
+        let checker = Arc::new(Checker { documents, members, found, turn, queue, closing, ending, load, begun });
         let mut watch = Self { checker: Arc::clone(&checker), waker: events.waker(), threads: Vec::new() };
         let named = |name: &str| std::thread::Builder::new().name(name.into());
         let applying = Arc::clone(&checker);
-        watch.threads.push(named("apply").spawn(move || applying.apply_findings())?);
         watch.threads.push(named("watch").spawn(move || checker.run(events))?);
+        watch.threads.push(named("apply").spawn(move || applying.apply_findings())?);
         Ok(watch)
     }
 
@@ -125,17 +151,21 @@ impl Watch {
     pub(super) fn checker(&self) -> &Arc<Checker> {
         &self.checker
     }
-}
 
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.checker.ending.store(true, Ordering::Release);
-        self.waker.wake();
-        // The lock is taken so that the thread that applies is not between looking at `ending` and waiting.
+    /// Goes on with the checks alone, for a volume that is being closed: its last commit needs approved devices, and
+    /// after it nothing may be written.
+    pub(super) fn only_check(&mut self) {
+        self.checker.closing.store(true, Ordering::Release);
+        // The lock is taken so that the thread that applies is not between looking at `closing` and waiting.
         drop(self.checker.queue.findings.lock());
         self.checker.queue.more.notify_all();
+        self.join(1);
+    }
+
+    /// Waits for the threads to end, but for the first `left`. The wait is bounded.
+    fn join(&mut self, left: usize) {
         let deadline = Instant::now() + Duration::from_secs(DEVICE_TIMEOUT_S);
-        for thread in self.threads.drain(..) {
+        for thread in self.threads.drain(left.min(self.threads.len())..) {
             while !thread.is_finished() && Instant::now() < deadline {
                 std::thread::sleep(POLL);
             }
@@ -145,6 +175,15 @@ impl Drop for Watch {
                 log::error!("the watch panicked");
             }
         }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.checker.ending.store(true, Ordering::Release);
+        self.waker.wake();
+        self.only_check();
+        self.join(0);
     }
 }
 
@@ -158,12 +197,12 @@ impl Queue {
         self.more.notify_all();
     }
 
-    /// Waits for findings. None when the watch is to end and all findings are applied.
-    fn next(&self, ending: &AtomicBool) -> Option<Findings> {
+    /// Waits for findings. None when the volume is being closed and all findings are applied.
+    fn next(&self, closing: &AtomicBool) -> Option<Findings> {
         let mut findings = self.findings.lock();
         loop {
             let next = findings.take();
-            if next.is_some() || ending.load(Ordering::Acquire) {
+            if next.is_some() || closing.load(Ordering::Acquire) {
                 return next;
             }
             self.more.wait(&mut findings);
@@ -172,9 +211,19 @@ impl Queue {
 }
 
 impl Checker {
-    /// What is in force, as the last check found it.
+    /// What is in force, as the last check found it; and that the next one does not end, if it does not.
     pub(super) fn found(&self) -> InForce {
-        self.found.lock().clone()
+        let mut found = self.found.lock().clone();
+        let lasting = self.begun.lock().map_or(Duration::ZERO, |begun| begun.elapsed());
+        if lasting >= STALLED {
+            let (registry, s) = (self.documents.registry.display(), lasting.as_secs());
+            let text = format!(
+                "the check of registry and devices has not ended for {s} s: perhaps {registry} cannot be read. Nothing is \
+                 written to a device whose last check began {LEASE_S} s ago or earlier"
+            );
+            found.concerns.push(Problem::new(Code::ApprovalOverdue, text));
+        }
+        found
     }
 
     /// The replicas that are checked.
@@ -186,18 +235,22 @@ impl Checker {
         let mut version = None;
         let (mut looked, mut interval) = (Instant::now(), INTERVAL);
         while !self.ending.load(Ordering::Acquire) {
-            let now = self.file_version();
+            let now = self.timed(|| self.file_version());
             if version.as_ref() != Some(&now) || looked.elapsed() >= interval {
                 let findings = self.check();
                 interval = if findings.unsettled { IMPATIENT } else { INTERVAL };
                 self.queue.add(findings);
                 (version, looked) = (Some(now), Instant::now());
             }
-            events.follow(&[&self.documents.registry, &self.documents.trust]);
+            self.timed(|| events.follow(&[&self.documents.registry, &self.documents.trust]));
             events.alarm(next_alarm(now_unix_s()));
             self.found.lock().watching = status(&events);
             // A change that came before the files were followed shows here.
-            let most = if events.sees_files() && version == Some(self.file_version()) { INTERVAL } else { TICK };
+            let most = if events.sees_files() && version == Some(self.timed(|| self.file_version())) {
+                INTERVAL
+            } else {
+                TICK
+            };
             let mut happened = events.wait(most.min(interval.saturating_sub(looked.elapsed())));
             if happened.files {
                 let begin = Instant::now();
@@ -238,7 +291,7 @@ impl Checker {
 
     /// Applies the findings of checks, until the watch ends.
     fn apply_findings(&self) {
-        while let Some(findings) = self.queue.next(&self.ending) {
+        while let Some(findings) = self.queue.next(&self.closing) {
             self.members.apply(findings);
         }
     }
@@ -251,13 +304,27 @@ impl Checker {
 
     /// Checks the registry and every device now. A device that is refused is fenced when this returns.
     fn check(&self) -> Findings {
-        let mut clock = self.turn.lock();
+        self.timed(|| self.check_at(&mut self.turn.lock()))
+    }
+
+    /// Does what may never end when a file cannot be reached, so that [`found`](Self::found) says so.
+    fn timed<T>(&self, what: impl FnOnce() -> T) -> T {
+        *self.begun.lock() = Some(Instant::now());
+        let done = what();
+        *self.begun.lock() = None;
+        done
+    }
+
+    fn check_at(&self, clock: &mut Clock) -> Findings {
         let mut findings = Findings::default();
         let known = self.found();
         let today = match clock.today() {
             Ok(today) => today,
             Err(problem) => {
-                self.concern(&known, &problem);
+                // Its text has times, which differ each time.
+                if !known.concerns.iter().any(|before| before.code == problem.code) {
+                    log::error!("{problem}");
+                }
                 self.found.lock().concerns = vec![problem.clone()];
                 return self.members.refuse(&problem);
             }
@@ -278,18 +345,9 @@ impl Checker {
         findings
     }
 
-    /// Logs a problem that is new. Returns whether it is.
-    fn concern(&self, known: &InForce, problem: &Problem) -> bool {
-        let is_new = !known.concerns.iter().any(|before| before.code == problem.code && before.text == problem.text);
-        if is_new {
-            log::error!("{problem}");
-        }
-        is_new
-    }
-
     /// The registry that is in force from now on; and, if the file is another one, the problem with it.
     fn registry(&self, known: &InForce, findings: &mut Findings) -> (Arc<VerifiedRegistry>, Vec<Problem>) {
-        let concern = match devices::load_registry(&self.documents) {
+        let concern = match (self.load)(&self.documents) {
             Ok(registry) if registry.version() < known.registry.version() => Problem::new(
                 Code::RegistryRolledBack,
                 format!(
@@ -327,7 +385,8 @@ impl Checker {
             }
             Err(problem) => Problem { text: format!("{}; the registry in force stays", problem.text), ..problem },
         };
-        if self.concern(&known, &concern) {
+        if !known.concerns.contains(&concern) {
+            log::error!("{concern}");
             findings.tell(Audit::registry_refused(&concern));
         }
         (Arc::clone(&known.registry), vec![concern])
@@ -354,10 +413,12 @@ mod tests {
     use crate::device::IdentifiedDevice;
     use crate::device::faulty::{Effect, Fault, FaultyDevice, Operation};
     use crate::device::memory::MemoryDevice;
+    use crate::fs::Caller;
     use crate::mirror::State;
     use crate::policy::laboratory::{self, Officers};
     use crate::policy::{ApprovedDevice, clock};
     use crate::registry::{Registry, Status};
+    use crate::units::Ino;
     use crate::volume::{self, CreateOptions, OpenOptions, Sealed};
 
     /// A volume on three devices in memory, and its documents in a folder.
@@ -514,7 +575,7 @@ mod tests {
         assert!(open.members().device(1).unwrap().fence_reason().is_some());
         watched.issue(|_| {});
         within(SETTLING_MAX * 5, "the next version", || open.members().device(1).unwrap().verdict().approved);
-        assert!(watch.checker().found().concerns.is_empty());
+        within(SETTLING_MAX * 5, "no concern", || watch.checker().found().concerns.is_empty());
         drop(watch);
         open.close().unwrap();
     }
@@ -565,6 +626,51 @@ mod tests {
         assert!(watch.checker().found().concerns.is_empty());
         drop(watch);
         open.close().unwrap();
+    }
+
+    /// The registry lies on a filesystem that does not answer any more.
+    #[test]
+    fn p2_an_approval_ends_when_the_registry_cannot_be_read_any_more() {
+        let watched = Watched::new();
+        let (open, registry) = watched.open();
+        let members = Arc::clone(open.members());
+        let (hangs, waits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let load = {
+            let (hangs, waits) = (Arc::clone(&hangs), Arc::clone(&waits));
+            move |documents: &Documents| {
+                while hangs.load(Ordering::Acquire) {
+                    waits.store(true, Ordering::Release);
+                    std::thread::sleep(POLL);
+                }
+                devices::load_registry(documents)
+            }
+        };
+        let clock = open.clock();
+        let watch =
+            Watch::start_with(watched.documents(), registry, Arc::clone(&members), clock, Box::new(load)).unwrap();
+        hangs.store(true, Ordering::Release);
+        watched.issue(|_| {});
+        within(SETTLING_MAX * 5, "the look that hangs", || waits.load(Ordering::Acquire));
+        let lasting = Instant::now().checked_sub(STALLED).unwrap();
+        *watch.checker.begun.lock() = Some(lasting);
+        assert_eq!(watch.checker().found().concerns[0].code, Code::ApprovalOverdue);
+        // Within the lease it goes on; after it, not one write.
+        let caller = Caller { uid: 0, gid: 0, umask: 0 };
+        let change = |name: &[u8]| {
+            let made = open.fs().mkdir(&caller, Ino::ROOT, name, 0o700);
+            made.and_then(|_| open.fs().checkpoint())
+        };
+        change(b"within the lease").unwrap();
+        let devices: Vec<_> = (0..3).filter_map(|index| members.device(index)).collect();
+        devices.iter().for_each(|device| device.age(Duration::from_secs(LEASE_S)));
+        assert!(devices.iter().all(|device| !device.verdict().approved && device.fence_reason().is_some()));
+        assert!(change(b"after it").is_err());
+        assert!((0..3).all(|index| members.state(index) == State::Refused), "it waited in vain for a renewal");
+        hangs.store(false, Ordering::Release);
+        within(SETTLING_MAX * 5, "the approvals", || devices.iter().all(|device| device.verdict().approved));
+        within(SETTLING_MAX * 5, "no concern", || watch.checker().found().concerns.is_empty());
+        drop(watch);
+        drop(open);
     }
 
     #[test]

@@ -3,15 +3,17 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::clock;
 use super::entry::ApprovedEntry;
 use super::examine::examine_entry;
 use super::{Verdict, in_a_line};
 use crate::device::IdentifiedDevice;
 use crate::device::{self, AlignedBuf, Write};
+use crate::limits::LEASE_S;
 use crate::os::blkid::Signature;
 use crate::probe::host::HostFacts;
 use crate::probe::identity::{DeviceFacts, FactsError};
@@ -73,13 +75,21 @@ impl WriteError {
 /// A block device that the policy approved, with a gate in front of every write.
 ///
 /// [`approve`](Self::approve) is the only constructor, and nothing outside this file can reach the device inside. So
-/// every write goes to a device that was approved, and no new write passes once the gate is closed. After
+/// every write goes to a device that was approved, and no new write passes once the gate is closed.
+///
+/// The approval is a lease. It ends [`LEASE_S`] seconds after the last check that approved the device
+/// began, whatever has become of whoever should check again. It is counted by the kernel's clock that nobody sets and that
+/// goes on while the host is suspended: what happened to the devices meanwhile, nobody saw.
+///
+/// After
 /// [`fence`](Self::fence) has returned and [`writes_in_flight`](Self::writes_in_flight) was seen to be 0, no byte
 /// reaches the device any more.
 pub struct ApprovedDevice {
     device: Arc<dyn IdentifiedDevice>,
-    /// 0 when the gate is open, else the bits [`REFUSED`] and [`FENCED`].
+    /// 0 when the gate is open, else the bits [`REFUSED`], [`FENCED`] and [`HELD`].
     gate: AtomicU8,
+    /// Until when the approval holds, in milliseconds of [`clock::running`].
+    lease_ms: AtomicU64,
     in_flight: AtomicUsize,
     meters: DeviceMeters,
     registry_version: AtomicU64,
@@ -106,6 +116,26 @@ pub struct DeviceMeters {
 const REFUSED: u8 = 1;
 /// Bit of the gate: the volume fenced the device.
 const FENCED: u8 = 2;
+/// Bit of the gate: the device has been asked who it is, and has not answered.
+const HELD: u8 = 4;
+
+/// How long an approval holds.
+const LEASE_MS: u64 = LEASE_S * 1000;
+
+/// How long a write waits for a lease that is over to be renewed. A host that was suspended, or had no time for the
+/// daemon, checks within this time; then no write fails.
+const RENEWAL_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a write waits for the device to say who it is. Whoever asked refuses it after that.
+const ANSWER_WAIT: Duration = Duration::from_secs(12);
+
+/// How often a write that waits looks at the gate.
+const GATE_POLL: Duration = Duration::from_millis(1);
+
+/// Now, in milliseconds of [`clock::running`].
+fn now_ms() -> u64 {
+    u64::try_from(clock::running().as_millis()).unwrap_or(u64::MAX)
+}
 
 struct State {
     entry: Arc<ApprovedEntry>,
@@ -128,11 +158,13 @@ impl ApprovedDevice {
         host: &HostFacts,
         today: Date,
     ) -> Result<Self, Refused> {
+        let began_ms = now_ms();
         let (verdict, entry, facts) = judge(&*device, registry, host, today);
         match entry {
             Some(entry) if verdict.approved => Ok(Self {
                 device,
                 gate: AtomicU8::new(0),
+                lease_ms: AtomicU64::new(began_ms + LEASE_MS),
                 rechecking: Mutex::new(()),
                 in_flight: AtomicUsize::new(0),
                 meters: DeviceMeters::default(),
@@ -157,6 +189,7 @@ impl ApprovedDevice {
     /// whatever the recheck finds.
     pub fn recheck(&self, registry: &VerifiedRegistry, host: &HostFacts, today: Date) -> Verdict {
         let _one_at_a_time = self.rechecking.lock();
+        let began_ms = now_ms();
         let (mut verdict, entry, facts) = judge(&*self.device, registry, host, today);
         if registry.version() < self.registry_version() {
             let text = format!("registry version {} after {}", registry.version(), self.registry_version());
@@ -181,6 +214,7 @@ impl ApprovedDevice {
             Some(entry) if verdict.approved => {
                 state.entry = Arc::new(entry);
                 self.registry_version.store(registry.version(), Ordering::SeqCst);
+                self.lease_ms.store(began_ms + LEASE_MS, Ordering::SeqCst);
                 self.gate.fetch_and(!REFUSED, Ordering::SeqCst);
             }
             _ => {
@@ -234,9 +268,36 @@ impl ApprovedDevice {
         state.fence = None;
     }
 
+    /// Closes the gate while the device is asked who it is and does not answer. Writes wait, and go on with
+    /// [`release`](Self::release) if the answer approves the device.
+    pub fn hold(&self) {
+        self.gate.fetch_or(HELD, Ordering::SeqCst);
+    }
+
+    /// Ends [`hold`](Self::hold).
+    pub fn release(&self) {
+        self.gate.fetch_and(!HELD, Ordering::SeqCst);
+    }
+
     /// Why the gate is closed, if it is. The policy's reason comes before the volume's.
     pub fn fence_reason(&self) -> Option<Problem> {
-        if self.gate.load(Ordering::SeqCst) == 0 { None } else { Some(self.closed_because()) }
+        if self.is_open() { None } else { Some(self.closed_because()) }
+    }
+
+    fn is_open(&self) -> bool {
+        self.gate.load(Ordering::SeqCst) == 0 && self.is_leased()
+    }
+
+    /// Whether the approval has not ended by itself.
+    fn is_leased(&self) -> bool {
+        now_ms() < self.lease_ms.load(Ordering::SeqCst)
+    }
+
+    /// Lets this much of the lease pass.
+    #[cfg(test)]
+    pub(crate) fn age(&self, by: Duration) {
+        let by_ms = u64::try_from(by.as_millis()).unwrap_or(u64::MAX);
+        self.lease_ms.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |ms| Some(ms.saturating_sub(by_ms))).ok();
     }
 
     /// How many writes and flushes have passed the gate and not returned yet.
@@ -340,9 +401,13 @@ impl ApprovedDevice {
         Arc::clone(&self.lock().entry)
     }
 
-    /// The last verdict.
+    /// The last verdict. One that nobody renewed in time is a refusal.
     pub fn verdict(&self) -> Verdict {
-        self.lock().verdict.clone()
+        let verdict = self.lock().verdict.clone();
+        match verdict.approved && !self.is_leased() {
+            true => Verdict { approved: false, reasons: vec![overdue()], ..verdict },
+            false => verdict,
+        }
     }
 
     /// Whether a laboratory registry approved it.
@@ -359,16 +424,37 @@ impl ApprovedDevice {
     fn pass(&self) -> Result<Pass<'_>, WriteError> {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
         let pass = Pass(&self.in_flight);
-        match self.gate.load(Ordering::SeqCst) {
-            0 => Ok(pass),
-            _ => Err(WriteError::Fenced { reason: self.closed_because() }),
+        if self.is_open() {
+            return Ok(pass);
+        }
+        self.wait_at_the_gate().map_err(|reason| WriteError::Fenced { reason })?;
+        Ok(pass)
+    }
+
+    /// Waits while it may still turn out that the device is approved; not when that is decided.
+    #[cold]
+    fn wait_at_the_gate(&self) -> Result<(), Problem> {
+        let begin = Instant::now();
+        loop {
+            let gate = self.gate.load(Ordering::SeqCst);
+            let most = if gate & HELD == 0 { RENEWAL_WAIT } else { ANSWER_WAIT };
+            match gate {
+                0 if self.is_leased() => return Ok(()),
+                _ if gate & (REFUSED | FENCED) != 0 || begin.elapsed() >= most => return Err(self.closed_because()),
+                _ => std::thread::sleep(GATE_POLL),
+            }
         }
     }
 
     fn closed_because(&self) -> Problem {
         let state = self.lock();
         let refused = state.verdict.reasons.first();
-        refused.or(state.fence.as_ref()).cloned().unwrap_or_else(|| Problem::new(Code::Fenced, "just fenced"))
+        let known = refused.or(state.fence.as_ref()).cloned();
+        known.unwrap_or_else(|| match self.gate.load(Ordering::SeqCst) & HELD {
+            0 if !self.is_leased() => overdue(),
+            0 => Problem::new(Code::Fenced, "just fenced"),
+            _ => Problem::new(Code::DeviceSilent, format!("{} does not say who it is", self.name())),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -422,6 +508,11 @@ impl std::fmt::Debug for ApprovedDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ApprovedDevice({})", self.name())
     }
+}
+
+fn overdue() -> Problem {
+    let text = format!("the device was last approved more than {LEASE_S} s ago, and not again since");
+    Problem::new(Code::ApprovalOverdue, text)
 }
 
 struct Pass<'a>(&'a AtomicUsize);

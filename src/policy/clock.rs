@@ -1,9 +1,9 @@
 //! The host's clock, as far as approvals rest on it.
 //!
 //! Registries and inspections end on days, and which day it is the host's clock says. Whoever sets the clock back would
-//! make a registry last that is over. So the day is never taken from the clock alone: it is never before a time that is
-//! known to have been ([`Known`]), and from the moment of the mount on, never before that moment and what has passed
-//! since by the kernel's clock that nobody can set. That clock also runs while the host is suspended.
+//! make a registry last that is over. So the day is never taken from the clock alone. It is never before a time that is
+//! known to have been ([`Known`]). From the mount on, it is never before the time of the mount and what has passed since by
+//! the kernel's clock that nobody can set. That clock also runs while the host is suspended.
 //!
 //! A clock that shows less by more than [`TOLERANCE_S`] is wrong, and nothing is approved by it. One that shows less by no
 //! more than that may be right: hosts differ by seconds, and a hardware clock in French local time is up to two hours

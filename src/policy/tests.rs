@@ -350,3 +350,63 @@ fn a_volume_needs_distinct_devices_at_enough_sites() {
     let (x, y, registry) = entries(&document);
     assert_eq!(found(&registry, &[&x, &y]), []);
 }
+
+/// What a device is, said when it is let.
+fn approved_device() -> (Arc<FaultyDevice>, VerifiedRegistry, ApprovedDevice) {
+    let device = Arc::new(FaultyDevice::new(Arc::new(MemoryDevice::new("m0", SIZE))));
+    let registry = registry_with(&device.facts().unwrap(), |_| ());
+    let approved = ApprovedDevice::approve(device.clone(), &registry, &physical(), today()).unwrap();
+    (device, registry, approved)
+}
+
+#[test]
+fn p2_an_approval_that_nobody_renews_ends_by_itself() {
+    let (_, registry, device) = approved_device();
+    let lease = std::time::Duration::from_secs(crate::limits::LEASE_S);
+    assert!(write(&device).is_ok() && device.fence_reason().is_none());
+    device.age(lease / 2);
+    assert!(write(&device).is_ok() && device.verdict().approved);
+    device.age(lease / 2);
+    assert!(!device.verdict().approved && device.verdict().has(Code::ApprovalOverdue));
+    assert_eq!(device.fence_reason().unwrap().code, Code::ApprovalOverdue);
+    assert!(matches!(write(&device), Err(WriteError::Fenced { reason }) if reason.code == Code::ApprovalOverdue));
+    let mut buf = AlignedBuf::zeroed(4096);
+    device.read_at(0, &mut buf).unwrap();
+    assert!(device.recheck(&registry, &physical(), today()).approved);
+    assert!(write(&device).is_ok() && device.fence_reason().is_none());
+}
+
+/// A renewal that is late because the host had no time for it: writes wait, and none fails.
+#[test]
+fn a_late_renewal_fences_nobody() {
+    let (_, registry, device) = approved_device();
+    device.age(std::time::Duration::from_secs(2 * crate::limits::LEASE_S));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| write(&device));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(!waiting.is_finished() && device.recheck(&registry, &physical(), today()).approved);
+        assert!(waiting.join().unwrap().is_ok());
+    });
+}
+
+#[test]
+fn p1_nothing_is_written_while_a_device_does_not_say_who_it_is() {
+    let (_, registry, device) = approved_device();
+    device.hold();
+    assert_eq!(device.fence_reason().unwrap().code, Code::DeviceSilent);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| write(&device));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        assert!(!waiting.is_finished(), "written");
+        device.release();
+        assert!(waiting.join().unwrap().is_ok());
+        device.hold();
+        let waiting = scope.spawn(|| write(&device));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        device.refuse(Problem::new(Code::DeviceUnreadable, "not within 10 s"));
+        assert!(waiting.join().unwrap().is_err(), "who was refused gets nothing");
+    });
+    device.release();
+    assert!(write(&device).is_err());
+    assert!(device.recheck(&registry, &physical(), today()).approved && write(&device).is_ok());
+}

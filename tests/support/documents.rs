@@ -1,8 +1,10 @@
 //! A signed registry for devices that are made up: the same documents and the same policy as for any other device.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use scelle::device::IdentifiedDevice;
+use scelle::limits::LEASE_S;
 use scelle::mirror::{Mirror, State};
 use scelle::policy::laboratory::{self, Officers};
 use scelle::policy::{ApprovedDevice, Verdict};
@@ -48,10 +50,20 @@ impl Documents {
         ApprovedDevice::approve(device, &self.registry, &self.host, self.today).unwrap()
     }
 
-    /// A mirror of these devices, all of them in sync.
+    /// A mirror of these devices, all of them in sync. Their approvals are renewed as long as there is one of them.
     pub fn mirror(&self, devices: &[Arc<dyn IdentifiedDevice>]) -> Mirror {
-        let row = |device: &Arc<_>| (Some(Arc::new(self.approve(Arc::clone(device)))), State::InSync);
-        Mirror::new(devices.iter().map(row).collect()).unwrap()
+        let gates: Vec<_> = devices.iter().map(|device| Arc::new(self.approve(Arc::clone(device)))).collect();
+        let kept: Vec<_> = gates.iter().map(Arc::downgrade).collect();
+        let (registry, host, today) = (self.registry.clone(), self.host.clone(), self.today);
+        std::thread::spawn(move || {
+            while kept.iter().any(|gate| gate.strong_count() > 0) {
+                std::thread::sleep(Duration::from_secs(LEASE_S / 3));
+                for gate in kept.iter().filter_map(Weak::upgrade) {
+                    gate.recheck(&registry, &host, today);
+                }
+            }
+        });
+        Mirror::new(gates.into_iter().map(|gate| (Some(gate), State::InSync)).collect()).unwrap()
     }
 
     /// The policy looks at the device again.

@@ -24,7 +24,7 @@ use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry};
 
 /// How long a check waits for the facts of devices. The examination of a device that has not answered by then goes on,
-/// and the next check looks for its answer.
+/// the next check looks for its answer, and until then nothing is written to the device.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Longest time that reading a device's facts may take. After that the device is refused.
@@ -82,8 +82,17 @@ impl Examination {
         is_free
     }
 
-    fn end(&self) {
-        self.0.lock().since = None;
+    fn end(&self, gate: &ApprovedDevice) {
+        let mut state = self.0.lock();
+        state.since = None;
+        gate.release();
+    }
+
+    /// Closes the gate until the examination ends, unless it has ended.
+    fn hold(&self, gate: &ApprovedDevice) {
+        if self.0.lock().since.is_some() {
+            gate.hold();
+        }
     }
 
     /// How long the examination has taken, while it has not ended.
@@ -114,7 +123,8 @@ impl Members {
 
     /// Refuses every device, because nothing can be judged. The next [`check`](Self::check) judges them again.
     pub fn refuse(&self, why: &Problem) -> Findings {
-        let mut findings = Findings { commit: true, ..Findings::default() };
+        let before = self.store.mirror().in_sync();
+        let mut findings = Findings::default();
         for (index, examination) in self.examinations.lock().clone().iter().enumerate() {
             let Some(device) = self.device(index) else { continue };
             device.refuse(why.clone());
@@ -126,6 +136,7 @@ impl Members {
                 findings.tell(self.audit.judged(index, &verdict));
             }
         }
+        findings.commit = self.store.mirror().in_sync() != before;
         let _ = self.store.writable();
         findings
     }
@@ -192,14 +203,14 @@ impl Members {
             let (registry, host) = (Arc::clone(registry), host.clone());
             let spawned = std::thread::Builder::new().name(format!("facts-{index}")).spawn(move || {
                 gate.recheck(&registry, &host, today);
-                at_it.end();
+                at_it.end(&gate);
                 // The check that asked may have ended.
                 let _ = sender.send(());
             });
             match spawned {
                 Ok(_) => asked += 1,
                 Err(error) => {
-                    examination.end();
+                    examination.end(&device);
                     device.refuse(self.unread(index, &error.to_string()));
                 }
             }
@@ -218,7 +229,10 @@ impl Members {
                 Some(lasting) if lasting >= FACTS_WAIT => {
                     device.refuse(self.unread(index, &format!("not within {} s", FACTS_WAIT.as_secs())));
                 }
-                Some(_) => findings.unsettled = true,
+                Some(_) => {
+                    examination.hold(&device);
+                    findings.unsettled = true;
+                }
                 None => {}
             }
             let verdict = device.verdict();
