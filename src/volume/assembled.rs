@@ -6,9 +6,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::diverged::{self, Side};
+use super::diverged;
 use super::error::{Error, System};
 use super::recovery;
+use super::side::Side;
 use crate::audit::Accepted;
 use crate::crypto::{Keys, VolumeKey};
 use crate::device::BlockDevice;

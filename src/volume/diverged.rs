@@ -1,11 +1,10 @@
 //! Two replicas that each went on without the other: what is said of the two histories, and what only one of them has.
 //!
-//! No history is ever merged into another, and none is given up unless somebody names it. Whoever decides needs to know
+//! No history is ever merged into another, and none is discarded unless somebody names it. Whoever decides needs to know
 //! when and where each of them went on, and what would be lost. So a history can be looked at where it lies: the page
 //! store is opened at its root, over its device alone, and nothing is written.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,6 @@ use crate::label::{Header, Root};
 use crate::mirror::{Mirror, State};
 use crate::pages::{Store, StoreOptions};
 use crate::policy::ApprovedDevice;
-use crate::registry::utc_second;
 use crate::units::{Generation, Ino, shown};
 
 /// Most paths that are listed.
@@ -37,35 +35,6 @@ pub(super) struct Place<'a> {
     pub index: usize,
     /// Size of the device, as its label says.
     pub device_bytes: u64,
-}
-
-/// One of two histories, as messages name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Side {
-    /// The replica, or this mount.
-    pub name: String,
-    /// Its last commit.
-    pub generation: Generation,
-    /// When that was made, by the clock of the host.
-    pub committed: String,
-    /// The host that mounted it last, if its trail can be read.
-    pub host: Option<String>,
-}
-
-impl Side {
-    /// A history that ends with `root`.
-    pub(super) fn new(name: String, root: &Root, host: Option<String>) -> Self {
-        let seconds = u64::try_from(root.committed_unix_ns / 1_000_000_000).ok();
-        let committed = seconds.and_then(utc_second).map_or_else(|| "an unknown time".to_owned(), |time| time + "Z");
-        Self { name, generation: root.generation, committed, host: host.map(|host| shown(&host)) }
-    }
-}
-
-impl fmt::Display for Side {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is at generation {} of {}", self.name, self.generation, self.committed)?;
-        self.host.as_ref().map_or(Ok(()), |host| write!(f, " on host {host}"))
-    }
 }
 
 /// What only one history has.

@@ -1,6 +1,6 @@
 //! Why a volume could not be created, opened, checked or changed.
 
-use super::diverged::Side;
+use super::side::Side;
 use crate::limits::REPLICAS_MAX;
 use crate::policy::{Refused, in_a_line};
 use crate::problem::{Code, Problem};

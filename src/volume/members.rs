@@ -33,10 +33,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::assembled::Replica;
-use super::diverged::{self, OnlyThere, Side};
+use super::diverged::{self, OnlyThere};
 use super::error::{Error, System};
 use super::labels::{areas, repair_label};
 use super::recovery;
+use super::side::Side;
 use super::task::{Outcome, Task, TaskKind, Tasks, Work};
 use crate::audit::record::Digest;
 use crate::audit::{self, Audit, Entry, Event};
