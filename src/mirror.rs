@@ -155,9 +155,7 @@ pub struct ErrorCounts {
 #[derive(Default)]
 struct Counters {
     read: AtomicU64,
-    write: AtomicU64,
     integrity: AtomicU64,
-    repaired: AtomicU64,
 }
 
 #[derive(Default)]
@@ -214,10 +212,15 @@ struct Status {
     since: SystemTime,
     /// Writes and flushes that the worker saw fail.
     failed: u64,
+    /// Blocks that the worker wrote anew.
+    repaired: u64,
     /// The round of the last flush that the replica has done while in sync (`dirty`).
     flushed: u64,
     /// The last root that the replica took part in while the volume is open.
     last_root: Option<Generation>,
+    /// A root of this mount is on the replica, so that nobody goes on from the roots before. While it is resynced it
+    /// gets no other.
+    told: bool,
 }
 
 impl Shared {
@@ -231,8 +234,7 @@ impl Shared {
 
     /// To be called with the lock, after each change of a state.
     fn publish(&self, inner: &Inner) {
-        let in_sync = mask(inner.replicas.iter().map(|status| status.state == State::InSync));
-        self.in_sync.store(in_sync, Ordering::Release);
+        self.in_sync.store(inner.in_sync_mask(), Ordering::Release);
     }
 
     /// A replica was fenced: every waiting thread looks again.
@@ -278,9 +280,19 @@ impl Inner {
         }
     }
 
-    /// A ticket for a flush of every replica that takes writes.
-    fn ticket(&mut self, round: Option<u64>) -> Arc<Ticket> {
-        let asked = AtomicU64::new(self.writable_mask());
+    /// The replicas in sync.
+    fn in_sync_mask(&self) -> u64 {
+        mask(self.replicas.iter().map(|status| status.state == State::InSync))
+    }
+
+    /// The replicas that are resynced and have no root yet that says so.
+    fn untold_mask(&self) -> u64 {
+        mask(self.replicas.iter().map(|status| status.state == State::Resyncing && !status.told))
+    }
+
+    /// A ticket for a job of the replicas `asked`.
+    fn ticket(&mut self, round: Option<u64>, asked: u64) -> Arc<Ticket> {
+        let asked = AtomicU64::new(asked);
         let ticket = Arc::new(Ticket { asked, done: AtomicU64::new(0), round });
         self.tickets.push(ticket.clone());
         ticket
@@ -338,8 +350,10 @@ impl Mirror {
                 reason: None,
                 since,
                 failed: 0,
+                repaired: 0,
                 flushed,
                 last_root: None,
+                told: false,
             }
         };
         let in_sync = mask(replicas.iter().map(|(_, state)| *state == State::InSync));
@@ -448,8 +462,9 @@ impl Mirror {
         let Some(replica) = self.replicas.get(index) else { return ErrorCounts::default() };
         let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
         let c = &replica.counters;
-        let write = get(&c.write) + self.shared.lock().replicas.get(index).map_or(0, |status| status.failed);
-        ErrorCounts { read: get(&c.read), write, integrity: get(&c.integrity), repaired: get(&c.repaired) }
+        let by_worker = |inner: &Inner| inner.replicas.get(index).map_or((0, 0), |s| (s.failed, s.repaired));
+        let (write, repaired) = by_worker(&self.shared.lock());
+        ErrorCounts { read: get(&c.read), write, integrity: get(&c.integrity), repaired }
     }
 
     /// The replicas in sync at this moment, as the root records them: bit `i` is replica `i`.
@@ -495,16 +510,17 @@ impl Mirror {
         inner.in_flight_bytes += sealed.len();
         inner.dirty.stamp(run);
         let write = || Job::Write { offset: device_offset(addr), data: sealed.clone(), run: Some(addr.0) };
-        self.queue(inner, |_| [write()]);
+        let targets = inner.writable_mask();
+        self.queue(inner, targets, |_| [write()]);
         Ok(())
     }
 
-    /// Queues jobs for every replica that takes writes. The workers are woken after the lock is released, because the
-    /// lock is the first thing that they want.
-    fn queue<const N: usize>(&self, inner: MutexGuard<'_, Inner>, jobs: impl Fn(usize) -> [Job; N]) {
+    /// Queues jobs for the replicas `targets`, which take writes. The workers are woken after the lock is released,
+    /// because the lock is the first thing that they want.
+    fn queue<const N: usize>(&self, inner: MutexGuard<'_, Inner>, targets: u64, jobs: impl Fn(usize) -> [Job; N]) {
         let workers = self.shared.workers.read();
         let mut asleep: u64 = 0;
-        for index in inner.writable() {
+        for index in inner.writable().filter(|index| targets >> index & 1 == 1) {
             // Invariant: a replica that takes writes has a worker.
             let Some(Some(worker)) = workers.get(index) else { continue };
             for job in jobs(index) {
@@ -522,7 +538,8 @@ impl Mirror {
     }
 
     /// Returns when everything submitted so far is on stable storage of every replica that is still in sync. A replica
-    /// that fails is fenced meanwhile.
+    /// that fails is fenced meanwhile. A replica that is being resynced is not waited for: it is flushed once, when all is
+    /// copied ([`Mirror::flush_resynced`]).
     ///
     /// Returns the replicas that have flushed: bit `i` for replica `i`.
     ///
@@ -532,7 +549,8 @@ impl Mirror {
         Self::enough(&self.flush_all())
     }
 
-    /// Makes bytes outside the data area (a root) durable at the byte `offsets` of every replica that is still in sync.
+    /// Makes bytes outside the data area (a root) durable at the byte `offsets` of every replica that is still in sync,
+    /// and of every replica that is being resynced and has no root of this mount yet.
     /// They are written behind everything else, but nothing else need be durable then. Returns as
     /// [`flush`](Self::flush).
     ///
@@ -540,8 +558,9 @@ impl Mirror {
     /// As [`flush`](Self::flush).
     pub fn publish(&self, data: &Arc<AlignedBuf>, offsets: impl Fn(usize) -> [u64; 2]) -> Result<u64> {
         let mut inner = self.shared.lock();
-        let ticket = inner.ticket(None);
-        self.queue(inner, |index| {
+        let asked = inner.in_sync_mask() | inner.untold_mask();
+        let ticket = inner.ticket(None, asked);
+        self.queue(inner, asked, |index| {
             let (offsets, data, ticket) = (offsets(index), data.clone(), ticket.clone());
             [Job::Publish { offsets, data, ticket }]
         });
@@ -557,8 +576,9 @@ impl Mirror {
     pub fn flush_with(&self, data: &Arc<AlignedBuf>, offsets: impl Fn(usize) -> [u64; 2]) -> Result<u64> {
         let mut inner = self.shared.lock();
         let round = inner.dirty.next_round();
-        let ticket = inner.ticket(Some(round));
-        self.queue(inner, |index| {
+        let asked = inner.in_sync_mask();
+        let ticket = inner.ticket(Some(round), asked);
+        self.queue(inner, asked, |index| {
             let [a, b] = offsets(index).map(|offset| Job::Write { offset, data: data.clone(), run: None });
             [a, b, Job::Flush(ticket.clone())]
         });
@@ -573,16 +593,24 @@ impl Mirror {
         }
     }
 
-    /// As [`flush`](Self::flush), but also when no replica is in sync: for the end of a resync.
-    pub fn flush_resynced(&self) -> u64 {
-        self.flush_all().1
+    /// Flushes a replica at the end of its resync. Returns whether it has, and is still being resynced.
+    pub fn flush_resynced(&self, index: usize, incarnation: Incarnation) -> bool {
+        let mut inner = self.shared.lock();
+        if !inner.is_resyncing(index, incarnation) {
+            return false;
+        }
+        let asked = 1 << index;
+        let ticket = inner.ticket(None, asked);
+        self.queue(inner, asked, |_| [Job::Flush(ticket.clone())]);
+        self.wait_for_ticket(&ticket).1 & asked != 0
     }
 
     fn flush_all(&self) -> (MutexGuard<'_, Inner>, u64) {
         let mut inner = self.shared.lock();
         let round = inner.dirty.next_round();
-        let ticket = inner.ticket(Some(round));
-        self.queue(inner, |_| [Job::Flush(ticket.clone())]);
+        let asked = inner.in_sync_mask();
+        let ticket = inner.ticket(Some(round), asked);
+        self.queue(inner, asked, |_| [Job::Flush(ticket.clone())]);
         self.wait_for_ticket(&ticket)
     }
 

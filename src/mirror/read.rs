@@ -4,12 +4,13 @@
 //! block that does not verify, another one is read. Which replica comes first is decided in [`choice`]; how long each
 //! may take, in the page of [`mirror`](super).
 
-use std::io::IoSlice;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::cache::{self, CLUSTER_BLOCKS, Cache};
 use super::choice::{self, Candidate};
+use super::queue::Job;
 use super::{Error, Mirror, Result, State, device_offset, mask};
 use crate::device::{self, AlignedBuf};
 use crate::limits::LABEL_SIZE;
@@ -179,25 +180,35 @@ impl Mirror {
         result
     }
 
-    /// Writes a block that verified over a copy that did not, on a replica in sync. A failure leaves the replica as
-    /// good as it was, so it is only counted.
+    /// Has a block that verified written over a copy that did not, on a replica in sync. Waits for that for a moment
+    /// only: a device that hangs holds neither the reader up nor what the reader keeps from being used again.
+    ///
+    /// The write goes through the replica's queue. So what is written to the block later comes later on the device, too,
+    /// however long the device takes.
     pub fn repair(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
         // A replica that does not answer would not take a write either.
-        if !self.repairing.load(Ordering::Acquire) || self.state(index).0 != State::InSync || self.is_silent(index) {
+        if !self.repairing.load(Ordering::Acquire) || self.is_silent(index) {
             return;
         }
-        let replica = &self.replicas[index];
-        let Some(device) = self.device(index) else { return };
-        match device.write_at(device_offset(addr), &[IoSlice::new(sealed)]) {
-            Ok(()) => {
-                replica.counters.repaired.fetch_add(1, Ordering::Relaxed);
-                log::warn!("{}: block {} was damaged and is written anew from another replica", device.name(), addr.0);
-            }
-            Err(error) => {
-                replica.counters.write.fetch_add(1, Ordering::Relaxed);
-                log::error!("{}: block {} is damaged and cannot be written anew: {error}", device.name(), addr.0);
+        let Some(worker) = self.shared.worker(index) else { return };
+        let mut data = AlignedBuf::scratch(sealed.len());
+        data.copy_from_slice(sealed);
+        let mut inner = self.shared.lock();
+        if inner.replicas.get(index).is_none_or(|status| status.state != State::InSync) {
+            return;
+        }
+        let ticket = inner.ticket(None, 1 << index);
+        let job = Job::Repair { offset: device_offset(addr), data: Arc::new(data), ticket: Arc::clone(&ticket) };
+        if worker.queue.push(job) {
+            worker.queue.wake();
+        }
+        let deadline = Instant::now() + self.timeout / 30;
+        while !inner.flushed(&ticket) {
+            if self.shared.flushed.wait_until(&mut inner, deadline).timed_out() {
+                break;
             }
         }
+        inner.tickets.retain(|other| !Arc::ptr_eq(other, &ticket));
     }
 
     /// The replicas to read `run` from, best first and at least one, once nothing of the run is in flight any more.

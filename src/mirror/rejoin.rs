@@ -72,6 +72,8 @@ impl Mirror {
         };
         let status = &mut inner.replicas[index];
         (status.state, status.reason, status.flushed) = (state, None, since);
+        // Its newest root may still name it. The next one does not.
+        status.told = false;
         status.incarnation = Incarnation(status.incarnation.0 + 1);
         let incarnation = status.incarnation;
         if let (Some(_), Some(old)) = (&fresh, &old) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::queue::{Job, Queue};
+use super::queue::{Job, Queue, Ticket};
 use super::{Shared, State, fence};
 use crate::device::Write;
 use crate::policy::{ApprovedDevice, WriteError};
@@ -82,6 +82,12 @@ impl WorkerThread {
                 Some(Job::Write { .. }) => device.write_together(&writes(&jobs), false),
                 Some(Job::Flush(_)) => device.flush(),
                 Some(Job::Publish { offsets, data, .. }) => device.write_durably(offsets, data),
+                Some(Job::Repair { offset, data, ticket }) => {
+                    let done = device.write_at(*offset, &[IoSlice::new(data)]);
+                    queue.set_busy(false);
+                    self.repaired(*offset, ticket, done);
+                    continue;
+                }
                 Some(Job::End) | None => return,
             };
             queue.set_busy(false);
@@ -107,6 +113,27 @@ impl WorkerThread {
         self.shared.notify_all();
     }
 
+    /// Accounts for a repair. A failure leaves the replica as good as it was, so it is only counted.
+    fn repaired(&self, offset: u64, ticket: &Ticket, outcome: Result<(), WriteError>) {
+        let mut inner = self.shared.lock();
+        let name = self.worker.device.name();
+        let status = &mut inner.replicas[self.index];
+        match outcome {
+            Ok(()) => {
+                status.repaired += 1;
+                ticket.done.fetch_or(1 << self.index, Ordering::Release);
+                log::warn!("{name}: the block at byte {offset} was damaged and is written anew from another replica");
+            }
+            Err(error) => {
+                status.failed += u64::from(matches!(error, WriteError::Device(_)));
+                ticket.asked.fetch_and(!(1 << self.index), Ordering::Release);
+                log::error!("{name}: the block at byte {offset} is damaged and cannot be written anew: {error}");
+            }
+        }
+        drop(inner);
+        self.shared.flushed.notify_all();
+    }
+
     /// Whether no other device has taken this one's place.
     fn is_current(&self) -> bool {
         self.shared.worker(self.index).is_some_and(|worker| Arc::ptr_eq(&worker, &self.worker))
@@ -130,6 +157,7 @@ impl WorkerThread {
                 {
                     status.flushed = round;
                 }
+                status.told |= matches!(first, Some(Job::Publish { .. }));
                 ticket.done.fetch_or(1 << self.index, Ordering::Release);
                 inner.flushed(ticket)
             }

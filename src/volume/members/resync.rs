@@ -125,7 +125,7 @@ impl Resync {
             return Ok(false);
         }
         // What was copied must be on stable storage before any root can name the replica.
-        let is_flushed = store.mirror().flush_resynced() >> self.index & 1 == 1;
+        let is_flushed = store.mirror().flush_resynced(self.index, self.incarnation);
         // The replica is promoted between commits. A commit under way refers to the tables as they were when it began,
         // and the traversal did not look at those. What has been overwritten since was not copied, so the root of that
         // commit must not name the replica.
