@@ -25,8 +25,8 @@
 //!   it last flushed ([`crate::mirror`]), which may be nothing.
 //! * Otherwise it lacks what was written since the last mount whose roots name it, that mount's own writes included.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -49,14 +49,13 @@ use crate::mirror::{Incarnation, RejoinError, State};
 use crate::pages::Store;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
-use crate::registry::VerifiedRegistry;
 use crate::units::Generation;
 
 /// How long a replica that comes back may take to finish the write that was under way when it was refused.
 const REST_WAIT: Duration = Duration::from_secs(2);
 
-/// How long the policy's approval of a device that comes back counts before the policy is asked again.
-const CONFIRMED_FOR: Duration = Duration::from_secs(1);
+/// How long a device that comes back may take to say who it is while commits wait for that.
+const CONFIRM_WAIT: Duration = Duration::from_secs(5);
 
 /// How often a wait looks whether a resync, or a write, has ended.
 const POLL: Duration = Duration::from_millis(2);
@@ -342,21 +341,15 @@ impl Members {
         let _old = self.store.mirror().device(index);
         let mut deadline = None;
         let (state, incarnation) = loop {
-            let registry = self.confirm(index, &replica.device)?;
-            let confirmed = Instant::now();
+            // However long the device takes to say who it is, nothing waits for that here.
+            self.confirm(index, &replica.device)?;
             // Between commits: the root of a commit under way could overtake the root that `join` gives the replica
             // first.
             let joined = self.fs.between_commits(|| {
-                let in_force = self.store.quorum().registry();
-                let is_same = registry.as_ref().zip(in_force.as_ref()).is_some_and(|(a, b)| Arc::ptr_eq(a, b));
                 // The commit that was waited for can take long, and a check made meanwhile does not examine a device
-                // that is not in the set yet. So the approval counts only for a moment, and under the registry that
-                // gave it.
-                if is_same && confirmed.elapsed() < CONFIRMED_FOR {
-                    self.join(index, device, roots.first())
-                } else {
-                    Ok(Err(RejoinError::StillWriting))
-                }
+                // that is not in the set yet. So the device is examined once more.
+                self.confirm_soon(index, &replica.device)?;
+                self.join(index, device, roots.first())
             })?;
             match joined {
                 Err(RejoinError::StillWriting)
@@ -364,7 +357,7 @@ impl Members {
                 {
                     std::thread::sleep(POLL);
                 }
-                outcome => break outcome.map_err(|error| self.not_rejoined(index, error))?,
+                outcome => break outcome.map_err(|error| self.not_rejoined(index, replica, error))?,
             }
         };
         if device.is_some()
@@ -421,27 +414,55 @@ impl Members {
         newest.zip(last).is_some_and(|(newest, last)| newest.mount == ours.mount && newest.generation >= last)
     }
 
-    /// Has the policy approve a device once more, directly before the device is written to again. Returns the registry
-    /// that was asked.
-    fn confirm(&self, index: usize, device: &ApprovedDevice) -> Result<Option<Arc<VerifiedRegistry>>, Error> {
+    /// Has the policy approve a device once more, directly before the device is written to again.
+    fn confirm(&self, index: usize, device: &ApprovedDevice) -> Result<(), Error> {
         // Invariant: a volume in use has seen a registry.
         let registry = self.store.quorum().registry();
         let refused = registry.as_ref().and_then(|registry| device.confirm(registry).err());
         let reasons = refused.map_or_else(|| device.verdict().reasons, |refused| refused.verdict.reasons);
         match reasons.first() {
-            Some(reason) => Err(self.refusal(index, Code::ReplicaRefused, &reason.to_string())),
-            None => Ok(registry),
+            Some(reason) => Err(self.refused(index, device, Code::ReplicaRefused, &reason.to_string())),
+            None => Ok(()),
         }
     }
 
-    fn not_rejoined(&self, index: usize, error: RejoinError) -> Error {
+    /// As [`Members::confirm`], for a caller that holds others up: the device must answer within [`CONFIRM_WAIT`].
+    fn confirm_soon(&self, index: usize, device: &Arc<ApprovedDevice>) -> Result<(), Error> {
+        let (sender, answer) = mpsc::channel();
+        let (registry, theirs) = (self.store.quorum().registry(), Arc::clone(device));
+        let ask = move || {
+            let refused = registry.as_ref().and_then(|registry| theirs.confirm(registry).err());
+            // Whoever asked may have gone on.
+            let _ = sender.send(refused.map_or_else(|| theirs.verdict().reasons, |refused| refused.verdict.reasons));
+        };
+        std::thread::Builder::new()
+            .name(format!("facts-{index}"))
+            .spawn(ask)
+            .map_err(|source| System::error("starting an examination", source))?;
+        match answer.recv_timeout(CONFIRM_WAIT).as_deref() {
+            Ok([]) => Ok(()),
+            Ok([reason, ..]) => Err(self.refused(index, device, Code::ReplicaRefused, &reason.to_string())),
+            Err(_) => {
+                let why = format!("its device does not say within {} s who it is", CONFIRM_WAIT.as_secs());
+                Err(self.refused(index, device, Code::DeviceUnreadable, &why))
+            }
+        }
+    }
+
+    /// As [`Members::refusal`], of a device that need not be the one that the replica had.
+    fn refused(&self, index: usize, device: &ApprovedDevice, code: Code, why: &str) -> Error {
+        let replica = format!("replica {} ({})", self.registry_id(index), device.name());
+        Error::Rejoin { replica, code, why: why.to_owned() }
+    }
+
+    fn not_rejoined(&self, index: usize, replica: &Replica, error: RejoinError) -> Error {
         let code = match error {
             RejoinError::InUse => Code::ReplicaInUse,
             RejoinError::NoDevice => Code::ReplicaMissing,
             RejoinError::StillWriting => Code::ReplicaBusy,
             RejoinError::NoSource => Code::ReplicaNoSource,
         };
-        self.refusal(index, code, &error.to_string())
+        self.refused(index, &replica.device, code, &error.to_string())
     }
 
     /// Checks that the newest root of a replica is `ours`, or that the history of `ours` has left it behind.
