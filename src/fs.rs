@@ -98,6 +98,14 @@ const FEW: Weight = Weight::rows(8);
 /// which counts as four rows.
 const ORDINARY: Weight = Weight { bytes: 2 * XATTR_VALUE_MAX as u64, ..Weight::rows(FEW.rows + 12) };
 
+/// Most operations of a batch. What waits in memory is one batch, and the one that is being committed. While a device
+/// does not answer, callers wait for the commit in flight instead of filling the memory. The wait ends when the device
+/// is fenced.
+const BATCH_OPERATIONS_MAX: u64 = 1 << 15;
+
+/// Most bytes of long values in a batch.
+const BATCH_BYTES_MAX: u64 = 64 << 20;
+
 /// How often the filesystem waits for freed blocks that readers still hold, before the volume counts as full. It waits
 /// a millisecond, then twice as long each time, two seconds in all. On a busy machine a reader's thread may not run for
 /// some hundred milliseconds.
@@ -399,8 +407,14 @@ impl Fs {
     /// The tables, with room for an operation of this weight beside those that wait for a commit. When there is too
     /// little, commits first, and waits for readers that hold what commits have freed.
     fn meta_with_room(&self, weight: Weight) -> Result<MutexGuard<'_, Meta>> {
-        for tried in 0..=ROOM_ATTEMPTS {
+        let mut tried = 0;
+        while tried <= ROOM_ATTEMPTS {
             let mut meta = self.meta();
+            if self.is_batch_full(&meta) {
+                drop(meta);
+                self.relieve()?;
+                continue;
+            }
             if self.owe(&meta, weight) {
                 return Ok(meta);
             }
@@ -418,10 +432,16 @@ impl Fs {
             }
             match self.checkpoint() {
                 Err(error) if !error.is_no_space() => return Err(error),
-                _ => {}
+                _ => tried += 1,
             }
         }
         Err(Error::NoSpace)
+    }
+
+    /// Whether so much waits for the next commit that nothing may be added.
+    fn is_batch_full(&self, meta: &Meta) -> bool {
+        let operations = self.changes.load(Ordering::Relaxed).saturating_sub(self.staged.load(Ordering::Relaxed));
+        operations >= BATCH_OPERATIONS_MAX || meta.waiting(Weight::default()).bytes >= BATCH_BYTES_MAX
     }
 
     fn owe(&self, meta: &Meta, weight: Weight) -> bool {

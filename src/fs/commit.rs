@@ -18,6 +18,12 @@
 //! So of many callers that wait one commits, and the others find their operations durable. Operations go on during a
 //! commit: only the moment in which the store takes the pages over holds them up, under the lock `meta`.
 //!
+//! # Who waits when commits are slow
+//!
+//! A batch is bounded, in operations and in bytes. An operation for which it has no place waits for the commit in flight
+//! (`Fs::relieve`). So whatever a device does, memory holds two batches at most. A device that does not answer is fenced
+//! after a while, and the commit goes on without it: that ends every wait, and lets a volume be unmounted.
+//!
 //! # When a commit fails
 //!
 //! | what failed | what is known then | what follows |
@@ -101,6 +107,17 @@ impl Fs {
     /// [`Error::Store`] when the store can commit nothing; else as [`Fs::sync`].
     pub fn checkpoint(&self) -> Result<()> {
         self.commit_in(&mut self.commit.lock())
+    }
+
+    /// Waits for the commit in flight, and commits a batch that is full.
+    ///
+    /// # Errors
+    /// As [`Fs::checkpoint`].
+    pub(super) fn relieve(&self) -> Result<()> {
+        let mut committed = self.commit.lock();
+        // Of those who waited for the lock, the first commits.
+        let is_full = self.is_batch_full(&self.meta());
+        if is_full { self.commit_in(&mut committed) } else { Ok(()) }
     }
 
     /// Makes freed blocks available: waits for the commit in flight, which may free blocks, and commits when others are
