@@ -276,26 +276,28 @@ fn p9_what_the_host_kept_goes_into_the_trail_when_writing_begins_again() {
 
 /// Writes, and has devices refused before the volume's own commit comes.
 fn refuse_with_data_on_its_way(court: &Court, open: &Open, name: &[u8], bytes: &[u8], out: &[usize]) {
-    let begin = Instant::now();
-    loop {
-        let generation = open.store().generation();
+    let write = || {
         put(open.fs(), name, bytes).unwrap();
         // A reader waits until what it reads has been written.
         assert!(get(open.fs(), name) == bytes);
+    };
+    refuse_between_commits(court, open, write, out);
+}
+
+/// Calls `write`, and has the devices `out` refused before any commit begins. A commit under way would fail with them, and
+/// that poisons the volume.
+fn refuse_between_commits(court: &Court, open: &Open, write: impl FnOnce(), out: &[usize]) {
+    let documents = &court.documents;
+    let findings = open.fs().between_commits(|| {
+        write();
         out.iter().for_each(|index| court.devices[*index].show(Face::Gone));
-        // Only the gates, not yet the volume: no commit comes of it.
-        for index in out {
-            let gate = open.members().device(*index).unwrap();
-            assert!(!court.documents.recheck(&gate).approved);
-        }
-        if open.store().generation() == generation {
-            court.refuse(open, out, Face::Gone);
-            return;
-        }
-        assert!(begin.elapsed() < BOUND, "the volume always commits first");
-        out.iter().for_each(|index| court.devices[*index].show(Face::Itself));
-        court.recheck(open);
-        wait_in_sync(open);
+        open.members().check(&documents.registry, &documents.host, documents.today)
+    });
+    open.members().apply(findings);
+    for index in out {
+        let gate = open.members().device(*index).unwrap();
+        assert!(!gate.verdict().approved && gate.fence_reason().is_some());
+        shut_after(&gate, || court.devices[*index].shut());
     }
 }
 
