@@ -63,6 +63,7 @@ use crate::units::{BLOCK_SIZE, Generation, Run, Tag, Uuid, WriteId};
 
 mod commit;
 mod data;
+mod lost;
 pub mod provisional;
 mod readers;
 pub mod room;
@@ -79,6 +80,7 @@ pub use readers::ReadGuard;
 pub use unit::{Finding, Unit};
 pub use vfs::{describe, is_integrity};
 
+use lost::Lost;
 use provisional::Written;
 use readers::Readers;
 use room::Space;
@@ -182,6 +184,7 @@ pub struct Store {
     readers: Readers,
     poisoned: OnceLock<String>,
     quorum: Quorum,
+    lost: Lost,
 }
 
 /// Runs that the batch being filled put in use or freed.
@@ -277,6 +280,7 @@ impl Store {
             readers: Readers::default(),
             poisoned: OnceLock::new(),
             quorum,
+            lost: Lost::default(),
         }))
     }
 

@@ -1,5 +1,6 @@
 //! The status of an open volume as the control socket and `scelle status --json` show it.
 
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::control::{
@@ -36,6 +37,7 @@ pub fn report(
         Problem::new(Code::ReadOnly, format!("no change is accepted: {why}{until}"))
     }));
     advice.extend(status.replicas.iter().filter_map(advise));
+    advice.extend(lost(&status.lost));
     let mirror = open.store().mirror();
     let replicas = status.replicas.iter().enumerate().map(|(index, status)| {
         let device = mirror.device(index);
@@ -72,6 +74,20 @@ pub fn report(
         performance: performance(open),
         tasks: tasks(open.members().tasks()),
     }
+}
+
+/// Most files that are named one by one.
+const LOST_NAMED_MAX: usize = 20;
+
+fn lost(lost: &BTreeMap<String, u64>) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = lost
+        .iter()
+        .take(LOST_NAMED_MAX)
+        .map(|(what, blocks)| Problem::new(Code::BlocksLost, format!("{blocks} blocks of {what} are on no replica")))
+        .collect();
+    let more = lost.len().saturating_sub(LOST_NAMED_MAX);
+    problems.extend((more > 0).then(|| Problem::new(Code::BlocksLost, format!("and so it is with {more} more files"))));
+    problems
 }
 
 /// The tasks, as the status shows them.

@@ -55,6 +55,11 @@ const EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags FROM ex
 /// Extents of all files after block ?2 of file ?1, at most ?3.
 const ALL_EXTENTS: &str = "SELECT lblock, blocks, addr, epoch, counter, tags, ino FROM extent \
      WHERE (ino, lblock) > (?1, ?2) ORDER BY ino, lblock LIMIT ?3";
+/// Names of all folders after cookie ?2 of folder ?1, at most ?3.
+const ALL_NAMES: &str =
+    "SELECT parent, cookie, ino, name FROM dentry WHERE (parent, cookie) > (?1, ?2) ORDER BY parent, cookie LIMIT ?3";
+/// Names in folder ?1 that lead to ?2.
+const NAME_OF: &str = "SELECT name FROM dentry WHERE parent = ? AND ino = ? LIMIT 1";
 const TAGS: &str = "SELECT tags FROM tags WHERE addr = ?";
 const ORPHANS: &str = "SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino LIMIT ?";
 const XATTR: &str = "SELECT value FROM xattr WHERE ino = ? AND name = ?";
@@ -77,6 +82,8 @@ pub(super) const QUERIES: &[&str] = &[
     LIST_PLUS,
     EXTENTS,
     ALL_EXTENTS,
+    ALL_NAMES,
+    NAME_OF,
     TAGS,
     ORPHANS,
     XATTR,
@@ -224,6 +231,19 @@ impl<'a> View<'a> {
             Ok((Ino(rows::unsigned(row, 6)?), ExtentRow::from_row(row)?))
         })?;
         found.into_iter().map(|(ino, (extent, place))| Ok((ino, self.with_tags(extent, place)?))).collect()
+    }
+
+    /// At most `limit` names of all folders after `cookie` of `folder`, in order: folder, cookie, inode, name.
+    pub fn all_names(&self, folder: Ino, cookie: u64, limit: usize) -> Result<Vec<(Ino, u64, Ino, Vec<u8>)>> {
+        self.all(ALL_NAMES, (asked(folder.0), asked(cookie), asked(limit as u64)), |row| {
+            let (folder, cookie) = (Ino(rows::unsigned(row, 0)?), rows::unsigned(row, 1)?);
+            Ok((folder, cookie, Ino(rows::unsigned(row, 2)?), rows::name(row, 3)?.to_vec()))
+        })
+    }
+
+    /// A name in `folder` that leads to `ino`. Looks at all names of the folder.
+    pub fn name_of(&self, folder: Ino, ino: Ino) -> Result<Option<Vec<u8>>> {
+        self.one(NAME_OF, (asked(folder.0), asked(ino.0)), |row| Ok(rows::name(row, 0)?.to_vec()))
     }
 
     /// As [`View::extents`], but only where the extents are, without their tags.

@@ -136,6 +136,7 @@ impl Plan<'_> {
         for no in pages {
             if let Some(old) = tree.get(*no, &reader)? {
                 self.free(Run::new(old.addr, 1))?;
+                self.store.forget_lost(Run::new(old.addr, 1));
             }
             plan.pages.push((*no, self.block()?));
         }

@@ -176,6 +176,7 @@ impl Store {
 
     /// Notes that no row refers to these blocks any more. Under the metadata lock.
     pub fn free(&self, run: Run) {
+        self.forget_lost(run);
         self.batch.lock().freed.push(run);
     }
 

@@ -630,7 +630,7 @@ impl Members {
 fn ended(job: &Resync, store: &Store, task: &Task, sourceless: &AtomicU64, outcome: Result<bool, Error>) -> Outcome {
     let interrupted = |why: &str| Outcome::Failed(Problem::new(Code::ResyncEnded, why));
     match outcome {
-        Ok(true) => Outcome::Done,
+        Ok(true) => job.lost().map_or(Outcome::Done, |lost| Outcome::Failed(Problem::new(Code::BlocksLost, lost))),
         Ok(false) if task.is_cancelled() && job.is_current(store) => {
             job.abandon(store, "its resync was cancelled");
             Outcome::Cancelled

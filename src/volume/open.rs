@@ -4,6 +4,7 @@
 //! `into_open` puts the filesystem, the trail and the replicas over it. Which root is chosen, and why, is in
 //! [`recovery`] and `assembled`; which replicas come and go later, in `members`.
 
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -73,6 +74,8 @@ pub struct Status {
     pub usage: Usage,
     /// The replicas, in the order of the replica table.
     pub replicas: Vec<ReplicaStatus>,
+    /// What has blocks that no replica can give, and how many: paths of files, as far as they are known.
+    pub lost: BTreeMap<String, u64>,
 }
 
 /// A volume in use.
@@ -419,6 +422,7 @@ impl Open {
             generation,
             usage: self.store.usage(),
             replicas: (0..mirror.len()).map(replica).collect(),
+            lost: self.store.lost(),
         }
     }
 
@@ -569,9 +573,9 @@ impl Drop for Open {
 }
 
 impl Status {
-    /// Whether every replica is in sync and changes are accepted.
+    /// Whether every replica is in sync, changes are accepted, and no block is known to be lost.
     pub fn is_healthy(&self) -> bool {
         let whole = self.replicas.iter().all(|replica| replica.state == State::InSync);
-        whole && self.read_only.is_none()
+        whole && self.read_only.is_none() && self.lost.is_empty()
     }
 }

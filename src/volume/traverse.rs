@@ -17,6 +17,7 @@
 //! A block's file and place in the file decide when the block is visited. No operation moves a block from one place to
 //! another.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -25,7 +26,7 @@ use crate::fs::Fs;
 use crate::meta::ExtentRow;
 use crate::pages::view::CHUNK_TIME;
 use crate::pages::{Store, Unit};
-use crate::units::Run;
+use crate::units::{Ino, Run};
 
 /// Extents whose rows are read at once, under the lock of the tables.
 const EXTENTS_AT_ONCE: usize = 64;
@@ -59,6 +60,7 @@ pub struct Traversal<'a> {
     store: &'a Store,
     progress: &'a Progress,
     go_on: &'a dyn Fn() -> bool,
+    file: Cell<Option<Ino>>,
 }
 
 impl<'a> Traversal<'a> {
@@ -67,7 +69,12 @@ impl<'a> Traversal<'a> {
         let in_use = store.usage().total_blocks.saturating_sub(store.root().free_blocks);
         progress.done.store(0, Ordering::Relaxed);
         progress.total.store(in_use, Ordering::Relaxed);
-        Self { store, progress, go_on }
+        Self { store, progress, go_on, file: Cell::new(None) }
+    }
+
+    /// The file whose block is being visited; none while metadata is.
+    pub fn file(&self) -> Option<Ino> {
+        self.file.get()
     }
 
     /// Visits every node and page of both trees. Returns whether the walk came to its end.
@@ -105,6 +112,7 @@ impl<'a> Traversal<'a> {
                 return Ok(true);
             }
             for scanned in found {
+                self.file.set(Some(scanned.ino));
                 if !self.extent(&scanned.extent, visit)? {
                     return Ok(false);
                 }

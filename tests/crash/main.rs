@@ -25,6 +25,7 @@ mod refusal;
 mod resync;
 mod room;
 mod swap;
+mod weather;
 mod workload;
 
 use std::sync::Arc;

@@ -43,6 +43,20 @@
 //! A reader is held for one chunk, a tenth of a second or so. Under a reader that lasted as long as the copying of all
 //! metadata, a nearly full volume had no room left for a commit.
 //!
+//! # When no replica can give a block
+//!
+//! Then the block is lost, whether this replica comes back or not. To end the resync would leave everything else without
+//! its second copy, for ever. So the block is noted with the file that it is part of, and the resync goes on
+//! ([`Resync::lose`]). The replica then has all that the others have. The volume is not healthy and names the file until
+//! the file is removed or its block written anew; the task that brought the replica back has failed with that reason.
+//!
+//! The resync ends nevertheless
+//!
+//! * when no replica in sync answers reads at all: then nothing is known of the block;
+//! * after 1024 blocks: that is no volume with a damaged block;
+//! * when a node of a tree is lost: what is below it cannot even be named;
+//! * and when no replica is in sync, as follows.
+//!
 //! # When all replicas were refused while something was on its way
 //!
 //! Then no replica is in sync to copy from. What the last commit did not make durable is, if anywhere, in the devices'
@@ -64,16 +78,20 @@
 //!    be on one device and not on another. To go on from the root before it could make two histories, which a later
 //!    mount takes for divergence. So an incomplete commit is never tried again.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
 
 use super::super::error::Error;
 use super::super::traverse::{Item, Progress, Traversal};
 use crate::audit::Audit;
+use crate::crypto::Kind;
 use crate::fs::Fs;
 use crate::mirror::{Incarnation, State};
-use crate::pages::{Store, Unit};
+use crate::pages::{self, Store, Unit};
 use crate::problem::ExitCode;
-use crate::units::BLOCK_SIZE;
+use crate::units::{BLOCK_SIZE, BlockAddr, Ino, Run};
 
 /// Whether what was written last is lost. It is when `error` says that a unit does not verify, no replica is in sync,
 /// and every replica that held the last root is here and approved.
@@ -94,11 +112,24 @@ pub(in crate::volume) struct Resync {
     /// The replica has every unit of the epochs before this one.
     pub since_epoch: u32,
     progress: Progress,
+    lost: Mutex<Vec<LostBlock>>,
 }
+
+/// A block that no replica can give.
+struct LostBlock {
+    addr: BlockAddr,
+    /// The file that it is part of; none for metadata.
+    file: Option<Ino>,
+    /// That file's path, as soon as it is known.
+    what: String,
+}
+
+/// Most files that one message names.
+const NAMED_MAX: usize = 20;
 
 impl Resync {
     pub fn new(index: usize, incarnation: Incarnation, since_epoch: u32) -> Self {
-        Self { index, incarnation, since_epoch, progress: Progress::default() }
+        Self { index, incarnation, since_epoch, progress: Progress::default(), lost: Mutex::default() }
     }
 
     /// Bytes looked at and, where needed, copied; and bytes in all.
@@ -118,12 +149,15 @@ impl Resync {
         fs.wait_for_writers();
         let traversal = Traversal::new(store, &self.progress, &go_on);
         let mut copy = |item: Item| match item {
-            Item::Unit(unit) => self.copy(store, &unit),
+            Item::Unit(unit) => {
+                self.copy(store, &unit).or_else(|error| self.lose(store, &unit, traversal.file(), error))
+            }
             Item::Reserved(_) => Ok(()),
         };
         if !(traversal.metadata(&mut copy)? && traversal.data(fs, &mut copy)?) {
             return Ok(false);
         }
+        self.name_lost(fs, store, &go_on)?;
         // What was copied must be on stable storage before any root can name the replica.
         let is_flushed = store.mirror().flush_resynced(self.index, self.incarnation);
         // The replica is promoted between commits. A commit under way refers to the tables as they were when it began,
@@ -136,8 +170,10 @@ impl Resync {
         audit.observe();
         fs.checkpoint()?;
         let in_sync = store.mirror().state(self.index).0 == State::InSync;
-        if in_sync {
-            log::warn!("replica {} is in sync again", self.index);
+        match self.lost() {
+            Some(lost) if in_sync => log::error!("replica {} has what the others have, but {lost}", self.index),
+            None if in_sync => log::warn!("replica {} is in sync again", self.index),
+            _ => {}
         }
         Ok(in_sync)
     }
@@ -152,9 +188,63 @@ impl Resync {
         store.mirror().abandon(self.index, self.incarnation, reason);
     }
 
+    /// What no replica could give for the copy, in words; nothing when all was copied.
+    pub fn lost(&self) -> Option<String> {
+        let lost = self.lost.lock();
+        (!lost.is_empty()).then(|| {
+            let mut parts: Vec<&str> = lost.iter().map(|lost| lost.what.as_str()).collect();
+            parts.sort_unstable();
+            parts.dedup();
+            let more = parts.len().saturating_sub(NAMED_MAX);
+            parts.truncate(NAMED_MAX);
+            let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+            format!("{} blocks are on no replica: of {}{rest}", lost.len(), parts.join(", "))
+        })
+    }
+
     fn copy(&self, store: &Store, unit: &Unit) -> Result<(), Error> {
         if unit.id.epoch >= self.since_epoch && store.mirror().is_missed(self.index, unit.at.addr) {
             store.copy_unit(unit, self.index, self.incarnation)?;
+            store.forget_lost(Run::new(unit.at.addr, 1));
+        }
+        Ok(())
+    }
+
+    /// Goes on without a block that no replica can give, if that is what `error` says.
+    fn lose(&self, store: &Store, unit: &Unit, file: Option<Ino>, error: Error) -> Result<(), Error> {
+        let is_damaged = error.code().exit() == ExitCode::Integrity;
+        let is_unread = matches!(&error, Error::Store(pages::Error::Io(_)));
+        let is_node = matches!(unit.at.kind, Kind::MapNode | Kind::SpaceNode);
+        // A device that answers no read says nothing of one block. The top of the space map is read by every mount.
+        let known = Run::new(store.root().space.addr, 1);
+        let mirror = store.mirror();
+        let in_sync = mirror.in_sync();
+        let answers = |index: usize| in_sync >> index & 1 == 1 && mirror.read_from(index, known).is_ok();
+        let goes_on = (is_damaged || is_unread) && !is_node && (0..mirror.len()).any(answers);
+        let what = file.map_or("the metadata".to_owned(), |ino| format!("the file with inode number {}", ino.0));
+        if !goes_on || !store.note_lost(unit.at.addr, what.clone()) {
+            return Err(error);
+        }
+        log::error!("resync of replica {}: {error}; a block of {what} is lost, and the resync goes on", self.index);
+        self.lost.lock().push(LostBlock { addr: unit.at.addr, file, what });
+        Ok(())
+    }
+
+    /// Finds the names of the files that have lost something.
+    fn name_lost(&self, fs: &Fs, store: &Store, go_on: &dyn Fn() -> bool) -> Result<(), Error> {
+        let files: BTreeSet<Ino> = self.lost.lock().iter().filter_map(|lost| lost.file).collect();
+        if files.is_empty() {
+            return Ok(());
+        }
+        let names = fs.paths(&files, go_on)?;
+        let still = store.lost_blocks();
+        for lost in self.lost.lock().iter_mut() {
+            let Some(path) = lost.file.and_then(|ino| names.get(&ino)) else { continue };
+            lost.what = String::from_utf8_lossy(path).escape_default().to_string();
+            // A block that was freed meanwhile is not noted again.
+            if still.contains(&lost.addr) {
+                store.note_lost(lost.addr, lost.what.clone());
+            }
         }
         Ok(())
     }
