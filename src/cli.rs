@@ -33,7 +33,8 @@ use helper::Helper;
 
 use crate::daemon::Documents;
 use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
-use crate::problem::{ExitCode, Problem};
+use crate::os::process;
+use crate::problem::{Code, ExitCode, Problem};
 
 /// An encrypted, replicated filesystem that writes only to devices a signed registry approves.
 #[derive(Debug, Parser)]
@@ -93,18 +94,24 @@ impl DocumentArguments {
 /// Where the passphrase comes from.
 #[derive(Clone, Debug, Args)]
 struct Passphrase {
-    /// Read the passphrase from this file, `-` for standard input; else from the systemd credential
-    /// scelle.passphrase; else from the terminal
+    /// Read the passphrase from this file, which others must not be able to read, `-` for standard input; else from the
+    /// systemd credential scelle.passphrase; else from the terminal
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
 }
 
 /// Runs the command line `arguments`, the program's name first, and returns the exit code.
+///
+/// Before anything else the process is protected from core dumps and debuggers, whatever the command: no list of commands
+/// that handle secrets has to be kept. A process that cannot be protected does nothing.
 pub fn run(arguments: Vec<OsString>) -> u8 {
-    let outcome = match arguments.first().and_then(|name| Helper::of(name)) {
+    let protected = process::harden().map_err(|error| {
+        Problem::new(Code::System, format!("this process cannot be protected from core dumps: {error}"))
+    });
+    let outcome = protected.and_then(|()| match arguments.first().and_then(|name| Helper::of(name)) {
         Some(helper) => helper.run(&arguments[1..]),
         None => dispatch(arguments),
-    };
+    });
     match outcome {
         Ok(code) => code as u8,
         Err(problem) => {

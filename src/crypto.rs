@@ -19,9 +19,10 @@
 //! slot chooses only the cost of argon2id. That cost has a floor ([`KdfParams::FLOOR`]) and a ceiling
 //! ([`KdfParams::CEILING`]) here.
 //!
-//! Passphrases, slot keys and volume keys live on the heap, in containers that wipe themselves and whose `Debug` shows
-//! nothing. The keys derived from a volume key ([`Keys`]) are wiped too, and not shown either. Keeping them all out of
-//! swap and of core dumps is the process's business (`mlockall`, `PR_SET_DUMPABLE`), because it needs `unsafe`.
+//! Passphrases, slot keys and volume keys live in memory of their own ([`Locked`](crate::os::Locked)), in containers that
+//! wipe themselves and whose `Debug` shows nothing. The keys derived from a volume key ([`Keys`]) are wiped too, and not
+//! shown either. Keeping all of a process out of swap and of core dumps is the process's business
+//! ([`os::process`](crate::os::process)).
 
 use sha2::{Digest, Sha256, Sha384};
 

@@ -1,5 +1,5 @@
 //! The services of the operating system, as safe functions: asynchronous transfers, questions by ioctl(2), messages of
-//! the kernel, calls about the own process, memory for direct I/O, bounded reads of files, what libblkid recognises on a device.
+//! the kernel, calls about the own process, memory for direct I/O and for keys, bounded reads of files, what libblkid recognises on a device.
 //!
 //! Most system calls go through rustix, which has safe functions for them. What rustix lacks is called through libc,
 //! and all `unsafe` code of the program is here for that reason. The one exception is SQLite's interface to files
@@ -12,8 +12,10 @@ mod devno;
 pub mod events;
 mod file;
 pub mod ioctl;
+mod locked;
 pub mod process;
 
 pub use buffer::AlignedBuf;
 pub use devno::DevNo;
 pub use file::{absolute, list_bounded, mountpoint_path, read_bounded};
+pub use locked::Locked;

@@ -61,18 +61,24 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
     let secret = secret::obtain(request.passphrase_file.as_deref(), secret::Purpose::Open)?;
     if request.foreground {
         logging::to_terminal();
-        return serve::start(&request, &secret).inspect_err(|why| refusal::report(&request, why))?.serve();
+        let mounted = serve::start(&request, &secret).inspect_err(|why| refusal::report(&request, why))?;
+        drop(secret);
+        return mounted.serve();
     }
     let system = |error: std::io::Error| Problem::new(Code::Daemon, format!("cannot start a daemon: {error}"));
     match process::fork_daemon().map_err(system)? {
-        Side::Command(waiter) => match waiter.wait() {
-            Some(Report { code: 0, .. }) => Ok(ExitCode::Done),
-            Some(Report { code, message }) => {
-                eprintln!("scelle: {message}");
-                Ok(ExitCode::from_byte(code))
+        Side::Command(waiter) => {
+            // The daemon has its own.
+            drop(secret);
+            match waiter.wait() {
+                Some(Report { code: 0, .. }) => Ok(ExitCode::Done),
+                Some(Report { code, message }) => {
+                    eprintln!("scelle: {message}");
+                    Ok(ExitCode::from_byte(code))
+                }
+                None => Err(Problem::new(Code::DaemonDied, "the daemon ended before the folder was usable")),
             }
-            None => Err(Problem::new(Code::DaemonDied, "the daemon ended before the folder was usable")),
-        },
+        }
         Side::Daemon(notifier) => {
             logging::to_system();
             match serve::start(&request, &secret) {
@@ -82,6 +88,7 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
                     mounted.serve()
                 }
                 Err(problem) => {
+                    drop(secret);
                     refusal::report(&request, &problem);
                     // If this fails, the command is gone, and there is nobody else to tell.
                     let _ = notifier.failed(&Report { code: problem.exit() as u8, message: problem.whole() });

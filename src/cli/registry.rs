@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use zeroize::Zeroizing;
 
+use super::secret;
 use super::text::{pretty, print};
 use crate::daemon::devices::today;
 use crate::device::IdentifiedDevice;
 use crate::device::raw::{Access, RawDevice};
 use crate::limits;
-use crate::os::read_bounded;
+use crate::os::{Locked, read_bounded};
 use crate::policy::{kind, laboratory, load};
 use crate::probe::identity::DeviceFacts;
 use crate::problem::{Code, ExitCode, Problem};
@@ -314,8 +315,10 @@ impl Password {
     /// Reads the password; a new one is asked for twice.
     fn obtain(&self, new: bool) -> Result<Zeroizing<String>, Problem> {
         if let Some(path) = &self.password_file {
-            let bytes = Zeroizing::new(read(path, limits::SIGNATURE_BYTES_MAX)?);
-            let text = std::str::from_utf8(&bytes).map_err(|e| Problem::new(Code::PasswordFile, e.to_string()))?;
+            let mut bytes = Locked::zeroed(limits::SIGNATURE_BYTES_MAX);
+            let length = secret::read_private(path, secret::Keeper::Rights, &mut bytes)?;
+            let bytes = &bytes[..length];
+            let text = std::str::from_utf8(bytes).map_err(|e| Problem::new(Code::PasswordFile, e.to_string()))?;
             return Ok(Zeroizing::new(text.strip_suffix('\n').unwrap_or(text).to_owned()));
         }
         if !io::stdin().is_terminal() {

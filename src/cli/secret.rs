@@ -2,12 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::process::{geteuid, getuid};
 use zeroize::Zeroizing;
 
 use crate::crypto::Secret;
+use crate::daemon::serve::lock_memory;
 use crate::limits::SECRET_BYTES_MAX;
+use crate::os::Locked;
 use crate::problem::{Code, Problem};
 
 /// Name of the systemd credential (systemd.exec(5), `LoadCredential=`).
@@ -26,45 +31,107 @@ pub enum Purpose {
 /// Gets the passphrase of a volume. One newline at the end of a file is not part of it.
 ///
 /// # Errors
-/// An unreadable, empty or oversized source, no terminal to ask on, or two different answers.
+/// A file that is unreadable, empty, too large or exposed to others, no terminal to ask on, or two different answers.
 pub fn obtain(file: Option<&Path>, purpose: Purpose) -> Result<Secret, Problem> {
+    lock_memory()?;
     if let Some(path) = file {
-        return from_file(path);
+        return from_file(path, Keeper::Rights);
     }
     if let Some(dir) = std::env::var_os("CREDENTIALS_DIRECTORY") {
         let path = PathBuf::from(dir).join(CREDENTIAL);
         if path.exists() {
-            return from_file(&path);
+            return from_file(&path, Keeper::Systemd);
         }
     }
     from_terminal(purpose)
 }
 
-fn from_file(path: &Path) -> Result<Secret, Problem> {
+fn from_file(path: &Path, keeper: Keeper) -> Result<Secret, Problem> {
+    // Room for the largest secret, its newline, and one byte that shows that it is too long.
+    let mut bytes = Locked::zeroed(SECRET_BYTES_MAX + 2);
+    let length = read_private(path, keeper, &mut bytes)?;
+    let bytes = &bytes[..length];
+    Secret::copied(bytes.strip_suffix(b"\n").unwrap_or(bytes)).map_err(|error| {
+        Problem::new(Code::PassphraseUnusable, format!("the passphrase in {} is unusable: {error}", path.display()))
+    })
+}
+
+/// Reads a file with a secret, `-` for standard input, until its end or until `bytes` are full. Returns how much was read.
+///
+/// # Errors
+/// [`Code::PassphraseFile`], or [`Code::PassphraseExposed`] for a file that others can read or change.
+pub(super) fn read_private(path: &Path, keeper: Keeper, bytes: &mut [u8]) -> Result<usize, Problem> {
     let unreadable = |error: io::Error| {
-        Problem::new(Code::PassphraseFile, format!("cannot read the passphrase from {}: {error}", path.display()))
+        Problem::new(Code::PassphraseFile, format!("cannot read the secret in {}: {error}", path.display()))
     };
-    let mut source: Box<dyn Read> = if path == Path::new("-") {
-        Box::new(io::stdin().lock())
-    } else {
-        Box::new(File::open(path).map_err(unreadable)?)
+    let (file, keeper) = match path == Path::new("-") {
+        // A descriptor of its own: the standard library's keeps a copy of what it reads.
+        true => (io::stdin().as_fd().try_clone_to_owned().map_err(unreadable)?.into(), Keeper::Standard),
+        false => (File::open(path).map_err(unreadable)?, keeper),
     };
-    // Room for the largest secret, its newline, and one byte that shows that it is too long. All of it is allocated at
-    // once, so that growing leaves no copy behind.
-    let mut bytes = Zeroizing::new(vec![0; SECRET_BYTES_MAX + 2]);
+    refuse_exposed(&file, path, keeper)?;
+    fill(file, bytes).map_err(unreadable)
+}
+
+/// Reads until the end, or until `bytes` are full, and leaves no copy elsewhere. Returns how much was read.
+fn fill(mut source: File, bytes: &mut [u8]) -> io::Result<usize> {
     let mut length = 0;
     while length < bytes.len() {
         match source.read(&mut bytes[length..]) {
             Ok(0) => break,
             Ok(count) => length += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(unreadable(error)),
+            Err(error) => return Err(error),
         }
     }
-    let secret = bytes[..length].strip_suffix(b"\n").unwrap_or(&bytes[..length]);
-    Secret::new(secret.to_vec()).map_err(|error| {
-        Problem::new(Code::PassphraseUnusable, format!("the passphrase in {} is unusable: {error}", path.display()))
-    })
+    Ok(length)
+}
+
+/// Who sees to it that nobody else reads a secret on its way to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeper {
+    /// The rights of the file.
+    Rights,
+    /// systemd, by the rights of the folder; those of the file show the mask of an access list for the service's user.
+    Systemd,
+    /// Whoever connected standard input: any kind of descriptor. A regular file is one that has a name, and rights.
+    Standard,
+}
+
+/// Refuses a file that others can read or change. The file that was opened is asked, not its name: links are followed,
+/// as those of `/dev/fd`, and who could put another file there cannot give it to root.
+///
+/// A pipe is read once by one process, and `sudo` hands on pipes that belong to another user: so only its rights count.
+///
+/// # Errors
+/// [`Code::PassphraseExposed`], with the command that changes it.
+fn refuse_exposed(file: &File, path: &Path, keeper: Keeper) -> Result<(), Problem> {
+    let (shown, refused) = (path.display(), |text: String| Problem::new(Code::PassphraseExposed, text));
+    let meta = file
+        .metadata()
+        .map_err(|error| Problem::new(Code::PassphraseFile, format!("cannot look at {shown}: {error}")))?;
+    let kind = meta.file_type();
+    if !kind.is_file() {
+        let allowed = keeper == Keeper::Standard || kind.is_fifo() && meta.mode() & 0o077 == 0;
+        return match (allowed, kind.is_fifo()) {
+            (true, _) => Ok(()),
+            (false, true) => Err(refused(format!("others can read or write the pipe {shown}"))
+                .advise(format!("Take these rights away: chmod 600 {shown}"))),
+            (false, false) => Err(refused(format!("{shown} is neither a file nor a pipe"))
+                .advise("Give a file, - for standard input, or nothing to be asked on the terminal.")),
+        };
+    }
+    let ours = [0, getuid().as_raw(), geteuid().as_raw()];
+    if !ours.contains(&meta.uid()) {
+        return Err(refused(format!("{shown} holds a secret and belongs to user {}, who can read and change it", meta.uid()))
+            .advise(format!("Give it to root: chown root {shown} && chmod 600 {shown}")));
+    }
+    if keeper != Keeper::Systemd && meta.mode() & 0o077 != 0 {
+        let mode = meta.mode() & 0o777;
+        return Err(refused(format!("{shown} holds a secret, and others can read or change it (mode {mode:04o})"))
+            .advise(format!("Take these rights away: chmod 600 {shown}")));
+    }
+    Ok(())
 }
 
 fn from_terminal(purpose: Purpose) -> Result<Secret, Problem> {
@@ -89,7 +156,7 @@ fn from_terminal(purpose: Purpose) -> Result<Secret, Problem> {
             first
         }
     };
-    Secret::new(answer.as_bytes().to_vec())
+    Secret::copied(answer.as_bytes())
         .map_err(|error| Problem::new(Code::PassphraseUnusable, format!("the passphrase is unusable: {error}")))
 }
 
@@ -101,7 +168,7 @@ mod tests {
     fn of(content: &[u8]) -> Result<Secret, Problem> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
-        from_file(file.path())
+        from_file(file.path(), Keeper::Rights)
     }
 
     #[test]
@@ -118,6 +185,46 @@ mod tests {
             assert_eq!(of(bad).unwrap_err().code, Code::PassphraseUnusable);
         }
         assert_eq!(of(&[b'x'; SECRET_BYTES_MAX]).unwrap().expose().len(), SECRET_BYTES_MAX);
-        assert_eq!(from_file(Path::new("/nonexistent/f")).unwrap_err().code, Code::PassphraseFile);
+        let missing = from_file(Path::new("/nonexistent/f"), Keeper::Rights);
+        assert_eq!(missing.unwrap_err().code, Code::PassphraseFile);
+    }
+
+    #[test]
+    fn a_passphrase_that_others_can_read_or_change_is_refused() {
+        use std::os::unix::fs::{PermissionsExt, chown, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("passphrase");
+        std::fs::write(&path, "sesame").unwrap();
+        let set = |mode: u32| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let refusal = |keeper| from_file(&path, keeper).err().map(|problem| (problem.code, problem.whole()));
+        for mode in [0o600, 0o400, 0o700] {
+            set(mode);
+            assert_eq!(refusal(Keeper::Rights), None, "{mode:o}");
+        }
+        for mode in [0o640, 0o604, 0o620, 0o602, 0o666, 0o644, 0o610] {
+            set(mode);
+            let (code, text) = refusal(Keeper::Rights).unwrap();
+            assert!(code == Code::PassphraseExposed && text.contains("chmod 600"), "{mode:o}: {text}");
+            assert_eq!(refusal(Keeper::Systemd), None, "an access list shows as rights of the group");
+        }
+        set(0o600);
+        let link = dir.path().join("link");
+        symlink(&path, &link).unwrap();
+        assert!(from_file(&link, Keeper::Rights).is_ok());
+        if rustix::process::geteuid().is_root() {
+            chown(&path, Some(65_534), None).unwrap();
+            for keeper in [Keeper::Rights, Keeper::Systemd] {
+                let (code, text) = refusal(keeper).unwrap();
+                assert!(code == Code::PassphraseExposed && text.contains("chown root"), "{text}");
+            }
+        }
+        for not_a_file in [dir.path(), Path::new("/dev/zero")] {
+            assert_eq!(from_file(not_a_file, Keeper::Rights).unwrap_err().code, Code::PassphraseExposed);
+        }
+        let (reader, mut writer) = io::pipe().unwrap();
+        io::Write::write_all(&mut writer, b"sesame\n").unwrap();
+        drop(writer);
+        let pipe = PathBuf::from(format!("/dev/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader)));
+        assert_eq!(from_file(&pipe, Keeper::Rights).unwrap().expose(), b"sesame");
     }
 }

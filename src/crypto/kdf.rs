@@ -5,6 +5,7 @@ use std::fmt;
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use zeroize::Zeroizing;
 
+use super::secret::KeyBytes;
 use super::{Error, Secret};
 use crate::limits::{
     KDF_LABEL_WORK_MAX, KDF_LANES_MAX, KDF_LANES_MIN, KDF_MEMORY_KIB_MAX, KDF_MEMORY_KIB_MIN, KDF_PASSES_MAX,
@@ -66,7 +67,7 @@ impl fmt::Display for KdfParams {
 }
 
 /// The key that a passphrase becomes; it opens one key slot. Wiped when dropped.
-pub struct SlotKey(pub(super) Box<Zeroizing<[u8; 32]>>);
+pub struct SlotKey(pub(super) KeyBytes);
 
 impl fmt::Debug for SlotKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -89,9 +90,9 @@ pub fn derive_slot_key(secret: &Secret, salt: &[u8; 32], params: &KdfParams) -> 
     let mut memory = Zeroizing::new(Vec::new());
     memory.try_reserve_exact(blocks).map_err(|_| Error::KdfMemory { memory_kib: params.memory_kib })?;
     memory.resize(blocks, Block::default());
-    let mut key = Box::new(Zeroizing::new([0; 32]));
+    let mut key = KeyBytes::zero();
     Argon2::new(Algorithm::Argon2id, Version::V0x13, cost)
-        .hash_password_into_with_memory(secret.expose(), salt, &mut key[..], memory.as_mut_slice())
+        .hash_password_into_with_memory(secret.expose(), salt, key.get_mut(), memory.as_mut_slice())
         .expect("a secret, a salt and an output within argon2's limits");
     Ok(SlotKey(key))
 }

@@ -6,18 +6,24 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::Error;
 use crate::limits::SECRET_BYTES_MAX;
+use crate::os::Locked;
 
-/// A passphrase, or the content of a key file: 1 to [`SECRET_BYTES_MAX`] bytes of any value, wiped when dropped.
+/// A passphrase, or the content of a key file: 1 to [`SECRET_BYTES_MAX`] bytes of any value, in locked memory, wiped when
+/// dropped.
 #[derive(Clone)]
-pub struct Secret(Zeroizing<Vec<u8>>);
+pub struct Secret(Locked);
 
 impl Secret {
-    /// Takes the bytes over. Refused bytes are wiped too.
+    /// Takes the bytes over. They are wiped where they were, also when they are refused.
     pub fn new(bytes: Vec<u8>) -> Result<Self, Error> {
-        let bytes = Zeroizing::new(bytes);
+        Self::copied(&Zeroizing::new(bytes))
+    }
+
+    /// Copies the bytes.
+    pub fn copied(bytes: &[u8]) -> Result<Self, Error> {
         match bytes.len() {
             0 => Err(Error::EmptySecret),
-            1..=SECRET_BYTES_MAX => Ok(Self(bytes)),
+            1..=SECRET_BYTES_MAX => Ok(Self(Locked::copied(bytes))),
             n => Err(Error::SecretTooLong { bytes: n, max: SECRET_BYTES_MAX }),
         }
     }
@@ -34,37 +40,57 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The key of a volume, 256 random bits, wiped when dropped. Everything on the devices hangs from it.
+/// 32 bytes of key in locked memory, wiped when dropped. They are filled in place, so that no copy stays on a stack.
 #[derive(Clone)]
-pub struct VolumeKey(Box<Zeroizing<[u8; 32]>>);
+pub(super) struct KeyBytes(Locked);
+
+impl KeyBytes {
+    pub(super) fn zero() -> Self {
+        Self(Locked::zeroed(32))
+    }
+
+    pub(super) fn get(&self) -> &[u8; 32] {
+        // Invariant: 32 bytes were allocated.
+        self.0[..].try_into().expect("32 bytes of key")
+    }
+
+    pub(super) fn get_mut(&mut self) -> &mut [u8; 32] {
+        // Invariant: as above.
+        (&mut self.0[..]).try_into().expect("32 bytes of key")
+    }
+}
+
+/// The key of a volume, 256 random bits, in locked memory, wiped when dropped. Everything on the devices hangs from it.
+#[derive(Clone)]
+pub struct VolumeKey(KeyBytes);
 
 impl VolumeKey {
     /// A new random key.
     pub fn generate() -> Result<Self, Error> {
         let mut key = Self::zero();
-        getrandom::fill(&mut key.0[..]).map_err(|e| Error::Random(e.to_string()))?;
+        getrandom::fill(key.bytes_mut()).map_err(|e| Error::Random(e.to_string()))?;
         Ok(key)
     }
 
     /// The key with these bytes, which are wiped where they came from.
     pub fn take(bytes: &mut [u8; 32]) -> Self {
         let mut key = Self::zero();
-        key.0.copy_from_slice(bytes);
+        key.bytes_mut().copy_from_slice(bytes);
         bytes.zeroize();
         key
     }
 
-    /// A container to be filled in place, so that no copy of a key stays on a stack.
+    /// A container to be filled in place.
     pub(super) fn zero() -> Self {
-        Self(Box::new(Zeroizing::new([0; 32])))
+        Self(KeyBytes::zero())
     }
 
     pub(super) fn bytes(&self) -> &[u8; 32] {
-        &self.0
+        self.0.get()
     }
 
     pub(super) fn bytes_mut(&mut self) -> &mut [u8; 32] {
-        &mut self.0
+        self.0.get_mut()
     }
 }
 

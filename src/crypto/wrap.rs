@@ -51,7 +51,7 @@ pub fn unwrap_key(wrapped: &WrappedKey, slot: &SlotKey, aad: &[u8]) -> Result<Vo
 }
 
 fn cipher(slot: &SlotKey) -> Aes256GcmSiv {
-    Aes256GcmSiv::new((&**slot.0).into())
+    Aes256GcmSiv::new(slot.0.get().into())
 }
 
 #[cfg(test)]
@@ -59,10 +59,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::crypto::{KdfParams, Secret, derive_slot_key};
-    use zeroize::Zeroizing;
+    use crate::crypto::secret::KeyBytes;
 
     fn slot(byte: u8) -> SlotKey {
-        SlotKey(Box::new(Zeroizing::new([byte; 32])))
+        let mut key = KeyBytes::zero();
+        key.get_mut().fill(byte);
+        SlotKey(key)
     }
 
     #[test]

@@ -51,12 +51,8 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
     let system = |what: &str, error: std::io::Error| Problem::new(Code::System, format!("{what}: {error}"));
     // This is done before the first thread starts, because threads inherit which signals are blocked.
     let signals = EndSignals::block().map_err(|error| system("blocking signals", error))?;
-    for (what, error) in process::harden() {
-        log::warn!("{what}: {error}");
-    }
-    if let Err(error) = process::lock_memory() {
-        log::warn!("keys could be written to swap: memory cannot be locked: {error}");
-    }
+    // The command's locks do not count for a daemon that was split off from it.
+    lock_memory()?;
     let registry = devices::load_registry(&request.documents)?;
     let Gathered { approved, left_out } = gather(request, &registry)?;
     let blame = |error: volume::Error| gather::blame(&left_out, error.into());
@@ -113,6 +109,14 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
             Err(failure)
         }
     }
+}
+
+/// Keeps keys out of swap.
+pub fn lock_memory() -> Result<(), Problem> {
+    process::lock_memory().map_err(|error| {
+        Problem::new(Code::System, format!("keys could be written to swap: memory cannot be locked: {error}"))
+            .advise("Run it as root; a service also needs LimitMEMLOCK=infinity, a container CAP_IPC_LOCK.")
+    })
 }
 
 /// Most memory for blocks that were read, unless the mount says it: a sixteenth of the machine's memory, within bounds.

@@ -6,6 +6,7 @@ use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::mem::MaybeUninit;
 use std::path::Path;
 
+use rustix::io::Errno;
 use rustix::mm::MlockAllFlags;
 use rustix::mount::UnmountFlags;
 use rustix::process::{
@@ -120,25 +121,19 @@ fn end_with(command: Pid) -> io::Result<()> {
     if getppid() == Some(command) { Ok(()) } else { Err(io::Error::other("the command that started it has ended")) }
 }
 
-/// What [`harden`] could not do. Each entry is worth a warning, and none stops the daemon.
-pub type Shortfalls = Vec<(&'static str, io::Error)>;
-
 /// Keeps secrets inside the process's memory: no core dumps, and no ptrace by other processes of the same user.
-pub fn harden() -> Shortfalls {
-    let mut shortfalls = Shortfalls::new();
-    let mut note = |what, result: rustix::io::Result<()>| {
-        if let Err(error) = result {
-            shortfalls.push((what, error.into()));
-        }
-    };
-    let undumpable = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    note("switching core dumps off (PR_SET_DUMPABLE)", undumpable);
+///
+/// # Errors
+/// What prctl(2) or setrlimit(2) say, and which it was.
+pub fn harden() -> io::Result<()> {
+    let named = |what: &str, error: Errno| io::Error::other(format!("{what}: {error}"));
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| named("PR_SET_DUMPABLE", error))?;
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    note("limiting core dumps to nothing (RLIMIT_CORE)", setrlimit(Resource::Core, none));
-    shortfalls
+    setrlimit(Resource::Core, none).map_err(|error| named("RLIMIT_CORE", error))
 }
 
-/// Locks the memory that is and will be mapped, as far as it is used, so that no key reaches swap.
+/// Locks the memory that is and will be mapped, as far as it is used, so that no key reaches swap. A forked process has
+/// to do so anew.
 ///
 /// # Errors
 /// What mlockall(2) says, typically that `RLIMIT_MEMLOCK` is too small.

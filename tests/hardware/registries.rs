@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -55,7 +56,10 @@ pub fn make(scelle: &Path, work: &Path, root: &Path, template: &Path) -> Result<
             programs::output(sign.args(["registry", "sign"]).arg(document).arg("--key").arg(key), RUN_MAX)?;
         }
     }
-    write(&root.join("passphrase"), &passphrase()?)
+    let path = root.join("passphrase");
+    write(&path, &passphrase()?)?;
+    // Nobody else may read it, or no command takes it.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).during(|| format!("chmod {}", path.display()))
 }
 
 /// Makes the officers' keys, and the document that says whom to trust.

@@ -275,7 +275,7 @@ fn a_full_volume_says_so_and_recovers() {
 }
 
 /// The process that a command has split off, once it has come so far that signals do not end it at once any more.
-fn split_off(command: u32) -> u32 {
+pub fn split_off(command: u32) -> u32 {
     let read = |path: String| fs::read_to_string(path).unwrap_or_default();
     let mut daemon = 0;
     wait_for("the daemon", || {

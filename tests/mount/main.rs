@@ -16,6 +16,7 @@ mod place;
 mod posix;
 mod refusals;
 mod refused;
+mod secrets;
 mod semantics;
 mod silent;
 mod strangers;

@@ -2,8 +2,9 @@
 //! up what it made, also when a test panics.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,7 +113,8 @@ impl Lab {
         let dir = tempfile::Builder::new().prefix("scelle-lab").tempdir_in("/var/tmp").unwrap();
         let mountpoint = dir.path().join("mnt");
         fs::create_dir(&mountpoint).unwrap();
-        fs::write(dir.path().join("passphrase"), PASSPHRASE).unwrap();
+        let mut passphrase = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.path().join("passphrase")).unwrap();
+        passphrase.write_all(PASSPHRASE.as_bytes()).unwrap();
         let mut lab = Self { dir, disks: Vec::new(), mountpoint };
         for index in 0..count {
             lab.disks.push(Disk::new(lab.dir.path().join(format!("disk-{index}")), mib << 20));
