@@ -32,12 +32,14 @@ mod cipher;
 mod kdf;
 mod keys;
 mod secret;
+mod strength;
 mod wrap;
 
 pub use cipher::{Binding, Cipher, Forged, Kind};
 pub use kdf::{KdfParams, SlotKey, derive_slot_key};
 pub use keys::Keys;
 pub use secret::{Secret, VolumeKey};
+pub use strength::check_strength;
 pub use wrap::{WrappedKey, unwrap_key, wrap_key};
 
 /// Why a secret, a key or the key derivation was refused.
@@ -53,6 +55,26 @@ pub enum Error {
         bytes: usize,
         /// The bound.
         max: usize,
+    },
+    /// A new passphrase that is too easy to guess.
+    #[error(
+        "the passphrase is too easy to guess: it has {chars} characters, of at least {min}, and about 10^{digits} guesses \
+         find it; at least 10^10 are asked for", min = crate::limits::PASSPHRASE_CHARS_MIN
+    )]
+    WeakPassphrase {
+        /// How many characters it has.
+        chars: usize,
+        /// Guesses that find it, as a power of ten.
+        digits: u32,
+    },
+    /// A new key file that holds too little.
+    #[error(
+        "the key file is too easy to guess: its bytes hold about {bits} bits, at least {min} are asked for",
+        min = crate::limits::KEY_FILE_BITS_MIN
+    )]
+    WeakKeyFile {
+        /// What its bytes hold.
+        bits: u32,
     },
     /// Parameters below [`KdfParams::FLOOR`] in at least one field.
     #[error("weak key slot: argon2id with {found}, at least {floor} is required", floor = KdfParams::FLOOR)]
@@ -94,6 +116,7 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::EmptySecret | Self::SecretTooLong { .. } => Code::PassphraseUnusable,
+            Self::WeakPassphrase { .. } | Self::WeakKeyFile { .. } => Code::PassphraseWeak,
             Self::WeakKdf { .. } | Self::ExcessiveKdf { .. } | Self::TooMuchWork { .. } => Code::KeySlotRefused,
             Self::KdfMemory { .. } | Self::Random(_) => Code::Crypto,
             Self::WrongKey => Code::WrongKey,

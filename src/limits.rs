@@ -83,6 +83,12 @@ pub const PROC_BYTES_MAX: usize = 4 << 20;
 /// Longest passphrase or key file, in bytes.
 pub const SECRET_BYTES_MAX: usize = 64 << 10;
 
+/// Fewest characters of a new passphrase that a person typed.
+pub const PASSPHRASE_CHARS_MIN: usize = 12;
+
+/// Fewest bits that the bytes of a new key file may hold.
+pub const KEY_FILE_BITS_MIN: u32 = 128;
+
 /// Least memory of argon2id that a key slot may ask for, in KiB: the second recommended option of RFC 9106 §4.
 pub const KDF_MEMORY_KIB_MIN: u32 = 64 << 10;
 

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::secret::{self, Obtained};
 use super::text::progress;
-use super::{DocumentArguments, Passphrase, secret};
+use super::{DocumentArguments, Passphrase};
 use crate::daemon::gather::Gathered;
 use crate::daemon::{devices, find, gather};
 use crate::device::raw::Access;
@@ -31,9 +32,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let Gathered { approved, left_out } = gather::gather(&sources, &registry, Access::ExclusiveRead, false)?;
     let blame = |error: volume::Error| gather::blame(&left_out, error.into());
     let sealed = Sealed::read(approved).map_err(blame)?;
-    let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;
+    let Obtained { secret, hints } =
+        secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;
+    let assembled = sealed.unlock(&secret).map_err(blame).map_err(|problem| hints.explain(problem))?;
+    drop(secret);
     let bar = progress();
-    let report = sealed.unlock(&secret)?.check(&mut |done, total| {
+    let report = assembled.check(&mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });

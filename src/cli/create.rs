@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DocumentArguments, Passphrase, secret};
+use super::secret::{self, Obtained};
+use super::{DocumentArguments, Passphrase};
+use crate::crypto::check_strength;
 use crate::daemon::devices;
 use crate::device::raw::Access;
 use crate::limits::VOLUME_LABEL_MAX;
@@ -35,7 +37,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     if approved.len() == 1 {
         eprintln!("scelle: warning: a volume on one device has no second copy: what that device loses is lost");
     }
-    let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Create)?;
+    let Obtained { secret, .. } = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Create)?;
+    if let Err(weak) = check_strength(&secret, &[&arguments.label])
+        && registry.is_laboratory()
+    {
+        eprintln!("scelle: warning: {weak}; only a laboratory takes it");
+    }
     let options = CreateOptions { label: arguments.label.clone(), ..CreateOptions::default() };
     // Asking for a passphrase may take its time, and a device may have been revoked meanwhile.
     let registry = devices::load_registry(&arguments.documents.documents())?;

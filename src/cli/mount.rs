@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{DocumentArguments, Passphrase, logging, options, secret};
+use super::secret::{self, Obtained};
+use super::{DocumentArguments, Passphrase, logging, options};
 use crate::daemon::{Request, Sources, find, join, refusal, serve};
 use crate::os;
 use crate::os::process::{self, Report, Side};
@@ -58,10 +59,11 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
     }
     request.sources = find::devices(&request.sources.devices)?;
     find::prepare_mountpoint(&request)?;
-    let secret = secret::obtain(request.passphrase_file.as_deref(), secret::Purpose::Open)?;
+    let Obtained { secret, hints } = secret::obtain(request.passphrase_file.as_deref(), secret::Purpose::Open)?;
     if request.foreground {
         logging::to_terminal();
-        let mounted = serve::start(&request, &secret).inspect_err(|why| refusal::report(&request, why))?;
+        let mounted = serve::start(&request, &secret).inspect_err(|why| refusal::report(&request, why));
+        let mounted = mounted.map_err(|problem| hints.explain(problem))?;
         drop(secret);
         return mounted.serve();
     }
@@ -73,8 +75,10 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
             match waiter.wait() {
                 Some(Report { code: 0, .. }) => Ok(ExitCode::Done),
                 Some(Report { code, message }) => {
+                    let exit = ExitCode::from_byte(code);
                     eprintln!("scelle: {message}");
-                    Ok(ExitCode::from_byte(code))
+                    hints.after(exit).iter().for_each(|hint| eprintln!("  {hint}"));
+                    Ok(exit)
                 }
                 None => Err(Problem::new(Code::DaemonDied, "the daemon ended before the folder was usable")),
             }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::{DocumentArguments, Passphrase, secret, task};
+use super::secret::{self, Obtained};
+use super::{DocumentArguments, Passphrase, task};
 use crate::control::{ResyncWanted, WentOn, ask};
 use crate::daemon::gather::Gathered;
 use crate::daemon::{WITNESS_DIR, devices, find, gather};
@@ -68,8 +69,9 @@ fn run_enrol(arguments: &Enrol) -> Result<ExitCode, Problem> {
     let Gathered { approved, left_out } = gather::gather(&sources, &registry, Access::Exclusive, true)?;
     gather::said(&left_out).iter().for_each(|concern| eprintln!("scelle: {concern}"));
     let sealed = Sealed::read(approved)?;
-    let secret = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;
-    let assembled = sealed.unlock(&secret)?;
+    let Obtained { secret, hints } =
+        secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;
+    let assembled = sealed.unlock(&secret).map_err(|error| hints.explain(error.into()))?;
     let swapped = assembled.swapped();
     if swapped.is_empty() {
         println!("every device is enrolled as the registry lists it: nothing was changed");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use unicode_normalization::UnicodeNormalization;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::Error;
@@ -26,6 +27,21 @@ impl Secret {
             1..=SECRET_BYTES_MAX => Ok(Self(Locked::copied(bytes))),
             n => Err(Error::SecretTooLong { bytes: n, max: SECRET_BYTES_MAX }),
         }
+    }
+
+    /// What a person typed, or the content of a file, however that was encoded: text is brought into the normal form NFC
+    /// (UAX #15). So an é that a keyboard or a program made of two characters is the é of all others. What is not UTF-8 is
+    /// taken as it is, so a key file of random bytes is never changed; and one that is text is changed always in the same
+    /// way.
+    pub fn of_text_or_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        let Ok(text) = std::str::from_utf8(bytes) else { return Self::copied(bytes) };
+        // No text grows to more than three times its length (UAX #15, section 13).
+        let mut normal = Locked::zeroed(3 * bytes.len());
+        let mut length = 0;
+        for char in text.nfc() {
+            length += char.encode_utf8(&mut normal[length..]).len();
+        }
+        Self::copied(&normal[..length])
     }
 
     /// The bytes, for a key derivation or for comparing two typed passphrases.
@@ -112,6 +128,22 @@ mod tests {
         assert_eq!(Secret::new(Vec::new()).unwrap_err(), Error::EmptySecret);
         assert!(Secret::new(vec![0; SECRET_BYTES_MAX]).is_ok());
         assert!(matches!(Secret::new(vec![0; SECRET_BYTES_MAX + 1]), Err(Error::SecretTooLong { .. })));
+    }
+
+    #[test]
+    fn text_has_one_form_and_bytes_keep_theirs() {
+        let of = |bytes: &[u8]| Secret::of_text_or_bytes(bytes).unwrap().expose().to_vec();
+        assert_eq!(of("scellé".as_bytes()), of("scelle\u{301}".as_bytes()));
+        assert_eq!(of("scelle\u{301}".as_bytes()), "scellé".as_bytes());
+        assert_ne!(of("scellé".as_bytes()), of("scelle".as_bytes()));
+        // One character that grows to three in this form.
+        assert_eq!(of("\u{1d160}".as_bytes()), "\u{1d158}\u{1d165}\u{1d16e}".as_bytes());
+        for kept in [&b"\xff\xfee\xcc\x81"[..], b"plain", b"\0\r\n"] {
+            assert_eq!(of(kept), kept);
+        }
+        let longest = "\u{1d160}".repeat(SECRET_BYTES_MAX / 4);
+        assert!(matches!(Secret::of_text_or_bytes(longest.as_bytes()), Err(Error::SecretTooLong { .. })));
+        assert_eq!(Secret::of_text_or_bytes(b"").unwrap_err(), Error::EmptySecret);
     }
 
     #[test]

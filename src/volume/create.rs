@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::content;
 use super::error::{Error, System};
 use crate::audit::{self, Event, RegistryFacts, ReplicaFacts};
-use crate::crypto::{KdfParams, Secret, VolumeKey, derive_slot_key, random_bytes, wrap_key};
+use crate::crypto::{KdfParams, Secret, VolumeKey, check_strength, derive_slot_key, random_bytes, wrap_key};
 use crate::device::AlignedBuf;
 use crate::fs::Fs;
 use crate::label::{self, Area, Fields, Header, KeySlot, ReplicaRow, Root};
@@ -44,7 +44,8 @@ impl Default for CreateOptions {
 /// Makes a volume on `devices`, which become its replicas 0, 1, … in this order.
 ///
 /// # Errors
-/// When a device is given twice, too small, already holds something, or fails. Before the first error of a device
+/// When a device is given twice, too small, already holds something, or fails; or when the secret is too easy to guess,
+/// which only a laboratory takes. Before the first error of a device
 /// nothing is written anywhere.
 pub fn create(
     devices: Vec<ApprovedDevice>,
@@ -57,6 +58,9 @@ pub fn create(
     }
     let devices: Vec<Arc<ApprovedDevice>> = devices.into_iter().map(Arc::new).collect();
     refuse_unfit(&devices, registry)?;
+    if !registry.is_laboratory() {
+        check_strength(secret, &[&options.label])?;
+    }
     let key = VolumeKey::generate()?;
     let headers = headers(&devices, registry, &key, secret, options)?;
     let volume = headers.first().map(|header| header.volume).unwrap_or_default();
