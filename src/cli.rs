@@ -32,8 +32,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use helper::Helper;
 
 use crate::daemon::Documents;
-use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
 use crate::os::process;
+use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
 use crate::problem::{Code, ExitCode, Problem};
 
 /// An encrypted, replicated filesystem that writes only to devices a signed registry approves.

@@ -163,6 +163,9 @@ pub const DEVICE_TIMEOUT_S: u64 = 60;
 /// Longest line or message on the control socket, in bytes.
 pub const CONTROL_MESSAGE_MAX: usize = 1 << 20;
 
+/// Most messages that are kept while the system's log cannot be written.
+pub const LOG_LINES_WAITING_MAX: usize = 1024;
+
 /// Longest record of the audit trail, in bytes.
 pub const AUDIT_RECORD_BYTES_MAX: usize = 32 << 10;
 

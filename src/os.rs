@@ -1,5 +1,7 @@
-//! The services of the operating system, as safe functions: asynchronous transfers, questions by ioctl(2), messages of
-//! the kernel, calls about the own process, memory for direct I/O and for keys, bounded reads of files, what libblkid recognises on a device.
+//! The services of the operating system, as safe functions.
+//!
+//! Asynchronous transfers; questions by ioctl(2); messages of the kernel; the system's log; calls about the own process;
+//! memory for direct I/O and for keys; bounded reads of files; what libblkid recognises on a device.
 //!
 //! Most system calls go through rustix, which has safe functions for them. What rustix lacks is called through libc,
 //! and all `unsafe` code of the program is here for that reason. The one exception is SQLite's interface to files
@@ -14,6 +16,7 @@ mod file;
 pub mod ioctl;
 mod locked;
 pub mod process;
+pub mod syslog;
 
 pub use buffer::AlignedBuf;
 pub use devno::DevNo;

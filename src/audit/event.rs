@@ -247,6 +247,18 @@ pub enum Event {
     ReadOnly,
     /// Changes are accepted again.
     ReadWrite,
+    /// The system's log cannot be written, for these reasons.
+    LogUnavailable {
+        /// Messages that wait to be written.
+        waiting: u64,
+        /// Messages that were lost since the mount.
+        lost: u64,
+    },
+    /// The system's log can be written again.
+    LogAvailable {
+        /// Messages that were lost since the mount.
+        lost: u64,
+    },
     /// The clock shows an earlier time than the record before.
     ClockWentBack {
         /// Time of the record before.

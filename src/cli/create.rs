@@ -37,7 +37,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     if approved.len() == 1 {
         eprintln!("scelle: warning: a volume on one device has no second copy: what that device loses is lost");
     }
-    let Obtained { secret, .. } = secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Create)?;
+    let Obtained { secret, .. } =
+        secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Create)?;
     if let Err(weak) = check_strength(&secret, &[&arguments.label])
         && registry.is_laboratory()
     {

@@ -121,6 +121,7 @@ mod tests {
             advice: Vec::new(),
             watch: control::WatchStatus::default(),
             audit: control::AuditStatus::default(),
+            log: control::LogStatus::default(),
             performance,
             tasks: Vec::new(),
         }

@@ -79,7 +79,8 @@ impl Hints {
         if first.is_some() && letters.len() > 1 && rest.iter().all(|char| char.is_uppercase()) {
             hints.push("Nearly all letters were capitals: is Caps Lock on?".to_owned());
         }
-        if text.chars().any(|char| "aqzwm".contains(char.to_ascii_lowercase()) || !char.is_alphabetic() && char != ' ') {
+        if text.chars().any(|char| "aqzwm".contains(char.to_ascii_lowercase()) || !char.is_alphabetic() && char != ' ')
+        {
             let layout = "The keyboard may have another layout than when the passphrase was chosen: AZERTY and QWERTY differ \
                           in A and Q, Z and W, M, the digits and most signs";
             hints.push(layout.to_owned());
@@ -200,8 +201,11 @@ fn refuse_exposed(file: &File, path: &Path, keeper: Keeper) -> Result<(), Proble
     }
     let ours = [0, getuid().as_raw(), geteuid().as_raw()];
     if !ours.contains(&meta.uid()) {
-        return Err(refused(format!("{shown} holds a secret and belongs to user {}, who can read and change it", meta.uid()))
-            .advise(format!("Give it to root: chown root {shown} && chmod 600 {shown}")));
+        return Err(refused(format!(
+            "{shown} holds a secret and belongs to user {}, who can read and change it",
+            meta.uid()
+        ))
+        .advise(format!("Give it to root: chown root {shown} && chmod 600 {shown}")));
     }
     if keeper != Keeper::Systemd && meta.mode() & 0o077 != 0 {
         let mode = meta.mode() & 0o777;
@@ -321,7 +325,9 @@ mod tests {
         for usual in ["Cheval", "cheval", "c", "C", "12", "CHEval", ""] {
             assert!(!typed(usual).contains("Caps Lock"), "{usual}");
         }
-        assert!(typed("cheval").contains("AZERTY") && typed("1").contains("AZERTY") && !typed("book").contains("AZERTY"));
+        assert!(
+            typed("cheval").contains("AZERTY") && typed("1").contains("AZERTY") && !typed("book").contains("AZERTY")
+        );
         assert!(file(b"sesame\r").contains("carriage return") && file(b"sesame\r").contains("sed -i 's/\\r$//' /f"));
         assert!(file("\u{feff}sesame".as_bytes()).contains("byte order mark"));
         assert!(file(b"sesame ").contains("a space"));

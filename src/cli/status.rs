@@ -127,6 +127,9 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
     performance::write(out, &volume.performance)?;
     let audit = &volume.audit;
     writeln!(out, "  audit trail: {} records, key {}", audit.records, audit.key)?;
+    if volume.log.lost > 0 {
+        writeln!(out, "  the system's log lacks {} messages", volume.log.lost)?;
+    }
     for reason in &volume.advice {
         writeln!(out, "  ! {} [{}]", reason.text, reason.code)?;
     }

@@ -64,12 +64,26 @@ pub struct VolumeStatus {
     /// Where the audit trail ends.
     #[serde(default)]
     pub audit: AuditStatus,
+    /// The system's log, as the daemon can write to it.
+    #[serde(default)]
+    pub log: LogStatus,
     /// What was done since the mount, and how long it took.
     #[serde(default)]
     pub performance: Performance,
     /// Long work: under way, and ended lately.
     #[serde(default)]
     pub tasks: Vec<TaskReport>,
+}
+
+/// The system's log, as a daemon can write to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// Messages that wait to be written.
+    pub waiting: u64,
+    /// Messages that were lost since the mount.
+    pub lost: u64,
+    /// Why the log cannot be written; none while it can, or when the daemon has none.
+    pub error: Option<String>,
 }
 
 /// Long work on a volume.
@@ -370,6 +384,7 @@ pub(super) fn sample() -> VolumeStatus {
         advice: Vec::new(),
         audit: AuditStatus { records: 3, head: "ab".into(), key: "RWQ".into() },
         watch: WatchStatus { devices: true, files: true, interval_s: 30 },
+        log: LogStatus { waiting: 1, lost: 2, error: Some("/dev/log: connection refused".into()) },
         performance: Performance {
             since_ms: 1000,
             write: Transfers { bytes: 4096, latency: Latency { count: 1, median_ns: 7, p99_ns: 7, longest_ns: 7 } },

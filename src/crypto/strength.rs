@@ -22,11 +22,50 @@ const SCORE_MIN: Score = Score::Four;
 
 /// Words that whoever guesses a French court's passphrase tries first.
 const COURT_WORDS: [&str; 44] = [
-    "scelle", "scellé", "scellés", "greffe", "greffier", "greffière", "tribunal", "judiciaire", "justice", "juge",
-    "magistrat", "procureur", "parquet", "palais", "cour", "appel", "cassation", "instruction", "audience", "jugement",
-    "ministère", "ministere", "dossier", "pièces", "conviction", "archives", "avocat", "assises", "république",
-    "republique", "français", "francais", "liberté", "liberte", "égalité", "egalite", "fraternité", "fraternite",
-    "motdepasse", "mot de passe", "azerty", "azertyuiop", "bonjour", "soleil",
+    "scelle",
+    "scellé",
+    "scellés",
+    "greffe",
+    "greffier",
+    "greffière",
+    "tribunal",
+    "judiciaire",
+    "justice",
+    "juge",
+    "magistrat",
+    "procureur",
+    "parquet",
+    "palais",
+    "cour",
+    "appel",
+    "cassation",
+    "instruction",
+    "audience",
+    "jugement",
+    "ministère",
+    "ministere",
+    "dossier",
+    "pièces",
+    "conviction",
+    "archives",
+    "avocat",
+    "assises",
+    "république",
+    "republique",
+    "français",
+    "francais",
+    "liberté",
+    "liberte",
+    "égalité",
+    "egalite",
+    "fraternité",
+    "fraternite",
+    "motdepasse",
+    "mot de passe",
+    "azerty",
+    "azertyuiop",
+    "bonjour",
+    "soleil",
 ];
 
 /// Refuses a secret that is too easy to guess for a new volume. `known` are words that belong to the volume, as its label.
@@ -38,7 +77,8 @@ pub fn check_strength(secret: &Secret, known: &[&str]) -> Result<(), Error> {
         let bits = spread_bits(secret.expose());
         return if bits >= KEY_FILE_BITS_MIN { Ok(()) } else { Err(Error::WeakKeyFile { bits }) };
     };
-    let words: Vec<&str> = COURT_WORDS.into_iter().chain(known.iter().flat_map(|text| text.split_whitespace())).collect();
+    let words: Vec<&str> =
+        COURT_WORDS.into_iter().chain(known.iter().flat_map(|text| text.split_whitespace())).collect();
     let estimate = zxcvbn(text, &words);
     let chars = text.chars().count();
     if estimate.score() >= SCORE_MIN && chars >= PASSPHRASE_CHARS_MIN {

@@ -58,8 +58,8 @@ fn cipher(slot: &SlotKey) -> Aes256GcmSiv {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::crypto::{KdfParams, Secret, derive_slot_key};
     use crate::crypto::secret::KeyBytes;
+    use crate::crypto::{KdfParams, Secret, derive_slot_key};
 
     fn slot(byte: u8) -> SlotKey {
         let mut key = KeyBytes::zero();

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::control::{
-    AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, Performance, RegistryStatus, Replica, Resync, Scrub,
-    Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
+    AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, LogStatus, Performance, RegistryStatus, Replica,
+    Resync, Scrub, Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
 };
 use crate::mirror;
+use crate::os::syslog::{Standing, Syslog};
 use crate::policy::{ApprovedDevice, ApprovedEntry, Classified};
 use crate::problem::{Code, Problem};
 use crate::registry::{self, DeviceEntry, VerifiedRegistry, utc_second};
@@ -38,6 +39,8 @@ pub fn report(
     }));
     advice.extend(status.replicas.iter().filter_map(advise));
     advice.extend(lost(&status.lost));
+    let log = Syslog::in_use().map(Syslog::standing).unwrap_or_default();
+    advice.extend(log_problem(&log));
     let mirror = open.store().mirror();
     let replicas = status.replicas.iter().enumerate().map(|(index, status)| {
         let device = mirror.device(index);
@@ -71,6 +74,7 @@ pub fn report(
         advice,
         audit: AuditStatus { records: audit.records, head: audit.digest.to_string(), key: audit.public_key },
         watch: WatchStatus::default(),
+        log: LogStatus { waiting: log.waiting, lost: log.lost, error: log.error },
         performance: performance(open),
         tasks: tasks(open.members().tasks()),
     }
@@ -88,6 +92,14 @@ fn lost(lost: &BTreeMap<String, u64>) -> Vec<Problem> {
     let more = lost.len().saturating_sub(LOST_NAMED_MAX);
     problems.extend((more > 0).then(|| Problem::new(Code::BlocksLost, format!("and so it is with {more} more files"))));
     problems
+}
+
+/// What is wrong with the system's log, when something is. The volume is none the worse for it.
+pub(super) fn log_problem(log: &Standing) -> Option<Problem> {
+    let error = log.error.as_ref().filter(|_| log.is_failing())?;
+    let text =
+        format!("the system's log cannot be written ({error}): {} messages wait, {} are lost", log.waiting, log.lost);
+    Some(Problem::new(Code::LogUnavailable, text))
 }
 
 /// The tasks, as the status shows them.

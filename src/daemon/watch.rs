@@ -19,12 +19,14 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::devices;
+use super::report::log_problem;
 use super::request::Documents;
-use crate::audit::Audit;
+use crate::audit::{Audit, Entry, Event, Object, Reason};
 use crate::control::WatchStatus;
 
 use crate::limits::{DEVICE_TIMEOUT_S, LEASE_S, SIGNATURES_MAX};
 use crate::os::events::{Events, Waker};
+use crate::os::syslog::{Standing, Syslog};
 use crate::policy::clock::{Clock, now_unix_s};
 use crate::policy::{Classified, kind};
 use crate::probe::host::HostFacts;
@@ -233,6 +235,7 @@ impl Checker {
 
     fn run(&self, mut events: Events) {
         let mut version = None;
+        let mut log_fails = false;
         let (mut looked, mut interval) = (Instant::now(), INTERVAL);
         while !self.ending.load(Ordering::Acquire) {
             let now = self.timed(|| self.file_version());
@@ -242,15 +245,13 @@ impl Checker {
                 self.queue.add(findings);
                 (version, looked) = (Some(now), Instant::now());
             }
+            let log_waits = Syslog::in_use().is_some_and(|log| self.look_at_log(log, &mut log_fails));
             self.timed(|| events.follow(&[&self.documents.registry, &self.documents.trust]));
             events.alarm(next_alarm(now_unix_s()));
             self.found.lock().watching = status(&events);
             // A change that came before the files were followed shows here.
-            let most = if events.sees_files() && version == Some(self.timed(|| self.file_version())) {
-                INTERVAL
-            } else {
-                TICK
-            };
+            let is_followed = events.sees_files() && version == Some(self.timed(|| self.file_version()));
+            let most = if is_followed && !log_waits { INTERVAL } else { TICK };
             let mut happened = events.wait(most.min(interval.saturating_sub(looked.elapsed())));
             if happened.files {
                 let begin = Instant::now();
@@ -267,6 +268,17 @@ impl Checker {
                 version = None;
             }
         }
+    }
+
+    /// Sends what waits for the system's log, and has the trail tell when that begins or ceases to fail. Returns whether to
+    /// try again soon.
+    fn look_at_log(&self, log: &Syslog, fails: &mut bool) -> bool {
+        log.flush();
+        let standing = log.standing();
+        if standing.is_failing() != *fails {
+            self.queue.add(log_findings(fails, &standing));
+        }
+        standing.is_failing()
     }
 
     /// A value that changes when somebody edits or replaces the registry, one of its signatures or the trust anchors.
@@ -396,6 +408,17 @@ impl Checker {
 /// What a volume lacks to be sovereign, for the log.
 fn because(found: &Classified) -> String {
     found.lacking.iter().map(|lacking| format!("; {lacking}")).collect()
+}
+
+/// What the trail is to tell of the system's log; `fails` becomes what it is told.
+fn log_findings(fails: &mut bool, log: &Standing) -> Findings {
+    *fails = log.is_failing();
+    let (waiting, lost) = (log.waiting, log.lost);
+    let event = if log.is_failing() { Event::LogUnavailable { waiting, lost } } else { Event::LogAvailable { lost } };
+    let reason = log_problem(log).map(|problem| Reason::from(&problem));
+    let mut findings = Findings::default();
+    findings.tell(Entry::noticed(Object::Volume, event).because(reason));
+    findings
 }
 
 /// When to check next because of the clock, in seconds since 1970: at the end of the day (UTC), when validities end, or

@@ -30,9 +30,8 @@ impl Locked {
     pub fn zeroed(len: usize) -> Self {
         let len = len.max(1);
         // SAFETY: a new private mapping, at an address that the kernel chooses, touches no other memory.
-        let mapped = unsafe {
-            mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
-        };
+        let mapped =
+            unsafe { mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) };
         let Some(address) = mapped.ok().and_then(|address| NonNull::new(address.cast::<u8>())) else {
             handle_alloc_error(Layout::array::<u8>(len).unwrap_or(Layout::new::<u8>()))
         };

@@ -113,7 +113,8 @@ impl Lab {
         let dir = tempfile::Builder::new().prefix("scelle-lab").tempdir_in("/var/tmp").unwrap();
         let mountpoint = dir.path().join("mnt");
         fs::create_dir(&mountpoint).unwrap();
-        let mut passphrase = OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.path().join("passphrase")).unwrap();
+        let mut passphrase =
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.path().join("passphrase")).unwrap();
         passphrase.write_all(PASSPHRASE.as_bytes()).unwrap();
         let mut lab = Self { dir, disks: Vec::new(), mountpoint };
         for index in 0..count {
