@@ -267,6 +267,8 @@ fn codes_of_events_are_stable() {
         (Event::ReadOnly, "read-only"),
         (Event::ClockWentBack { from: String::new() }, "clock-went-back"),
         (Event::ReportsLost { count: 1 }, "reports-lost"),
+        (Event::LogUnavailable { waiting: 1, lost: 0 }, "log-unavailable"),
+        (Event::LogAvailable { lost: 0 }, "log-available"),
     ];
     for (event, code) in events {
         assert_eq!(Record::new(&noticed(event), record::now()).event, code);

@@ -12,6 +12,7 @@
 //! zxcvbn leaves pieces of the passphrase in memory that is not wiped. It is used when a volume is made, in a process that
 //! ends soon, cannot be dumped and is not swapped out.
 
+use zeroize::Zeroizing;
 use zxcvbn::{Score, zxcvbn};
 
 use super::{Error, Secret};
@@ -79,7 +80,9 @@ pub fn check_strength(secret: &Secret, known: &[&str]) -> Result<(), Error> {
     };
     let words: Vec<&str> =
         COURT_WORDS.into_iter().chain(known.iter().flat_map(|text| text.split_whitespace())).collect();
-    let estimate = zxcvbn(text, &words);
+    // A space between words is what everybody tries first; zxcvbn takes it for something to be guessed.
+    let joined: Zeroizing<String> = Zeroizing::new(text.split_whitespace().collect());
+    let estimate = zxcvbn(&joined, &words);
     let chars = text.chars().count();
     if estimate.score() >= SCORE_MIN && chars >= PASSPHRASE_CHARS_MIN {
         return Ok(());

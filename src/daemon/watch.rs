@@ -547,6 +547,21 @@ mod tests {
     }
 
     #[test]
+    fn the_trail_tells_when_the_log_fails_and_when_it_does_no_longer() {
+        let error = Some("/dev/log: Connection refused".to_owned());
+        let mut fails = false;
+        let broken = Standing { sent: 1, waiting: 2, lost: 3, error };
+        let told = format!("{:?}", log_findings(&mut fails, &broken));
+        assert!(fails && told.contains("LogUnavailable { waiting: 2, lost: 3 }"), "{told}");
+        assert!(told.contains("log-unavailable") && told.contains("Connection refused"), "{told}");
+        let told = format!("{:?}", log_findings(&mut fails, &Standing { error: None, ..broken.clone() }));
+        assert!(!fails && told.contains("LogAvailable { lost: 3 }"), "{told}");
+        assert_eq!(log_problem(&broken).map(|problem| problem.code), Some(Code::LogUnavailable));
+        // A host that never had a log.
+        assert_eq!(log_problem(&Standing { sent: 0, lost: 0, ..broken }), None);
+    }
+
+    #[test]
     fn p2_a_device_revoked_while_a_commit_waits_for_another_is_fenced_at_once() {
         revoked_while_another_hangs(Operation::Flush);
     }
