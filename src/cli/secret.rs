@@ -95,7 +95,7 @@ impl Hints {
 
     /// The problem with the hints in its advice, when the secret opened nothing.
     pub fn explain(&self, problem: Problem) -> Problem {
-        let advice = [&[problem.advice.clone()], self.after(problem.exit())].concat().join("\n  ");
+        let advice = [std::slice::from_ref(&problem.advice), self.after(problem.exit())].concat().join("\n  ");
         problem.advise(advice)
     }
 }

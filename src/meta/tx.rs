@@ -94,6 +94,9 @@ pub(super) const QUERIES: &[&str] = &[
     AUDIT_LAST,
 ];
 
+/// A name with what it leads to: folder, cookie, inode, name.
+pub type FoundName = (Ino, u64, Ino, Vec<u8>);
+
 /// Reads the tables.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
@@ -233,8 +236,8 @@ impl<'a> View<'a> {
         found.into_iter().map(|(ino, (extent, place))| Ok((ino, self.with_tags(extent, place)?))).collect()
     }
 
-    /// At most `limit` names of all folders after `cookie` of `folder`, in order: folder, cookie, inode, name.
-    pub fn all_names(&self, folder: Ino, cookie: u64, limit: usize) -> Result<Vec<(Ino, u64, Ino, Vec<u8>)>> {
+    /// At most `limit` names of all folders after `cookie` of `folder`, in order.
+    pub fn all_names(&self, folder: Ino, cookie: u64, limit: usize) -> Result<Vec<FoundName>> {
         self.all(ALL_NAMES, (asked(folder.0), asked(cookie), asked(limit as u64)), |row| {
             let (folder, cookie) = (Ino(rows::unsigned(row, 0)?), rows::unsigned(row, 1)?);
             Ok((folder, cookie, Ino(rows::unsigned(row, 2)?), rows::name(row, 3)?.to_vec()))
