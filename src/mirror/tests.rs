@@ -230,7 +230,8 @@ fn a_repair_that_hangs_holds_no_reader_up() {
     };
     mirror.submit(BlockAddr(0), filled(1)).unwrap();
     assert_eq!(mirror.flush().unwrap(), 3);
-    hung.inject(Fault { times: 1, ..Fault::always(Operation::Read, Effect::Corrupt(1)) });
+    // The read, and the second look at the block.
+    hung.inject(Fault { times: 2, ..Fault::always(Operation::Read, Effect::Corrupt(1)) });
     hung.inject(Fault::always(Operation::Write, Effect::Hang));
     let begin = Instant::now();
     read(&mirror, 0, 1).unwrap();
