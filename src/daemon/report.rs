@@ -9,6 +9,7 @@ use crate::control::{
 };
 use crate::mirror;
 use crate::os::syslog::{Standing, Syslog};
+use crate::pages::Usage;
 use crate::policy::{ApprovedDevice, ApprovedEntry, Classified};
 use crate::problem::{Code, Problem};
 use crate::registry::{self, DeviceEntry, VerifiedRegistry, utc_second};
@@ -41,6 +42,7 @@ pub fn report(
     advice.extend(lost(&status.lost));
     let log = Syslog::in_use().map(Syslog::standing).unwrap_or_default();
     advice.extend(log_problem(&log));
+    advice.extend(room_short(status.usage));
     let mirror = open.store().mirror();
     let replicas = status.replicas.iter().enumerate().map(|(index, status)| {
         let device = mirror.device(index);
@@ -100,6 +102,19 @@ pub(super) fn log_problem(log: &Standing) -> Option<Problem> {
     let text =
         format!("the system's log cannot be written ({error}): {} messages wait, {} are lost", log.waiting, log.lost);
     Some(Problem::new(Code::LogUnavailable, text))
+}
+
+/// Percent of the room for users' data from which on the status warns.
+const FULL: [u64; 3] = [95, 90, 80];
+
+/// What is to be said of the room that is left, if anything: as `df` reckons it.
+fn room_short(usage: Usage) -> Option<Problem> {
+    let used = usage.total_blocks.saturating_sub(usage.free_blocks);
+    let left = usage.free_blocks.saturating_sub(usage.reserved_blocks);
+    let passed = FULL.into_iter().find(|percent| used * 100 > percent * (used + left))?;
+    let mib = (left * BLOCK_SIZE as u64) >> 20;
+    let text = format!("more than {passed} % of the room is used, {mib} MiB are left");
+    Some(Problem::new(Code::RoomShort, text))
 }
 
 /// The tasks, as the status shows them.
@@ -248,5 +263,21 @@ fn registry_site(site: &registry::Site) -> Site {
         owner: site.owner.clone(),
         administrator: site.administrator.clone(),
         jurisdictions: site.jurisdictions.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_warns_before_the_room_is_used_up() {
+        let cases = [(1010, None), (210, None), (209, Some(80)), (110, Some(80)), (109, Some(90)), (60, Some(90))];
+        for (free, said) in cases.into_iter().chain([(59, Some(95)), (10, Some(95)), (0, Some(95))]) {
+            let usage = Usage { total_blocks: 1010, free_blocks: free, reserved_blocks: 10 };
+            let found = room_short(usage).map(|problem| problem.text);
+            let expected = said.map(|percent| format!("more than {percent} % of the room is used, 0 MiB are left"));
+            assert_eq!(found, expected, "{free}");
+        }
     }
 }
