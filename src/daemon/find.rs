@@ -94,6 +94,9 @@ pub fn is_ours(mount: &Mount) -> bool {
     mount.kind == "fuse.scelle" && mount.options.split(',').any(|option| option == "user_id=0")
 }
 
+/// What the kernel answers for a FUSE daemon that has died: the second, once the connection was aborted with a file open.
+const GONE: [Errno; 2] = [Errno::NOTCONN, Errno::CONNABORTED];
+
 /// The mount table; empty when /proc cannot be read.
 pub fn mounts() -> Vec<Mount> {
     mounts::read(&Kernel).unwrap_or_default()
@@ -119,7 +122,7 @@ fn prepare_mount(request: &Request, mount: &Mount) -> Result<(), Problem> {
     if mount.kind == "autofs" {
         return Ok(());
     }
-    let dead = is_ours(mount) && statfs(&mount.mountpoint).is_err_and(|error| error == Errno::NOTCONN);
+    let dead = is_ours(mount) && statfs(&mount.mountpoint).is_err_and(|error| GONE.contains(&error));
     if !dead {
         let text = format!("something is mounted at {place} already: {} ({})", mount.source, mount.kind);
         return Err(Problem::new(Code::MountpointTaken, text));

@@ -84,12 +84,14 @@ fn nothing_is_mounted_over_another_mount() {
     };
     fails(&mount_another(), 7, "mountpoint-taken");
     assert_eq!(mounted_at(&lab.mountpoint), ["fuse.scelle"]);
-    // A dead mount is cleared by its own volume, not by another one.
+    // A dead mount is cleared by its own volume, not by another one; also one that somebody still has open.
+    let held = fs::File::open(&lab.mountpoint).unwrap();
     lab.kill_daemon();
     fails(&mount_another(), 7, "mountpoint-dead");
     ok(&lab.mount());
     assert_eq!(mounted_at(&lab.mountpoint), ["fuse.scelle"], "the dead one was cleared");
     assert_eq!(lab.status()["state"], "healthy");
+    drop(held);
     ok(&lab.umount());
     assert_eq!(mounted_at(&lab.mountpoint), Vec::<String>::new(), "one mount, one unmount");
 }
