@@ -19,13 +19,11 @@ impl Accepted {
     ///
     /// # Errors
     /// Of `before`.
-    pub fn last<E>(mut before: impl FnMut(u64) -> Result<Option<(u64, Vec<u8>)>, E>) -> Result<Option<Self>, E> {
-        let mut number = u64::MAX;
-        while let Some((seq, bytes)) = before(number)? {
-            if let Some(accepted) = Record::parse(&bytes).as_ref().and_then(Self::of) {
+    pub fn last<E>(before: impl FnMut(u64) -> Result<Option<(u64, Vec<u8>)>, E>) -> Result<Option<Self>, E> {
+        for record in Record::from_the_end(before) {
+            if let Some(accepted) = record?.as_ref().and_then(Self::of) {
                 return Ok(Some(accepted));
             }
-            number = seq;
         }
         Ok(None)
     }

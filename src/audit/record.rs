@@ -159,6 +159,21 @@ impl Record {
         serde_json::from_slice(bytes).ok()
     }
 
+    /// The records of a trail, the last one first; `None` for one that is not understood. `before` gives the last record
+    /// before a number, as [`Fs::audit_last`](crate::fs::Fs::audit_last) does. An error does not end it: whoever asks does.
+    pub(super) fn from_the_end<E>(
+        mut before: impl FnMut(u64) -> Result<Option<(u64, Vec<u8>)>, E>,
+    ) -> impl Iterator<Item = Result<Option<Self>, E>> {
+        let mut number = u64::MAX;
+        std::iter::from_fn(move || {
+            let found = before(number).transpose()?;
+            Some(found.map(|(seq, bytes)| {
+                number = seq;
+                Self::parse(&bytes)
+            }))
+        })
+    }
+
     /// Whether `other` tells of the same event, at whatever time and by whichever process.
     pub(super) fn repeats(&self, other: &Self) -> bool {
         let codes = |record: &Self| record.reasons.iter().map(|reason| reason.code.clone()).collect::<Vec<_>>();

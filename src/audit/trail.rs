@@ -370,27 +370,18 @@ impl Audit {
         if let Some(crashed) = reported.iter().rev().find_map(ends) {
             return Ok(crashed);
         }
-        let mut before = u64::MAX;
-        for _ in 0..LOOK_BACK_MAX {
-            let Some((seq, bytes)) = self.fs.audit_last(before)? else { break };
-            if let Some(crashed) = Record::parse(&bytes).as_ref().and_then(ends) {
+        for record in last_records(&self.fs) {
+            if let Some(crashed) = record?.as_ref().and_then(ends) {
                 return Ok(crashed);
             }
-            before = seq;
         }
         Ok(false)
     }
 
     /// Digests of the reports that are among the trail's last records.
     fn reported_before(&self) -> Vec<Digest> {
-        let mut known = Vec::new();
-        let mut before = u64::MAX;
-        for _ in 0..LOOK_BACK_MAX {
-            let Ok(Some((seq, bytes))) = self.fs.audit_last(before) else { break };
-            known.extend(Record::parse(&bytes).and_then(|record| record.reported).map(|reported| reported.digest));
-            before = seq;
-        }
-        known
+        let records = last_records(&self.fs).map_while(Result::ok).flatten();
+        records.filter_map(|record| record.reported).map(|reported| reported.digest).collect()
     }
 
     /// Writes the counts of repeated events for which `due` holds.
@@ -536,15 +527,17 @@ fn said(record: &Record) -> String {
 /// # Errors
 /// Of the metadata.
 pub fn last_host(fs: &Fs) -> fs::Result<Option<String>> {
-    let mut before = u64::MAX;
-    for _ in 0..LOOK_BACK_MAX {
-        let Some((seq, bytes)) = fs.audit_last(before)? else { break };
-        if let Some(record) = Record::parse(&bytes).filter(|record| record.event == "mounted") {
+    for record in last_records(fs) {
+        if let Some(record) = record?.filter(|record| record.event == "mounted") {
             return Ok(record.details.get("host").and_then(|host| host.as_str()).map(str::to_owned));
         }
-        before = seq;
     }
     Ok(None)
+}
+
+/// The records that are searched, the last one first.
+fn last_records(fs: &Fs) -> impl Iterator<Item = fs::Result<Option<Record>>> {
+    Record::from_the_end(|before| fs.audit_last(before)).take(LOOK_BACK_MAX)
 }
 
 /// Verifies the chain as it is in the metadata. Returns what is wrong, one sentence each.
