@@ -174,6 +174,11 @@ impl Fields {
         self.replicas.iter().flatten().count()
     }
 
+    /// Rows of the replica table up to the last enrolled one.
+    pub fn rows(&self) -> usize {
+        self.replicas.iter().rposition(Option::is_some).map_or(0, |last| last + 1)
+    }
+
     /// Digest of the parts that never change, bound to each wrapped key.
     pub fn wrap_digest(&self) -> [u8; 32] {
         sha256(&[

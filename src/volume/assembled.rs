@@ -290,8 +290,7 @@ impl Assembled {
 
     /// Reads the roots of every replica, as [`recovery::choose`] wants them.
     pub(super) fn rings(&self) -> Vec<recovery::Ring> {
-        let count = self.header.replicas.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
-        let mut found = vec![None; count];
+        let mut found = vec![None; self.header.rows()];
         for replica in &self.replicas {
             let device = &replica.device;
             let roots = label::read_roots(&**device, replica.header.device_bytes, &self.keys, self.header.volume);
@@ -303,7 +302,7 @@ impl Assembled {
                     continue;
                 }
             };
-            if let Some(slot) = found.get_mut(usize::from(replica.header.replica_index)) {
+            if let Some(slot) = found.get_mut(replica.index()) {
                 *slot = Some(roots);
             }
         }
@@ -375,14 +374,12 @@ impl Assembled {
     fn diverged(&self, rings: &[recovery::Ring], one: usize, other: usize) -> Error {
         let side = |index: usize| {
             let root = rings.get(index).and_then(recovery::newest).unwrap_or_default();
-            let replica = self.replicas.iter().find(|replica| replica.index() == index);
-            let host = replica.and_then(|replica| diverged::last_host(&replica.place(&self.header, &self.keys), &root));
+            let host = self
+                .replica(index)
+                .and_then(|replica| diverged::last_host(&replica.place(&self.header, &self.keys), &root));
             Side::new(self.name(index), &root, host)
         };
-        let device = |index: usize| {
-            let replica = self.replicas.iter().find(|replica| replica.index() == index);
-            replica.map_or("DEV", |replica| replica.device.name()).to_owned()
-        };
+        let device = |index: usize| self.replica(index).map_or("DEV", |replica| replica.device.name()).to_owned();
         let (one_device, other_device, one, other) = (device(one), device(other), side(one), side(other));
         let way_out = format!(
             "Choose one, and mount it alone: scelle mount -o degraded {one_device} MOUNTPOINT. Then have the other resynced: \
@@ -406,16 +403,20 @@ impl Assembled {
 
     /// Looks for the blocks of the chosen root's commit on the replicas in sync. Writes nothing.
     fn prove(&self, choice: &recovery::Choice) -> Proof {
-        let index = |replica: &Replica| usize::from(replica.header.replica_index);
-        let in_sync = self.replicas.iter().filter(|r| choice.states.get(index(r)) == Some(&mirror::State::InSync));
-        let devices: Vec<_> = in_sync.map(|r| (index(r), &*r.device as &dyn BlockDevice)).collect();
+        let in_sync = self.replicas.iter().filter(|r| choice.states.get(r.index()) == Some(&mirror::State::InSync));
+        let devices: Vec<_> = in_sync.map(|r| (r.index(), &*r.device as &dyn BlockDevice)).collect();
         Proof::of(&choice.root, &self.keys, self.header.volume, &devices)
+    }
+
+    /// The replica with this index, if its device is here.
+    pub(super) fn replica(&self, index: usize) -> Option<&Replica> {
+        self.replicas.iter().find(|replica| replica.index() == index)
     }
 
     /// How messages name a replica.
     pub(super) fn name(&self, index: usize) -> String {
         let id = self.header.replicas.get(index).and_then(Option::as_ref).map_or("?", |row| &row.registry_id);
-        let device = self.replicas.iter().find(|r| usize::from(r.header.replica_index) == index).map(|r| &r.device);
+        let device = self.replica(index).map(|replica| &replica.device);
         let unfit = || self.unfit_rows().find(|(row, _)| *row == index).map(|(_, unfit)| &unfit.device);
         match device.or_else(unfit) {
             Some(device) => format!("replica {index} ({id}, {})", device.name()),
@@ -425,7 +426,7 @@ impl Assembled {
 
     /// The devices that are left out, each with the replica whose place it has, which is not there otherwise.
     fn unfit_rows(&self) -> impl Iterator<Item = (usize, &Unfit)> {
-        let is_there = |row: &usize| self.replicas.iter().any(|r| usize::from(r.header.replica_index) == *row);
+        let is_there = |row: &usize| self.replica(*row).is_some();
         self.unfit.iter().filter_map(move |unfit| Some((unfit.row(&self.header).filter(|row| !is_there(row))?, unfit)))
     }
 
@@ -439,7 +440,7 @@ impl Assembled {
         let mut rows: Vec<(Option<Arc<ApprovedDevice>>, mirror::State)> = states.iter().map(|s| (None, *s)).collect();
         let mut sizes = vec![0; states.len()];
         for replica in &self.replicas {
-            let index = usize::from(replica.header.replica_index);
+            let index = replica.index();
             if let (Some(row), Some(size)) = (rows.get_mut(index), sizes.get_mut(index)) {
                 row.0 = Some(replica.device.clone());
                 *size = replica.header.device_bytes;

@@ -50,7 +50,7 @@ pub struct OnlyThere {
 
 /// Opens the filesystem as it is at `root`, on this device alone, to be looked at.
 pub(super) fn look(place: &Place<'_>, root: &Root) -> Result<Arc<Fs>, Error> {
-    let count = place.header.replicas.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+    let count = place.header.rows();
     let row = |index| match index == place.index {
         true => (Some(Arc::clone(place.device)), State::InSync),
         false => (None, State::Missing),

@@ -17,7 +17,7 @@ pub(super) fn areas(damaged: Vec<(label::Area, label::Error)>) -> Vec<label::Are
 /// fenced.
 pub(super) fn repair_label(volume: &Header, keys: &Keys, replica: &Replica, mirror: &Mirror) -> Result<(), Error> {
     let outdated = replica.header.sequence != volume.sequence;
-    let index = usize::from(replica.header.replica_index);
+    let index = replica.index();
     let in_use = matches!(mirror.state(index).0, State::InSync | State::Resyncing);
     if !in_use || replica.damaged.is_empty() && !outdated {
         return Ok(());

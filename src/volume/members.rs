@@ -49,6 +49,7 @@ use crate::mirror::{Incarnation, RejoinError, State};
 use crate::pages::Store;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
+use crate::registry::VerifiedRegistry;
 use crate::units::Generation;
 
 /// How long a replica that comes back may take to finish the write that was under way when it was refused.
@@ -241,7 +242,7 @@ impl Members {
         let missing = || self.refusal(index, Code::ReplicaMissing, "its device is not there");
         let device = self.device(index).ok_or_else(missing)?;
         let replica = self.identify(&device)?;
-        if usize::from(replica.header.replica_index) != index {
+        if replica.index() != index {
             return Err(self.refusal(index, Code::DeviceNotEnrolled, "its device shows another replica"));
         }
         // Not known yet of a device whose label could not be read at the mount.
@@ -259,7 +260,7 @@ impl Members {
         let _one_at_a_time = self.rejoining.lock();
         self.check_open(device.name())?;
         let replica = self.identify(&device)?;
-        let index = usize::from(replica.header.replica_index);
+        let index = replica.index();
         if !self.absent().contains(&index) {
             return Err(self.refusal(index, Code::ReplicaInUse, "it is in use already"));
         }
@@ -322,12 +323,7 @@ impl Members {
 
     /// Puts an identified replica back into the set; with its `device`, if that is another than before.
     fn enter(&self, index: usize, replica: &Replica, device: Option<&Arc<ApprovedDevice>>) -> Result<State, Error> {
-        let failed = |source: crate::device::Error| Error::Label {
-            device: replica.device.name().to_owned(),
-            source: source.into(),
-        };
-        let bytes = replica.header.device_bytes;
-        let roots = label::read_roots(&*replica.device, bytes, &self.keys, self.header.volume).map_err(failed)?;
+        let roots = self.roots_of(replica)?;
         // The last root may name this replica, and the device not be as the replica left it. Then a root that does not
         // name the replica is committed before the device is written to, if a commit is possible.
         let ours = self.store.root();
@@ -416,11 +412,7 @@ impl Members {
 
     /// Has the policy approve a device once more, directly before the device is written to again.
     fn confirm(&self, index: usize, device: &ApprovedDevice) -> Result<(), Error> {
-        // Invariant: a volume in use has seen a registry.
-        let registry = self.store.quorum().registry();
-        let refused = registry.as_ref().and_then(|registry| device.confirm(registry).err());
-        let reasons = refused.map_or_else(|| device.verdict().reasons, |refused| refused.verdict.reasons);
-        match reasons.first() {
+        match objections(self.store.quorum().registry(), device).first() {
             Some(reason) => Err(self.refused(index, device, Code::ReplicaRefused, &reason.to_string())),
             None => Ok(()),
         }
@@ -431,9 +423,8 @@ impl Members {
         let (sender, answer) = mpsc::channel();
         let (registry, theirs) = (self.store.quorum().registry(), Arc::clone(device));
         let ask = move || {
-            let refused = registry.as_ref().and_then(|registry| theirs.confirm(registry).err());
             // Whoever asked may have gone on.
-            let _ = sender.send(refused.map_or_else(|| theirs.verdict().reasons, |refused| refused.verdict.reasons));
+            let _ = sender.send(objections(registry, &theirs));
         };
         std::thread::Builder::new()
             .name(format!("facts-{index}"))
@@ -624,6 +615,13 @@ impl Members {
             }
         }
     }
+}
+
+/// Why the policy does not approve a device, asked now, under the registry in force; nothing when it does.
+fn objections(registry: Option<Arc<VerifiedRegistry>>, device: &ApprovedDevice) -> Vec<Problem> {
+    // Invariant: a volume in use has seen a registry.
+    let refused = registry.and_then(|registry| device.confirm(&registry).err());
+    refused.map_or_else(|| device.verdict().reasons, |refused| refused.verdict.reasons)
 }
 
 /// What the end of a resync means for the replica, the volume and the task.

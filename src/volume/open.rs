@@ -235,7 +235,7 @@ impl Assembled {
     fn left_behind(&self, choice: &recovery::Choice, rings: &[recovery::Ring]) -> Vec<Resync> {
         let mut behind = Vec::new();
         for replica in &self.replicas {
-            let index = usize::from(replica.header.replica_index);
+            let index = replica.index();
             if choice.states.get(index) != Some(&State::Stale) {
                 continue;
             }
@@ -258,7 +258,7 @@ impl Assembled {
     fn complete(&self, lacking: &[Lacking], mirror: &Mirror) -> Result<(), Error> {
         for lacking in lacking {
             for replica in &self.replicas {
-                let index = usize::from(replica.header.replica_index);
+                let index = replica.index();
                 if lacking.replicas >> index & 1 == 0 {
                     continue;
                 }
@@ -280,7 +280,7 @@ impl Assembled {
     fn level_roots(&self, newest: &[Option<Root>], choice: &recovery::Choice, mirror: &Mirror) -> Result<(), Error> {
         let sealed = choice.root.sealed(&self.keys, self.header.volume)?;
         for replica in &self.replicas {
-            let index = usize::from(replica.header.replica_index);
+            let index = replica.index();
             let has = newest.get(index).is_some_and(|found| *found == Some(choice.root));
             if has || choice.states.get(index) != Some(&State::InSync) {
                 continue;

@@ -64,7 +64,7 @@ impl Assembled {
         // there.
         let if_absent = if choice.root.provisional.is_some() { choice.root.epoch() } else { after_the_root };
         let of = |(index, state): (usize, &State)| {
-            let is_here = self.replicas.iter().any(|r| usize::from(r.header.replica_index) == index);
+            let is_here = self.replica(index).is_some();
             let is_named = choice.root.names(index);
             let told_by = |ring: &[Root]| recovery::last_epoch_in_sync(ring, index, &choice.root);
             match (state, is_here) {

@@ -128,13 +128,9 @@ impl Members {
         for (index, examination) in self.examinations.lock().clone().iter().enumerate() {
             let Some(device) = self.device(index) else { continue };
             device.refuse(why.clone());
-            let verdict = device.verdict();
-            self.fence_refused(index, &device, &verdict);
+            self.heed(index, &device, examination, &mut findings);
             // An examination that began before may still approve it: time to look again soon.
             findings.unsettled |= examination.lasting().is_some();
-            if examination.is_change(true) {
-                findings.tell(self.audit.judged(index, &verdict));
-            }
         }
         findings.commit = self.store.mirror().in_sync() != before;
         let _ = self.store.writable();
@@ -235,13 +231,18 @@ impl Members {
                 }
                 None => {}
             }
-            let verdict = device.verdict();
-            self.fence_refused(index, &device, &verdict);
-            if examination.is_change(!verdict.approved) {
-                findings.tell(self.audit.judged(index, &verdict));
-            }
+            self.heed(index, &device, examination, &mut findings);
         }
         findings
+    }
+
+    /// Does what a device's verdict asks for: the fence now, and a record when the verdict has changed.
+    fn heed(&self, index: usize, device: &Arc<ApprovedDevice>, examination: &Examination, findings: &mut Findings) {
+        let verdict = device.verdict();
+        self.fence_refused(index, device, &verdict);
+        if examination.is_change(!verdict.approved) {
+            findings.tell(self.audit.judged(index, &verdict));
+        }
     }
 
     fn unread(&self, index: usize, why: &str) -> Problem {

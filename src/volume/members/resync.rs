@@ -91,7 +91,7 @@ use crate::fs::Fs;
 use crate::mirror::{Incarnation, State};
 use crate::pages::{self, Store, Unit};
 use crate::problem::ExitCode;
-use crate::units::{BLOCK_SIZE, BlockAddr, Ino, Run};
+use crate::units::{BLOCK_SIZE, BlockAddr, Ino, Run, shown};
 
 /// Whether what was written last is lost. It is when `error` says that a unit does not verify, no replica is in sync,
 /// and every replica that held the last root is here and approved.
@@ -240,7 +240,7 @@ impl Resync {
         let still = store.lost_blocks();
         for lost in self.lost.lock().iter_mut() {
             let Some(path) = lost.file.and_then(|ino| names.get(&ino)) else { continue };
-            lost.what = String::from_utf8_lossy(path).escape_default().to_string();
+            lost.what = shown(&String::from_utf8_lossy(path));
             // A block that was freed meanwhile is not noted again.
             if still.contains(&lost.addr) {
                 store.note_lost(lost.addr, lost.what.clone());
