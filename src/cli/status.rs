@@ -138,9 +138,7 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
 
 /// The kind, whose signatures it rests on, and why it is no better one.
 fn write_kind(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
-    let control::RegistryStatus { threshold, officers, anchors, .. } = &volume.registry;
-    let kind = text::kind(volume.sovereign, &volume.kind);
-    writeln!(out, "  {kind}, {threshold} of {officers} officers must sign, trust anchors {anchors}")?;
+    writeln!(out, "  {}", text::trust(volume.sovereign, &volume.kind, &volume.registry.officers))?;
     volume.not_sovereign.iter().try_for_each(|lacking| writeln!(out, "    not sovereign: {lacking}"))
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::control::Site;
+use crate::control::{Officers, Site};
 use crate::problem::{Code, Problem};
 
 /// Writes `text` out. A closed pipe is no failure: the reader has read enough.
@@ -60,8 +60,15 @@ fn site(site: &Site) -> String {
     format!("at {id} ({name}, {country}); owner {owner}, administrator {administrator}, law {law}")
 }
 
+/// The kind of a volume, and whose signatures it rests on, in a line.
+pub(super) fn trust(sovereign: bool, kind: &str, officers: &Officers) -> String {
+    let Officers { anchors, threshold, count } = officers;
+    let kind = self::kind(sovereign, kind);
+    format!("{kind}, {threshold} of {count} officers must sign, trust anchors {anchors}")
+}
+
 /// The kind of a volume, for people. A daemon that was started before its program was updated does not say it.
-pub(super) fn kind(sovereign: bool, kind: &str) -> String {
+fn kind(sovereign: bool, kind: &str) -> String {
     match (sovereign, kind) {
         (true, "sovereign") => "sovereign".to_owned(),
         (_, "private" | "laboratory") => format!("NOT SOVEREIGN: {kind} registry"),

@@ -15,7 +15,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::text::{self, bytes};
-use crate::control::{Copy, FilePlace, PlaceRegistry, PlaceReplica};
+use crate::control::{Copy, FilePlace, PlaceReplica};
 use crate::daemon::find;
 use crate::fuse::PLACE_XATTR;
 use crate::limits::XATTR_VALUE_MAX;
@@ -242,9 +242,7 @@ fn write_place(out: &mut String, path: &str, place: &FilePlace) -> std::fmt::Res
         "  registry version {} of {}, valid until {}, signed by {signers}",
         registry.version, registry.issued, registry.valid_until
     )?;
-    let kind = text::kind(volume.sovereign, &volume.kind);
-    let PlaceRegistry { threshold, officers, anchors, .. } = registry;
-    writeln!(out, "  {kind}, {threshold} of {officers} officers must sign, trust anchors {anchors}")?;
+    writeln!(out, "  {}", text::trust(volume.sovereign, &volume.kind, &registry.officers))?;
     writeln!(out, "  {}", place.basis)
 }
 

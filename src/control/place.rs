@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::status::Site;
+use super::status::{Officers, Site};
 use crate::fs;
 use crate::limits::XATTR_VALUE_MAX;
 
@@ -58,15 +58,9 @@ pub struct PlaceRegistry {
     pub valid_until: String,
     /// The officers whose signatures were verified.
     pub signatures: Vec<String>,
-    /// Digest of the trust anchors, in hexadecimal digits.
-    #[serde(default)]
-    pub anchors: String,
-    /// How many officers must sign.
-    #[serde(default)]
-    pub threshold: usize,
-    /// How many officers there are.
-    #[serde(default)]
-    pub officers: usize,
+    /// The officers who may sign it.
+    #[serde(flatten)]
+    pub officers: Officers,
 }
 
 /// How much of the file a replica holds.
@@ -176,9 +170,7 @@ mod tests {
                 issued: "2026-11-21".into(),
                 valid_until: "2027-05-31".into(),
                 signatures: vec!["officer-a".into()],
-                anchors: "ab".repeat(32),
-                threshold: 2,
-                officers: 3,
+                officers: Officers { anchors: "ab".repeat(32), threshold: 2, count: 3 },
             },
             replicas: vec![replica],
             basis: "What the officers signed.".into(),

@@ -240,15 +240,22 @@ pub struct RegistryStatus {
     pub valid_until: String,
     /// The officers whose signatures were verified.
     pub signatures: Vec<String>,
+    /// The officers who may sign it.
+    #[serde(flatten)]
+    pub officers: Officers,
+}
+
+/// The officers whose signatures a registry needs. A daemon of an earlier version does not name them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Officers {
     /// Digest of the trust anchors, in hexadecimal digits.
-    #[serde(default)]
     pub anchors: String,
     /// How many officers must sign.
-    #[serde(default)]
     pub threshold: usize,
     /// How many officers there are.
-    #[serde(default)]
-    pub officers: usize,
+    #[serde(rename = "officers")]
+    pub count: usize,
 }
 
 /// Where a device is, and who answers for it, as the registry says; empty where nothing is known.
@@ -369,9 +376,7 @@ pub(super) fn sample() -> VolumeStatus {
             version: 7,
             valid_until: "2027-05-31".into(),
             signatures: vec!["officer-1".into()],
-            anchors: "ab".repeat(32),
-            threshold: 2,
-            officers: 3,
+            officers: Officers { anchors: "ab".repeat(32), threshold: 2, count: 3 },
         },
         replicas: vec![Replica {
             device: "/dev/nvme0n1".into(),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::control::{
-    AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, LogStatus, Performance, RegistryStatus, Replica,
-    Resync, Scrub, Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
+    AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, LogStatus, Officers, Performance, RegistryStatus,
+    Replica, Resync, Scrub, Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
 };
 use crate::mirror;
 use crate::os::syslog::{Standing, Syslog};
@@ -66,9 +66,7 @@ pub fn report(
             version: registry.version(),
             valid_until: registry.valid_until().to_string(),
             signatures: registry.signers().to_vec(),
-            anchors: found.anchors.clone(),
-            threshold: found.threshold,
-            officers: found.officers,
+            officers: officers(found),
         },
         replicas: replicas.collect(),
         scrub: Scrub::default(),
@@ -80,6 +78,11 @@ pub fn report(
         performance: performance(open),
         tasks: tasks(open.members().tasks()),
     }
+}
+
+/// Whose signatures the registry needs.
+pub(super) fn officers(found: &Classified) -> Officers {
+    Officers { anchors: found.anchors.clone(), threshold: found.threshold, count: found.officers }
 }
 
 /// Most files that are named one by one.

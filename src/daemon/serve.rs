@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::gather::{Gathered, LeftOut};
 use super::request::Request;
-use super::watch::{Checker, Watch};
+use super::watch::{Checker, InForce, Watch};
 use super::{WITNESS_DIR, devices, find, gather, place, report, resync};
 use crate::audit::Audit;
 use crate::control::{self, Handler, ResyncAnswer, ResyncWanted, SealedTrail, Server, TaskReport, VolumeStatus, ask};
@@ -269,15 +269,9 @@ impl Served {
         left_out: Vec<LeftOut>,
     ) -> std::io::Result<Arc<Self>> {
         let mountpoint = request.mountpoint.to_string_lossy().into_owned();
-        let last = Mutex::new(report::report(
-            &open,
-            &registry,
-            &kind::on_this_host(&registry),
-            &mountpoint,
-            &gather::said(&left_out),
-        ));
         let uuid = open.uuid();
         let watch = Watch::start(request.documents.clone(), registry, Arc::clone(open.members()), open.clock())?;
+        let last = Mutex::new(shown(&open, &watch.checker().found(), &mountpoint, &left_out));
         let (open, watch) = (RwLock::new(Some(open)), Mutex::new(Some(watch)));
         Ok(Arc::new(Self { open, watch, last, mountpoint, uuid, left_out }))
     }
@@ -298,19 +292,23 @@ impl Served {
         self.watch.lock().as_ref().map(|watch| Arc::clone(watch.checker()))
     }
 
-    /// The devices that were left out at the mount, are still there, and are not in use as replicas now.
-    fn left_out_still(&self, open: &Open) -> Vec<LeftOut> {
-        let mirror = open.store().mirror();
-        let is_used = |device: &Path| (0..mirror.len()).any(|index| Path::new(&mirror.device_name(index)) == device);
-        let concerns = |left_out: &&LeftOut| left_out.device.exists() && !is_used(&left_out.device);
-        self.left_out.iter().filter(concerns).cloned().collect()
-    }
-
     fn trail<T, E: Display>(&self, ask: impl FnOnce(&Audit) -> Result<T, E>) -> Result<T, Problem> {
         let open = self.open.read();
         let open = open.as_ref().ok_or_else(|| trail_problem(CLOSED))?;
         ask(open.audit()).map_err(|error| trail_problem(&error.to_string()))
     }
+}
+
+/// The status now. `left_out` was left out at the mount: that is said of a device that is still there, and is not in use as
+/// a replica by now.
+fn shown(open: &Open, found: &InForce, mountpoint: &str, left_out: &[LeftOut]) -> VolumeStatus {
+    let mirror = open.store().mirror();
+    let is_used = |device: &Path| (0..mirror.len()).any(|index| Path::new(&mirror.device_name(index)) == device);
+    let concerns = |left_out: &&LeftOut| left_out.device.exists() && !is_used(&left_out.device);
+    let left_out: Vec<LeftOut> = left_out.iter().filter(concerns).cloned().collect();
+    let concerns = [found.concerns.clone(), gather::said(&left_out)].concat();
+    let status = report::report(open, &found.registry, &found.kind, mountpoint, &concerns);
+    VolumeStatus { watch: found.watching, ..status }
 }
 
 fn trail_problem(text: &str) -> Problem {
@@ -335,9 +333,7 @@ impl Handler for Served {
         let found = self.checker().map(|checker| checker.found());
         let mut last = self.last.lock();
         if let (Some(open), Some(found)) = (open.as_ref(), found) {
-            let concerns = [found.concerns, gather::said(&self.left_out_still(open))].concat();
-            *last = report::report(open, &found.registry, &found.kind, &self.mountpoint, &concerns);
-            last.watch = found.watching;
+            *last = shown(open, &found, &self.mountpoint, &self.left_out);
         }
         Ok(last.clone())
     }
