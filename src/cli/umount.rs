@@ -102,9 +102,9 @@ pub(super) fn perform(mountpoint: &Path, how: Unmount) -> Result<ExitCode, Probl
 /// The mount that a call of umount2(2) would take away, if it is a scelle volume.
 fn ours(mounts: &[Mount], mountpoint: &Path) -> Result<Mount, Problem> {
     let place = mountpoint.display();
-    let not_ours = |text| Err(Problem::new(Code::UmountNotMounted, text));
+    let not_ours = |text| Problem::new(Code::UmountNotMounted, text);
     let Some(top) = mounts::topmost(mounts, mountpoint) else {
-        return not_ours(format!("{place} is not a mount point"));
+        return Err(not_ours(format!("{place} is not a mount point")));
     };
     if find::is_ours(top) {
         return Ok(top.clone());
@@ -116,7 +116,7 @@ fn ours(mounts: &[Mount], mountpoint: &Path) -> Result<Mount, Problem> {
         }
         false => format!("no scelle volume is mounted at {place}, but another filesystem ({})", top.kind),
     };
-    not_ours(text).map_err(|problem: Problem| problem.advise(format!("umount {place} unmounts it.")))
+    Err(not_ours(text).advise(format!("umount {place} unmounts it.")))
 }
 
 fn unmount_failure(mountpoint: &Path, error: &std::io::Error) -> Problem {
