@@ -290,16 +290,7 @@ pub fn split_off(command: u32) -> u32 {
 /// Interrupts a mount. Returns whether it was still looking for the key; then nothing was left behind.
 fn interrupted_in_time(lab: &Lab, whom: &str, signal: &str) -> bool {
     let before = lab.images();
-    let mut command = Command::new(SCELLE)
-        .args(["mount", "--registry"])
-        .arg(lab.path("registry.toml"))
-        .arg("--trust")
-        .arg(lab.path("trust.toml"))
-        .arg("--passphrase-file")
-        .arg(lab.path("passphrase"))
-        .args([&lab.disks[0].device, &lab.mountpoint])
-        .spawn()
-        .unwrap();
+    let mut command = lab.command(&["mount"]).args([&lab.disks[0].device, &lab.mountpoint]).spawn().unwrap();
     let daemon = split_off(command.id());
     let pid = if whom == "daemon" { daemon } else { command.id() };
     ok(&run(Command::new("kill").args([&format!("-{signal}"), &pid.to_string()])));

@@ -31,16 +31,7 @@ fn holds(pid: u32, bytes: &[u8]) -> bool {
 fn the_command_that_waits_for_its_daemon_has_forgotten_the_passphrase() {
     let lab = Lab::new(1, 64);
     ok(&lab.create());
-    let mut command = Command::new(SCELLE)
-        .args(["mount", "--registry"])
-        .arg(lab.path("registry.toml"))
-        .arg("--trust")
-        .arg(lab.path("trust.toml"))
-        .arg("--passphrase-file")
-        .arg(lab.path("passphrase"))
-        .args([&lab.disks[0].device, &lab.mountpoint])
-        .spawn()
-        .unwrap();
+    let mut command = lab.command(&["mount"]).args([&lab.disks[0].device, &lab.mountpoint]).spawn().unwrap();
     let daemon = split_off(command.id());
     assert!(holds(daemon, PASSPHRASE.as_bytes()), "the daemon derives the key from it: else this test sees nothing");
     assert!(!holds(command.id(), PASSPHRASE.as_bytes()));

@@ -171,6 +171,11 @@ impl Lab {
 
     /// The same of a command of several words.
     pub fn with_documents_of(&self, command: &[&str], arguments: &[&OsStr]) -> Output {
+        run(self.command(command).args(arguments))
+    }
+
+    /// `scelle COMMAND --registry … --trust … --passphrase-file …`, to be given arguments and run.
+    pub fn command(&self, command: &[&str]) -> Command {
         let mut scelle = Command::new(SCELLE);
         scelle.args(command);
         for (option, file) in
@@ -178,7 +183,7 @@ impl Lab {
         {
             scelle.arg(option).arg(self.path(file));
         }
-        run(scelle.args(arguments))
+        scelle
     }
 
     pub fn create(&self) -> Output {
