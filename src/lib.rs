@@ -73,6 +73,7 @@
 //! | `awake` | `fuse::awake` | nothing: it keeps a processor from sleeping between requests |
 //! | `replica-N` | [`mirror`], one a replica | its own device, without a bound; everybody else goes on without it |
 //! | `commit` | [`volume`] | a commit |
+//! | `witness` | [`volume`], one a mount | the host's disk, without a bound; only a commit that leaves a replica behind waits for it, five seconds |
 //! | `resync-N` | [`volume`], while one runs | reads of other replicas, room in a queue |
 //! | `facts-N` | [`volume`], one a device that is examined | that device's answers about itself |
 //! | `watch` | [`daemon`] | events; never for a transfer |
@@ -113,7 +114,7 @@
 //! | findings | what a check of registry and devices has found, and what is still to be done about it |
 //! | task | long work with a number: it makes progress, can be cancelled, and ends |
 //! | view | the trees at one root, read beside a store in use |
-//! | witness | the host's own note of the last generation that it has seen |
+//! | witness | the host's own note of the last commit that it has answered for |
 //! | provisional root | a root that was flushed together with what it refers to |
 #![cfg_attr(
     test,

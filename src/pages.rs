@@ -58,6 +58,7 @@ use crate::crypto::{self, Keys, random_bytes};
 use crate::label::{Lineage, MountId, Root};
 use crate::mirror::quorum::{Quorum, Stamp};
 use crate::mirror::{self, Mirror};
+use crate::problem::Code;
 use crate::space::{Allocator, Bitmap, Contradiction};
 use crate::units::{BLOCK_SIZE, Generation, Run, Tag, Uuid, WriteId};
 
@@ -182,10 +183,15 @@ pub struct Store {
     /// the root second finds a root that is not older.
     generation: AtomicU64,
     readers: Readers,
-    poisoned: OnceLock<String>,
+    poisoned: OnceLock<(Code, String)>,
     quorum: Quorum,
     lost: Lost,
+    /// Is told of a root that no longer names a replica, before anybody is answered.
+    on_departure: OnceLock<OnDeparture>,
 }
+
+/// Makes sure that a replica which a root no longer names cannot pass for the volume. Says why it could not.
+pub type OnDeparture = Box<dyn Fn(&Root) -> std::result::Result<(), String> + Send + Sync>;
 
 /// Runs that the batch being filled put in use or freed.
 #[derive(Default)]
@@ -281,6 +287,7 @@ impl Store {
             poisoned: OnceLock::new(),
             quorum,
             lost: Lost::default(),
+            on_departure: OnceLock::new(),
         }))
     }
 
@@ -346,26 +353,43 @@ impl Store {
     }
 
     fn unpoisoned(&self) -> Result<()> {
-        self.poisoned.get().map_or(Ok(()), |reason| Err(Error::ReadOnly(reason.clone())))
+        self.poisoned().map_or(Ok(()), |reason| Err(Error::ReadOnly(reason.to_owned())))
     }
 
     /// Why the volume takes no change until it is mounted again; nothing when what refuses changes can end by itself.
     pub fn poisoned(&self) -> Option<&str> {
-        self.poisoned.get().map(String::as_str)
+        self.poisoned.get().map(|(_, reason)| reason.as_str())
+    }
+
+    /// The code of what refuses changes, when something does.
+    pub fn read_only_code(&self) -> Code {
+        self.poisoned.get().map_or(Code::ReadOnly, |(code, _)| *code)
     }
 
     /// Makes the volume read-only for good; the first reason stays.
     pub fn poison(&self, reason: String) {
+        self.poison_because(Code::ReadOnly, reason);
+    }
+
+    /// As [`Store::poison`], for a reason that has a code of its own.
+    pub fn poison_because(&self, code: Code, reason: String) {
         if self.poisoned.get().is_none() {
             log::error!("the volume is read-only until it is mounted again: {reason}");
         }
-        self.poison_quietly(reason);
+        // The first reason is the cause, later ones are consequences.
+        let _ = self.poisoned.set((code, reason));
     }
 
     /// As [`Store::poison`], when being read-only is what was asked for.
     pub fn poison_quietly(&self, reason: String) {
-        // The first reason is the cause, later ones are consequences.
-        let _ = self.poisoned.set(reason);
+        let _ = self.poisoned.set((Code::ReadOnly, reason));
+    }
+
+    /// From now on, a commit whose root no longer names a replica is answered only when `f` has agreed. If it does not,
+    /// the store is poisoned.
+    pub fn on_departure(&self, f: OnDeparture) {
+        // Set once, by whoever opens the volume.
+        let _ = self.on_departure.set(f);
     }
 
     /// The newest durable root. Never waits for a commit.

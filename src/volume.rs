@@ -24,7 +24,8 @@
 //! | a replica the newest root does not name | left behind: not read; resynced when mounted for writing, else `stale` |
 //! | two replicas that each went on without the other | refused, both named, until somebody discards one of them |
 //! | a clock that shows an earlier time than the newest root or the host's witness | refused unless `accept_clock` |
-//! | newest root older than the host's witness | refused: the whole volume was rolled back |
+//! | a newest root whose history did not go through what the host's witness has answered for | refused: rolled back, or a replica that was left behind |
+//! | the witness cannot be read, or not within five seconds | refused |
 
 mod assembled;
 mod check;

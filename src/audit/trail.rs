@@ -221,7 +221,7 @@ impl Audit {
             match self.fs.store().writable() {
                 Err(error) if !seen.read_only => {
                     seen.read_only = true;
-                    let reason = Reason::new(Code::ReadOnly, &error.to_string());
+                    let reason = Reason::new(self.fs.store().read_only_code(), &error.to_string());
                     entries.push(Entry::noticed(Object::Volume, Event::ReadOnly).because([reason]));
                 }
                 Ok(()) if seen.read_only => {

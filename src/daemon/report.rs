@@ -36,7 +36,7 @@ pub fn report(
     advice.extend(status.read_only.iter().map(|why| {
         let until =
             if status.needs_remount { "" } else { ". Changes are accepted again once enough replicas are in sync" };
-        Problem::new(Code::ReadOnly, format!("no change is accepted: {why}{until}"))
+        Problem::new(open.store().read_only_code(), format!("no change is accepted: {why}{until}"))
     }));
     advice.extend(status.replicas.iter().filter_map(advise));
     advice.extend(lost(&status.lost));

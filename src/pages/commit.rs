@@ -12,6 +12,7 @@ use crate::device::AlignedBuf;
 use crate::label::{Provisional, Root};
 use crate::limits::REQUEST_BYTES_MAX;
 use crate::mirror::quorum::Stamp;
+use crate::problem::Code;
 use crate::space::Bitmap;
 use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, WriteId, to_usize};
 
@@ -219,8 +220,12 @@ impl Store {
     pub fn commit(&self, batch: StagedBatch) -> Result<Generation> {
         self.unpoisoned()?;
         let mut state = self.commit.lock();
+        let before = self.root();
         let outcome = self.commit_in(&mut state, batch);
         self.space.lock().settle();
+        if outcome.is_ok() {
+            self.cover_departure(&before)?;
+        }
         if let Err(error) = &outcome
             && !matches!(error, Error::NoSpace)
         {
@@ -230,6 +235,23 @@ impl Store {
             ));
         }
         outcome
+    }
+
+    /// When the newest root no longer names a replica that the root `before` named, has that remembered before anybody
+    /// is answered. Else that replica, found alone after a power failure, would pass for the volume.
+    fn cover_departure(&self, before: &Root) -> Result<()> {
+        let root = self.root();
+        let Some(remember) = self.on_departure.get().filter(|_| before.in_sync & !root.in_sync != 0) else {
+            return Ok(());
+        };
+        remember(&root).map_err(|why| {
+            let why = format!(
+                "a replica has left, and this host could not remember that: {why}. The last commit was not answered; it \
+                 is on the replicas that are left"
+            );
+            self.poison_because(Code::WitnessUnavailable, why.clone());
+            Error::ReadOnly(why)
+        })
     }
 
     fn commit_in(&self, state: &mut CommitState, batch: StagedBatch) -> Result<Generation> {

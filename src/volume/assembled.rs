@@ -430,7 +430,7 @@ impl Assembled {
         self.unfit.iter().filter_map(move |unfit| Some((unfit.row(&self.header).filter(|row| !is_there(row))?, unfit)))
     }
 
-    fn names(&self, indices: &[usize]) -> String {
+    pub(super) fn names(&self, indices: &[usize]) -> String {
         indices.iter().map(|index| self.name(*index)).collect::<Vec<_>>().join(", ")
     }
 

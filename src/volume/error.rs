@@ -93,9 +93,7 @@ pub enum Error {
     #[error("volume {0} has no root that verifies on any of the devices given: its label areas are damaged")]
     NoRoot(Uuid),
     /// The chosen root is older than what this host has seen.
-    #[error(
-        "volume {volume} is at generation {found}, this host has seen generation {seen}: every device shows an older state"
-    )]
+    #[error("volume {volume} is at generation {found}, this host has answered for generation {seen}: {why}")]
     RolledBack {
         /// The volume.
         volume: Uuid,
@@ -103,6 +101,18 @@ pub enum Error {
         found: Generation,
         /// Generation in the witness.
         seen: Generation,
+        /// How the two contradict each other, and which replica has the later one.
+        why: String,
+    },
+    /// The host's witness cannot be read, or not in time.
+    #[error("the witness of volume {volume} in {folder} cannot be read: {source}")]
+    Witness {
+        /// The volume.
+        volume: Uuid,
+        /// Where the witness is.
+        folder: String,
+        /// The system's error.
+        source: std::io::Error,
     },
     /// Devices fail to read blocks of the last commit, and no other device has those blocks.
     #[error(
@@ -171,6 +181,7 @@ impl Error {
             Self::Rejoin { code, .. } => *code,
             Self::NoRoot(_) => Code::VolumeNoRoot,
             Self::RolledBack { .. } => Code::VolumeRolledBack,
+            Self::Witness { .. } => Code::WitnessUnavailable,
             Self::Unproven { .. } => Code::VolumeUnproven,
             Self::ReadOnlyFeatures(_) => Code::FormatReadOnly,
             Self::Crypto(error) => error.code(),

@@ -6,10 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -17,11 +16,12 @@ use super::assembled::{Assembled, Chosen, OpenOptions, Swapped};
 use super::error::{Error, System};
 use super::members::resync::Resync;
 use super::members::{AtMount, Members};
-use super::{recovery, witness};
+use super::recovery;
+use super::witness::{self, Descent, Keeper};
 use crate::audit::{Audit, Entry, Event, Known, Object, Reason, RegistryFacts, ReplicaFacts};
 use crate::fs::Fs;
 use crate::label::Root;
-use crate::limits::COMMIT_INTERVAL_MS;
+use crate::limits::{COMMIT_INTERVAL_MS, WITNESS_TIMEOUT_S};
 use crate::mirror::{ErrorCounts, Incarnation, Mirror, State, device_offset};
 use crate::pages::{self, Store, StoreOptions, Usage, provisional::Lacking};
 use crate::policy::clock::{self, Clock};
@@ -33,8 +33,8 @@ use crate::units::{Generation, Uuid};
 /// second.
 const TICK: Duration = Duration::from_millis(COMMIT_INTERVAL_MS / 5);
 
-/// How often the witness is written while the volume is in use.
-const WITNESS_INTERVAL: Duration = Duration::from_secs(10);
+/// How long the host's disk may take to show the witness or to take it, where something has to wait for that.
+const WITNESS_PATIENCE: Duration = Duration::from_secs(WITNESS_TIMEOUT_S);
 
 /// One replica, as the status shows it.
 #[derive(Clone, Debug)]
@@ -84,7 +84,7 @@ pub struct Open {
     store: Arc<Store>,
     fs: Arc<Fs>,
     read_only: bool,
-    witness: Option<PathBuf>,
+    witness: Option<Arc<Keeper>>,
     ticker: Option<Ticker>,
     audit: Arc<Audit>,
     clock: Clock,
@@ -106,7 +106,7 @@ impl Assembled {
         let mut plan = self.plan(registry, options)?;
         let store = self.open_store(registry, options, &mut plan)?;
         self.check_equivocation(registry, &store)?;
-        let Plan { choice, rings, behind, left_at, mut opening, .. } = plan;
+        let Plan { choice, rings, behind, left_at, mut opening, seen, .. } = plan;
         opening.left_out = self.unfit.iter().map(ToString::to_string).collect();
         let newer = store.quorum().saw_registry(&Arc::new(registry.clone()));
         opening.new_registry = store.quorum().saw_trust(registry.anchors_digest()) || newer;
@@ -127,7 +127,7 @@ impl Assembled {
         open.begin_audit(registry, options, &choice, &opening)?;
         if !options.read_only {
             replicas.iter().try_for_each(|replica| open.members.repair_label(replica))?;
-            open.remember();
+            open.begin_witness(options, seen.as_ref(), &choice.root)?;
             open.ticker = Some(open.start_ticker()?);
             for resync in behind {
                 open.members.start_resync(resync)?;
@@ -158,11 +158,11 @@ impl Assembled {
         };
         let left_at = rings.iter().map(|ring| recovery::newest(ring).as_ref().map_or(Generation(0), holds)).collect();
         self.check_registry(registry, &choice.root)?;
-        let rolled_back = check_witness(options, volume, choice.root.generation)?;
-        let clock = check_clock(options, volume, &choice.root)?;
+        let Seen { record: seen, written_unix_s, rolled_back, unreadable } = self.check_witness(options, &choice)?;
+        let clock = check_clock(options, volume, &choice.root, written_unix_s)?;
         let behind = if options.read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
-        let opening = Opening { rolled_back, clock, incomplete, ..Opening::default() };
-        Ok(Plan { choice, rings, lacking: proof.lacking, behind, left_at, opening })
+        let opening = Opening { rolled_back, unreadable, clock, incomplete, ..Opening::default() };
+        Ok(Plan { choice, rings, lacking: proof.lacking, behind, left_at, opening, seen })
     }
 
     /// Opens the store at the chosen root, in an epoch of its own.
@@ -226,8 +226,7 @@ impl Assembled {
         let audit = Arc::new(audit);
         let keys = self.keys.volume_key().keys(self.header.volume);
         let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, at_mount);
-        let (members, witness) = (Arc::new(members), options.witness.clone());
-        Ok(Open { members, store, fs, read_only, witness, ticker: None, audit, clock })
+        Ok(Open { members: Arc::new(members), store, fs, read_only, witness: None, ticker: None, audit, clock })
     }
 
     /// The replicas that are present but stale: the root does not name them, or they are too old. And what each of them
@@ -310,6 +309,8 @@ struct Plan {
     /// The last generation that each replica holds for certain.
     left_at: Vec<Generation>,
     opening: Opening,
+    /// What the host remembers.
+    seen: Option<witness::Record>,
 }
 
 /// What the trail is to tell of an opening.
@@ -320,6 +321,8 @@ struct Opening {
     /// The time from which the days are counted, in seconds since 1970; and the problem with the clock that the
     /// administrator accepted.
     clock: (u64, Option<Problem>),
+    /// Why the witness could not be read, when the administrator goes on without it.
+    unreadable: Option<String>,
     /// Whether the registry is newer than any before, or its officers are others.
     new_registry: bool,
     /// Why the policy lets the volume only be read.
@@ -332,29 +335,77 @@ struct Opening {
     left_out: Vec<String>,
 }
 
-/// Compares the chosen root with the witness. Returns the generation that the witness had seen when that is later and
-/// the administrator accepts the rollback.
-fn check_witness(options: &OpenOptions, volume: Uuid, found: Generation) -> Result<Option<Generation>, Error> {
-    let Some(folder) = &options.witness else { return Ok(None) };
-    let seen = witness::read(folder, volume)
-        .map_err(|e| System::error(&format!("reading the witness of volume {volume} in {}", folder.display()), e))?;
-    match seen {
-        Some(seen) if seen > found && options.accept_rollback => {
-            log::warn!("volume {volume}: rollback from generation {seen} to {found} accepted by the administrator");
-            Ok(Some(seen))
+/// What the host's witness says of the chosen root.
+#[derive(Default)]
+struct Seen {
+    record: Option<witness::Record>,
+    /// When the host wrote it, in seconds since 1970.
+    written_unix_s: Option<u64>,
+    /// The generation that the witness had seen, when the administrator accepts that it is not in the root's history.
+    rolled_back: Option<Generation>,
+    /// Why the witness cannot be read, when the administrator accepts that.
+    unreadable: Option<String>,
+}
+
+impl Assembled {
+    /// Compares the chosen root with the witness.
+    fn check_witness(&self, options: &OpenOptions, choice: &recovery::Choice) -> Result<Seen, Error> {
+        let Some(folder) = &options.witness else { return Ok(Seen::default()) };
+        let volume = self.header.volume;
+        let (record, written_unix_s) = match witness::read_within(folder, volume, WITNESS_PATIENCE) {
+            Ok(Some(seen)) => seen,
+            Ok(None) => return Ok(Seen::default()),
+            Err(source) => {
+                let error = Error::Witness { volume, folder: folder.display().to_string(), source };
+                if !options.accept_rollback {
+                    return Err(error);
+                }
+                log::warn!("{error}: the administrator goes on without it");
+                return Ok(Seen { unreadable: Some(error.to_string()), ..Seen::default() });
+            }
+        };
+        let (seen, found) = (record.generation(), choice.root.generation);
+        let why = match record.descent(&choice.root) {
+            Descent::Proved => return Ok(Seen { record: Some(record), written_unix_s, ..Seen::default() }),
+            Descent::Forgotten => {
+                "that was more mounts ago than the volume remembers, and whether it went through that \
+                                   generation cannot be told"
+                    .to_owned()
+            }
+            Descent::Disproved if found < seen => "the devices that are here show an older state".to_owned(),
+            Descent::Disproved => {
+                "the devices show a history that did not go through it. They were set back to an older \
+                                   state and used elsewhere"
+                    .to_owned()
+            }
+        };
+        let is_here = |index: &usize| matches!(choice.states.get(*index), Some(State::InSync | State::Stale));
+        let away: Vec<usize> = record.in_sync().iter().copied().filter(|index| !is_here(index)).collect();
+        let why = match away.is_empty() {
+            true => why,
+            false => format!("{why}. {} held that generation: attach it", self.names(&away)),
+        };
+        if options.accept_rollback {
+            log::warn!(
+                "volume {volume}: rollback from generation {seen} to {found} accepted by the administrator: {why}"
+            );
+            return Ok(Seen { record: Some(record), written_unix_s, rolled_back: Some(seen), unreadable: None });
         }
-        Some(seen) if seen > found => Err(Error::RolledBack { volume, found, seen }),
-        _ => Ok(None),
+        Err(Error::RolledBack { volume, found, seen, why })
     }
 }
 
-/// Compares the clock with the time of the last commit, and with that of the witness. Returns the time from which the days
-/// are counted, and the problem with the clock when the administrator accepts that.
-fn check_clock(options: &OpenOptions, volume: Uuid, root: &Root) -> Result<(u64, Option<Problem>), Error> {
+/// Compares the clock with the time of the last commit, and with when the host noted it. Returns the time from which the
+/// days are counted, and the problem with the clock when the administrator accepts that.
+fn check_clock(
+    options: &OpenOptions,
+    volume: Uuid,
+    root: &Root,
+    noted: Option<u64>,
+) -> Result<(u64, Option<Problem>), Error> {
     let now = options.now_unix_s.unwrap_or_else(clock::now_unix_s);
     let committed = u64::try_from(root.committed_unix_ns / 1_000_000_000).unwrap_or(0);
     let mut known = vec![clock::Known { from: "the last commit of the volume", unix_s: committed }];
-    let noted = options.witness.as_ref().and_then(|folder| witness::written_unix_s(folder, volume));
     known.extend(noted.map(|unix_s| clock::Known { from: "this host's note of the volume", unix_s }));
     let Err(problem) = clock::check(&known, now) else {
         return Ok((known.iter().map(|known| known.unix_s).fold(now, u64::max), None));
@@ -458,7 +509,8 @@ impl Open {
         let too_few = opening.too_few.as_ref().map(|why| Reason::new(Code::Policy, why));
         let incomplete = opening.incomplete.as_ref().map(|why| Reason::new(Code::CommitIncomplete, why));
         let left_out = opening.left_out.iter().map(|why| Reason::new(Code::LabelDamaged, why));
-        let reasons = too_few.into_iter().chain(incomplete).chain(left_out);
+        let unreadable = opening.unreadable.as_ref().map(|why| Reason::new(Code::WitnessUnavailable, why));
+        let reasons = too_few.into_iter().chain(incomplete).chain(left_out).chain(unreadable);
         let mut entries = vec![Entry::done(audit.user(), Object::Volume, mounted).because(reasons)];
         if let Some(seen) = opening.rolled_back {
             let event = Event::RollbackAccepted { seen: seen.0, found: choice.root.generation.0 };
@@ -504,7 +556,7 @@ impl Open {
             // The host must know of what the failure changed.
             self.audit.observe();
         }
-        self.remember();
+        self.end_witness();
         Ok(result?)
     }
 
@@ -518,21 +570,47 @@ impl Open {
         }
     }
 
-    fn remember(&self) {
-        if let Some(folder) = &self.witness
-            && let Err(error) = witness::write(folder, self.members.header().volume, self.store.generation())
+    /// Starts the thread that writes the witness, and has it remember this opening.
+    ///
+    /// From here on a commit that leaves a replica behind waits for the witness. The opening itself may leave one
+    /// behind: then the volume takes changes only if the host remembers that.
+    fn begin_witness(
+        &mut self,
+        options: &OpenOptions,
+        seen: Option<&witness::Record>,
+        chosen: &Root,
+    ) -> Result<(), Error> {
+        let Some(folder) = options.witness.clone() else { return Ok(()) };
+        let keeper = Keeper::start(folder, self.uuid(), seen);
+        let keeper = Arc::new(keeper.map_err(|source| System::error("starting the witness's thread", source))?);
+        let remember = keeper.clone();
+        self.store.on_departure(Box::new(move |root| remember.cover(root, WITNESS_PATIENCE)));
+        let root = self.store.root();
+        if let Err(why) = keeper.cover(&root, WITNESS_PATIENCE)
+            && chosen.in_sync & !root.in_sync != 0
         {
-            log::error!("the witness in {} cannot be written: {error}", folder.display());
+            let why = format!("a replica was left behind, and this host could not remember that: {why}");
+            self.store.poison_because(Code::WitnessUnavailable, why);
         }
+        self.witness = Some(keeper);
+        Ok(())
+    }
+
+    /// Has the witness remember the last commit, and ends its thread. The wait is bounded.
+    fn end_witness(&self) {
+        let Some(keeper) = &self.witness else { return };
+        if let Err(why) = keeper.cover(&self.store.root(), WITNESS_PATIENCE) {
+            log::error!("{why}");
+        }
+        keeper.end();
     }
 
     fn start_ticker(&self) -> Result<Ticker, Error> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let (fs, store, witness) = (self.fs.clone(), self.store.clone(), self.witness.clone());
         let audit = self.audit.clone();
-        let (volume, signal) = (self.members.header().volume, stop.clone());
+        let signal = stop.clone();
         let run = move || {
-            let mut remembered = (Instant::now(), store.generation());
             let mut before = store.generation();
             loop {
                 let mut stopped = signal.0.lock();
@@ -550,14 +628,10 @@ impl Open {
                     // Nothing goes on: a commit with a root that is not provisional makes the last one need no proof.
                     let _ = fs.checkpoint();
                 }
-                let generation = store.generation();
-                before = generation;
-                if remembered.0.elapsed() >= WITNESS_INTERVAL && remembered.1 != generation {
-                    remembered = (Instant::now(), generation);
-                    if let Some(Err(error)) = witness.as_ref().map(|f| witness::write(f, volume, generation)) {
-                        log::error!("the witness of volume {volume} cannot be written: {error}");
-                    }
+                if let Some(keeper) = witness.as_ref().filter(|_| store.generation() != before) {
+                    keeper.note(&store.root());
                 }
+                before = store.generation();
             }
         };
         let thread = std::thread::Builder::new().name("commit".to_owned()).spawn(run);

@@ -26,6 +26,7 @@ mod resync;
 mod room;
 mod swap;
 mod weather;
+mod witness;
 mod workload;
 
 use std::sync::Arc;

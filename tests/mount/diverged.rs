@@ -31,7 +31,7 @@ fn scelle(words: &[String], more: &[&str]) -> Output {
 fn p6_the_advice_of_a_split_brain_leads_out_of_it() {
     let lab = Lab::mounted(2, 64);
     put(&lab, "both", "kept");
-    let witness = format!("/var/lib/scelle/{}.generation", lab.status()["uuid"].as_str().unwrap());
+    let witness = format!("/var/lib/scelle/{}.witness", lab.status()["uuid"].as_str().unwrap());
     ok(&lab.umount());
     let nodes = lab.devices();
     for (index, name) in [(0, "first"), (1, "second")] {
