@@ -184,8 +184,8 @@ pub const AUDIT_REASONS_MAX: usize = 8;
 /// Largest file of a host's witness, in bytes.
 pub const WITNESS_BYTES_MAX: u64 = 64 << 10;
 
-/// Longest wait for the host's disk to take the witness, or to show it, in seconds.
-pub const WITNESS_TIMEOUT_S: u64 = 5;
+/// Longest wait for the host's own disk, where the witness and the reports are, in seconds.
+pub const HOST_DISK_TIMEOUT_S: u64 = 5;
 
 /// Largest file of reports that the host keeps until they can be written to the volume, in bytes.
 pub const AUDIT_REPORTS_BYTES_MAX: usize = 256 << 10;

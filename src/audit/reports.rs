@@ -8,15 +8,19 @@
 //!
 //! Only root can read or write the file, and root could forge it. So in the trail a report is marked as what it is, a
 //! host's word ([`Reported`]).
+//!
+//! The host's disk may hang. So everything here that touches it has a bound, and fails when that is over.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::event::{Actor, Entry, Event, Object, cut};
 use super::record::{Chain, Digest, Record, Reported, now};
-use crate::limits::{AUDIT_RECORD_BYTES_MAX, AUDIT_REPORTS_BYTES_MAX};
+use crate::limits::{AUDIT_RECORD_BYTES_MAX, AUDIT_REPORTS_BYTES_MAX, HOST_DISK_TIMEOUT_S};
+use crate::os::Patience;
 use crate::units::Uuid;
 
 /// The host's reports of one volume.
@@ -24,11 +28,12 @@ use crate::units::Uuid;
 pub struct Reports {
     folder: PathBuf,
     volume: Uuid,
+    patience: Patience,
 }
 
 /// The reports, while nobody else can change them.
-pub(super) struct Held<'a> {
-    reports: &'a Reports,
+pub(super) struct Held {
+    reports: Reports,
     lines: Vec<Vec<u8>>,
     /// The folder of the file. Its lock ends with it.
     folder: File,
@@ -37,7 +42,7 @@ pub(super) struct Held<'a> {
 impl Reports {
     /// The reports of `volume` in `folder`, which is the witness's.
     pub fn new(folder: &Path, volume: Uuid) -> Self {
-        Self { folder: folder.to_owned(), volume }
+        Self { folder: folder.to_owned(), volume, patience: Patience::new(Duration::from_secs(HOST_DISK_TIMEOUT_S)) }
     }
 
     fn path(&self) -> PathBuf {
@@ -47,13 +52,18 @@ impl Reports {
     /// Writes a report down; it is on stable storage when this returns.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's; [`ErrorKind::TimedOut`].
     pub fn add(&self, entry: &Entry) -> io::Result<()> {
         self.add_record(Record::new(entry, now()))
     }
 
-    pub(super) fn add_record(&self, mut record: Record) -> io::Result<()> {
-        let mut held = self.hold()?;
+    pub(super) fn add_record(&self, record: Record) -> io::Result<()> {
+        let reports = self.clone();
+        self.patience.call(move || reports.add_now(record))
+    }
+
+    fn add_now(&self, mut record: Record) -> io::Result<()> {
+        let mut held = self.hold_now()?;
         let genesis = Digest::genesis(self.volume);
         let last = held.lines.last().and_then(|line| Record::parse(line));
         let length: usize = held.lines.iter().map(|line| line.len() + 1).sum();
@@ -83,8 +93,13 @@ impl Reports {
     /// Locks the reports and reads them.
     ///
     /// # Errors
-    /// The system's.
-    pub(super) fn hold(&self) -> io::Result<Held<'_>> {
+    /// The system's; [`ErrorKind::TimedOut`].
+    pub(super) fn hold(&self) -> io::Result<Held> {
+        let reports = self.clone();
+        self.patience.call(move || reports.hold_now())
+    }
+
+    fn hold_now(&self) -> io::Result<Held> {
         DirBuilder::new().recursive(true).mode(0o755).create(&self.folder)?;
         let lock = File::open(&self.folder)?;
         lock.lock()?;
@@ -95,7 +110,7 @@ impl Reports {
             Err(error) => return Err(error),
         }
         let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect();
-        Ok(Held { reports: self, lines, folder: lock })
+        Ok(Held { reports: self.clone(), lines, folder: lock })
     }
 }
 
@@ -106,7 +121,7 @@ fn lost(count: u64) -> Record {
     Record::new(&entry, now())
 }
 
-impl Held<'_> {
+impl Held {
     /// The reports as records to be put in the volume's trail. A report that cannot be read counts as lost.
     pub(super) fn records(&self, host: &str) -> Vec<Record> {
         let mut chain = Chain::after(Digest::genesis(self.reports.volume), None);
@@ -133,13 +148,15 @@ impl Held<'_> {
     }
 
     /// Deletes the reports: they are durable elsewhere.
-    pub(super) fn clear(mut self) -> io::Result<()> {
+    pub(super) fn clear(self) -> io::Result<()> {
         if self.lines.is_empty() {
             return Ok(());
         }
-        self.lines.clear();
-        std::fs::remove_file(self.reports.path())?;
-        self.folder.sync_all()
+        let patience = self.reports.patience.clone();
+        patience.call(move || {
+            std::fs::remove_file(self.reports.path())?;
+            self.folder.sync_all()
+        })
     }
 
     /// Writes the new content beside the file, syncs it, and renames it over the file.

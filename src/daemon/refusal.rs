@@ -27,6 +27,10 @@ pub fn report(request: &Request, problem: &Problem) {
         let entry = entry.because([Reason::from(problem)]);
         if let Err(error) = Reports::new(WITNESS_DIR.as_ref(), volume).add(&entry) {
             log::error!("the audit trail of volume {volume} will not know of this: {WITNESS_DIR}: {error}");
+            if error.kind() == std::io::ErrorKind::TimedOut {
+                // The next volume's reports are on the same disk.
+                break;
+            }
         }
     }
     // The command says it on the terminal.

@@ -21,7 +21,7 @@ use super::witness::{self, Descent, Keeper};
 use crate::audit::{Audit, Entry, Event, Known, Object, Reason, RegistryFacts, ReplicaFacts};
 use crate::fs::Fs;
 use crate::label::Root;
-use crate::limits::{COMMIT_INTERVAL_MS, WITNESS_TIMEOUT_S};
+use crate::limits::{COMMIT_INTERVAL_MS, HOST_DISK_TIMEOUT_S};
 use crate::mirror::{ErrorCounts, Incarnation, Mirror, State, device_offset};
 use crate::pages::{self, Store, StoreOptions, Usage, provisional::Lacking};
 use crate::policy::clock::{self, Clock};
@@ -34,7 +34,7 @@ use crate::units::{Generation, Uuid};
 const TICK: Duration = Duration::from_millis(COMMIT_INTERVAL_MS / 5);
 
 /// How long the host's disk may take to show the witness or to take it, where something has to wait for that.
-const WITNESS_PATIENCE: Duration = Duration::from_secs(WITNESS_TIMEOUT_S);
+const WITNESS_PATIENCE: Duration = Duration::from_secs(HOST_DISK_TIMEOUT_S);
 
 /// One replica, as the status shows it.
 #[derive(Clone, Debug)]

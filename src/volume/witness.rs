@@ -31,13 +31,13 @@
 use std::io::{self, Error, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::label::{MountId, Root};
 use crate::limits::{REPLICAS_MAX, WITNESS_BYTES_MAX};
+use crate::os::Patience;
 use crate::units::{Generation, Uuid};
 
 mod keeper;
@@ -169,14 +169,9 @@ fn written_unix_s(folder: &Path, volume: Uuid) -> Option<u64> {
 /// # Errors
 /// As [`read`]; [`ErrorKind::TimedOut`].
 pub fn read_within(folder: &Path, volume: Uuid, patience: Duration) -> io::Result<Option<(Record, Option<u64>)>> {
-    let (done, outcome) = mpsc::channel();
-    let owned = folder.to_owned();
-    let read = move || Ok(read(&owned, volume)?.map(|record| (record, written_unix_s(&owned, volume))));
-    // Nobody listens any more when the disk answers too late.
-    let run = move || drop(done.send(read()));
-    std::thread::Builder::new().name("witness-read".to_owned()).spawn(run)?;
-    let late = |_| Error::new(ErrorKind::TimedOut, format!("no answer for {} s", patience.as_secs()));
-    outcome.recv_timeout(patience).map_err(late)?
+    let folder = folder.to_owned();
+    let read = move || Ok(read(&folder, volume)?.map(|record| (record, written_unix_s(&folder, volume))));
+    Patience::new(patience).call(read)
 }
 
 /// Remembers a record: when this returns, it is on stable storage of the host.

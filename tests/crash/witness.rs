@@ -245,3 +245,34 @@ fn p6_a_witness_that_cannot_be_read_refuses_until_it_is_accepted() {
         court.open_with(&with).unwrap().close().unwrap();
     }
 }
+
+/// The reports are on the host's disk too: neither a mount nor a commit nor a close waits for it without a bound.
+#[test]
+fn p5_nothing_waits_for_the_hosts_reports_without_a_bound() {
+    let court = Court::new(2);
+    let folder = tempfile::tempdir().unwrap();
+    let with = with_witness(folder.path());
+    let open = court.open_with(&with).unwrap();
+    let volume = open.uuid();
+    open.close().unwrap();
+    // Whoever reads the reports hangs.
+    let reports = folder.path().join(format!("{volume}.reports"));
+    assert!(std::process::Command::new("mkfifo").arg(&reports).status().unwrap().success());
+    let begin = Instant::now();
+    let open = court.open_with(&with).unwrap();
+    assert!(begin.elapsed() < 2 * PATIENCE, "the mount took {:?}", begin.elapsed());
+    put(open.fs(), b"file", &content(1, 9000)).unwrap();
+    open.fs().sync().unwrap();
+    // Now the volume takes no change, so that everything there is to say goes to the host.
+    for device in &court.devices {
+        device.inject_in_changes(Effect::Error(libc::EIO));
+    }
+    let begin = Instant::now();
+    put(open.fs(), b"lost", &content(1, 9000)).unwrap();
+    assert!(open.fs().sync().is_err());
+    assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+    assert_eq!(get(open.fs(), b"file"), content(1, 9000));
+    let begin = Instant::now();
+    let _ = open.close();
+    assert!(begin.elapsed() < 2 * PATIENCE, "closing took {:?}", begin.elapsed());
+}
