@@ -191,7 +191,7 @@ pub struct Store {
 }
 
 /// Makes sure that a replica which a root no longer names cannot pass for the volume. Says why it could not.
-pub type OnDeparture = Box<dyn Fn(&Root) -> std::result::Result<(), String> + Send + Sync>;
+pub type OnDeparture = Box<dyn Fn(&Store) -> std::result::Result<(), String> + Send + Sync>;
 
 /// Runs that the batch being filled put in use or freed.
 #[derive(Default)]

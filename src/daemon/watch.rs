@@ -596,6 +596,33 @@ mod tests {
         assert_eq!(code(watched.mount(&OpenOptions::default())), Some(Code::RegistryEquivocal));
     }
 
+    /// Devices that were set back do not know of it any more; the host does.
+    #[test]
+    fn p1_a_registry_before_the_one_that_this_host_has_seen_is_refused() {
+        let watched = Watched::new();
+        let folder = tempfile::tempdir().unwrap();
+        let with = OpenOptions { witness: Some(folder.path().to_owned()), ..OpenOptions::default() };
+        let (open, registry) = watched.open();
+        let file = folder.path().join(format!("{}.witness", open.uuid()));
+        open.close().unwrap();
+        watched.mount(&with).unwrap().close().unwrap();
+        let seen = std::fs::read_to_string(&file).unwrap();
+        let digest = crate::registry::hex(&registry.document_digest());
+        assert!(seen.contains(&digest) && seen.contains("version = 2\n"), "{seen}");
+        let later = seen.replace("version = 2\n", "version = 3\n");
+        let other = seen.replace(&digest, &"0".repeat(64));
+        for (seen, expected) in [(later, Code::RegistryRolledBack), (other, Code::RegistryEquivocal)] {
+            for options in [with.clone(), OpenOptions { accept_rollback: true, ..with.clone() }] {
+                std::fs::write(&file, &seen).unwrap();
+                let refused = watched.mount(&options).err().unwrap();
+                assert!(refused.code() == expected && refused.to_string().contains("this host"), "{refused}");
+                assert_eq!(std::fs::read_to_string(&file).unwrap(), seen);
+            }
+        }
+        watched.issue(|_| {});
+        watched.mount(&with).unwrap().close().unwrap();
+    }
+
     #[test]
     fn p1_another_registry_of_the_same_version_does_not_come_into_force_while_mounted() {
         let watched = Watched::new();

@@ -240,11 +240,11 @@ impl Store {
     /// When the newest root no longer names a replica that the root `before` named, has that remembered before anybody
     /// is answered. Else that replica, found alone after a power failure, would pass for the volume.
     fn cover_departure(&self, before: &Root) -> Result<()> {
-        let root = self.root();
-        let Some(remember) = self.on_departure.get().filter(|_| before.in_sync & !root.in_sync != 0) else {
+        let has_left = before.in_sync & !self.root().in_sync != 0;
+        let Some(remember) = self.on_departure.get().filter(|_| has_left) else {
             return Ok(());
         };
-        remember(&root).map_err(|why| {
+        remember(self).map_err(|why| {
             let why = format!(
                 "a replica has left, and this host could not remember that: {why}. The last commit was not answered; it \
                  is on the replicas that are left"

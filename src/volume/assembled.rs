@@ -21,7 +21,7 @@ use crate::pages::Store;
 use crate::pages::provisional::Proof;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
-use crate::registry::{Date, VerifiedRegistry, hex};
+use crate::registry::{Date, VerifiedRegistry};
 use crate::units::Uuid;
 
 /// How a volume is opened.
@@ -275,17 +275,7 @@ impl Assembled {
         let meta = Meta::open(meta).map_err(fs::Error::from)?;
         let last = |before| meta.read(|view| Ok::<_, fs::Error>(view.audit_last(before)?));
         let Some(accepted) = Accepted::last(last)? else { return Ok(()) };
-        let digest = hex(&registry.document_digest());
-        if accepted.version == registry.version() && accepted.sha256 != digest {
-            return Err(Error::Registry(vec![Problem::new(
-                Code::RegistryEquivocal,
-                format!(
-                    "registry version {} has the digest {digest}; the volume has seen a version {} with the digest {}",
-                    accepted.version, accepted.version, accepted.sha256
-                ),
-            )]));
-        }
-        Ok(())
+        accepted.admits(registry, "the volume").map_err(|problem| Error::Registry(vec![problem]))
     }
 
     /// Reads the roots of every replica, as [`recovery::choose`] wants them.

@@ -159,6 +159,9 @@ impl Assembled {
         let left_at = rings.iter().map(|ring| recovery::newest(ring).as_ref().map_or(Generation(0), holds)).collect();
         self.check_registry(registry, &choice.root)?;
         let Seen { record: seen, written_unix_s, rolled_back, unreadable } = self.check_witness(options, &choice)?;
+        if let Some(accepted) = seen.as_ref().and_then(witness::Record::registry) {
+            accepted.admits(registry, "this host").map_err(|problem| Error::Registry(vec![problem]))?;
+        }
         let clock = check_clock(options, volume, &choice.root, written_unix_s)?;
         let behind = if options.read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
         let opening = Opening { rolled_back, unreadable, clock, incomplete, ..Opening::default() };
@@ -584,10 +587,9 @@ impl Open {
         let keeper = Keeper::start(folder, self.uuid(), seen);
         let keeper = Arc::new(keeper.map_err(|source| System::error("starting the witness's thread", source))?);
         let remember = keeper.clone();
-        self.store.on_departure(Box::new(move |root| remember.cover(root, WITNESS_PATIENCE)));
-        let root = self.store.root();
-        if let Err(why) = keeper.cover(&root, WITNESS_PATIENCE)
-            && chosen.in_sync & !root.in_sync != 0
+        self.store.on_departure(Box::new(move |store| remember.cover(store, WITNESS_PATIENCE)));
+        if let Err(why) = keeper.cover(&self.store, WITNESS_PATIENCE)
+            && chosen.in_sync & !self.store.root().in_sync != 0
         {
             let why = format!("a replica was left behind, and this host could not remember that: {why}");
             self.store.poison_because(Code::WitnessUnavailable, why);
@@ -599,7 +601,7 @@ impl Open {
     /// Has the witness remember the last commit, and ends its thread. The wait is bounded.
     fn end_witness(&self) {
         let Some(keeper) = &self.witness else { return };
-        if let Err(why) = keeper.cover(&self.store.root(), WITNESS_PATIENCE) {
+        if let Err(why) = keeper.cover(&self.store, WITNESS_PATIENCE) {
             log::error!("{why}");
         }
         keeper.end();
@@ -629,7 +631,7 @@ impl Open {
                     let _ = fs.checkpoint();
                 }
                 if let Some(keeper) = witness.as_ref().filter(|_| store.generation() != before) {
-                    keeper.note(&store.root());
+                    keeper.note(&store);
                 }
                 before = store.generation();
             }

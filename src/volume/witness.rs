@@ -1,8 +1,9 @@
-//! The host's memory of the last commit that it answered for: one small file for each volume. It recognises two things
+//! The host's memory of the last commit that it answered for: one small file for each volume. It recognises three things
 //! that nothing on the devices can show. What follows from them is decided in `volume::open`.
 //!
 //! 1. *All* replicas were set back together.
 //! 2. A replica that was left behind is mounted by itself, as if it were the volume.
+//! 3. Somebody shows an older registry, or another one of the same version, with devices that were set back.
 //!
 //! # The file
 //!
@@ -35,9 +36,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit::Accepted;
 use crate::label::{MountId, Root};
 use crate::limits::{REPLICAS_MAX, WITNESS_BYTES_MAX};
 use crate::os::Patience;
+use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
 mod keeper;
@@ -62,6 +65,9 @@ pub struct Record {
     committed_unix_ns: i64,
     /// The replicas that hold it, as the replica table counts them.
     in_sync: Vec<usize>,
+    /// The registry that was in force then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    registry: Option<Accepted>,
     /// Keys of later programs.
     #[serde(flatten)]
     other: toml::Table,
@@ -88,8 +94,19 @@ impl Record {
             generation: root.generation.0,
             committed_unix_ns: root.committed_unix_ns,
             in_sync: (0..REPLICAS_MAX).filter(|index| root.names(*index)).collect(),
+            registry: None,
             other: toml::Table::new(),
         }
+    }
+
+    /// The same, with the registry in force.
+    pub fn under(self, registry: Option<&VerifiedRegistry>) -> Self {
+        Self { registry: registry.map(Accepted::of), ..self }
+    }
+
+    /// The registry that was in force, if that is remembered.
+    pub fn registry(&self) -> Option<&Accepted> {
+        self.registry.as_ref()
     }
 
     /// The last generation that was answered for.

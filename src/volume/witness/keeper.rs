@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::{Record, write};
-use crate::label::Root;
+use crate::pages::Store;
 use crate::units::{Generation, Uuid};
 
 /// How often the witness is written while commits are made.
@@ -46,10 +46,14 @@ struct State {
 }
 
 impl State {
-    fn want(&mut self, root: &Root) {
+    /// Returns the generation that is wanted now.
+    fn want(&mut self, store: &Store) -> Generation {
+        let root = store.root();
         if self.wanted.as_ref().is_none_or(|(generation, _)| *generation < root.generation) {
-            self.wanted = Some((root.generation, Record::of(root)));
+            let record = Record::of(&root).under(store.quorum().registry().as_deref());
+            self.wanted = Some((root.generation, record));
         }
+        root.generation
     }
 
     fn is_due(&self) -> bool {
@@ -75,33 +79,33 @@ impl Keeper {
         Ok(Self { shared })
     }
 
-    /// To be remembered within about a second. Never waits.
-    pub fn note(&self, root: &Root) {
+    /// The store's last commit is to be remembered within about a second. Never waits.
+    pub fn note(&self, store: &Store) {
         let mut state = self.shared.state.lock();
-        state.want(root);
+        state.want(store);
         if state.is_due() {
             self.shared.changed.notify_all();
         }
     }
 
-    /// Returns when `root`, or a later one, is remembered on stable storage.
+    /// Returns when the store's last commit, or a later one, is remembered on stable storage.
     ///
     /// # Errors
     /// Why it is not, after `patience` at the latest.
-    pub fn cover(&self, root: &Root, patience: Duration) -> Result<(), String> {
+    pub fn cover(&self, store: &Store, patience: Duration) -> Result<(), String> {
         let deadline = Instant::now() + patience;
         let shared = &self.shared;
         let mut state = shared.state.lock();
-        state.want(root);
+        let generation = state.want(store);
         state.waiting += 1;
         shared.changed.notify_all();
-        while !state.covers(root.generation) && !state.ended {
+        while !state.covers(generation) && !state.ended {
             if shared.changed.wait_until(&mut state, deadline).timed_out() {
                 break;
             }
         }
         state.waiting -= 1;
-        if state.covers(root.generation) {
+        if state.covers(generation) {
             return Ok(());
         }
         let why = state.error.clone().unwrap_or_else(|| "the host's disk does not answer".to_owned());
