@@ -122,8 +122,10 @@ pub struct Lacking {
 /// What has become of a root's commit: which of its blocks are where.
 #[derive(Default)]
 pub struct Proof {
-    /// Blocks that not every replica has.
+    /// Blocks that not every replica has: the first ones, as many as a provisional commit has at most.
     pub lacking: Vec<Lacking>,
+    /// The replicas that lack a block which another one has: bit `i` for replica `i`.
+    pub lacking_replicas: u64,
     /// How many blocks no replica has. There may be more below those.
     pub lost: u64,
     /// The first block that no device which could be read has, and that at least one device failed to read, with the
@@ -132,12 +134,13 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// Looks for the blocks of `root` on each of the replicas. A root that is not provisional needs no proof.
+    /// Looks for the blocks of `root` on each of the replicas: for the pages and nodes that were born with it, and for
+    /// the blocks of data that a provisional root lists.
     pub fn of(root: &Root, keys: &Keys, volume: Uuid, replicas: &[(usize, &dyn BlockDevice)]) -> Self {
         let mut search = Search { root, keys, volume, replicas, proof: Self::default() };
+        search.tree(TreeKind::Space, &root.space);
+        search.tree(TreeKind::Database, &root.db);
         if let Some(provisional) = &root.provisional {
-            search.tree(TreeKind::Space, &root.space);
-            search.tree(TreeKind::Database, &root.db);
             for WrittenBlock { addr, counter, tag } in provisional.blocks() {
                 let id = WriteId { epoch: root.epoch(), counter: *counter };
                 search.unit(&Unit { at: Binding::data(volume, *addr), id, tag: *tag });
@@ -209,7 +212,8 @@ impl Search<'_> {
             }
             return None;
         };
-        if lacking != 0 {
+        self.proof.lacking_replicas |= lacking;
+        if lacking != 0 && self.proof.lacking.len() < BLOCKS_MAX + PROVISIONAL_BLOCKS_MAX {
             self.proof.lacking.push(Lacking { addr: unit.at.addr, sealed, replicas: lacking });
         }
         Some(plain)

@@ -327,7 +327,11 @@ impl Assembled {
             recovery::Conflict::Diverged { one, other } => self.diverged(rings, one, other),
         })?;
         self.admit(&choice, degraded)?;
-        let proof = self.prove(&choice);
+        if choice.root.provisional.is_none() {
+            return Ok(Chosen { choice, proof: Proof::default(), incomplete: None });
+        }
+        let proof = self.prove(&choice.root, &choice);
+        self.refuse_loss(&choice, &proof, accept_rollback)?;
         let is_dropped = accept_rollback && proof.unread.is_some();
         if proof.lost == 0 && !is_dropped {
             return Ok(Chosen { choice, proof, incomplete: None });
@@ -386,16 +390,84 @@ impl Assembled {
         if !usable || !choice.absent.is_empty() && !degraded {
             let mut absent = format!("{} of the last commit is absent or too old", self.names(&choice.absent));
             self.unfit.iter().for_each(|unfit| absent += &format!("; {unfit}"));
-            return Err(Error::Incomplete { volume: self.header.volume, absent });
+            return Err(Error::Incomplete { volume: self.header.volume, absent, degraded });
         }
         Ok(())
     }
 
-    /// Looks for the blocks of the chosen root's commit on the replicas in sync. Writes nothing.
-    fn prove(&self, choice: &recovery::Choice) -> Proof {
+    /// Refuses to take blocks of the last commit for lost while a replica is absent that may have them.
+    fn refuse_loss(&self, choice: &recovery::Choice, proof: &Proof, accept_rollback: bool) -> Result<(), Error> {
+        if accept_rollback || proof.lost == 0 && proof.unread.is_none() || choice.absent.is_empty() {
+            return Ok(());
+        }
+        let absent = self.names(&choice.absent);
+        let why = match &proof.unread {
+            Some((block, error)) => format!("block {} is on no device that can read it ({error})", block.0),
+            None => format!("at least {} of its blocks are on no replica that is here", proof.lost),
+        };
+        let why = format!("{why}. {absent} may have what is missing: attach it");
+        Err(Error::Unproven { volume: self.header.volume, generation: choice.root.generation, why })
+    }
+
+    /// Proves the chosen root's commit where the root is not provisional: all that it refers to was flushed before it
+    /// was written. So a replica that lacks some of it has lost what it had flushed, or is an old copy. What else it
+    /// lacks is not known, and it becomes stale.
+    ///
+    /// Pages and nodes are looked at. Blocks of data are not, because nothing says which of them the commit wrote.
+    pub(super) fn prove_flushed(
+        &self,
+        choice: &mut recovery::Choice,
+        rings: &[recovery::Ring],
+        accept_rollback: bool,
+    ) -> Result<Proof, Error> {
+        let origin = recovery::origin(rings, &choice.root);
+        let mut proof = self.prove(&origin, choice);
+        self.refuse_loss(choice, &proof, accept_rollback)?;
+        if proof.unread.take().is_some() || proof.lost > 0 {
+            let (volume, generation) = (self.header.volume, origin.generation);
+            log::error!("volume {volume}: blocks of commit {generation} are damaged on every replica");
+        }
+        let in_sync = |state: &mirror::State| *state == mirror::State::InSync;
+        let is_whole = |index: usize| proof.lacking_replicas >> index & 1 == 0;
+        let some_are_whole = choice.states.iter().enumerate().any(|(i, state)| in_sync(state) && is_whole(i));
+        // What a provisional commit wrote is known to the last block, so it can be given.
+        if origin.provisional.is_none() && some_are_whole {
+            for (index, state) in choice.states.iter_mut().enumerate() {
+                if in_sync(state) && !is_whole(index) {
+                    log::error!(
+                        "{} lacks blocks of commit {}, which it had flushed: it is stale",
+                        self.name(index),
+                        origin.generation
+                    );
+                    *state = mirror::State::Stale;
+                }
+            }
+            proof.lacking.clear();
+        }
+        Ok(proof)
+    }
+
+    /// Refuses to overwrite a commit that a replica has whole and that the others went on without. Perhaps somebody was
+    /// answered for it, and that replica is the only one that has not lost it.
+    pub(super) fn refuse_left_commit(&self, choice: &recovery::Choice, rings: &[recovery::Ring]) -> Result<(), Error> {
+        let holder = rings.iter().position(|ring| recovery::newest(ring) == Some(choice.root));
+        for replica in &self.replicas {
+            let index = replica.index();
+            let newest = recovery::ring_of(rings, index).first();
+            if let Some(found) = newest.filter(|found| recovery::went_on_without(found, &choice.root, rings))
+                && has_whole(&self.keys, self.header.volume, &replica.device, found)
+            {
+                return Err(self.diverged(rings, holder.unwrap_or(index), index));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for the blocks of a root's commit on the replicas in sync. Writes nothing.
+    fn prove(&self, root: &Root, choice: &recovery::Choice) -> Proof {
         let in_sync = self.replicas.iter().filter(|r| choice.states.get(r.index()) == Some(&mirror::State::InSync));
         let devices: Vec<_> = in_sync.map(|r| (r.index(), &*r.device as &dyn BlockDevice)).collect();
-        Proof::of(&choice.root, &self.keys, self.header.volume, &devices)
+        Proof::of(root, &self.keys, self.header.volume, &devices)
     }
 
     /// The replica with this index, if its device is here.
@@ -447,4 +519,10 @@ impl Assembled {
         }
         Ok((Arc::new(mirror), sizes))
     }
+}
+
+/// Whether a device has every block of the commit of `root` that can be told.
+pub(super) fn has_whole(keys: &Keys, volume: Uuid, device: &ApprovedDevice, root: &Root) -> bool {
+    let proof = Proof::of(root, keys, volume, &[(0, device as &dyn BlockDevice)]);
+    proof.lost == 0 && proof.unread.is_none()
 }

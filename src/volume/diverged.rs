@@ -106,7 +106,7 @@ pub(super) fn only_there(theirs: &Fs, ours: &Fs, since: u32) -> fs::Result<OnlyT
                 Some(ours) if entry.kind == fs::Kind::Directory && ours.kind == entry.kind => {
                     folders.push((entry.ino, ours.ino, path));
                 }
-                Some(ours) if ours.kind == entry.kind && !is_written(theirs, &entry, since)? => {}
+                Some(known) if known.kind == entry.kind && !is_written((theirs, &entry), (ours, known), since)? => {}
                 _ => only.add(if entry.kind == fs::Kind::Directory { path + "/" } else { path }),
             }
         }
@@ -131,12 +131,14 @@ fn entries(fs: &Fs, folder: Ino) -> fs::Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Whether content of a file was written in epoch `since` or later.
-fn is_written(fs: &Fs, entry: &Entry, since: u32) -> fs::Result<bool> {
-    if entry.kind != fs::Kind::File {
+/// Whether content of a file was written in epoch `since` or later, and not in the other history too. Nobody can set the
+/// time of a file's last change.
+fn is_written(theirs: (&Fs, &Entry), ours: (&Fs, &Entry), since: u32) -> fs::Result<bool> {
+    let changed = |(fs, entry): (&Fs, &Entry)| fs.getattr(entry.ino).map(|attr| attr.ctime);
+    if theirs.1.kind != fs::Kind::File || changed(theirs)? == changed(ours)? {
         return Ok(false);
     }
-    let bytes = fs.written_before(entry.ino, &[since, u32::MAX])?.unwrap_or_default();
+    let bytes = theirs.0.written_before(theirs.1.ino, &[since, u32::MAX])?.unwrap_or_default();
     Ok(bytes.first() != bytes.last())
 }
 

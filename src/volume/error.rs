@@ -78,6 +78,8 @@ pub enum Error {
         volume: Uuid,
         /// What is missing, in words.
         absent: String,
+        /// Whether the mount had accepted fewer copies.
+        degraded: bool,
     },
     /// Replicas that each went on without the other.
     #[error("two diverged histories: {one}; {other}; each went on without the other")]
@@ -114,19 +116,15 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
-    /// Devices fail to read blocks of the last commit, and no other device has those blocks.
-    #[error(
-        "volume {volume}: whether its last commit, {generation}, is whole cannot be told: block {block} is on no device that can read it ({error})"
-    )]
+    /// Whether the last commit was answered for, and is whole, cannot be told from the replicas that are here.
+    #[error("volume {volume}: what becomes of commit {generation} cannot be decided: {why}")]
     Unproven {
         /// The volume.
         volume: Uuid,
-        /// The last commit.
+        /// The commit.
         generation: Generation,
-        /// The first such block.
-        block: u64,
-        /// What the device says.
-        error: String,
+        /// What is not known, and who may know it.
+        why: String,
     },
     /// Features this program only knows how to read.
     #[error("volume {0} uses features that this program can only read")]
@@ -203,6 +201,8 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error {
             Error::Device(refused) => refused.into(),
+            Error::Incomplete { degraded: true, .. } => Self::new(error.code(), error.to_string())
+                .advise("Attach what is missing: no replica that is here holds the last commit, whatever is accepted."),
             Error::NotEmpty { ref erase, .. } => Self::new(error.code(), error.to_string())
                 .advise(format!("If that is no longer needed, erase it first: {erase}")),
             Error::Diverged { ref way_out, .. } => Self::new(error.code(), error.to_string()).advise(way_out),

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::assembled::Replica;
+use super::assembled::{Replica, has_whole};
 use super::diverged::{self, OnlyThere};
 use super::error::{Error, System};
 use super::labels::{areas, repair_label};
@@ -327,6 +327,9 @@ impl Members {
         // The last root may name this replica, and the device not be as the replica left it. Then a root that does not
         // name the replica is committed before the device is written to, if a commit is possible.
         let ours = self.store.root();
+        if let Some(theirs) = self.went_on_elsewhere(replica, &roots, &ours) {
+            return Err(self.diverged(index, theirs, &ours));
+        }
         if ours.names(index) && !self.is_as_it_left(index, roots.first(), &ours) && self.store.committable().is_ok() {
             // A commit that fails has said so.
             let _ = self.fs.checkpoint();
@@ -490,7 +493,7 @@ impl Members {
     pub fn only_there(&self, device: &Arc<ApprovedDevice>) -> Result<Option<(Side, OnlyThere)>, Error> {
         let Ok(replica) = self.identify(device) else { return Ok(None) };
         let (roots, ours) = (self.roots_of(&replica)?, self.store.root());
-        let Some(theirs) = roots.first().filter(|newest| self.has_diverged(replica.index(), newest, &ours)) else {
+        let Some(theirs) = self.went_on_elsewhere(&replica, &roots, &ours) else {
             return Ok(None);
         };
         let (side, only, _) = self.look_at(&replica, theirs, &ours)?;
@@ -503,8 +506,18 @@ impl Members {
         roots.map_err(|source| Error::Label { device: name(), source: source.into() })
     }
 
-    fn has_diverged(&self, index: usize, newest: &Root, ours: &Root) -> bool {
-        matches!(self.check_history(index, Some(*newest), *ours), Err(Error::Diverged { .. }))
+    /// The newest root of a replica whose history went on elsewhere, or that has the whole of a commit which this volume
+    /// went on without.
+    fn went_on_elsewhere<'a>(&self, replica: &Replica, roots: &'a [Root], ours: &Root) -> Option<&'a Root> {
+        let newest = roots.first()?;
+        let has_parted =
+            || matches!(self.check_history(replica.index(), Some(*newest), *ours), Err(Error::Diverged { .. }));
+        let rings = [Some(roots.to_vec())];
+        let was_left_with = || {
+            recovery::went_on_without(newest, ours, &rings)
+                && has_whole(&self.keys, self.header.volume, &replica.device, newest)
+        };
+        (has_parted() || was_left_with()).then_some(newest)
     }
 
     /// A history that went on elsewhere: whose it is, what only it has, how many records its trail has and their digest.
@@ -538,7 +551,7 @@ impl Members {
             return Err(self.refusal(index, Code::ReplicaInUse, "it is in use already"));
         }
         let (roots, ours) = (self.roots_of(replica)?, self.store.root());
-        let Some(theirs) = roots.first().filter(|newest| self.has_diverged(index, newest, &ours)) else {
+        let Some(theirs) = self.went_on_elsewhere(replica, &roots, &ours) else {
             return Err(self.refusal(
                 index,
                 Code::NotDiverged,

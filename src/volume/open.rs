@@ -144,19 +144,28 @@ impl Assembled {
             return Err(Error::ReadOnlyFeatures(volume));
         }
         let mut rings = self.rings();
-        let Chosen { choice, proof, incomplete } =
-            self.choose(&mut rings, options.degraded, options.accept_rollback)?;
+        let accept = options.accept_rollback;
+        let Chosen { mut choice, mut proof, incomplete } = self.choose(&mut rings, options.degraded, accept)?;
         if let Some((block, error)) = proof.unread {
-            return Err(Error::Unproven { volume, generation: choice.root.generation, block: block.0, error });
+            let why = format!("block {} is on no device that can read it ({error})", block.0);
+            return Err(Error::Unproven { volume, generation: choice.root.generation, why });
+        }
+        self.refuse_left_commit(&choice, &rings)?;
+        if choice.root.provisional.is_none() && incomplete.is_none() {
+            proof = self.prove_flushed(&mut choice, &rings, accept)?;
         }
         // The last generation that a replica holds for certain. When its newest root is provisional, and the volume
         // does not go on from that root, whether all blocks of that commit are there is not known. So the generation
         // before it counts.
-        let holds = |root: &Root| match root.provisional {
-            Some(_) if *root != choice.root => before(root.generation),
-            _ => root.generation,
+        let holds = |(index, root): (usize, Option<Root>)| match root {
+            Some(root) if root.provisional.is_some() && root != choice.root => before(root.generation),
+            // It lacks some of that root's commit.
+            Some(root) if root == choice.root && choice.states.get(index) == Some(&State::Stale) => {
+                before(root.generation)
+            }
+            root => root.map_or(Generation(0), |root| root.generation),
         };
-        let left_at = rings.iter().map(|ring| recovery::newest(ring).as_ref().map_or(Generation(0), holds)).collect();
+        let left_at = rings.iter().map(recovery::newest).enumerate().map(holds).collect();
         self.check_registry(registry, &choice.root)?;
         let Seen { record: seen, written_unix_s, rolled_back, unreadable } = self.check_witness(options, &choice)?;
         if let Some(accepted) = seen.as_ref().and_then(witness::Record::registry) {
@@ -186,7 +195,7 @@ impl Assembled {
         mirror.cache_reads(options.cache_bytes);
         if options.read_only {
             mirror.stop_repairing();
-        } else if plan.choice.root.provisional.is_some() {
+        } else if plan.choice.root.provisional.is_some() || !plan.lacking.is_empty() {
             self.confirm(registry)?;
             self.complete(&plan.lacking, &mirror)?;
             for (index, state) in plan.choice.states.iter_mut().enumerate() {

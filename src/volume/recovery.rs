@@ -71,7 +71,9 @@ pub fn ring_of(rings: &[Ring], index: usize) -> &[Root] {
 /// [`Conflict`].
 pub fn choose(replicas: &[Ring]) -> Result<Choice, Conflict> {
     let roots = || replicas.iter().enumerate().filter_map(|(i, ring)| Some((i, newest(ring)?)));
-    let (holder, root) = roots().max_by_key(|(_, r)| (r.epoch(), r.generation)).ok_or(Conflict::NoRoot)?;
+    // Of two first roots of the same number, which both hold nothing new, the one that names more replicas.
+    let order = |r: &Root| (r.epoch(), r.generation, r.in_sync.count_ones());
+    let (holder, root) = roots().max_by_key(|(_, r)| order(r)).ok_or(Conflict::NoRoot)?;
     let diverged = roots().find(|(i, r)| !is_past(r, *i, &root));
     if let Some((other, _)) = diverged {
         return Err(Conflict::Diverged { one: holder, other });
@@ -122,36 +124,70 @@ pub fn last_epoch_in_sync(ring: &[Root], index: usize, root: &Root) -> u32 {
 /// Whether `found`, on replica `index`, is `root`, or was left behind by the history of `root`, as far as `root` tells.
 ///
 /// * Left behind is a root that the history went through.
-/// * So is the root of an incomplete commit: it is the next one after a root of this history, and names a replica which
-///   does not hold it. Nobody was told of such a root.
+/// * So is the first root of another mount that went on from this history. It holds nothing that the root before it does
+///   not: only the mount's epoch.
+/// * So is the next root after one of this history, if it names a replica which does not hold it. Its commit was
+///   incomplete, unless that replica has lost it ([`went_on_without`]).
 /// * A root that is longer ago than `root` remembers counts as left behind if `root` names this replica, or shares
 ///   another with it. Else nothing is known of it.
 pub fn is_past(found: &Root, index: usize, root: &Root) -> bool {
     if found == root {
         return true;
     }
-    if (found.epoch(), found.generation) >= (root.epoch(), root.generation) {
+    let number = |root: &Root| (root.epoch(), root.generation);
+    let before = found.lineage.iter().next();
+    if before.is_some_and(|before| is_first_after(found, before, root)) && number(found) <= number(root) {
+        return true;
+    }
+    if number(found) >= number(root) {
         return false;
     }
     let shares = found.in_sync & root.in_sync != 0;
     let is_next = |last: Generation| found.generation == last.next() && shares;
     let last = root.lineage.last_of(found.mount);
-    // The first root of another mount that went on from a root of this history.
-    let is_first_after =
-        |before: &Passed| root.lineage.last_of(before.mount) == Some(before.last) && is_next(before.last);
-    let before = found.lineage.iter().next();
     let is_forgotten = root.lineage.forgot(before.map_or(found.epoch(), |before| before.mount.epoch));
-    root.went_through(found)
-        || last.is_some_and(is_next)
-        || before.is_some_and(is_first_after)
-        || is_forgotten && (root.names(index) || shares)
+    root.went_through(found) || last.is_some_and(is_next) || is_forgotten && (root.names(index) || shares)
+}
+
+/// Whether `found` is the first root of a mount that went on from the mount `before` where the history of `root` did.
+fn is_first_after(found: &Root, before: &Passed, root: &Root) -> bool {
+    let went_on_there = root.mount != before.mount && root.lineage.last_of(before.mount) == Some(before.last);
+    went_on_there && found.generation == before.last.next()
+}
+
+/// Whether the history of `root` went on without the commit of `found`, which names a replica that is said not to hold
+/// it. Nobody was answered for that commit if it is incomplete. If it is whole where it was found, then perhaps
+/// somebody was, and the other replica has lost it.
+///
+/// `rings` are those of all replicas: a root with the same trees as an earlier one holds nothing new.
+pub fn went_on_without(found: &Root, root: &Root, rings: &[Ring]) -> bool {
+    let Some(last) = root.lineage.last_of(found.mount) else { return false };
+    let is_same = |other: &Root| {
+        other.mount == found.mount
+            && other.generation <= last
+            && (other.db, other.space) == (found.db, found.space)
+            && other.provisional.is_none()
+    };
+    found.generation > last && !rings.iter().flatten().flatten().any(is_same)
+}
+
+/// The root whose commit wrote the newest of what `root` refers to. It is another than `root` when later commits of the
+/// mount had nothing to write.
+pub fn origin(rings: &[Ring], root: &Root) -> Root {
+    let is_same = |other: &&Root| {
+        other.mount == root.mount
+            && other.generation < root.generation
+            && (other.db, other.space) == (root.db, root.space)
+    };
+    rings.iter().flatten().flatten().filter(is_same).min_by_key(|other| other.generation).copied().unwrap_or(*root)
 }
 
 #[cfg(test)]
 mod tests {
     use super::State::{InSync, Missing, Stale};
     use super::*;
-    use crate::label::{LINEAGE_MAX, MountId};
+    use crate::label::{LINEAGE_MAX, MountId, TreeRef};
+    use crate::units::BlockAddr;
 
     /// A root of the mount of this epoch, of a history that went through no other.
     fn root(epoch: u32, generation: u64, in_sync: u64) -> Root {
@@ -237,9 +273,9 @@ mod tests {
         assert_eq!(of([stopped, later]), left(2000));
         // Of the history of before, but further than it went: replica 0 answered for that alone.
         assert_eq!(of([root(5, 901, 1), later]), DIVERGED);
-        // Mounted by itself; so too with an epoch that the other's mount has by chance.
-        assert_eq!(of([after(went_on, 7, 901, 1), later]), DIVERGED);
-        let mut twin = after(went_on, 8, 901, 1);
+        // Mounted by itself, past the first root; so too with an epoch that the other's mount has by chance.
+        assert_eq!(of([after(went_on, 7, 902, 1), later]), DIVERGED);
+        let mut twin = after(went_on, 8, 902, 1);
         twin.mount.nonce = 99;
         assert_eq!(of([twin, later]), DIVERGED);
         // A copy of both went on, and one of it was put in the place of one of ours: one commit behind, by its number.
@@ -256,11 +292,36 @@ mod tests {
         assert_eq!(of([after(last, 6, 8, 3), after(last, 7, 20, 2)]), left(20));
         assert_eq!(of([root(5, 8, 3), after(last, 7, 20, 2)]), left(20));
         // It named nobody of those: then it was answered for.
-        assert_eq!(of([after(last, 6, 8, 1), after(last, 7, 20, 2)]), DIVERGED);
         assert_eq!(of([root(5, 8, 1), after(last, 7, 20, 2)]), DIVERGED);
+        // The first root of a mount holds nothing, whomever it names; also when another mount has the same number.
+        assert_eq!(of([after(last, 6, 8, 1), after(last, 7, 20, 2)]), left(20));
+        let mut twin = after(last, 7, 8, 2);
+        twin.mount.nonce = 99;
+        let with_last = |found: [Root; 2]| {
+            let rings = found.map(|root| Some(vec![root, last]));
+            choose(&rings).map(|choice| (choice.root.generation.0, choice.states))
+        };
+        assert_eq!(with_last([after(last, 7, 8, 3), twin]), Ok((8, vec![InSync, InSync])));
+        assert_eq!(with_last([after(last, 7, 9, 3), twin]), Ok((9, vec![InSync, Stale])));
         // It was not the next.
         assert_eq!(of([after(last, 6, 9, 3), after(last, 7, 20, 2)]), DIVERGED);
         assert_eq!(of([root(5, 9, 3), after(last, 7, 20, 2)]), DIVERGED);
+    }
+
+    #[test]
+    fn a_commit_that_was_given_up_is_known_by_what_it_wrote() {
+        let wrote = |root: Root, addr: u64| Root { db: TreeRef { addr: BlockAddr(addr), ..root.db }, ..root };
+        let last = wrote(root(5, 7, 3), 70);
+        let now = after(last, 6, 20, 2);
+        let rings = [Some(vec![last]), Some(vec![now])];
+        assert!(went_on_without(&wrote(root(5, 8, 3), 80), &now, &rings));
+        assert!(!went_on_without(&wrote(root(5, 8, 3), 70), &now, &rings), "it had nothing to write");
+        assert!(!went_on_without(&last, &now, &rings) && !went_on_without(&now, &now, &rings));
+        assert!(!went_on_without(&wrote(after(last, 6, 8, 3), 70), &now, &rings), "the first root of a mount");
+        // What an empty commit refers to was written by the one before.
+        let [wrote_it, empty, next] = [(8, 80), (9, 80), (10, 90)].map(|(g, addr)| wrote(root(5, g, 3), addr));
+        let rings = [Some(vec![empty, wrote_it, last]), None];
+        assert_eq!((origin(&rings, &empty), origin(&rings, &next)), (wrote_it, next));
     }
 
     #[test]

@@ -181,7 +181,8 @@ fn written_unix_s(folder: &Path, volume: Uuid) -> Option<u64> {
     Some(modified.duration_since(std::time::UNIX_EPOCH).ok()?.as_secs())
 }
 
-/// As [`read`] and [`written_unix_s`], but gives up after `patience`: the host's disk may hang.
+/// What the host remembers, and when it wrote that down, in seconds since 1970; but waits for `patience` at most. The host's
+/// disk may hang.
 ///
 /// # Errors
 /// As [`read`]; [`ErrorKind::TimedOut`].

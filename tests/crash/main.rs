@@ -20,6 +20,7 @@ mod enrolment;
 mod failing;
 mod labels;
 mod outage;
+mod pairs;
 mod provisional;
 mod refusal;
 mod resync;
@@ -32,6 +33,7 @@ mod workload;
 use std::sync::Arc;
 
 use scelle::device::memory::{Disk, MemoryDevice};
+use scelle::problem::Code;
 use scelle::units::{BLOCK_SIZE, Ino};
 use scelle::volume::{self, Assembled, OpenOptions};
 use support::court::{CALLER, Court, Plan};
@@ -193,8 +195,18 @@ fn crash_everywhere(bench: &Bench, run: &Run, per_point: usize, rng: &mut Rng) -
 fn recover(bench: &Bench, disks: &[Option<Disk>], whole_check: bool) -> Result<Tree, volume::Error> {
     let log = Log::default();
     let degraded = disks.iter().any(Option::is_none);
-    let (assembled, devices) = bench.assemble(disks, &log)?;
-    let open = bench.open(assembled, degraded)?;
+    let (assembled, mut devices) = bench.assemble(disks, &log)?;
+    let open = match bench.open(assembled, degraded) {
+        // A replica by itself does not know whether its last commit was answered for: somebody has to say so.
+        Err(error) if degraded && error.code() == Code::VolumeUnproven => {
+            let court = bench.court.on(disks, &log);
+            let accept = OpenOptions { degraded, accept_rollback: true, ..OpenOptions::default() };
+            let open = court.open_with(&accept)?;
+            devices = court.memory;
+            open
+        }
+        outcome => outcome?,
+    };
     let tree = workload::look(open.fs())?;
     let status = open.status();
     assert!(status.read_only.is_none());

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use scelle::device::memory::Disk;
 use scelle::limits::LABEL_SIZE;
 use scelle::mirror::State;
-use scelle::problem::ExitCode;
+use scelle::problem::{Code, ExitCode};
 use scelle::units::Ino;
+use scelle::volume::OpenOptions;
 
+use super::court::wait_in_sync;
 use super::support::court::{CALLER, content, put};
 use super::support::images::{Disks, Event, Log};
 use super::support::rng::Rng;
@@ -20,7 +22,7 @@ use super::{Bench, Run, SIZE, audit, crash_everywhere, recover};
 const BLOCK: u64 = 4096;
 
 /// Whether a byte offset is in a label area.
-fn is_label(offset: u64) -> bool {
+pub fn is_label(offset: u64) -> bool {
     !(LABEL_SIZE..SIZE - LABEL_SIZE).contains(&offset)
 }
 
@@ -36,19 +38,21 @@ fn written(events: &[Event], replica: usize) -> BTreeSet<u64> {
 }
 
 /// One commit of a volume, and nothing but it.
-struct Commit {
-    bench: Bench,
+pub struct Commit {
+    pub bench: Bench,
     /// The tree without it, which is durable.
     before: Tree,
     /// The tree with it.
     after: Tree,
     /// What it wrote and flushed.
-    events: Vec<Event>,
+    pub events: Vec<Event>,
+    /// Where its file is, if that cannot be told from its root.
+    data: BTreeSet<u64>,
 }
 
 impl Commit {
     /// Of a file of `len` bytes.
-    fn of(replicas: usize, len: usize) -> Self {
+    pub fn of(replicas: usize, len: usize) -> Self {
         let mut bench = Bench::new(replicas);
         let log = Log::default();
         let (open, devices) = bench.start(&log);
@@ -62,13 +66,24 @@ impl Commit {
         open.fs().sync().unwrap();
         let events = log.lock().unwrap().clone();
         let after = workload::look(open.fs()).unwrap();
+        let is_listed = open.store().is_provisional();
+        let file = open.fs().lookup(Ino::ROOT, b"after").unwrap().ino;
+        let scanned = open.fs().scan(None, 1000).unwrap();
+        let of_file = scanned.iter().filter(|found| found.ino == file && !is_listed);
+        let blocks = |addr: u64, blocks: u64| (addr..addr + blocks).map(|block| block + LABEL_SIZE / BLOCK);
+        let data = of_file.flat_map(|found| blocks(found.extent.addr.0, found.extent.blocks)).collect();
         open.close().unwrap();
-        Self { bench, before, after, events }
+        Self { bench, before, after, events, data }
     }
 
     /// Numbers of the blocks that it wrote to a replica: outside the label areas, and in them (the two copies of the root).
     fn blocks(&self, replica: usize) -> (BTreeSet<u64>, BTreeSet<u64>) {
         written(&self.events, replica).into_iter().partition(|block| !is_label(block * BLOCK))
+    }
+
+    /// Numbers of the blocks that it wrote to a replica and that its root proves.
+    pub fn provable(&self, replica: usize) -> Vec<u64> {
+        self.blocks(replica).0.difference(&self.data).copied().collect()
     }
 
     /// The disks when the power fails before the flush, and these blocks of each replica are lost.
@@ -181,16 +196,36 @@ fn p6_an_incomplete_commit_is_not_brought_back_by_a_replica_that_was_away() {
     let (blocks, _) = commit.blocks(0);
     let lost = BTreeSet::from_iter(blocks.last().copied());
     let crashed = commit.without(&[&lost, &BTreeSet::new()]);
-    let (assembled, devices) = commit.bench.assemble(&[crashed[0].clone(), None], &Log::default()).unwrap();
-    let open = commit.bench.open(assembled, true).unwrap();
+    // Whether somebody was told is not known, so it is asked for, here and when the other is back.
+    let refused = |disks: &[Option<Disk>]| {
+        let (assembled, _) = commit.bench.assemble(disks, &Log::default()).unwrap();
+        let degraded = disks.iter().any(Option::is_none);
+        commit.bench.open(assembled, degraded).err().map(|error| error.code())
+    };
+    let accept = OpenOptions { degraded: true, accept_rollback: true, ..OpenOptions::default() };
+    let one = [crashed[0].clone(), None];
+    assert_eq!(refused(&one), Some(Code::VolumeUnproven));
+    let alone = commit.bench.court.on(&one, &Log::default());
+    let open = alone.open_with(&accept).unwrap();
     put(open.fs(), b"alone", &content(1, 10_000)).unwrap();
     let tree = workload::look(open.fs()).unwrap();
     assert!(tree.contains_key(&b"/before"[..]) && !tree.contains_key(&b"/after"[..]));
     open.close().unwrap();
-    let both = [Some(devices[0].disk()), crashed[1].clone()];
-    let (assembled, _) = commit.bench.assemble(&both, &Log::default()).unwrap();
-    let open = commit.bench.open(assembled, false).unwrap();
+    let both = [Some(alone.disks()[0].clone()), crashed[1].clone()];
+    assert_eq!(refused(&both), Some(Code::VolumeDiverged));
+    // The way out names what is lost with it.
+    let both = commit.bench.court.on(&both, &Log::default());
+    let open = both.open_of(&[0], true).unwrap();
+    let device = Arc::new(both.approved(1));
+    assert_eq!(open.members().take_in(device.clone()).unwrap_err().code(), Code::VolumeDiverged);
+    let (side, only) = open.members().only_there(&device).unwrap().unwrap();
+    assert_eq!(only.paths, ["/after"]);
+    open.members().discard(&device, side.generation).unwrap();
+    open.members().take_in(device).unwrap();
+    wait_in_sync(&open);
     assert_eq!(workload::look(open.fs()).unwrap(), tree);
+    open.close().unwrap();
+    both.check();
 }
 
 /// The root of the incomplete commit stays in the rings until the next one takes its place: at any moment of the
