@@ -48,6 +48,7 @@ mod provenance;
 mod references;
 mod rename;
 mod resize;
+pub mod room;
 mod scan;
 #[cfg(test)]
 mod tests;
@@ -77,13 +78,14 @@ pub use xattr::RESERVED as RESERVED_XATTRS;
 use crate::{
     limits::XATTR_VALUE_MAX,
     meta::{Inode, Meta, S_IFMT, Tx, View, Weight},
-    pages::{self, Store},
+    pages::{self, Account, Store},
     units::{BLOCK_SIZE, Ino, to_usize},
 };
 use commit::Committed;
 use mapping::Mappings;
 pub use references::Orphan;
 use references::References;
+use room::Refused;
 
 /// Locks for the content of files: more than threads, so that two files seldom share one.
 const STRIPES: usize = 1024;
@@ -110,6 +112,10 @@ const BATCH_BYTES_MAX: u64 = 64 << 20;
 /// a millisecond, then twice as long each time, two seconds in all. On a busy machine a reader's thread may not run for
 /// some hundred milliseconds.
 const SPACE_ATTEMPTS: u32 = 11;
+
+/// How often of these it waits for removed files that the kernel still knows: a tenth of a second in all. The kernel
+/// forgets a file a moment after it was removed, unless a program has it open.
+const ORPHAN_ATTEMPTS: u32 = 6;
 
 /// The same before a commit that has hardly any room; a quarter of a second in all.
 const ROOM_ATTEMPTS: u32 = 8;
@@ -186,6 +192,7 @@ pub struct Fs {
     mappings: Mappings,
     /// Orphans that somebody is still freeing.
     unfreed: AtomicUsize,
+    refused: Refused,
     /// Operations done since the mount. Written under `meta`.
     changes: AtomicU64,
     /// Number of the last operation that a user asked for; the volume's own operations do not count.
@@ -254,6 +261,7 @@ impl Fs {
             references: Mutex::default(),
             mappings: Mappings::default(),
             unfreed: AtomicUsize::new(0),
+            refused: Refused::default(),
             changes: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             staged: AtomicU64::new(0),
@@ -332,16 +340,21 @@ impl Fs {
     /// Takes `blocks` blocks of space with `take`, unless that would touch what is reserved.
     ///
     /// Freed blocks become available with the next commit that no reader outlives. So this commits, and tries again,
-    /// before it says that the volume is full.
+    /// before it says that the volume is full. It also waits for files that were removed and are not yet freed.
     fn with_space<T>(&self, blocks: u64, take: impl Fn() -> pages::Result<T>) -> Result<T> {
-        let attempt = || if self.available() < blocks { Err(Error::NoSpace) } else { Ok(take()?) };
+        self.with_space_of(Account::Users, blocks, take)
+    }
+
+    fn with_space_of<T>(&self, account: Account, blocks: u64, take: impl Fn() -> pages::Result<T>) -> Result<T> {
+        let attempt = || if self.store.room_for_data(account) < blocks { Err(Error::NoSpace) } else { Ok(take()?) };
         let mut seen = self.store.generation();
         let mut outcome = attempt();
         for tried in 0..SPACE_ATTEMPTS {
             if !outcome.as_ref().is_err_and(Error::is_no_space) {
                 break;
             }
-            let released = self.release_space(seen)?;
+            let comes = tried < ORPHAN_ATTEMPTS && self.references().hold_orphans();
+            let released = self.release_space(seen)? || comes;
             if tried > 0 && released {
                 // A reader outlived the commit. It ends when its blocks have come from a device.
                 thread::sleep(Duration::from_millis(1 << tried));
@@ -358,7 +371,7 @@ impl Fs {
 
     /// Blocks that users may still take.
     fn available(&self) -> u64 {
-        self.store.room_for_data()
+        self.store.room_for_data(Account::Users)
     }
 
     /// Does one operation on the tables: all of it or, on an error, nothing. It is an operation on few rows

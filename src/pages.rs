@@ -158,6 +158,16 @@ pub struct Usage {
     pub reserved_blocks: u64,
 }
 
+/// On whose account blocks of data are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Account {
+    /// Of whoever wants to write: what is kept back for metadata is not touched.
+    Users,
+    /// Of data that was accepted before: a quarter of what is kept back serves too, unless less than the least would be
+    /// left. Overwriting in place gives it back with the next commit.
+    Accepted,
+}
+
 /// The store of an open volume.
 pub struct Store {
     mirror: Arc<Mirror>,

@@ -102,6 +102,9 @@ impl Fs {
             tx.put_inode(&inode);
             Ok((Attr::from(&inode), trim))
         })?;
+        if size < inode.size {
+            self.refused.shortened(ino);
+        }
         if let Some(lblock) = trim {
             self.trim(ino, lblock)?;
             attr.blocks = self.getattr(ino)?.blocks;

@@ -15,7 +15,7 @@ use super::{Error, FEW, Fs, Result, file, mapping::Stretch, now};
 use crate::{
     limits::FILE_SIZE_MAX,
     meta::{ExtentRow, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM, Inode, Span, Tx, Weight},
-    pages::{self, Extent, Part},
+    pages::{self, Account, Extent, Part},
     units::{BLOCK_SIZE, Ino, to_usize},
 };
 
@@ -138,10 +138,29 @@ impl Fs {
 
     /// Writes all of `data` at `offset`, and returns its length.
     ///
+    /// On a full volume it may still overwrite: the fresh blocks, which that needs for a while, are those for data that
+    /// was accepted.
+    ///
     /// # Errors
     /// [`Error::FileTooBig`], [`Error::NoSpace`], [`Error::IsDirectory`], [`Error::Invalid`]; of the store.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
-        self.write_timed(ino, offset, data, Stamp::Now)
+        match self.write_timed(ino, offset, data, Stamp::Now, Account::Users) {
+            Err(error) if error.is_no_space() && self.overwrites(ino, offset, data.len())? => {
+                self.write_timed(ino, offset, data, Stamp::Now, Account::Accepted)
+            }
+            other => other,
+        }
+    }
+
+    /// Whether the file has a block for each of these bytes.
+    fn overwrites(&self, ino: Ino, offset: u64, len: usize) -> Result<bool> {
+        let (mut at, end) = (offset / BLOCK, offset.saturating_add(len as u64).div_ceil(BLOCK));
+        self.each_span(ino, at, end, |span| {
+            let follows = span.from <= at;
+            at = if follows { span.to } else { at };
+            follows
+        })?;
+        Ok(at >= end)
     }
 
     /// As [`Fs::write`], for data that the kernel's writeback cache held back.
@@ -154,14 +173,18 @@ impl Fs {
     /// As [`Fs::write`]; but a store that takes no writes is [`Error::NotDurable`], because the writer was told that
     /// the write was done.
     pub fn write_back(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
-        self.write_timed(ino, offset, data, Stamp::IfOld).map_err(Error::of_accepted)
+        let written = self.write_timed(ino, offset, data, Stamp::IfOld, Account::Accepted);
+        if written.as_ref().is_err_and(Error::is_no_space) {
+            self.refuse(ino);
+        }
+        written.map_err(Error::of_accepted)
     }
 
-    fn write_timed(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp) -> Result<usize> {
-        self.meters.write.time(data.len(), || self.write_stamped(ino, offset, data, stamp))
+    fn write_timed(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp, account: Account) -> Result<usize> {
+        self.meters.write.time(data.len(), || self.write_stamped(ino, offset, data, stamp, account))
     }
 
-    fn write_stamped(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp) -> Result<usize> {
+    fn write_stamped(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp, account: Account) -> Result<usize> {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_SIZE_MAX).ok_or(Error::FileTooBig)?;
         self.admit()?;
         if offset.is_multiple_of(BLOCK) && end.is_multiple_of(BLOCK) {
@@ -169,18 +192,18 @@ impl Fs {
             let inode = self.view(|view| file(view, ino))?;
             let stale_end = inode.has(FLAG_TAIL | FLAG_TRIM) && end > inode.size;
             if !inode.has(FLAG_RESERVED) && !stale_end {
-                let sealed = Sealed { fresh: self.seal(offset / BLOCK, data)?, ..Sealed::default() };
+                let sealed = Sealed { fresh: self.seal(account, offset / BLOCK, data)?, ..Sealed::default() };
                 self.put(ino, sealed, end, stamp)?;
                 return Ok(data.len());
             }
         }
         let _content = self.exclusive(ino);
-        self.write_exclusive(ino, offset, data, stamp)?;
+        self.write_exclusive(ino, offset, data, stamp, account)?;
         Ok(data.len())
     }
 
     /// Writes under the exclusive stripe: partial blocks, and into reserved ones.
-    fn write_exclusive(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp) -> Result<()> {
+    fn write_exclusive(&self, ino: Ino, offset: u64, data: &[u8], stamp: Stamp, account: Account) -> Result<()> {
         let inode = self.view(|view| file(view, ino))?;
         if data.is_empty() {
             return Ok(());
@@ -192,7 +215,7 @@ impl Fs {
         let pieces = self.whole_blocks(&inode, offset, data)?;
         let mut sealed = Sealed::default();
         for (lblock, bytes) in &pieces {
-            if let Err(error) = self.seal_piece(&inode, *lblock, bytes, &mut sealed) {
+            if let Err(error) = self.seal_piece(account, &inode, *lblock, bytes, &mut sealed) {
                 self.abandon(&sealed.fresh);
                 return Err(error);
             }
@@ -257,7 +280,7 @@ impl Fs {
     }
 
     /// Seals a piece, into reserved blocks where the file has them.
-    fn seal_piece(&self, inode: &Inode, first: u64, bytes: &[u8], sealed: &mut Sealed) -> Result<()> {
+    fn seal_piece(&self, account: Account, inode: &Inode, first: u64, bytes: &[u8], sealed: &mut Sealed) -> Result<()> {
         let blocks = (bytes.len() / BLOCK_SIZE) as u64;
         let mut at = first;
         if inode.has(FLAG_RESERVED) {
@@ -266,14 +289,14 @@ impl Fs {
                 let part = extent.slice(first, first + blocks);
                 let range = |from: u64, to: u64| to_usize(from - first) * BLOCK_SIZE..to_usize(to - first) * BLOCK_SIZE;
                 if at < part.lblock {
-                    sealed.fresh.extend(self.seal(at, &bytes[range(at, part.lblock)])?);
+                    sealed.fresh.extend(self.seal(account, at, &bytes[range(at, part.lblock)])?);
                 }
                 self.fill_reserved(&part, &bytes[range(part.lblock, part.end())], sealed)?;
                 at = part.end();
             }
         }
         if at < first + blocks {
-            sealed.fresh.extend(self.seal(at, &bytes[to_usize(at - first) * BLOCK_SIZE..])?);
+            sealed.fresh.extend(self.seal(account, at, &bytes[to_usize(at - first) * BLOCK_SIZE..])?);
         }
         Ok(())
     }
@@ -290,11 +313,12 @@ impl Fs {
     }
 
     /// Seals whole blocks, for the file's blocks from `lblock` on, into fresh space.
-    fn seal(&self, mut lblock: u64, plain: &[u8]) -> Result<Vec<ExtentRow>> {
+    fn seal(&self, account: Account, mut lblock: u64, plain: &[u8]) -> Result<Vec<ExtentRow>> {
         if plain.is_empty() {
             return Ok(Vec::new());
         }
-        let extents = self.with_space((plain.len() / BLOCK_SIZE) as u64, || self.store.write_data(plain))?;
+        let blocks = (plain.len() / BLOCK_SIZE) as u64;
+        let extents = self.with_space_of(account, blocks, || self.store.write_data_of(account, plain))?;
         Ok(extents
             .into_iter()
             .map(|extent| {
@@ -310,6 +334,7 @@ impl Fs {
     fn put(&self, ino: Ino, sealed: Sealed, end: u64, stamp: Stamp) -> Result<()> {
         let done = self.change_at_most(FEW.plus(sealed.weight()), |tx| {
             let mut inode = file(tx, ino)?;
+            let before = inode.blocks;
             put(tx, &mut inode, &sealed)?;
             if end > inode.size {
                 inode.size = end;
@@ -321,12 +346,13 @@ impl Fs {
                 inode.ctime = now;
             }
             tx.put_inode(&inode);
-            Ok(())
+            Ok(inode.blocks > before)
         });
-        if done.is_err() {
-            self.abandon(&sealed.fresh);
+        let grown = done.inspect_err(|_| self.abandon(&sealed.fresh))?;
+        if grown {
+            self.refused.grown(ino);
         }
-        done
+        Ok(())
     }
 
     fn abandon(&self, fresh: &[ExtentRow]) {
@@ -363,7 +389,7 @@ impl Fs {
         let mut block = vec![0; BLOCK_SIZE];
         self.old_block(inode, lblock, &mut block)?;
         block[to_usize(from - lblock * BLOCK)..to_usize(to - lblock * BLOCK)].fill(0);
-        let sealed = Sealed { fresh: self.seal(lblock, &block)?, ..Sealed::default() };
+        let sealed = Sealed { fresh: self.seal(Account::Accepted, lblock, &block)?, ..Sealed::default() };
         let done = self.change_at_most(FEW.plus(sealed.weight()), |tx| {
             let mut inode = file(tx, inode.ino)?;
             put(tx, &mut inode, &sealed)?;

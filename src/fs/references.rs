@@ -27,19 +27,32 @@ struct Counts {
 
 /// The counts of every inode that has any.
 #[derive(Debug, Default)]
-pub(super) struct References(HashMap<Ino, Counts>);
+pub(super) struct References {
+    counts: HashMap<Ino, Counts>,
+    orphans: usize,
+}
 
 impl References {
     /// Counts a lookup.
     pub fn looked_up(&mut self, ino: Ino) {
-        self.0.entry(ino).or_default().lookups += 1;
+        self.counts.entry(ino).or_default().lookups += 1;
+    }
+
+    /// Every inode that the kernel knows.
+    pub fn known(&self) -> Vec<Ino> {
+        self.counts.keys().copied().collect()
+    }
+
+    /// Whether anybody holds an orphan: a program has it open, or the kernel is about to forget it.
+    pub fn hold_orphans(&self) -> bool {
+        self.orphans > 0
     }
 
     /// Marks an inode that lost its last name. Returns whether nobody holds it, so that it can be freed.
     pub fn orphaned(&mut self, ino: Ino) -> bool {
-        match self.0.get_mut(&ino) {
+        match self.counts.get_mut(&ino) {
             Some(counts) => {
-                counts.orphan = true;
+                self.orphans += usize::from(!std::mem::replace(&mut counts.orphan, true));
                 false
             }
             None => true,
@@ -48,21 +61,28 @@ impl References {
 
     /// Whether anybody holds it.
     pub fn held(&self, ino: Ino) -> bool {
-        self.0.contains_key(&ino)
+        self.counts.contains_key(&ino)
     }
 
     /// Takes back lookups. Returns whether an orphan lost its last one.
     fn forgotten(&mut self, ino: Ino, lookups: u64) -> bool {
-        let Entry::Occupied(mut entry) = self.0.entry(ino) else {
+        let Entry::Occupied(mut entry) = self.counts.entry(ino) else {
             return false;
         };
         let counts = entry.get_mut();
         counts.lookups = counts.lookups.saturating_sub(lookups);
-        counts.lookups == 0 && entry.remove().orphan
+        let orphan = counts.lookups == 0 && entry.remove().orphan;
+        self.orphans -= usize::from(orphan);
+        orphan
     }
 }
 
 impl Fs {
+    /// Every inode that the kernel knows, in no order.
+    pub fn known(&self) -> Vec<Ino> {
+        self.references().known()
+    }
+
     /// Takes back `n` lookups.
     pub fn forget(&self, ino: Ino, n: u64) {
         if let Some(orphan) = self.forget_soon(ino, n) {
@@ -72,12 +92,14 @@ impl Fs {
 
     /// As [`Fs::forget`], but leaves an orphan with many extents to the caller, who frees it with [`Fs::free_orphan`].
     pub fn forget_soon(&self, ino: Ino, n: u64) -> Option<Orphan> {
-        let last = self.references().forgotten(ino, n);
-        if !last || !self.reap_some(ino, SOON) {
-            return None;
-        }
+        // Counted before the kernel holds it no more: whoever needs room sees it as one or the other.
         self.unfreed.fetch_add(1, Ordering::AcqRel);
-        Some(Orphan(ino))
+        let last = self.references().forgotten(ino, n);
+        if last && self.reap_some(ino, SOON) {
+            return Some(Orphan(ino));
+        }
+        self.unfreed.fetch_sub(1, Ordering::AcqRel);
+        None
     }
 
     /// Frees the rest of an orphan.

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod content;
+mod full;
 mod life;
 mod names;
 mod room;

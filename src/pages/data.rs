@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, NO_TAG, Result, Store, Written};
+use super::{Account, Error, NO_TAG, Result, Store, Written};
 use crate::crypto::Binding;
 use crate::device::AlignedBuf;
 use crate::limits::{EXTENT_BLOCKS_MAX, REQUEST_BYTES_MAX};
@@ -53,11 +53,19 @@ impl Store {
     /// # Errors
     /// [`Error::NoSpace`]; [`Error::ReadOnly`]. Nothing stays taken then.
     pub fn write_data(&self, plain: &[u8]) -> Result<Vec<Extent>> {
+        self.write_data_of(Account::Users, plain)
+    }
+
+    /// As [`Store::write_data`], on an account.
+    ///
+    /// # Errors
+    /// As [`Store::write_data`].
+    pub fn write_data_of(&self, account: Account, plain: &[u8]) -> Result<Vec<Extent>> {
         self.writable()?;
         debug_assert!(plain.len().is_multiple_of(BLOCK_SIZE));
         let mut extents = Vec::with_capacity(plain.len() / BLOCK_SIZE / to_usize(EXTENT_BLOCKS_MAX) + 1);
         for part in plain.chunks(REQUEST_BYTES_MAX) {
-            let written = self.take_data((part.len() / BLOCK_SIZE) as u64).and_then(|runs| {
+            let written = self.take_data(account, (part.len() / BLOCK_SIZE) as u64).and_then(|runs| {
                 let mut rest = part;
                 for (at, run) in runs.iter().enumerate() {
                     let (now, later) = rest.split_at(run.bytes());
@@ -119,12 +127,12 @@ impl Store {
     /// [`Error::NoSpace`]; nothing stays taken then.
     pub fn reserve(&self, blocks: u64) -> Result<Vec<Run>> {
         self.writable()?;
-        self.take_data(blocks)
+        self.take_data(Account::Users, blocks)
     }
 
-    fn take_data(&self, blocks: u64) -> Result<Vec<Run>> {
+    fn take_data(&self, account: Account, blocks: u64) -> Result<Vec<Run>> {
         let mut space = self.space.lock();
-        if space.for_data() < blocks {
+        if space.for_data(account) < blocks {
             return Err(Error::NoSpace);
         }
         let mut runs = Vec::with_capacity(1);

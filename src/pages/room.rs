@@ -3,7 +3,7 @@
 //! A commit takes fresh blocks before it makes any available. So a volume without enough free blocks could neither
 //! commit nor delete, and what had been answered would be lost. Two things prevent that:
 //!
-//! 1. **The reserve.** Users' data never takes the last blocks ([`reserve`]). They are enough for the deletion of
+//! 1. **The reserve.** Data never takes the last blocks ([`reserve`], [`kept`]). They are enough for the deletion of
 //!    anything, which goes in steps as small as the room asks for.
 //! 2. **The account.** Before an operation is done, the blocks that the batch takes with it are owed to it
 //!    ([`Store::owe`]). When that is more than is free, the operation waits for a commit, and for readers that hold what
@@ -32,7 +32,7 @@
 //! because nothing has reached a device.
 
 use super::tree::FANOUT;
-use super::{Store, Usage};
+use super::{Account, Store, Usage};
 use crate::space::{Allocator, Goal, REGION_BLOCKS};
 use crate::units::Run;
 
@@ -40,9 +40,20 @@ use crate::units::Run;
 const RESERVE_BLOCKS_MIN: u64 = 512;
 const RESERVE_BLOCKS_MAX: u64 = 16_384;
 
+/// Blocks that a deletion may need on a volume whose reserve is small; of a smaller reserve nothing is given away.
+const KEPT_BLOCKS_MIN: u64 = 768;
+
 /// Blocks of a volume of `total` that are kept back for metadata.
 pub fn reserve(total: u64) -> u64 {
     (total / 48).clamp(RESERVE_BLOCKS_MIN, RESERVE_BLOCKS_MAX.max(total / (REGION_BLOCKS / 4)))
+}
+
+/// How much of a reserve stays untouched by data on an account. It is enough for a deletion on each.
+pub fn kept(reserve: u64, account: Account) -> u64 {
+    match account {
+        Account::Users => reserve,
+        Account::Accepted => (reserve - reserve / 4).max(KEPT_BLOCKS_MIN).min(reserve),
+    }
 }
 
 /// The free space, and to whom it is owed.
@@ -68,8 +79,8 @@ impl Space {
     }
 
     /// Blocks that data may take.
-    pub fn for_data(&self) -> u64 {
-        self.free().saturating_sub(self.reserve.max(self.owed + self.promised))
+    pub fn for_data(&self, account: Account) -> u64 {
+        self.free().saturating_sub(kept(self.reserve, account).max(self.owed + self.promised))
     }
 
     fn free(&self) -> u64 {
@@ -144,9 +155,9 @@ impl Store {
         space.free().saturating_sub(space.promised).saturating_sub(self.need(0, 0)) / 8
     }
 
-    /// Blocks that users' data may take now.
-    pub fn room_for_data(&self) -> u64 {
-        self.space.lock().for_data()
+    /// Blocks that data may take now.
+    pub fn room_for_data(&self, account: Account) -> u64 {
+        self.space.lock().for_data(account)
     }
 
     /// Whether a commit would make room for data: operations that wait for one are owed more than the reserve.
