@@ -19,6 +19,7 @@
 //! | readdirplus when the caller seems to want attributes | `ls -l` needs one request a page of names |
 //! | requests of 1 MiB, 128 in the background | fewer round trips |
 //! | `user.scelle.place` answered here, and never listed | who may read a file may ask where it is; copies do not carry it along |
+//! | no more dirty pages than a quarter of the room, and near the end a question before each write | a write that was accepted finds its room (`ration`) |
 //! | locks | left to the kernel: there is one host |
 
 mod attr;
@@ -27,6 +28,7 @@ mod handlers;
 mod long;
 mod mount;
 mod place;
+mod ration;
 mod recall;
 mod reply;
 mod rights;

@@ -69,6 +69,7 @@
 //! |---|---|---|
 //! | event loops | `fuser`, several a mount | locks of [`fs`], a read of a device (bounded, [`mirror`]), a commit when room is short or for an `fsync`, all but one of them |
 //! | `fsync` | `fuse::sync` | a commit, for the last event loop that is free: one always is |
+//! | `ration` | `fuse` | nothing: it has the kernel forget attributes, and sets how much it holds back |
 //! | `recall`, `place` | `fuse` | what would hold an event loop up: a write of the kernel's, a device |
 //! | `awake` | `fuse::awake` | nothing: it keeps a processor from sleeping between requests |
 //! | `replica-N` | [`mirror`], one a replica | its own device, without a bound; everybody else goes on without it |

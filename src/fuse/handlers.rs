@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
@@ -20,6 +20,7 @@ use super::attr::{
 use super::awake::Awake;
 use super::long::{Long, SHORT_BYTES};
 use super::place::{Locator, Placer};
+use super::ration::Ration;
 use super::recall::Recall;
 use super::reply::{errno, sized};
 use super::rights::{SET_ID, in_group_or_capable, keeps_set_id, owner_or_capable, sees_trusted, without_set_id};
@@ -60,6 +61,7 @@ pub(super) struct Adapter {
     syncer: Syncer,
     recall: Recall,
     loans: Arc<Loans>,
+    ration: Arc<Ration>,
     long: Long,
     awake: Awake,
     notifier: Arc<OnceLock<Notifier>>,
@@ -73,12 +75,13 @@ impl Adapter {
         loops: usize,
         powersave: bool,
         notifier: Arc<OnceLock<Notifier>>,
+        ration: Ration,
     ) -> std::io::Result<Self> {
         let syncer = Syncer::start(Arc::clone(&fs), loops)?;
         let long = Long::start(&fs)?;
         let recall = Recall::start(Arc::clone(&fs), Arc::clone(&notifier))?;
         let (placer, awake, loans) = (Placer::start(locator)?, Awake::start(powersave), Arc::default());
-        Ok(Self { fs, placer, syncer, recall, loans, long, awake, notifier })
+        Ok(Self { fs, placer, syncer, recall, loans, ration: Arc::new(ration), long, awake, notifier })
     }
 
     /// The permission bits that a change by `request` leaves, if it takes any away. With `always` it takes them in any
@@ -111,6 +114,30 @@ impl Adapter {
         Ok(())
     }
 
+    /// Replies with an inode that a name leads to.
+    fn entry(&self, result: fs::Result<Attr>, reply: ReplyEntry) {
+        match result {
+            Ok(attr) => {
+                let attr = self.lend_when_short(attr);
+                reply.entry_with_ttls(&lifetime(&attr), &LIFETIME, &file_attr(&attr), GENERATION);
+                self.forget(&attr);
+            }
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    /// Near the end a file's attributes have a lifetime in any case, and are forgotten for another reason: see `ration`.
+    fn lend_when_short(&self, attr: Attr) -> Attr {
+        if self.ration.is_short() { self.loans.lend(attr) } else { attr }
+    }
+
+    /// To be called when the kernel was told these attributes, unless it was told by GETATTR.
+    fn forget(&self, attr: &Attr) {
+        if attr.kind == fs::Kind::File {
+            self.ration.forget(INodeNo(attr.ino.0));
+        }
+    }
+
     /// Has the kernel forget the attributes that it knows of an inode.
     fn outdated(&self, number: INodeNo) {
         if let Some(Err(error)) = self.notifier.get().map(|notifier| notifier.inval_inode(number, -1, 0)) {
@@ -125,13 +152,6 @@ const fn ino(number: INodeNo) -> Ino {
 
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
-}
-
-fn entry(result: fs::Result<Attr>, reply: ReplyEntry) {
-    match result {
-        Ok(attr) => reply.entry_with_ttls(&lifetime(&attr), &LIFETIME, &file_attr(&attr), GENERATION),
-        Err(error) => reply.error(errno(&error)),
-    }
 }
 
 fn empty(result: fs::Result<()>, reply: ReplyEmpty) {
@@ -165,7 +185,7 @@ impl Filesystem for Adapter {
         self.awake.touch();
         match self.fs.lookup(ino(parent), name.as_bytes()) {
             Err(fs::Error::NotFound) => reply.entry(&LIFETIME, &absent(), GENERATION),
-            other => entry(other, reply),
+            other => self.entry(other, reply),
         }
     }
 
@@ -177,10 +197,22 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _: &Request, number: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
         self.awake.touch();
-        let found = self.fs.getattr(ino(number));
-        if handle.is_some() {
+        let mut found = self.fs.getattr(ino(number));
+        let is_file = found.as_ref().is_ok_and(|attr| attr.kind == fs::Kind::File);
+        if handle.is_some() && is_file {
             // The kernel is about to write, or to read beyond the end; stat(2) and open(2) ask without a handle.
+            found = self.ration.may_write(number).and(found);
+        }
+        let hollow = found.as_ref().is_ok_and(is_hollow);
+        if self.ration.is_short() && is_file && !(handle.is_some() && hollow) {
+            // What the kernel is told after this it does not keep.
+            self.outdated(number);
+        }
+        if handle.is_some() {
             reply_attributes(found.map(|attr| self.loans.lend(attr)), reply);
+            if hollow {
+                self.ration.forget(number);
+            }
         } else if found.as_ref().is_ok_and(is_hollow) {
             self.recall.attributes(number, reply);
         } else {
@@ -232,10 +264,15 @@ impl Filesystem for Adapter {
         let short = size.is_none_or(|size| cut(size) <= SHORT_BYTES);
         // Without a handle: emptied by open(2), and soon to be written.
         let emptied = (size == Some(0) && handle.is_none()).then(|| Arc::clone(&self.loans));
+        let ration = Arc::clone(&self.ration);
         self.long.run(&self.fs, short, move |fs| {
             let changed = fs.setattr(ino(number), &change);
             let lend = |attr| emptied.map_or(attr, |loans: Arc<Loans>| loans.lend(attr));
+            let is_file = changed.as_ref().is_ok_and(|attr| attr.kind == fs::Kind::File);
             reply_attributes(changed.map(lend), reply);
+            if is_file {
+                ration.forget(number);
+            }
         });
     }
 
@@ -257,24 +294,32 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         self.awake.touch();
-        let made = self.fs.mknod(&caller(request, umask), ino(parent), name.as_bytes(), mode, rdev);
-        entry(made.map(|attr| self.loans.lend(attr)), reply);
+        let is_file = matches!(mode & libc::S_IFMT, 0 | libc::S_IFREG);
+        let roomy = !is_file || self.ration.may_create();
+        match self.fs.mknod(&caller(request, umask), ino(parent), name.as_bytes(), mode, rdev) {
+            Ok(attr) if !roomy => {
+                // With no lifetime the kernel asks before the first write, and is refused.
+                self.fs.refuse(attr.ino);
+                reply.entry_with_ttls(&Duration::ZERO, &LIFETIME, &file_attr(&attr), GENERATION);
+            }
+            made => self.entry(made.map(|attr| self.loans.lend(attr)), reply),
+        }
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         self.awake.touch();
-        entry(self.fs.mkdir(&caller(request, umask), ino(parent), name.as_bytes(), mode), reply);
+        self.entry(self.fs.mkdir(&caller(request, umask), ino(parent), name.as_bytes(), mode), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         self.awake.touch();
         let target = target.as_os_str().as_bytes();
-        entry(self.fs.symlink(&caller(request, 0), ino(parent), name.as_bytes(), target), reply);
+        self.entry(self.fs.symlink(&caller(request, 0), ino(parent), name.as_bytes(), target), reply);
     }
 
     fn link(&self, _: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.awake.touch();
-        entry(self.fs.link(ino(number), ino(parent), name.as_bytes()), reply);
+        self.entry(self.fs.link(ino(number), ino(parent), name.as_bytes()), reply);
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -358,6 +403,7 @@ impl Filesystem for Adapter {
             let dropped = if kill { self.drop_set_id(request, number, true) } else { Ok(()) };
             dropped.and_then(|()| self.fs.write(ino(number), offset, data))
         };
+        self.ration.look(Some(number));
         match written {
             Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
             Err(error) => reply.error(errno(&error)),
@@ -375,8 +421,11 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let dropped = self.drop_set_id(request, number, false);
-        let mode = mode.cast_unsigned();
-        let work = move |fs: &Fs| empty(dropped.and_then(|()| fs.fallocate(ino(number), offset, length, mode)), reply);
+        let (mode, ration) = (mode.cast_unsigned(), Arc::clone(&self.ration));
+        let work = move |fs: &Fs| {
+            empty(dropped.and_then(|()| fs.fallocate(ino(number), offset, length, mode)), reply);
+            ration.look(None);
+        };
         self.long.run(&self.fs, length <= SHORT_BYTES, work);
     }
 
@@ -404,9 +453,13 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let dropped = self.drop_set_id(request, to, false);
-        let work = move |fs: &Fs| match dropped
-            .and_then(|()| fs.copy_range(ino(from), from_offset, ino(to), to_offset, length))
-        {
+        let ration = Arc::clone(&self.ration);
+        let copy = move |fs: &Fs| {
+            let copied = fs.copy_range(ino(from), from_offset, ino(to), to_offset, length);
+            ration.look(None);
+            copied
+        };
+        let work = move |fs: &Fs| match dropped.and_then(|()| copy(fs)) {
             Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
             Err(error) => reply.error(errno(&error)),
         };
@@ -450,14 +503,20 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
         self.awake.touch();
+        let (short, mut files) = (self.ration.is_short(), Vec::new());
         let listed = self.fs.readdir(ino(number), cookie, true, &mut |entry| {
             let name = OsStr::from_bytes(entry.name);
-            let attr = entry.attr.as_ref().map_or_else(absent, file_attr);
-            let lifetime = entry.attr.as_ref().map_or(LIFETIME, lifetime);
+            let attr = entry.attr.map(|attr| self.lend_when_short(attr));
+            files.extend(attr.filter(|attr| short && attr.kind == fs::Kind::File));
+            let lifetime = attr.as_ref().map_or(LIFETIME, lifetime);
+            let attr = attr.as_ref().map_or_else(absent, file_attr);
             !reply.add(INodeNo(entry.ino.0), entry.next_cookie, name, &lifetime, &attr, GENERATION)
         });
         match listed {
-            Ok(()) => reply.ok(),
+            Ok(()) => {
+                reply.ok();
+                files.iter().for_each(|attr| self.forget(attr));
+            }
             Err(error) => reply.error(errno(&error)),
         }
     }

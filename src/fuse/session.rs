@@ -8,6 +8,8 @@ use fuser::{Config, SessionACL};
 use super::handlers::Adapter;
 use super::mount::{Detached, MountConfig, OwnMount};
 use super::place::Locator;
+use super::ration::Ration;
+use super::tune::{self, bound_dirty};
 use crate::fs::Fs;
 use crate::os::process::Unmount;
 
@@ -32,12 +34,20 @@ impl Session {
         library.n_threads = Some(LOOPS);
         library.clone_fd = true;
         let notifier = Arc::new(OnceLock::new());
-        let adapter = Adapter::new(fs, locator, LOOPS, config.powersave, Arc::clone(&notifier))?;
+        let ration = Ration::start(Arc::clone(&fs), Arc::clone(&notifier))?;
+        let begin_rationing = ration.starter();
+        let adapter = Adapter::new(fs, locator, LOOPS, config.powersave, Arc::clone(&notifier), ration)?;
         let (connection, detached) = Detached::make(config)?;
         // The library neither mounts nor unmounts. At its end it would unmount whatever is at the path then.
         let inner = fuser::Session::from_fd(adapter, connection, SessionACL::All, library)?;
         let _ = notifier.set(inner.notifier());
         let mount = detached.attach(&config.mountpoint)?;
+        if let Err(error) = bound_dirty(&tune::bdi(&mount), None) {
+            log::warn!("the kernel holds back little of what is written: {error}");
+        }
+        if !config.read_only {
+            begin_rationing(tune::bdi(&mount));
+        }
         Ok(Self { inner, mount })
     }
 

@@ -149,6 +149,16 @@ pub fn memory_bytes() -> u64 {
     (system.totalram as u64).saturating_mul(system.mem_unit.into())
 }
 
+/// The most bytes that the kernel holds back of what programs have written, for all filesystems together:
+/// `vm.dirty_bytes`, or `vm.dirty_ratio` percent of the machine's memory (Documentation/admin-guide/sysctl/vm.rst).
+pub fn dirty_max_bytes() -> u64 {
+    let setting = |name: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/vm/{name}")).unwrap_or_default();
+        text.trim().parse::<u64>().ok().filter(|value| *value > 0)
+    };
+    setting("dirty_bytes").unwrap_or_else(|| memory_bytes() / 100 * setting("dirty_ratio").unwrap_or(100).min(100))
+}
+
 /// The signals that end the daemon in an orderly way, blocked for every thread started afterwards.
 #[derive(Debug)]
 pub struct EndSignals {

@@ -10,6 +10,7 @@ mod audit;
 mod contents;
 mod crash;
 mod diverged;
+mod full;
 mod helper;
 mod lifecycle;
 mod place;
