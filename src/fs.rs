@@ -354,7 +354,7 @@ impl Fs {
                 break;
             }
             let comes = tried < ORPHAN_ATTEMPTS && self.references().hold_orphans();
-            let released = self.release_space(seen)? || comes;
+            let released = self.release_space(account, seen)? || comes;
             if tried > 0 && released {
                 // A reader outlived the commit. It ends when its blocks have come from a device.
                 thread::sleep(Duration::from_millis(1 << tried));

@@ -164,8 +164,11 @@ pub enum Account {
     /// Of whoever wants to write: what is kept back for metadata is not touched.
     Users,
     /// Of data that was accepted before: a quarter of what is kept back serves too, unless less than the least would be
-    /// left. Overwriting in place gives it back with the next commit.
+    /// left.
     Accepted,
+    /// Of data that takes the place of other data: half of what is kept back serves, unless less than the least would be
+    /// left. The next commit gives it back.
+    InPlace,
 }
 
 /// The store of an open volume.

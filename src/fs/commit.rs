@@ -63,7 +63,7 @@ use std::{sync::atomic::Ordering, time::Instant};
 
 use super::{Error, Fs, Result};
 use crate::meta::Weight;
-use crate::pages;
+use crate::pages::{self, Account};
 use crate::units::Generation;
 
 /// How far commits have come, in operations.
@@ -125,9 +125,9 @@ impl Fs {
     ///
     /// Returns whether there may be more space than at generation `seen`. That is so when something was committed
     /// since, when freed blocks still wait for a reader to end, or when something removed is still being freed.
-    pub(super) fn release_space(&self, seen: Generation) -> Result<bool> {
+    pub(super) fn release_space(&self, account: Account, seen: Generation) -> Result<bool> {
         let mut committed = self.commit.lock();
-        if self.store.has_unreleased() || self.store.is_in_debt() {
+        if self.store.has_unreleased() || self.store.is_in_debt(account) {
             self.commit_in(&mut committed)?;
         }
         let unfreed = self.unfreed.load(Ordering::Acquire) > 0;

@@ -138,15 +138,14 @@ impl Fs {
 
     /// Writes all of `data` at `offset`, and returns its length.
     ///
-    /// On a full volume it may still overwrite: the fresh blocks, which that needs for a while, are those for data that
-    /// was accepted.
+    /// On a full volume it may still overwrite: what is kept back serves for the fresh blocks, which that needs for a while.
     ///
     /// # Errors
     /// [`Error::FileTooBig`], [`Error::NoSpace`], [`Error::IsDirectory`], [`Error::Invalid`]; of the store.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
         match self.write_timed(ino, offset, data, Stamp::Now, Account::Users) {
             Err(error) if error.is_no_space() && self.overwrites(ino, offset, data.len())? => {
-                self.write_timed(ino, offset, data, Stamp::Now, Account::Accepted)
+                self.write_timed(ino, offset, data, Stamp::Now, Account::InPlace)
             }
             other => other,
         }
@@ -173,7 +172,11 @@ impl Fs {
     /// As [`Fs::write`]; but a store that takes no writes is [`Error::NotDurable`], because the writer was told that
     /// the write was done.
     pub fn write_back(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<usize> {
-        let written = self.write_timed(ino, offset, data, Stamp::IfOld, Account::Accepted);
+        let write = |account| self.write_timed(ino, offset, data, Stamp::IfOld, account);
+        let written = match write(Account::Accepted) {
+            Err(error) if error.is_no_space() && self.overwrites(ino, offset, data.len())? => write(Account::InPlace),
+            other => other,
+        };
         if written.as_ref().is_err_and(Error::is_no_space) {
             self.refuse(ino);
         }
@@ -389,7 +392,7 @@ impl Fs {
         let mut block = vec![0; BLOCK_SIZE];
         self.old_block(inode, lblock, &mut block)?;
         block[to_usize(from - lblock * BLOCK)..to_usize(to - lblock * BLOCK)].fill(0);
-        let sealed = Sealed { fresh: self.seal(Account::Accepted, lblock, &block)?, ..Sealed::default() };
+        let sealed = Sealed { fresh: self.seal(Account::InPlace, lblock, &block)?, ..Sealed::default() };
         let done = self.change_at_most(FEW.plus(sealed.weight()), |tx| {
             let mut inode = file(tx, inode.ino)?;
             put(tx, &mut inode, &sealed)?;

@@ -23,8 +23,9 @@
 //! Freed room counts when the commit that freed it is durable. Whoever finds no room has that commit made, and waits
 //! while the room of a removed file is being freed.
 //!
-//! Overwriting in place needs fresh blocks too, for the time until the old ones are free. A quarter of what is kept back for
-//! metadata serves for that ([`Account::Accepted`]). The kernel does not say whether a write overwrites. So a file whose
+//! Overwriting in place needs fresh blocks too, for the time until the old ones are free. Half of what is kept back for
+//! metadata serves for that ([`Account::InPlace`]); data that was let through and grows a file has only the first half of
+//! it ([`Account::Accepted`]), so that it leaves room for overwriting. The kernel does not say whether a write overwrites. So a file whose
 //! blocks are all there is let through until it has grown by that; then it is refused, unless it is made shorter. So is a
 //! file of which accepted data has failed, and one that was made on the full volume. Other files without blocks are let
 //! through likewise: reading beyond their end looks the same ([`Fs::may_write`]).
@@ -48,10 +49,10 @@ pub const HELD_MIN: u64 = 1 << 20;
 /// How many files are remembered that take no more on a full volume.
 const REFUSED_MAX: usize = 4096;
 
-/// How much the kernel may hold back of a volume with so much room: a power of two. Nothing while there is more room than
-/// the machine has memory to hold anything in.
-pub fn held_max(room: u64, memory: u64) -> Option<u64> {
-    (room < memory).then(|| (room / 4).max(HELD_MIN)).map(|held| 1 << held.ilog2())
+/// How much the kernel may hold back of a volume with so much room: a power of two. Nothing while there is twice as much
+/// room as `dirty_max`, which is what it holds back for all filesystems together.
+pub fn held_max(room: u64, dirty_max: u64) -> Option<u64> {
+    (room / 2 < dirty_max).then(|| (room / 4).max(HELD_MIN)).map(|held| 1 << held.ilog2())
 }
 
 /// What is known of a file on a full volume.
@@ -131,7 +132,7 @@ impl Fs {
         let inode = self.existing(ino)?;
         let refused = self.refused.has(ino);
         let is_whole = inode.blocks > 0 && inode.blocks * BLOCK >= inode.size;
-        if is_whole && !refused && self.store.room_for_data(Account::Accepted) >= needed {
+        if is_whole && !refused && self.store.room_for_data(Account::InPlace) >= needed {
             self.refused.mark(ino, Mark::Doubtful);
             return Ok(());
         }
@@ -143,7 +144,7 @@ impl Fs {
             // Perhaps it is only read.
             Err(_) if inode.blocks == 0 && !refused => true,
             Err(error) if !error.is_no_space() => return Err(error),
-            Err(_) => is_whole && !refused && self.with_space_of(Account::Accepted, needed, || Ok(())).is_ok(),
+            Err(_) => is_whole && !refused && self.with_space_of(Account::InPlace, needed, || Ok(())).is_ok(),
         };
         if !passes {
             return Err(Error::NoSpace);
@@ -191,12 +192,13 @@ mod tests {
     #[test]
     fn the_kernel_holds_back_a_quarter_of_the_room_at_most() {
         const MIB: u64 = 1 << 20;
-        let memory = 1024 * MIB;
-        assert_eq!(held_max(memory, memory), None);
-        for (room, held) in [(memory - 1, 128), (300, 64), (256, 64), (255, 32), (8, 2), (7, 1), (4, 1), (1, 1), (0, 1)]
+        let dirty_max = 512 * MIB;
+        assert_eq!(held_max(2 * dirty_max, dirty_max), None);
+        for (room, held) in
+            [(2 * dirty_max - 1, 128), (300, 64), (256, 64), (255, 32), (8, 2), (7, 1), (4, 1), (1, 1), (0, 1)]
         {
             let room = if room < MIB { room * MIB } else { room };
-            assert_eq!(held_max(room, memory), Some(held * MIB), "{room}");
+            assert_eq!(held_max(room, dirty_max), Some(held * MIB), "{room}");
         }
     }
 }

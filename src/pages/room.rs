@@ -53,6 +53,7 @@ pub fn kept(reserve: u64, account: Account) -> u64 {
     match account {
         Account::Users => reserve,
         Account::Accepted => (reserve - reserve / 4).max(KEPT_BLOCKS_MIN).min(reserve),
+        Account::InPlace => (reserve - reserve / 2).max(KEPT_BLOCKS_MIN).min(reserve),
     }
 }
 
@@ -160,10 +161,11 @@ impl Store {
         self.space.lock().for_data(account)
     }
 
-    /// Whether a commit would make room for data: operations that wait for one are owed more than the reserve.
-    pub fn is_in_debt(&self) -> bool {
+    /// Whether a commit would make room for data on this account: operations that wait for one are owed more than is kept
+    /// back from it.
+    pub fn is_in_debt(&self, account: Account) -> bool {
         let space = self.space.lock();
-        space.owed + space.promised > space.reserve
+        space.owed + space.promised > kept(space.reserve, account)
     }
 
     /// Blocks that a commit of so many pages takes at most. The database has `database` pages without the new ones.

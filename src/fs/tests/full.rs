@@ -100,6 +100,23 @@ fn what_was_accepted_may_use_a_quarter_of_what_is_kept_back_and_no_more() {
     assert!(fs.room() > 400 << 20);
 }
 
+/// Data that was let through may be more than the room, when the kernel is told too late to hold less.
+#[test]
+fn what_was_accepted_leaves_room_for_overwriting() {
+    let (fs, old) = full();
+    let grown = new_file_anyhow(&fs, "f");
+    let mut size = 0;
+    while let Ok(count) = fs.write_back(grown, size, &[1; 65536]) {
+        size += count as u64;
+    }
+    for round in 0..40u8 {
+        assert_eq!(fs.may_write(old, HELD_MIN).map_err(|error| error.errno()), Ok(()), "{round}");
+        fs.write_back(old, u64::from(round) * 30_000, &vec![round; 10_000]).unwrap();
+    }
+    nothing_is_lost(&fs);
+    sound(&fs);
+}
+
 /// The kernel forgets a removed file a moment later, by a request of its own.
 #[test]
 fn regression_a_write_waits_for_the_room_of_a_file_that_is_about_to_be_forgotten() {

@@ -18,7 +18,7 @@ fn p5_the_reserve_is_enough_for_a_deletion_on_a_volume_of_any_size() {
             // With what a commit changes by itself.
             let weight = removal(1).plus(Weight::rows(3));
             let need = room::need(total.div_ceil(REGION_BLOCKS), weight.pages(database), database);
-            let kept = room::kept(room::reserve(total), Account::Accepted);
+            let kept = room::kept(room::reserve(total), Account::InPlace);
             assert!(need <= kept, "{total} blocks, {database} pages of metadata: {need} of {kept}");
         }
         bytes += bytes / 3;
