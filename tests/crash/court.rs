@@ -67,8 +67,16 @@ pub fn wait_in_sync(open: &Open) {
 }
 
 /// Every replica by itself has every unit that the metadata names at this moment, without help from another.
+///
+/// A replica that has just come back is waited for until a root names it: what the last commit wrote while it was being
+/// resynced may still be in its queue.
 pub fn assert_whole(open: &Open) {
     let (store, progress) = (open.store(), Progress::default());
+    let begin = Instant::now();
+    while !(0..store.mirror().len()).all(|index| store.root().names(index)) {
+        assert!(begin.elapsed() < BOUND, "no root names all replicas: {:b}", store.root().in_sync);
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let mut units = 0;
     let mut visit = |item: Item| {
         if let Item::Unit(unit) = item {
