@@ -20,7 +20,7 @@ pub use date::{Date, utc_second};
 pub use derived::{DerivedKey, public_key_of, verify_document};
 pub use document::{Certification, DeviceEntry, Policy, Registry, Site, Status};
 pub use identity::{Identity, IdentityField, Transport};
-pub use keys::{KeyFiles, is_encrypted, keygen, sign};
+pub use keys::{KeyFiles, check_officer, is_encrypted, keygen, sign};
 pub use table::{Field, same_but_for_case};
 pub use trust::{Officer, TrustAnchors, hex, unhex};
 
@@ -81,6 +81,9 @@ pub enum Error {
         /// Why each other signature does not count.
         problems: Vec<String>,
     },
+    /// Trust anchors cannot name an officer so.
+    #[error("officer's name: {0}")]
+    OfficerName(String),
     /// A key file or its password is wrong, or keys cannot be made.
     #[error("key: {0}")]
     Key(String),
@@ -93,6 +96,7 @@ impl Error {
             Self::TooLarge { .. } | Self::Syntax { .. } => Code::RegistrySyntax,
             Self::Invalid { .. } => Code::RegistryInvalid,
             Self::TooFewSignatures { .. } => Code::RegistrySignatures,
+            Self::OfficerName(_) => Code::OfficerName,
             Self::Key(_) => Code::RegistryKey,
         }
     }

@@ -205,6 +205,7 @@ fn sign(arguments: &Sign, out: &mut dyn Write) -> Result<(), Problem> {
     let (what, warnings) = understood(&document)?;
     let stem = arguments.key.file_stem().map(|s| s.to_string_lossy().into_owned());
     let name = arguments.name.clone().or(stem).unwrap_or_default();
+    registry::check_officer(&name)?;
     let key = Zeroizing::new(read(&arguments.key, limits::SIGNATURE_BYTES_MAX)?);
     let key = std::str::from_utf8(&key).map_err(|e| Problem::new(Code::RegistryKey, e.to_string()))?;
     let password = match registry::is_encrypted(key)? {
@@ -286,6 +287,10 @@ fn succeed(arguments: &Succeed, out: &mut dyn Write) -> Result<(), Problem> {
     for path in &arguments.with {
         let file = read(path, limits::SIGNATURE_BYTES_MAX)?;
         let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        registry::check_officer(&name).map_err(|error| {
+            let advice = "Call the file of an officer who comes NAME.pub, with the name that trust.toml is to have.";
+            Problem::from(error).advise(advice)
+        })?;
         let text = String::from_utf8_lossy(&file).into_owned();
         let key = text.lines().nth(1).map(|line| line.trim().to_owned());
         let missing =

@@ -38,7 +38,7 @@ pub struct KeyFiles {
 /// # Errors
 /// [`Error::Key`] when the system gives no random bytes.
 pub fn keygen(officer: &str, password: Option<&str>) -> Result<KeyFiles, Error> {
-    super::table::check_id(officer).map_err(Error::Key)?;
+    check_officer(officer)?;
     let pair = match password {
         Some(password) => KeyPair::generate_encrypted_keypair(Some(password.to_owned())),
         None => KeyPair::generate_unencrypted_keypair(),
@@ -50,6 +50,14 @@ pub fn keygen(officer: &str, password: Option<&str>) -> Result<KeyFiles, Error> 
         public: pair.pk.to_box().map_err(key_error)?.into_string(),
         public_key: pair.pk.to_base64(),
     })
+}
+
+/// Refuses a name that trust anchors cannot have: nobody would look for a signature of that name.
+///
+/// # Errors
+/// [`Error::OfficerName`].
+pub fn check_officer(name: &str) -> Result<(), Error> {
+    super::table::check_id(name).map_err(Error::OfficerName)
 }
 
 /// Whether a secret key file asks for a password.
