@@ -408,7 +408,7 @@ impl Audit {
 
     fn report(&self, records: &[Record], why: &fs::Error) {
         for record in records {
-            log::warn!("audit: {} ({why})", said(record));
+            log::info!("audit: {} ({why})", said(record));
             // A record that came from a host's reports stays there.
             let Some(reports) = self.reports.as_ref().filter(|_| record.reported.is_none()) else { continue };
             match reports.add_record(record.clone()) {

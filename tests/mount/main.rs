@@ -12,6 +12,7 @@ mod crash;
 mod diverged;
 mod full;
 mod helper;
+mod inputs;
 mod lifecycle;
 mod place;
 mod posix;
