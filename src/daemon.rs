@@ -12,6 +12,7 @@ pub mod devices;
 pub mod find;
 pub mod gather;
 mod place;
+mod ready;
 pub mod refusal;
 mod report;
 mod request;

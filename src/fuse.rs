@@ -36,7 +36,7 @@ mod session;
 mod sync;
 mod tune;
 
-pub use mount::{MountConfig, OwnMount, UnmountError};
+pub use mount::{MountConfig, OwnMount, UnmountError, available};
 pub use place::{Locator, PLACE_XATTR};
 pub use session::Session;
 pub use tune::tune_readahead;

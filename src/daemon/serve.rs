@@ -10,7 +10,7 @@ use parking_lot::{Mutex, RwLock};
 use super::gather::{Gathered, LeftOut};
 use super::request::Request;
 use super::watch::{Checker, InForce, Watch};
-use super::{WITNESS_DIR, devices, find, gather, place, report, resync};
+use super::{WITNESS_DIR, devices, find, gather, place, ready, report, resync};
 use crate::audit::Audit;
 use crate::control::{self, Handler, ResyncAnswer, ResyncWanted, SealedTrail, Server, TaskReport, VolumeStatus, ask};
 use crate::crypto::Secret;
@@ -53,6 +53,7 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
     let signals = EndSignals::block().map_err(|error| system("blocking signals", error))?;
     // The command's locks do not count for a daemon that was split off from it.
     lock_memory()?;
+    ready::check(request.options.read_only)?;
     let registry = devices::load_registry(&request.documents)?;
     let Gathered { approved, left_out } = gather(request, &registry)?;
     let blame = |error: volume::Error| gather::blame(&left_out, error.into());
@@ -83,7 +84,7 @@ pub fn start(request: &Request, secret: &Secret) -> Result<Mounted, Problem> {
     let served = Served::new(open, request, registry, left_out).map_err(|error| system("starting the watch", error))?;
     let handler = Arc::clone(&served) as Arc<dyn Handler>;
     let server = Server::start(control::RUN_DIR.as_ref(), &uuid.to_string(), &request.mountpoint, handler)
-        .map_err(|error| system("the control socket", error));
+        .map_err(|error| system(&format!("the control socket in {}", control::RUN_DIR), error));
     let mounted = server.and_then(|server| {
         let locator = Arc::clone(&served) as Arc<dyn Locator>;
         // Opening took seconds, in which somebody else may have mounted something there.

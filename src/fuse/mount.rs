@@ -53,7 +53,7 @@ pub(super) struct Detached {
 impl Detached {
     /// Opens a connection and makes the mount for it (fsopen(2), fsconfig(2), fsmount(2)).
     pub(super) fn make(config: &MountConfig) -> io::Result<(OwnedFd, Self)> {
-        let connection: OwnedFd = OpenOptions::new().read(true).write(true).open(DEVICE)?.into();
+        let connection = connect()?;
         let context = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
         for (key, value) in [
             ("source", config.source.as_str()),
@@ -84,6 +84,19 @@ impl Detached {
         move_mount(&self.tree, "", CWD, mountpoint, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
         Ok(OwnMount { dev: self.dev, mountpoint: mountpoint.to_path_buf() })
     }
+}
+
+/// Opens a connection, which is nothing to the kernel until it is mounted.
+fn connect() -> io::Result<OwnedFd> {
+    Ok(OpenOptions::new().read(true).write(true).open(DEVICE)?.into())
+}
+
+/// Whether the kernel would give a connection.
+///
+/// # Errors
+/// Why not, with the name of its device.
+pub fn available() -> io::Result<()> {
+    connect().map(drop).map_err(|error| io::Error::new(error.kind(), format!("{DEVICE}: {error}")))
 }
 
 fn attributes(config: &MountConfig) -> MountAttrFlags {

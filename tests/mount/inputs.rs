@@ -1,11 +1,70 @@
 //! What a user can get wrong around a mount, and what a host may lack: refused or said, in words that lead on.
 
-use crate::lab::{Lab, ok, stderr};
+use std::process::{Command, Output};
+
+use crate::lab::{Lab, SCELLE, ok, run, stderr};
+
+/// Runs a shell script in a mount namespace of its own. `mount` and `umount` are scelle's, of the laboratory's volume;
+/// arguments of `mount` come before the devices.
+fn script(lab: &Lab, text: &str) -> Output {
+    let devices: Vec<&str> = lab.disks.iter().map(|disk| disk.device.to_str().unwrap()).collect();
+    let text = format!(
+        "set -eu
+         scelle_mount() {{ $SCELLE mount --registry $dir/registry.toml --trust $dir/trust.toml \
+             --passphrase-file $dir/passphrase \"$@\" $devices $mnt; }}
+         {text}"
+    );
+    run(Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "bash", "-c", &text])
+        .env("SCELLE", SCELLE)
+        .env("devices", devices.join(" "))
+        .env("mnt", &lab.mountpoint)
+        .env("dir", lab.dir.path()))
+}
 
 fn volume() -> Lab {
     let lab = Lab::new(2, 32);
     ok(&lab.create());
     lab
+}
+
+#[track_caller]
+fn says(out: &Output, pieces: &[&str]) {
+    for piece in pieces {
+        assert!(stderr(out).contains(piece), "{piece:?} is not in\n{}", stderr(out));
+    }
+}
+
+#[test]
+fn a_host_without_fuse_is_told_which_module() {
+    let lab = volume();
+    let hidden = "mount -t tmpfs none /mnt; cp -a /dev/null /dev/urandom /dev/loop* /mnt; mount --move /mnt /dev; ";
+    let mut out = None;
+    lab.refuses(1, "fuse-unavailable", || {
+        let attempt = script(&lab, &format!("{hidden}scelle_mount"));
+        out = Some(attempt.clone());
+        attempt
+    });
+    says(&out.unwrap(), &["/dev/fuse: No such file or directory", "modprobe fuse"]);
+}
+
+#[test]
+fn a_host_folder_that_cannot_be_written_is_named_before_a_device_is_opened() {
+    let lab = volume();
+    for (folder, what) in [("/run/scelle", "scelle status and scelle umount"), ("/var/lib/scelle", "set back")] {
+        let read_only = format!("mkdir -p {folder}; mount -t tmpfs -o ro none {folder}; ");
+        let mut out = None;
+        lab.refuses(1, "host-folder", || {
+            let attempt = script(&lab, &format!("{read_only}scelle_mount"));
+            out = Some(attempt.clone());
+            attempt
+        });
+        says(&out.unwrap(), &[&format!("{folder} cannot be written: Read-only file system"), what]);
+    }
+    // Who only reads leaves nothing to be remembered.
+    let read = "mkdir -p /var/lib/scelle; mount -t tmpfs -o ro none /var/lib/scelle
+                scelle_mount -o ro; ls $mnt; $SCELLE umount $mnt";
+    ok(&script(&lab, read));
 }
 
 #[test]
