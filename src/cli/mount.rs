@@ -59,6 +59,7 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
     }
     request.sources = find::devices(&request.sources.devices)?;
     find::prepare_mountpoint(&request)?;
+    find::hides(&request).iter().for_each(|warning| eprintln!("scelle: warning: {warning}"));
     let Obtained { secret, hints } = secret::obtain(request.passphrase_file.as_deref(), secret::Purpose::Open)?;
     if request.foreground {
         logging::to_terminal();

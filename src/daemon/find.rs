@@ -116,6 +116,16 @@ pub fn prepare_mountpoint(request: &Request) -> Result<(), Problem> {
     }
 }
 
+/// What is to be said of a folder that is not empty: whoever needs what is in it will not find it.
+pub fn hides(request: &Request) -> Option<String> {
+    let mountpoint = &request.mountpoint;
+    // A look into the folder of an automount would wait for this very mount.
+    if mounts::topmost(&mounts(), mountpoint).is_some() || fs::read_dir(mountpoint).ok()?.next().is_none() {
+        return None;
+    }
+    Some(format!("{} is not empty: what is in it cannot be seen until the volume is unmounted", mountpoint.display()))
+}
+
 fn prepare_mount(request: &Request, mount: &Mount) -> Result<(), Problem> {
     let place = mount.mountpoint.display();
     // An automount waits there for exactly this mount.

@@ -1,5 +1,6 @@
 //! What a user can get wrong around a mount, and what a host may lack: refused or said, in words that lead on.
 
+use std::fs;
 use std::process::{Command, Output};
 
 use crate::lab::{Lab, SCELLE, ok, run, stderr};
@@ -65,6 +66,20 @@ fn a_host_folder_that_cannot_be_written_is_named_before_a_device_is_opened() {
     let read = "mkdir -p /var/lib/scelle; mount -t tmpfs -o ro none /var/lib/scelle
                 scelle_mount -o ro; ls $mnt; $SCELLE umount $mnt";
     ok(&script(&lab, read));
+}
+
+#[test]
+fn a_folder_that_is_not_empty_is_mounted_on_with_a_warning() {
+    let lab = volume();
+    fs::write(lab.mountpoint.join("forgotten"), "here").unwrap();
+    let out = lab.mount();
+    ok(&out);
+    says(&out, &[&format!("{} is not empty", lab.mountpoint.display())]);
+    ok(&lab.umount());
+    fs::remove_file(lab.mountpoint.join("forgotten")).unwrap();
+    let out = lab.mount();
+    ok(&out);
+    assert_eq!(stderr(&out), "");
 }
 
 #[test]
