@@ -14,7 +14,12 @@ use crate::os::process::{self, Report, Side};
 use crate::problem::{Code, ExitCode, Problem};
 
 /// Arguments of `scelle mount`.
+// One argument takes volume and mount point. Of two, the parser would take what stands before an option for the last.
 #[derive(Debug, Args)]
+#[command(override_usage = "scelle mount [OPTIONS] VOLUME|DEV... MOUNTPOINT")]
+#[command(
+    after_help = "VOLUME is a label or a UUID, DEV... are devices of one volume, MOUNTPOINT is the folder to mount on."
+)]
 pub(super) struct Arguments {
     /// Mount options: ro, degraded, noexec, suid, dev, sync, powersave, idle=TIME, cache=SIZE, accept-rollback, accept-clock=DAY, registry=FILE, trust=FILE, passphrase-file=FILE
     #[arg(short = 'o', value_name = "OPTIONS")]
@@ -27,7 +32,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     passphrase: Passphrase,
     /// A label, a UUID, or the devices of one volume; then the folder to mount on
-    #[arg(required = true, num_args = 2.., value_names = ["VOLUME|DEV", "MOUNTPOINT"])]
+    #[arg(required = true, num_args = 2.., value_names = ["VOLUME|DEV", "MOUNTPOINT"], hide = true)]
     places: Vec<PathBuf>,
 }
 
@@ -57,8 +62,9 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
     if request.options.remount {
         return remount::run(&request);
     }
-    request.sources = find::devices(&request.sources.devices)?;
-    find::prepare_mountpoint(&request)?;
+    let found = find::devices(&request.sources.devices);
+    let ready = found.and_then(|sources| find::prepare_mountpoint(&request).map(|()| sources));
+    request.sources = ready.map_err(|problem| find::or_swapped(problem, &request))?;
     find::hides(&request).iter().for_each(|warning| eprintln!("scelle: warning: {warning}"));
     let Obtained { secret, hints } = secret::obtain(request.passphrase_file.as_deref(), secret::Purpose::Open)?;
     if request.foreground {

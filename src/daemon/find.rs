@@ -1,6 +1,8 @@
 //! Leads from what a user calls a volume to its devices, and from a mount point to the mount there.
 
 use std::fs::{self, DirEntry};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::statfs;
@@ -112,7 +114,27 @@ pub fn prepare_mountpoint(request: &Request) -> Result<(), Problem> {
     match fs::metadata(mountpoint) {
         Ok(meta) if meta.is_dir() => Ok(()),
         Ok(_) => Err(Problem::new(Code::Mountpoint, format!("{} is not a folder", mountpoint.display()))),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(Problem::new(Code::Mountpoint, format!("no such mount point: {}", mountpoint.display())))
+        }
         Err(error) => Err(Problem::new(Code::Mountpoint, format!("{}: {error}", mountpoint.display()))),
+    }
+}
+
+/// A refusal of arguments among which the mount point seems to stand first says so.
+pub fn or_swapped(problem: Problem, request: &Request) -> Problem {
+    if !matches!(problem.code, Code::Mountpoint | Code::VolumeNotFound) {
+        return problem;
+    }
+    let last = "the mount point comes last, after the volume or its devices.";
+    if let Some(folder) = request.sources.devices.iter().find(|named| named.is_dir()) {
+        return problem.advise(format!("{} is a folder: {last}", folder.display()));
+    }
+    match fs::metadata(&request.mountpoint) {
+        Ok(meta) if meta.file_type().is_block_device() => {
+            problem.advise(format!("{} is a device: {last}", request.mountpoint.display()))
+        }
+        _ => problem,
     }
 }
 

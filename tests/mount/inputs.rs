@@ -1,9 +1,10 @@
 //! What a user can get wrong around a mount, and what a host may lack: refused or said, in words that lead on.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::lab::{Lab, SCELLE, ok, run, stderr};
+use crate::lab::{Lab, SCELLE, fails, ok, run, stderr};
 
 /// Runs a shell script in a mount namespace of its own. `mount` and `umount` are scelle's, of the laboratory's volume;
 /// arguments of `mount` come before the devices.
@@ -66,6 +67,31 @@ fn a_host_folder_that_cannot_be_written_is_named_before_a_device_is_opened() {
     let read = "mkdir -p /var/lib/scelle; mount -t tmpfs -o ro none /var/lib/scelle
                 scelle_mount -o ro; ls $mnt; $SCELLE umount $mnt";
     ok(&script(&lab, read));
+}
+
+#[test]
+fn arguments_in_the_wrong_order_are_recognised() {
+    let lab = volume();
+    let (mountpoint, device) = (lab.mountpoint.clone(), lab.devices().remove(0));
+    let mount = |arguments: &[&Path]| {
+        let mut command = lab.command(&["mount"]);
+        run(command.current_dir(lab.dir.path()).args(arguments))
+    };
+    for arguments in [
+        [mountpoint.as_path(), Path::new("archives")],
+        [mountpoint.as_path(), device.as_path()],
+        // A word that is no volume, but a folder here.
+        [Path::new("mnt"), Path::new("archives")],
+        [Path::new("mnt"), device.as_path()],
+    ] {
+        let out = mount(&arguments);
+        assert_eq!(out.status.code(), Some(2), "{arguments:?}: {}", stderr(&out));
+        says(&out, &["the mount point comes last"]);
+    }
+    let out = mount(&[device.as_path(), Path::new("archives")]);
+    fails(&out, 2, "mountpoint");
+    says(&out, &[&format!("no such mount point: {}", lab.path("archives").display())]);
+    assert!(!stderr(&out).contains("comes last"), "{}", stderr(&out));
 }
 
 #[test]
