@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::{mount, options, umount};
-use crate::daemon::Request;
+use crate::daemon::{Request, find};
+use crate::os;
 use crate::os::process::Unmount;
 use crate::problem::{Code, ExitCode, Problem};
 
@@ -76,7 +77,13 @@ fn as_mount(arguments: &[OsString]) -> Result<ExitCode, Problem> {
     if flags.contains(&b'f') {
         return Ok(ExitCode::Done);
     }
-    mount::perform(Request::of_helper(source, mountpoint, options))
+    let mut request = Request::of_helper(source, mountpoint, options);
+    request.mountpoint = os::mountpoint_path(&request.mountpoint);
+    // `mount -a` compares words: for a volume that is not sovereign, the mount table has more of them than fstab(5).
+    if !request.options.remount && find::is_mounted(&request) {
+        return Ok(ExitCode::Done);
+    }
+    mount::perform(request)
 }
 
 /// `umount.scelle MOUNTPOINT [-fnlv] [-N NAMESPACE] [-t TYPE]`. `-f` changes nothing: written data is not thrown away.

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::statfs;
+use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 use rustix::io::Errno;
 
 use super::request::{Request, Sources};
@@ -136,6 +136,17 @@ pub fn or_swapped(problem: Problem, request: &Request) -> Problem {
         }
         _ => problem,
     }
+}
+
+/// Whether this mount is there already: the same volume, in the same words, and as writable as it is asked for.
+pub fn is_mounted(request: &Request) -> bool {
+    let mounts = mounts();
+    let here = mounts::topmost(&mounts, &request.mountpoint).filter(|mount| is_ours(mount));
+    here.is_some_and(|mount| {
+        request.is_shown_as(&mount.source)
+            && statvfs(&mount.mountpoint)
+                .is_ok_and(|now| now.f_flag.contains(StatVfsMountFlags::RDONLY) == request.options.read_only)
+    })
 }
 
 /// What is to be said of a folder that is not empty: whoever needs what is in it will not find it.

@@ -89,6 +89,28 @@ fn a_line_of_fstab_is_mounted_once() {
 }
 
 #[test]
+fn a_line_that_names_the_volume_is_mounted_once_whatever_its_kind() {
+    let lab = Lab::new(1, 64);
+    ok(&lab.create());
+    let out = script(
+        &lab,
+        "echo \"$devices $mnt fuse.scelle nofail,_netdev,$options 0 0\" >$dir/fstab
+         for time in first second; do mount --fstab $dir/fstab -a; done
+         grep -c \" $mnt \" /proc/self/mountinfo
+         ! mount -t fuse.scelle $devices $mnt -o ro,$options
+         ! mount -t fuse.scelle /dev/none $mnt -o $options
+         kill -9 $($SCELLE status --json $mnt | jq .volumes[0].pid)
+         mount --fstab $dir/fstab -a
+         echo again >$mnt/deed
+         umount $mnt",
+    );
+    ok(&out);
+    assert_eq!(lines(&out), ["1"]);
+    let taken = stderr(&out).matches("[mountpoint-taken]").count();
+    assert_eq!(taken, 2, "otherwise, or another volume: {}", stderr(&out));
+}
+
+#[test]
 fn a_remount_changes_the_flags_and_ro_is_durable() {
     let lab = Lab::new(1, 64);
     ok(&lab.create());
