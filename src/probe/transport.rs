@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | nvme-pcie | `/sys/devices/pciD:B/…/nvme/nvmeN/nvmeNnM` | the controller's `transport` is `pcie`; of a multipath head (`virtual/nvme-subsystem`) that of *every* controller, and each is below `pciD:B` |
 //! | nvme-tcp, -rdma, -fc | `virtual/nvme-fabrics` | one controller that says so decides |
+//! | thunderbolt | as nvme-pcie, sas, sata or virtio | a PCI function above says that it is `removable`: it is behind a port that is open to the outside |
 //! | usb | `…/usbN/…/hostN/…` | decides over all of the following: a bridge imitates them |
 //! | iscsi | `…/hostN/sessionN/…` | |
 //! | fc | `…/rport-H:B-R/…` | |
@@ -99,11 +100,25 @@ pub(super) fn find(system: &dyn System, dir: &Path, driver: Option<&str>, node: 
             _ => Transport::Unknown,
         };
     } else {
-        node.transport = on_a_bus(&parts, &node.name);
+        let bus = on_a_bus(&parts, &node.name);
+        let is_external = bus.identity_fields().is_some() && is_external(system, dir);
+        node.transport = if is_external { Transport::Thunderbolt } else { bus };
     }
     if node.transport == Transport::Unknown {
         node.kind = kind(system, dir, &node.name, driver);
     }
+}
+
+/// Whether what is at `dir` was plugged into a port of PCI Express that is open to the outside. The kernel says so of
+/// every function behind a port that the firmware calls external, and of the others mostly nothing
+/// (drivers/pci/probe.c, `pci_set_removable`). What it says and cannot be understood counts as that.
+fn is_external(system: &dyn System, dir: &Path) -> bool {
+    let is_function = |above: &&Path| above.file_name().is_some_and(|name| is_pci_function(&name.to_string_lossy()));
+    dir.ancestors().filter(is_function).any(|function| {
+        let mut reader = Reader::new(system, function);
+        let said = reader.text("removable");
+        !reader.problems.is_empty() || said.is_some_and(|said| said != "fixed" && said != "unknown")
+    })
 }
 
 fn on_a_bus(parts: &Parts, name: &str) -> Transport {
@@ -166,7 +181,10 @@ fn controller(system: &dyn System, link: &Path) -> Controller {
     let parts = Parts::of(&resolved);
     let transport = match reader.text("transport").as_deref() {
         // A controller that says `pcie` must also be below a PCI bus.
-        Some("pcie") if parts.has("pci") && !parts.is_virtual() => Transport::NvmePcie,
+        Some("pcie") if parts.has("pci") && !parts.is_virtual() => match is_external(system, &resolved) {
+            true => Transport::Thunderbolt,
+            false => Transport::NvmePcie,
+        },
         Some("tcp") => Transport::NvmeTcp,
         Some("rdma") => Transport::NvmeRdma,
         Some("fc") => Transport::NvmeFc,

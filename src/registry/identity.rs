@@ -58,6 +58,7 @@ transports! {
     Iscsi "iscsi": "SCSI over TCP.";
     VirtioScsi "virtio-scsi": "SCSI through virtio.";
     HyperV "hyper-v": "SCSI through Hyper-V.";
+    Thunderbolt "thunderbolt": "PCI Express through a port that is open to the outside: Thunderbolt, USB4.";
     Usb "usb": "USB mass storage.";
     Mmc "mmc": "MMC and SD cards.";
     Partition "partition": "A partition of another device.";
