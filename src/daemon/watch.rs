@@ -259,6 +259,9 @@ impl Checker {
                     happened = events.wait(SETTLED);
                 }
             }
+            if happened.devices {
+                self.members.hold_those_with_paths();
+            }
             if happened.devices || happened.clock {
                 let early = PAUSE.saturating_sub(looked.elapsed());
                 if !early.is_zero() {
@@ -434,7 +437,7 @@ mod tests {
     use super::*;
     use crate::crypto::{KdfParams, Secret};
     use crate::device::IdentifiedDevice;
-    use crate::device::faulty::{Effect, Fault, FaultyDevice, Operation};
+    use crate::device::faulty::{Effect, Face, Fault, FaultyDevice, Operation};
     use crate::device::memory::MemoryDevice;
     use crate::fs::Caller;
     use crate::mirror::State;
@@ -569,6 +572,30 @@ mod tests {
     #[test]
     fn p2_a_device_revoked_while_another_does_not_say_who_it_is_is_fenced_at_once() {
         revoked_while_another_hangs(Operation::Facts);
+    }
+
+    #[test]
+    fn p1_a_device_that_may_have_a_new_path_gets_nothing_until_it_is_asked() {
+        let watched = Watched::new();
+        watched.devices[0].show(Face::Shared);
+        let (open, registry) = watched.open();
+        let (registry, host, today) = (Arc::new(registry), HostFacts::read(&Kernel), Date::today().unwrap());
+        let members = open.members();
+        let held = |index| members.device(index).unwrap().fence_reason().map(|reason| reason.code);
+        let check = || members.check(&registry, &host, today);
+        members.hold_those_with_paths();
+        assert_eq!((held(0), held(1)), (Some(Code::DeviceSilent), None));
+        assert!(!check().unsettled);
+        assert_eq!(held(0), None);
+        // An answer to a question that was asked before the path came says nothing of it.
+        watched.devices[0].inject(Fault::always(Operation::Facts, Effect::Hang));
+        assert!(check().unsettled);
+        members.hold_those_with_paths();
+        watched.devices[0].heal();
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(held(0), Some(Code::DeviceSilent));
+        within(Duration::from_secs(5), "the next question", || !check().unsettled && held(0).is_none());
+        open.close().unwrap();
     }
 
     /// Two documents of one version, both signed. The volume takes what it has seen along, to whatever host.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, check_range};
+use crate::probe::identity::NVME_HEADS;
 use crate::probe::{DeviceFacts, FactsError};
 use crate::units::to_usize;
 
@@ -79,6 +80,8 @@ pub enum Face {
     /// The truth.
     #[default]
     Itself,
+    /// The truth, and that the kernel may find more paths to it.
+    Shared,
     /// Another device is in its place.
     Swapped,
     /// The kernel sees another disk than the one that was opened.
@@ -513,6 +516,11 @@ impl IdentifiedDevice for FaultyDevice {
         match (hit, face) {
             (Some((Effect::Error(errno), _)), _) => Err(gone(errno)),
             (_, Face::Itself) => inner.facts(),
+            (_, Face::Shared) => {
+                let mut facts = inner.facts()?;
+                facts.root.sysfs_path = format!("{NVME_HEADS}nvme-subsys0/{}", facts.root.name);
+                Ok(facts)
+            }
             (_, Face::Swapped) => {
                 let mut facts = inner.facts()?;
                 facts.root.name = "somebody-else".into();

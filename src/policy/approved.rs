@@ -268,6 +268,11 @@ impl ApprovedDevice {
         state.fence = None;
     }
 
+    /// Whether more ways may have come to the device since its facts were read.
+    pub fn may_gain_ways(&self) -> bool {
+        self.lock().facts.as_ref().is_some_and(|facts| facts.root.may_gain_ways())
+    }
+
     /// Closes the gate while the device is asked who it is and does not answer. Writes wait, and go on with
     /// [`release`](Self::release) if the answer approves the device.
     pub fn hold(&self) {

@@ -6,6 +6,9 @@ use serde::Serialize;
 use crate::os::DevNo;
 use crate::registry::{Identity, Transport};
 
+/// The folder of the heads of NVMe subsystems in sysfs.
+pub const NVME_HEADS: &str = "/sys/devices/virtual/nvme-subsystem/";
+
 /// The file under a loop device, as the driver itself names it (`LOOP_GET_STATUS64`, drivers/block/loop.c).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LoopFile {
@@ -197,6 +200,12 @@ impl Node {
             Some(kind) => format!("{} ({kind})", self.transport),
             None => self.transport.to_string(),
         }
+    }
+
+    /// Whether more ways may come to it at any time, to which the kernel writes at once: it is the head of a subsystem of
+    /// NVMe, which any number of controllers may join, or a partition of one.
+    pub fn may_gain_ways(&self) -> bool {
+        self.sysfs_path.starts_with(NVME_HEADS)
     }
 
     /// Whether nothing is below.

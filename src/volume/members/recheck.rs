@@ -69,6 +69,8 @@ pub(super) struct Examination(Mutex<ExaminationState>);
 struct ExaminationState {
     /// When the examination began, while it has not ended.
     since: Option<Instant>,
+    /// Whether the device may have changed since an examination began: the next one decides.
+    outdated: bool,
     /// Whether the trail knows the device as refused.
     told_refused: bool,
 }
@@ -78,6 +80,7 @@ impl Examination {
     fn begin(&self) -> bool {
         let mut state = self.0.lock();
         let is_free = state.since.is_none();
+        state.outdated &= !is_free;
         state.since.get_or_insert_with(Instant::now);
         is_free
     }
@@ -85,7 +88,21 @@ impl Examination {
     fn end(&self, gate: &ApprovedDevice) {
         let mut state = self.0.lock();
         state.since = None;
-        gate.release();
+        if !state.outdated {
+            gate.release();
+        }
+    }
+
+    /// Closes the gate until an examination ends that begins from now on.
+    fn hold_until_next(&self, gate: &ApprovedDevice) {
+        let mut state = self.0.lock();
+        state.outdated = true;
+        gate.hold();
+    }
+
+    /// Whether the gate waits for the next examination.
+    fn is_outdated(&self) -> bool {
+        self.0.lock().outdated
     }
 
     /// Closes the gate until the examination ends, unless it has ended.
@@ -119,6 +136,17 @@ impl Members {
         // The log says now that changes are refused, not with the next request.
         let _ = self.store.writable();
         findings
+    }
+
+    /// To be called at once when the kernel says that a device came, went or changed, before the next
+    /// [`check`](Self::check). The kernel writes to a new path of a multipath device as soon as it is there: such a
+    /// device gets nothing more until it was asked again, on every path. Writes wait for that, and none fails.
+    pub fn hold_those_with_paths(&self) {
+        for (index, examination) in self.examinations.lock().iter().enumerate() {
+            if let Some(device) = self.device(index).filter(|device| device.may_gain_ways()) {
+                examination.hold_until_next(&device);
+            }
+        }
     }
 
     /// Refuses every device, because nothing can be judged. The next [`check`](Self::check) judges them again.
@@ -206,8 +234,8 @@ impl Members {
             match spawned {
                 Ok(_) => asked += 1,
                 Err(error) => {
-                    examination.end(&device);
                     device.refuse(self.unread(index, &error.to_string()));
+                    examination.end(&device);
                 }
             }
         }
@@ -229,7 +257,7 @@ impl Members {
                     examination.hold(&device);
                     findings.unsettled = true;
                 }
-                None => {}
+                None => findings.unsettled |= examination.is_outdated(),
             }
             self.heed(index, &device, examination, &mut findings);
         }
