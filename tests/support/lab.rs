@@ -287,7 +287,7 @@ fn forget_volume(disk: &Disk) {
     let mut uuid = [0; 16];
     let read = File::open(&disk.image).and_then(|file| file.read_exact_at(&mut uuid, 48));
     if read.is_ok() && uuid != [0; 16] {
-        for kind in ["generation", "reports"] {
+        for kind in ["witness", "reports"] {
             let _ = fs::remove_file(format!("/var/lib/scelle/{}.{kind}", scelle::units::Uuid(uuid)));
         }
     }
