@@ -196,6 +196,8 @@ pub enum Event {
         /// The generation that was found.
         found: u64,
     },
+    /// The host had no witness of the volume, though it was mounted before: a rollback would not have shown.
+    WitnessMissing,
     /// A clock that shows an earlier time than one that has been was accepted with the option `accept-clock`; the reason
     /// says which.
     ClockAccepted,

@@ -243,6 +243,7 @@ fn codes_of_events_are_stable() {
         (Event::Unmounted, "unmounted"),
         (Event::MountRefused, "mount-refused"),
         (Event::RollbackAccepted { seen: 2, found: 1 }, "rollback-accepted"),
+        (Event::WitnessMissing, "witness-missing"),
         (Event::ClockAccepted, "clock-accepted"),
         (Event::ReplicaState { from: state, to: state }, "replica-state"),
         (Event::ReplicaEnrolled { before: known.clone(), now: known }, "replica-enrolled"),

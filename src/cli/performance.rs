@@ -112,6 +112,7 @@ mod tests {
             sovereign: true,
             kind: "sovereign".into(),
             not_sovereign: Vec::new(),
+            remembered: true,
             generation: 1,
             capacity: Capacity { total_bytes: 200, used_bytes: 50 },
             registry: RegistryStatus::default(),

@@ -114,6 +114,9 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
         registry.version, registry.valid_until
     )?;
     write_kind(out, volume)?;
+    if !volume.remembered {
+        writeln!(out, "  this host had no witness of the volume at the mount: a rollback would not have shown")?;
+    }
     if volume.watch.interval_s > 0 && !(volume.watch.devices && volume.watch.files) {
         let every = volume.watch.interval_s;
         writeln!(out, "  the kernel does not tell of every change here: devices are looked at every {every} s")?;

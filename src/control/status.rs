@@ -42,6 +42,10 @@ pub struct VolumeStatus {
     /// What a sovereign volume has and this one lacks, a sentence each.
     #[serde(default)]
     pub not_sovereign: Vec<String>,
+    /// Whether the host knew at the mount which commit was the last, or had nothing to know yet. If not, a state to which all
+    /// devices were set back would not have shown.
+    #[serde(default = "yes")]
+    pub remembered: bool,
     /// Last durable commit.
     pub generation: u64,
     /// Room on each replica for file data and metadata, in bytes.
@@ -370,6 +374,7 @@ pub(super) fn sample() -> VolumeStatus {
         sovereign: true,
         kind: "sovereign".into(),
         not_sovereign: Vec::new(),
+        remembered: true,
         generation: 12,
         capacity: Capacity { total_bytes: 1 << 30, used_bytes: 4096 },
         registry: RegistryStatus {
@@ -482,7 +487,8 @@ mod tests {
     fn the_status_of_an_older_daemon_is_understood() {
         let mut json = serde_json::to_value(sample()).unwrap();
         let volume = json.as_object_mut().unwrap();
-        for added in ["pid", "advice", "watch", "audit", "performance", "tasks", "kind", "not_sovereign"] {
+        for added in ["pid", "advice", "watch", "audit", "performance", "tasks", "kind", "not_sovereign", "remembered"]
+        {
             assert!(volume.remove(added).is_some(), "{added}");
         }
         for added in ["io", "last_known", "listed"] {

@@ -57,6 +57,7 @@ pub fn report(
         sovereign: found.is_sovereign(),
         kind: found.kind.to_string(),
         not_sovereign: found.lacking.clone(),
+        remembered: !status.unremembered,
         generation: status.generation.0,
         capacity: Capacity {
             total_bytes: status.usage.total_blocks * BLOCK_SIZE as u64,

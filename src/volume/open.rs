@@ -72,6 +72,8 @@ pub struct Status {
     pub generation: Generation,
     /// Space.
     pub usage: Usage,
+    /// Whether the host had no witness of the volume, though it was mounted before: a rollback would not have shown.
+    pub unremembered: bool,
     /// The replicas, in the order of the replica table.
     pub replicas: Vec<ReplicaStatus>,
     /// What has blocks that no replica can give, and how many: paths of files, as far as they are known.
@@ -88,6 +90,7 @@ pub struct Open {
     ticker: Option<Ticker>,
     audit: Arc<Audit>,
     clock: Clock,
+    unremembered: bool,
 }
 
 struct Ticker {
@@ -107,6 +110,7 @@ impl Assembled {
         let store = self.open_store(registry, options, &mut plan)?;
         self.check_equivocation(registry, &store)?;
         let Plan { choice, rings, behind, left_at, mut opening, seen, .. } = plan;
+        opening.unremembered = is_unremembered(options, &choice.root, seen.as_ref(), &opening);
         opening.left_out = self.unfit.iter().map(ToString::to_string).collect();
         let newer = store.quorum().saw_registry(&Arc::new(registry.clone()));
         opening.new_registry = store.quorum().saw_trust(registry.anchors_digest()) || newer;
@@ -124,6 +128,7 @@ impl Assembled {
         let at_mount = AtMount { left_at, has_before: self.has_before(&choice, &rings) };
         let replicas = std::mem::take(&mut self.replicas);
         let mut open = self.into_open(options, store, &choice, at_mount, Clock::starting_at(opening.clock.0))?;
+        open.unremembered = opening.unremembered;
         open.begin_audit(registry, options, &choice, &opening)?;
         if !options.read_only {
             replicas.iter().try_for_each(|replica| open.members.repair_label(replica))?;
@@ -238,7 +243,8 @@ impl Assembled {
         let audit = Arc::new(audit);
         let keys = self.keys.volume_key().keys(self.header.volume);
         let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, at_mount);
-        Ok(Open { members: Arc::new(members), store, fs, read_only, witness: None, ticker: None, audit, clock })
+        let (members, witness, ticker, unremembered) = (Arc::new(members), None, None, false);
+        Ok(Open { members, store, fs, read_only, witness, ticker, audit, clock, unremembered })
     }
 
     /// The replicas that are present but stale: the root does not name them, or they are too old. And what each of them
@@ -305,10 +311,27 @@ impl Assembled {
     }
 }
 
+/// Whether this host has no witness of a volume that was mounted before. A volume that was only made has nothing that it
+/// could have been set back from.
+fn is_unremembered(options: &OpenOptions, root: &Root, seen: Option<&witness::Record>, opening: &Opening) -> bool {
+    let is = options.witness.is_some() && seen.is_none() && opening.unreadable.is_none() && root.epoch() > EPOCH_MADE;
+    if is {
+        log::warn!(
+            "this host has no witness of the volume: perhaps it was never mounted here. If all devices were set back to \
+             generation {}, nothing would show it",
+            root.generation
+        );
+    }
+    is
+}
+
 /// The generation before.
 fn before(generation: Generation) -> Generation {
     Generation(generation.0.saturating_sub(1))
 }
+
+/// The epoch in which a volume is made ([`super::create`]).
+const EPOCH_MADE: u32 = 1;
 
 /// What an opening has decided before anything is written.
 struct Plan {
@@ -341,6 +364,8 @@ struct Opening {
     too_few: Option<String>,
     /// Why the volume does not go on from the newest root.
     incomplete: Option<String>,
+    /// Whether the host has no witness of the volume, though it was mounted before.
+    unremembered: bool,
     /// Which devices are enrolled anew.
     enrolled: Vec<Swapped>,
     /// The devices that are left out, and why.
@@ -484,6 +509,7 @@ impl Open {
             needs_remount: self.store.poisoned().is_some(),
             generation,
             usage: self.store.usage(),
+            unremembered: self.unremembered,
             replicas: (0..mirror.len()).map(replica).collect(),
             lost: self.store.lost(),
         }
@@ -527,6 +553,9 @@ impl Open {
         if let Some(seen) = opening.rolled_back {
             let event = Event::RollbackAccepted { seen: seen.0, found: choice.root.generation.0 };
             entries.push(Entry::done(audit.user(), Object::Volume, event));
+        }
+        if opening.unremembered {
+            entries.push(Entry::noticed(Object::Volume, Event::WitnessMissing));
         }
         for swapped in &opening.enrolled {
             let known = |(id, digest): &(String, [u8; 32])| Known { registry_id: id.clone(), identity: hex(digest) };

@@ -58,6 +58,31 @@ fn refusal(outcome: Result<Open, volume::Error>) -> (Code, String) {
 }
 
 #[test]
+fn p6_a_host_without_a_witness_says_so() {
+    let (court, here, elsewhere) = (Court::new(2), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let told = |open: &Open| {
+        let events = super::audit::trail(open).iter().filter(|record| record.event == "witness-missing").count();
+        (open.status().unremembered, events)
+    };
+    let at = |folder: &tempfile::TempDir| court.open_with(&with_witness(folder.path())).unwrap();
+    // A volume that was only made has nothing to be set back from.
+    for _ in 0..2 {
+        let open = at(&here);
+        assert_eq!(told(&open), (false, 0));
+        open.close().unwrap();
+    }
+    // Another host, or one that has lost what it knew.
+    let read = OpenOptions { read_only: true, ..with_witness(elsewhere.path()) };
+    let open = court.open_with(&read).unwrap();
+    assert!(open.status().unremembered);
+    open.close().unwrap();
+    let open = at(&elsewhere);
+    assert!(open.status().unremembered && told(&open).1 >= 1, "{:?}", told(&open));
+    open.close().unwrap();
+    assert!(!at(&elsewhere).status().unremembered);
+}
+
+#[test]
 fn p6_devices_that_were_set_back_and_used_elsewhere_are_recognised() {
     let bench = Bench::new(1);
     let folder = tempfile::tempdir().unwrap();

@@ -118,3 +118,22 @@ fn a_mount_that_succeeds_says_nothing_on_the_terminal() {
         ok(&lab.umount());
     }
 }
+
+#[test]
+fn a_host_that_has_lost_its_witness_says_so() {
+    let lab = Lab::mounted(2, 32);
+    let witness = format!("/var/lib/scelle/{}.witness", lab.status()["uuid"].as_str().unwrap());
+    assert_eq!(lab.status()["remembered"], true);
+    ok(&lab.umount());
+    fs::remove_file(witness).unwrap();
+    let out = lab.mount();
+    ok(&out);
+    says(&out, &["this host has no witness of the volume", "set back"]);
+    assert_eq!(lab.status()["remembered"], false);
+    let shown = run(Command::new(SCELLE).arg("status").arg(&lab.mountpoint));
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("a rollback would not have shown"));
+    ok(&lab.umount());
+    let out = lab.mount();
+    ok(&out);
+    assert_eq!((stderr(&out), &lab.status()["remembered"]), (String::new(), &true.into()));
+}
