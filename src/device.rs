@@ -112,9 +112,19 @@ pub trait BlockDevice: Send + Sync {
 
     /// Carries out writes that do not overlap, in any order. With `durable` it returns when these writes are on stable
     /// storage, and says nothing of other writes. After an error any subset of all the ranges may have changed.
-    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
-        writes.iter().try_for_each(|write| self.write_at(write.offset, &write.bufs))?;
-        if durable { self.flush() } else { Ok(()) }
+    ///
+    /// `may_go_on` is asked before each transfer that is begun by itself. When it says no, nothing more is begun, and the
+    /// result is an error of the kind `PermissionDenied`.
+    fn write_together(&self, writes: &[Write<'_>], durable: bool, may_go_on: &dyn Fn() -> bool) -> Result<()> {
+        for write in writes {
+            check_going_on(may_go_on, write.offset, write.len())?;
+            self.write_at(write.offset, &write.bufs)?;
+        }
+        if !durable {
+            return Ok(());
+        }
+        check_going_on(may_go_on, 0, 0)?;
+        self.flush()
     }
 }
 
@@ -153,6 +163,15 @@ fn copy(device: &(impl BlockDevice + ?Sized)) -> io::Result<File> {
         }
     }
     Ok(file)
+}
+
+/// Says whether a transfer may begin.
+pub(crate) fn check_going_on(may_go_on: &dyn Fn() -> bool, offset: u64, bytes: usize) -> Result<()> {
+    if may_go_on() {
+        return Ok(());
+    }
+    let source = io::Error::new(io::ErrorKind::PermissionDenied, "no transfer may begin any more");
+    Err(Error::Io { action: "write", offset, bytes, source })
 }
 
 /// Checks a transfer against the device's size and logical blocks.

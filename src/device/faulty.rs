@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, check_range};
+use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, check_going_on, check_range};
 use crate::probe::identity::NVME_HEADS;
 use crate::probe::{DeviceFacts, FactsError};
 use crate::units::to_usize;
@@ -497,9 +497,16 @@ impl BlockDevice for FaultyDevice {
         self.settle(None)
     }
 
-    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
-        writes.iter().try_for_each(|write| self.write_at(write.offset, &write.bufs))?;
-        if durable { self.settle(Some(writes.len())) } else { Ok(()) }
+    fn write_together(&self, writes: &[Write<'_>], durable: bool, may_go_on: &dyn Fn() -> bool) -> Result<()> {
+        for write in writes {
+            check_going_on(may_go_on, write.offset, write.len())?;
+            self.write_at(write.offset, &write.bufs)?;
+        }
+        if !durable {
+            return Ok(());
+        }
+        check_going_on(may_go_on, 0, 0)?;
+        self.settle(Some(writes.len()))
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, check_range};
+use super::{AlignedBuf, BlockDevice, Error, IdentifiedDevice, Result, Write, check_going_on, check_range};
 use crate::os::aio::{self, Context, Outcome, Pending, TOGETHER_MAX};
 use crate::os::blkid::{self, Signature};
 use crate::os::{DevNo, ioctl};
@@ -384,7 +384,7 @@ impl BlockDevice for RawDevice {
             .map_err(|error| Self::failed("flush", 0, 0, error.into()))
     }
 
-    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> Result<()> {
+    fn write_together(&self, writes: &[Write<'_>], durable: bool, may_go_on: &dyn Fn() -> bool) -> Result<()> {
         for write in writes {
             check_range(self, "write", write.offset, write.len())?;
         }
@@ -394,6 +394,8 @@ impl BlockDevice for RawDevice {
         let worthwhile = durable || writes.len() > 1;
         let mut all_durable = durable;
         for writes in writes.chunks(TOGETHER_MAX) {
+            let first = writes.first().map_or(0, |write| write.offset);
+            check_going_on(may_go_on, first, writes.iter().map(Write::len).sum())?;
             let outcomes = if direct && worthwhile { self.try_together(writes, durable) } else { Vec::new() };
             for (at, write) in writes.iter().enumerate() {
                 match outcomes.get(at) {
@@ -407,12 +409,17 @@ impl BlockDevice for RawDevice {
                     // The kernel did not take the write, cannot do it in this way, or did not do all of it.
                     _ => {
                         all_durable = false;
+                        check_going_on(may_go_on, write.offset, write.len())?;
                         self.write_at(write.offset, &write.bufs)?;
                     }
                 }
             }
         }
-        if durable && !all_durable { self.flush() } else { Ok(()) }
+        if !durable || all_durable {
+            return Ok(());
+        }
+        check_going_on(may_go_on, 0, 0)?;
+        self.flush()
     }
 }
 

@@ -39,6 +39,7 @@ fn suite(device: &dyn BlockDevice) {
     refuses_what_does_not_fit(device);
     gathers_many_slices(device);
     takes_unaligned_memory(device);
+    goes_on_only_as_long_as_it_may(device);
     writes_several_together(device);
     device.flush().unwrap();
 }
@@ -106,7 +107,7 @@ fn writes_several_together(device: &dyn BlockDevice) {
                     Write { offset: *offset, bufs: vec![IoSlice::new(a), IoSlice::new(b)] }
                 })
                 .collect();
-            device.write_together(&writes, durable).unwrap();
+            device.write_together(&writes, durable, &|| true).unwrap();
             let mut back = AlignedBuf::zeroed(4096);
             for (offset, bytes) in &places {
                 device.read_at(*offset, &mut back).unwrap();
@@ -118,11 +119,35 @@ fn writes_several_together(device: &dyn BlockDevice) {
     let before = pattern(4096, 1);
     device.write_at(0, &[IoSlice::new(&before)]).unwrap();
     let one = |offset| Write { offset, bufs: vec![IoSlice::new(&data[..4096])] };
-    assert!(matches!(device.write_together(&[one(SIZE), one(0)], true), Err(Error::OutOfRange { .. })));
+    assert!(matches!(device.write_together(&[one(SIZE), one(0)], true, &|| true), Err(Error::OutOfRange { .. })));
     let mut back = AlignedBuf::zeroed(4096);
     device.read_at(0, &mut back).unwrap();
     assert!(back[..] == before[..]);
-    device.write_together(&[], true).unwrap();
+    device.write_together(&[], true, &|| true).unwrap();
+}
+
+/// Writes that are begun one after the other end when they may not go on. These are: their memory is not aligned.
+fn goes_on_only_as_long_as_it_may(device: &dyn BlockDevice) {
+    let (data, zeros) = (pattern(4 * 4096 + 1, 9), vec![0; 4096]);
+    let place = |i: u64| i * 8192;
+    for allowed in [0, 2] {
+        (0..4).for_each(|i| device.write_at(place(i), &[IoSlice::new(&zeros)]).unwrap());
+        let piece = |i: u64| IoSlice::new(&data[1..][crate::units::to_usize(i) * 4096..][..4096]);
+        let writes: Vec<Write<'_>> = (0..4).map(|i| Write { offset: place(i), bufs: vec![piece(i)] }).collect();
+        let asked = std::cell::Cell::new(0);
+        let may_go_on = || asked.replace(asked.get() + 1) < allowed;
+        let error = device.write_together(&writes, true, &may_go_on).unwrap_err();
+        assert!(
+            matches!(&error, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied),
+            "{error}"
+        );
+        let mut back = AlignedBuf::zeroed(4096);
+        let arrived = (0..4).filter(|i| {
+            device.read_at(place(*i), &mut back).unwrap();
+            back[..] != zeros[..]
+        });
+        assert!(arrived.count() <= allowed);
+    }
 }
 
 fn takes_unaligned_memory(device: &dyn BlockDevice) {
@@ -157,11 +182,11 @@ fn durable_writes_are_flushed_by_the_device() {
     };
     let data = pattern(4096, 3);
     let two = |at: u64| [0, 1 << 20].map(|offset| Write { offset: at + offset, bufs: vec![IoSlice::new(&data)] });
-    device.write_together(&two(0), false).unwrap();
+    device.write_together(&two(0), false, &|| true).unwrap();
     let before = flushes();
-    device.write_together(&two(8192), false).unwrap();
+    device.write_together(&two(8192), false, &|| true).unwrap();
     assert_eq!(flushes(), before);
-    device.write_together(&two(4096), true).unwrap();
+    device.write_together(&two(4096), true, &|| true).unwrap();
     assert!(flushes() > before);
     // By the kernel's asynchronous writes, and not one after the other because there are none.
     assert!(device.is_asynchronous());
@@ -436,7 +461,7 @@ fn a_device_with_a_cache_loses_what_was_not_flushed() {
     assert_eq!((holds(0), holds(4096), device.unflushed()), (2, 0, 1));
     // What is written durably makes nothing else durable.
     let data = [5; 4096];
-    device.write_together(&[Write { offset: 8192, bufs: vec![IoSlice::new(&data)] }], true).unwrap();
+    device.write_together(&[Write { offset: 8192, bufs: vec![IoSlice::new(&data)] }], true, &|| true).unwrap();
     device.inject(Fault::always(Operation::Flush, Effect::Forgotten));
     assert!(device.flush().is_err());
     assert_eq!((holds(0), holds(8192), device.unflushed()), (1, 5, 0));
@@ -467,7 +492,7 @@ fn a_device_shows_what_it_is_told_to_and_is_watched() {
     let named = |name| Arc::new(MemoryDevice::new(name, SIZE));
     let device = FaultyDevice::new(named("memory")).observed_by(watch.clone());
     let data = [5; 4096];
-    device.write_together(&[Write { offset: 8192, bufs: vec![IoSlice::new(&data)] }], true).unwrap();
+    device.write_together(&[Write { offset: 8192, bufs: vec![IoSlice::new(&data)] }], true, &|| true).unwrap();
     let mut back = [0; 512];
     device.read_at(8192, &mut back).unwrap();
     assert!(back == [9; 512] && device.facts().is_err());

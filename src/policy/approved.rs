@@ -1,5 +1,6 @@
 //! A device that the policy approved, and the gate in front of every write to it.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -373,7 +374,14 @@ impl ApprovedDevice {
         let _pass = self.pass()?;
         let bytes = writes.iter().map(Write::len).sum();
         let meter = if durable { &self.meters.flush } else { &self.meters.write };
-        Ok(meter.time(bytes, || self.device.write_together(writes, durable))?)
+        // A device that takes the writes one by one is given no more of them once the gate has closed.
+        let closed = Cell::new(None);
+        let may_go_on = || self.admit().map_err(|reason| closed.set(Some(reason))).is_ok();
+        let outcome = meter.time(bytes, || self.device.write_together(writes, durable, &may_go_on));
+        outcome.map_err(|error| match closed.take() {
+            Some(reason) => WriteError::Fenced { reason },
+            None => error.into(),
+        })
     }
 
     /// Makes the same bytes durable at each of the offsets, if the gate is open. Other writes need not be durable after
@@ -429,11 +437,13 @@ impl ApprovedDevice {
     fn pass(&self) -> Result<Pass<'_>, WriteError> {
         self.in_flight.fetch_add(1, Ordering::SeqCst);
         let pass = Pass(&self.in_flight);
-        if self.is_open() {
-            return Ok(pass);
-        }
-        self.wait_at_the_gate().map_err(|reason| WriteError::Fenced { reason })?;
+        self.admit().map_err(|reason| WriteError::Fenced { reason })?;
         Ok(pass)
+    }
+
+    /// Asks the gate. A caller that is not counted in `in_flight` gets no promise from it.
+    fn admit(&self) -> Result<(), Problem> {
+        if self.is_open() { Ok(()) } else { self.wait_at_the_gate() }
     }
 
     /// Waits while it may still turn out that the device is approved; not when that is decided.
@@ -503,7 +513,7 @@ impl device::BlockDevice for ApprovedDevice {
         Self::flush(self).map_err(|error| error.into_device("flush", 0, 0))
     }
 
-    fn write_together(&self, writes: &[Write<'_>], durable: bool) -> device::Result<()> {
+    fn write_together(&self, writes: &[Write<'_>], durable: bool, _: &dyn Fn() -> bool) -> device::Result<()> {
         let (offset, bytes) = (writes.first().map_or(0, |write| write.offset), writes.iter().map(Write::len).sum());
         Self::write_together(self, writes, durable).map_err(|error| error.into_device("write", offset, bytes))
     }

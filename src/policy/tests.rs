@@ -6,12 +6,13 @@ mod permissive;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::*;
-use crate::device::AlignedBuf;
 use crate::device::IdentifiedDevice;
 use crate::device::faulty::FaultyDevice;
 use crate::device::memory::MemoryDevice;
+use crate::device::{AlignedBuf, Write};
 use crate::probe::host::{HostFacts, Virtualization};
 use crate::probe::identity::{DeviceFacts, Node};
 use crate::problem::{Code, Problem};
@@ -409,4 +410,25 @@ fn p1_nothing_is_written_while_a_device_does_not_say_who_it_is() {
     device.release();
     assert!(write(&device).is_err());
     assert!(device.recheck(&registry, &physical(), today()).approved && write(&device).is_ok());
+}
+
+/// Each of several writes that the device takes one by one passes the gate by itself.
+#[test]
+fn p1_a_fence_in_the_middle_of_several_writes_stops_the_rest() {
+    let device = FaultyDevice::new(Arc::new(MemoryDevice::new("m0", SIZE))).slow(Duration::from_millis(20));
+    let device = Arc::new(device);
+    let gate = laboratory::approve(std::slice::from_ref(&device)).remove(0);
+    let block = [7; 4096];
+    let writes: Vec<_> = (0..20).map(|i| Write { offset: i * 8192, bufs: vec![IoSlice::new(&block)] }).collect();
+    let outcome = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| gate.write_together(&writes, true));
+        while device.counts().writes == 0 {
+            std::thread::yield_now();
+        }
+        gate.fence(Problem::new(Code::Fenced, "tested"));
+        writing.join().unwrap()
+    });
+    assert!(matches!(outcome, Err(WriteError::Fenced { .. })), "{outcome:?}");
+    assert!(device.counts().writes < 20 && device.counts().flushes == 0, "{:?}", device.counts());
+    assert_eq!(gate.writes_in_flight(), 0);
 }
