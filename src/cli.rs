@@ -115,7 +115,7 @@ pub fn run(arguments: Vec<OsString>) -> u8 {
     match outcome {
         Ok(code) => code as u8,
         Err(problem) => {
-            eprintln!("scelle: {}", problem.whole());
+            eprintln!("scelle: {}", text::lines(&problem.whole()));
             problem.exit() as u8
         }
     }

@@ -12,6 +12,7 @@ use crate::os::process::Identity;
 use crate::policy::kind;
 use crate::problem::{Code, Problem};
 use crate::registry::{VerifiedRegistry, hex};
+use crate::units::is_plain;
 
 /// Who did something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -330,11 +331,11 @@ impl Entry {
     }
 }
 
-/// At most [`AUDIT_TEXT_MAX`] bytes of a text, without control characters.
+/// At most [`AUDIT_TEXT_MAX`] bytes of a text; what does not show itself becomes a space.
 pub(super) fn cut(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {
-        let c = if c.is_control() { ' ' } else { c };
+        let c = if is_plain(c) { c } else { ' ' };
         if out.len() + c.len_utf8() > AUDIT_TEXT_MAX {
             break;
         }

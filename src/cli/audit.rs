@@ -15,6 +15,7 @@ use crate::limits::SIGNATURE_BYTES_MAX;
 use crate::os::read_bounded;
 use crate::problem::{Code, ExitCode, Problem};
 use crate::registry::Date;
+use crate::units::is_plain;
 
 /// Arguments of `scelle audit`.
 #[derive(Debug, Args)]
@@ -170,7 +171,7 @@ fn write_record(out: &mut impl Write, record: &Record) -> io::Result<()> {
 
 /// The text without characters that a terminal would obey.
 fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().map(|c| if is_plain(c) { c } else { ' ' }).collect()
 }
 
 fn actor(actor: &Value) -> String {

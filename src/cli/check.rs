@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::secret::{self, Obtained};
-use super::text::progress;
+use super::text::{self, progress};
 use super::{DocumentArguments, Passphrase};
 use crate::daemon::gather::Gathered;
 use crate::daemon::{devices, find, gather};
@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     });
     let report = report.map_err(blame)?;
     bar.finish_and_clear();
-    left_out.iter().for_each(|left_out| println!("left out: {}", left_out.why));
+    left_out.iter().for_each(|left_out| println!("left out: {}", text::lines(&left_out.why.to_string())));
     print!("{}", text(&report));
     Ok(match (report.count, report.skipped.is_empty()) {
         (0, true) => ExitCode::Done,

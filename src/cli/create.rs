@@ -12,6 +12,7 @@ use crate::device::raw::Access;
 use crate::limits::VOLUME_LABEL_MAX;
 use crate::policy::kind;
 use crate::problem::{Code, ExitCode, Problem};
+use crate::units::is_plain;
 use crate::volume::{self, CreateOptions};
 
 /// Arguments of `scelle create`.
@@ -57,13 +58,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     Ok(ExitCode::Done)
 }
 
-/// Checks a label. It is shown in mount tables and chosen on command lines: so it has no control characters, and does
+/// Checks a label. It is shown in mount tables and chosen on command lines: so every character shows itself, and it does
 /// not look like a path.
 fn check_label(label: &str) -> Result<(), Problem> {
     let wrong = if label.len() > VOLUME_LABEL_MAX {
         format!("is longer than {VOLUME_LABEL_MAX} bytes")
-    } else if label.chars().any(char::is_control) {
-        "has control characters".into()
+    } else if let Some(c) = label.chars().find(|c| !is_plain(*c)) {
+        format!("has the character U+{:04X}, which does not show itself", u32::from(c))
     } else if label.contains('/') {
         "has a slash".into()
     } else {
@@ -81,7 +82,7 @@ mod tests {
         for good in ["", "greffe", "Pièces à conviction", &"x".repeat(64)] {
             assert!(check_label(good).is_ok(), "{good}");
         }
-        for bad in ["a/b", "a\nb", "a\0b", &"x".repeat(65)] {
+        for bad in ["a/b", "a\nb", "a\0b", "a\u{202e}b", "a\u{200b}b", "a\u{feff}b", &"x".repeat(65)] {
             assert!(check_label(bad).is_err(), "{bad}");
         }
     }

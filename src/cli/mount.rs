@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::secret::{self, Obtained};
-use super::{DocumentArguments, Passphrase, logging, options};
+use super::{DocumentArguments, Passphrase, logging, options, text};
 use crate::daemon::{Request, Sources, find, join, refusal, serve};
 use crate::os;
 use crate::os::process::{self, Report, Side};
@@ -65,7 +65,7 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
     let found = find::devices(&request.sources.devices);
     let ready = found.and_then(|sources| find::prepare_mountpoint(&request).map(|()| sources));
     request.sources = ready.map_err(|problem| find::or_swapped(problem, &request))?;
-    find::hides(&request).iter().for_each(|warning| eprintln!("scelle: warning: {warning}"));
+    find::hides(&request).iter().for_each(|warning| eprintln!("scelle: warning: {}", text::lines(warning)));
     let Obtained { secret, hints } = secret::obtain(request.passphrase_file.as_deref(), secret::Purpose::Open)?;
     if request.foreground {
         logging::to_terminal();
@@ -83,7 +83,7 @@ pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
                 Some(Report { code: 0, .. }) => Ok(ExitCode::Done),
                 Some(Report { code, message }) => {
                     let exit = ExitCode::from_byte(code);
-                    eprintln!("scelle: {message}");
+                    eprintln!("scelle: {}", text::lines(&message));
                     hints.after(exit).iter().for_each(|hint| eprintln!("  {hint}"));
                     Ok(exit)
                 }

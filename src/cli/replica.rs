@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::secret::{self, Obtained};
-use super::{DocumentArguments, Passphrase, task};
+use super::{DocumentArguments, Passphrase, task, text};
 use crate::control::{ResyncWanted, WentOn, ask};
 use crate::daemon::gather::Gathered;
 use crate::daemon::{WITNESS_DIR, devices, find, gather};
@@ -67,7 +67,7 @@ fn run_enrol(arguments: &Enrol) -> Result<ExitCode, Problem> {
     let registry = devices::load_registry(&arguments.documents.documents())?;
     let sources = find::devices(&arguments.devices)?;
     let Gathered { approved, left_out } = gather::gather(&sources, &registry, Access::Exclusive, true)?;
-    gather::said(&left_out).iter().for_each(|concern| eprintln!("scelle: {concern}"));
+    gather::said(&left_out).iter().for_each(|concern| eprintln!("scelle: {}", text::lines(&concern.to_string())));
     let sealed = Sealed::read(approved)?;
     let Obtained { secret, hints } =
         secret::obtain(arguments.passphrase.passphrase_file.as_deref(), secret::Purpose::Open)?;
@@ -105,7 +105,7 @@ fn run_resync(resync: &Resync) -> Result<ExitCode, Problem> {
     }
     let mut problems = answer.problems.into_iter();
     let first = problems.next();
-    problems.for_each(|problem| eprintln!("scelle: {}", problem.whole()));
+    problems.for_each(|problem| eprintln!("scelle: {}", text::lines(&problem.whole())));
     if resync.wait {
         let tasks: Vec<u64> = answer.returned.iter().filter_map(|returned| returned.task).collect();
         task::wait(&daemon, &tasks)?;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::control::{Officers, Site};
 use crate::problem::{Code, Problem};
+use crate::units::shown;
 
 /// Writes `text` out. A closed pipe is no failure: the reader has read enough.
 pub(super) fn print(out: &mut dyn Write, text: &str) -> Result<(), Problem> {
@@ -14,6 +15,11 @@ pub(super) fn print(out: &mut dyn Write, text: &str) -> Result<(), Problem> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Problem::new(Code::Output, error.to_string())),
         _ => Ok(()),
     }
+}
+
+/// Text for a terminal, in which names of others may stand. Its own line breaks stay.
+pub(super) fn lines(text: &str) -> String {
+    text.split('\n').map(shown).collect::<Vec<_>>().join("\n")
 }
 
 /// JSON over several lines.

@@ -21,6 +21,7 @@ use crate::fuse::PLACE_XATTR;
 use crate::limits::XATTR_VALUE_MAX;
 use crate::os::DevNo;
 use crate::problem::{Code, ExitCode, Problem};
+use crate::units;
 
 /// Longest wait for one path: a mount whose daemon hangs would hold us for ever.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
@@ -60,7 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
                 places.push(Value::Object(entry));
             }
             Err(problem) => {
-                eprintln!("scelle: {}", problem.whole());
+                eprintln!("scelle: {}", text::lines(&problem.whole()));
                 let Problem { code, text, .. } = &problem;
                 failures.push(json!({ "path": path.to_string_lossy(), "code": code, "text": text }));
                 first_failure.get_or_insert(problem.exit());
@@ -204,8 +205,7 @@ fn failure(path: &Path, error: &io::Error) -> Problem {
 
 /// The path as it is shown on a terminal: a name may hold anything.
 fn shown(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+    units::shown(&path.to_string_lossy())
 }
 
 fn write_place(out: &mut String, path: &str, place: &FilePlace) -> std::fmt::Result {
@@ -292,5 +292,6 @@ mod tests {
     #[test]
     fn a_name_cannot_drive_the_terminal() {
         assert_eq!(shown(Path::new("é\u{1b}[2J\n")), "é\\u{1b}[2J\\n");
+        assert_eq!(shown(Path::new("a\u{202e}txt.exe")), "a\\u{202e}txt.exe");
     }
 }

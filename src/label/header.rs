@@ -20,7 +20,7 @@
 //! | 96   | 32   | SHA-256 of the trust anchors |
 //! | 128  | 8    | blocks of the data area |
 //! | 136  | 8    | size of the device in bytes, a multiple of 4096 |
-//! | 144  | 64   | volume label, UTF-8 without control characters |
+//! | 144  | 64   | volume label, UTF-8 of characters that show themselves |
 //! | 208  | 304  | zero, reserved |
 //! | 512  | 1280 | key slots: 8 × 160 bytes |
 //! | 1792 | 2048 | replica table: 16 × 128 bytes |
@@ -43,7 +43,7 @@
 //! | 48  | 12 | nonce of the wrap |
 //! | 60  | 32 | wrapped volume key |
 //! | 92  | 16 | tag of the wrap |
-//! | 108 | 32 | slot's label, UTF-8 without control characters |
+//! | 108 | 32 | slot's label, UTF-8 of characters that show themselves |
 //! | 140 | 20 | zero |
 //!
 //! Row of the replica table:
@@ -74,7 +74,7 @@ use crate::limits::{
     DEVICE_SIZE_MAX, DEVICE_SIZE_MIN, KDF_LABEL_WORK_MAX, KEY_SLOTS_MAX, REGISTRY_ID_MAX, REPLICAS_MAX,
     VOLUME_LABEL_MAX,
 };
-use crate::units::{BLOCK_SIZE, Uuid};
+use crate::units::{BLOCK_SIZE, Uuid, is_plain};
 
 use super::codec::{Reader, Writer};
 use super::{Error, data_blocks};
@@ -363,7 +363,7 @@ fn text(room: &[u8], len: usize, field: &'static str) -> Result<String, Error> {
 /// Whether a text is bounded, and harmless on a terminal. What a hostile device says about itself is shown before it is
 /// authenticated.
 fn text_is_valid(text: &str, max: usize) -> bool {
-    text.len() <= max && !text.chars().any(char::is_control)
+    text.len() <= max && text.chars().all(is_plain)
 }
 
 /// A whole header whose MAC was not checked. Every field is only a claim.

@@ -283,6 +283,10 @@ fn fields_out_of_bounds_are_malformed() {
     }
     let refused = |change: fn(&mut Fields)| Header::new(fields()).unwrap().changed(change).unwrap_err();
     assert!(matches!(refused(|f| f.label = "x".repeat(65)), Error::Malformed { .. }));
+    for hidden in ["a\u{202e}b", "a\u{200b}b", "a\u{2028}b", "a\u{7f}b"] {
+        let refused = Header::new(Fields { label: hidden.to_owned(), ..fields() });
+        assert!(matches!(refused, Err(Error::Malformed { field: "volume label" })), "{hidden:?}");
+    }
     assert!(matches!(refused(|f| f.replicas[3] = None), Error::Malformed { .. }));
     assert!(matches!(
         refused(|f| f.key_slots[2].as_mut().unwrap().params.iterations = 1),

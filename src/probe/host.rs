@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use super::sys::System;
 use crate::limits;
+use crate::units::is_plain;
 
 /// Whether the host is a virtual machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -136,7 +137,7 @@ impl Reading<'_> {
     fn text(&mut self, path: &Path) -> Option<String> {
         let bytes = self.bytes(path, limits::SYSFS_BYTES_MAX)?;
         let text = std::str::from_utf8(&bytes).ok().map(|t| t.trim_matches(|c: char| c.is_whitespace() || c == '\0'));
-        match text.filter(|t| !t.chars().any(char::is_control)) {
+        match text.filter(|t| t.chars().all(is_plain)) {
             Some(text) => (!text.is_empty()).then(|| text.to_owned()),
             None => {
                 self.facts.evidence.push(format!("{} is not plain text", path.display()));

@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::Error;
 use crate::limits;
+use crate::units::is_plain;
 
 /// What the trusted comment ends with when the hash of the document was signed, after a tab: the first is minisign's
 /// word, the second that of another tool of the same format (rsign).
@@ -108,7 +109,7 @@ pub fn sign(
 
 /// A trusted comment: this text in one line, and the word that says what was signed.
 pub(super) fn comment_of(text: &str) -> String {
-    let text: String = text.chars().filter(|c| !c.is_control()).take(limits::REGISTRY_TEXT_MAX).collect();
+    let text: String = text.chars().filter(|c| is_plain(*c)).take(limits::REGISTRY_TEXT_MAX).collect();
     format!("{}\t{}", text.trim(), HASHED[0]).trim_start().to_owned()
 }
 
