@@ -54,6 +54,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
 
 /// Asks for the passphrase, splits the daemon off and waits until the folder is usable.
 pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
+    if !process::is_root() {
+        return Err(Problem::new(Code::NeedsRoot, "only root can mount a volume"));
+    }
     let options = &request.options;
     request.documents.registry = os::absolute(options.registry.as_ref().unwrap_or(&request.documents.registry));
     request.documents.trust = os::absolute(options.trust.as_ref().unwrap_or(&request.documents.trust));

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use super::RUN_DIR;
 use super::client::{Client, ClientError, daemons};
 use super::status::VolumeStatus;
-use crate::os;
+use crate::os::{self, process};
 use crate::probe::mounts::Mount;
 use crate::problem::{Code, Problem};
 
@@ -29,6 +29,9 @@ fn answers<T: Send + 'static>(
     question: fn(&Client) -> Result<T, ClientError>,
     wanted: impl Fn(&T) -> bool,
 ) -> Result<Answers<T>, Problem> {
+    if !process::is_root() {
+        return Err(Problem::new(Code::NeedsRoot, "which volumes are mounted, and how they are, only root may ask"));
+    }
     let system = |error| Problem::new(Code::Control, format!("{RUN_DIR}: {error}"));
     let (sender, receiver) = mpsc::channel();
     for daemon in daemons(Path::new(RUN_DIR)).map_err(system)? {

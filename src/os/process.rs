@@ -143,6 +143,11 @@ pub fn lock_memory() -> io::Result<()> {
     Ok(rustix::mm::mlockall(flags)?)
 }
 
+/// Whether this process has the rights of root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Memory of the machine, in bytes.
 pub fn memory_bytes() -> u64 {
     let system = rustix::system::sysinfo();

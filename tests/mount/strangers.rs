@@ -130,3 +130,20 @@ fn p11_a_copy_on_an_approved_device_does_not_stop_the_mount_of_the_first() {
     ok(&run(Command::new(SCELLE).args(["umount", &label])));
     assert!(lab.disks[2].bytes() == before, "a copy was written to");
 }
+
+#[test]
+fn who_is_not_root_is_told_so() {
+    let lab = Lab::mounted(1, 32);
+    let scelle = lab.path("scelle");
+    fs::copy(SCELLE, &scelle).unwrap();
+    for path in [lab.dir.path(), &scelle] {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let somebody = |arguments: &[&str]| {
+        let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        run(Command::new("setpriv").args(user).arg(&scelle).args(arguments))
+    };
+    fails(&somebody(&["status"]), 1, "needs-root");
+    fails(&somebody(&["mount", "archives", "/mnt"]), 1, "needs-root");
+    fails(&somebody(&["umount", lab.mountpoint.to_str().unwrap()]), 1, "umount-permission");
+}
