@@ -3,15 +3,19 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::io::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::performance;
 use super::task;
-use super::text::{self, bytes};
+use super::text::{self, bytes, lines};
 use crate::control::ask::{mounted, not_mounted};
-use crate::control::{self, Replica, StatusReport, TaskState, VolumeState, VolumeStatus};
+use crate::control::{self, DeadMount, Replica, StatusReport, TaskState, VolumeState, VolumeStatus};
+use crate::daemon::find;
+use crate::os;
+use crate::probe::mounts::Mount;
 use crate::problem::{Code, ExitCode, Problem};
 
 /// Arguments of `scelle status`.
@@ -37,8 +41,9 @@ const WATCH_LINES: u32 = 20;
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     let wanted = arguments.volume.as_deref();
     let (found, silent) = mounted(wanted)?;
-    let report = StatusReport { volumes: found.into_iter().map(|(_, volume)| volume).collect() };
-    if let Some(name) = wanted.filter(|_| report.volumes.is_empty()) {
+    let dead = dead(wanted);
+    let report = StatusReport { volumes: found.into_iter().map(|(_, volume)| volume).collect(), dead };
+    if let Some(name) = wanted.filter(|_| report.volumes.is_empty() && report.dead.is_empty()) {
         return Err(silent.unwrap_or_else(|| not_mounted(name)));
     }
     if arguments.watch {
@@ -54,7 +59,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
         return Err(silent);
     }
     let healthy = report.volumes.iter().all(|volume| volume.state == VolumeState::Healthy && volume.advice.is_empty());
-    Ok(if healthy { ExitCode::Done } else { ExitCode::Degraded })
+    Ok(if healthy && report.dead.is_empty() { ExitCode::Done } else { ExitCode::Degraded })
+}
+
+/// The mounts whose daemon has died; with a name, those that it can mean.
+fn dead(wanted: Option<&str>) -> Vec<DeadMount> {
+    let is_wanted = |mount: &Mount| {
+        let is_called = |name: &str| {
+            mount.mountpoint == os::mountpoint_path(Path::new(name))
+                || mount.source.rsplit(':').any(|part| part == name)
+        };
+        wanted.is_none_or(is_called)
+    };
+    let of =
+        |mount: Mount| DeadMount { source: mount.source, mountpoint: mount.mountpoint.to_string_lossy().into_owned() };
+    find::dead_mounts().into_iter().filter(is_wanted).map(of).collect()
 }
 
 /// Prints what is done between two answers, until no volume is left or nobody reads.
@@ -86,8 +105,12 @@ fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Pro
 
 fn words(report: &StatusReport) -> String {
     let mut out = String::new();
-    if report.volumes.is_empty() {
+    if report.volumes.is_empty() && report.dead.is_empty() {
         out.push_str("no volume is mounted\n");
+    }
+    for DeadMount { source, mountpoint } in &report.dead {
+        let problem = Problem::new(Code::DaemonDead, format!("the daemon of {source} on {mountpoint} has died"));
+        out.push_str(&format!("{}\n", lines(&problem.whole())));
     }
     for volume in &report.volumes {
         // Writing to a String cannot fail.

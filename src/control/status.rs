@@ -9,6 +9,18 @@ use crate::problem::Problem;
 pub struct StatusReport {
     /// Every mounted volume, or the one that was asked for.
     pub volumes: Vec<VolumeStatus>,
+    /// Mounts whose daemon has died.
+    #[serde(default)]
+    pub dead: Vec<DeadMount>,
+}
+
+/// A mount whose daemon has died: its volume is in the folder's place, and cannot be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadMount {
+    /// What was mounted, as the mount table names it.
+    pub source: String,
+    /// Where.
+    pub mountpoint: String,
 }
 
 /// The state of a volume as a whole.
@@ -421,7 +433,7 @@ mod tests {
 
     #[test]
     fn status_keeps_its_keys() {
-        let json = serde_json::to_value(StatusReport { volumes: vec![sample()] }).unwrap();
+        let json = serde_json::to_value(StatusReport { volumes: vec![sample()], dead: Vec::new() }).unwrap();
         let volume = &json["volumes"][0];
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         for key in [

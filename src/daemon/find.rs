@@ -4,6 +4,8 @@ use std::fs::{self, DirEntry};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{StatVfsMountFlags, statfs, statvfs};
 use rustix::io::Errno;
@@ -17,6 +19,9 @@ use crate::probe::mounts::{self, Mount};
 use crate::probe::sys::Kernel;
 use crate::problem::{Code, Problem};
 use crate::units::Uuid;
+
+/// Longest wait for filesystems to say whether they are there.
+const DEAD_WAIT: Duration = Duration::from_secs(2);
 
 /// The devices that `names` stand for. A path is a device; a single other word is a label or a UUID, also written
 /// `LABEL=…` or `UUID=…`. Devices that were found by a name only claim to be the volume's.
@@ -99,6 +104,35 @@ pub fn is_ours(mount: &Mount) -> bool {
 /// What the kernel answers for a FUSE daemon that has died: the second, once the connection was aborted with a file open.
 const GONE: [Errno; 2] = [Errno::NOTCONN, Errno::CONNABORTED];
 
+/// Whether the daemon of a mount has died.
+fn is_dead(mount: &Mount) -> bool {
+    statfs(&mount.mountpoint).is_err_and(|error| GONE.contains(&error))
+}
+
+/// Mounts of ours whose daemon has died. A filesystem that does not answer is not waited for: its daemon is there.
+pub fn dead_mounts() -> Vec<Mount> {
+    let ours: Vec<Mount> = mounts().into_iter().filter(is_ours).collect();
+    let (sender, answers) = mpsc::channel();
+    for mount in ours {
+        let sender = sender.clone();
+        let ask = move || {
+            let is_dead = is_dead(&mount);
+            // Whoever asks may have stopped waiting.
+            let _ = sender.send((mount, is_dead));
+        };
+        if let Err(error) = std::thread::Builder::new().name("dead".into()).spawn(ask) {
+            log::warn!("no thread to look for dead mounts: {error}");
+        }
+    }
+    drop(sender);
+    let deadline = Instant::now() + DEAD_WAIT;
+    let mut dead = Vec::new();
+    while let Ok((mount, is_dead)) = answers.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        dead.extend(is_dead.then_some(mount));
+    }
+    dead
+}
+
 /// The mount table; empty when /proc cannot be read.
 pub fn mounts() -> Vec<Mount> {
     mounts::read(&Kernel).unwrap_or_default()
@@ -165,8 +199,7 @@ fn prepare_mount(request: &Request, mount: &Mount) -> Result<(), Problem> {
     if mount.kind == "autofs" {
         return Ok(());
     }
-    let dead = is_ours(mount) && statfs(&mount.mountpoint).is_err_and(|error| GONE.contains(&error));
-    if !dead {
+    if !(is_ours(mount) && is_dead(mount)) {
         let text = format!("something is mounted at {place} already: {} ({})", mount.source, mount.kind);
         return Err(Problem::new(Code::MountpointTaken, text));
     }

@@ -147,3 +147,15 @@ fn who_is_not_root_is_told_so() {
     fails(&somebody(&["mount", "archives", "/mnt"]), 1, "needs-root");
     fails(&somebody(&["umount", lab.mountpoint.to_str().unwrap()]), 1, "umount-permission");
 }
+
+#[test]
+fn p11_the_status_names_a_mount_whose_daemon_was_killed() {
+    let lab = Lab::mounted(1, 32);
+    lab.kill_daemon();
+    let mountpoint = lab.mountpoint.to_str().unwrap();
+    for arguments in [&["status"][..], &["status", mountpoint], &["status", "--json"]] {
+        let out = run(Command::new(SCELLE).args(arguments));
+        assert_eq!(out.status.code(), Some(6), "{out:?}");
+        assert!(String::from_utf8_lossy(&out.stdout).contains(mountpoint), "{out:?}");
+    }
+}
