@@ -190,7 +190,7 @@ pub enum Event {
     Unmounted,
     /// Somebody wanted to mount it, and was refused for these reasons.
     MountRefused,
-    /// An older state than the host had seen was accepted with the option `accept-rollback`.
+    /// An older state than the host had seen was accepted with the option `accept-rollback`, which named it.
     RollbackAccepted {
         /// The generation that the host had seen.
         seen: u64,

@@ -21,7 +21,7 @@ use crate::problem::{Code, ExitCode, Problem};
     after_help = "VOLUME is a label or a UUID, DEV... are devices of one volume, MOUNTPOINT is the folder to mount on."
 )]
 pub(super) struct Arguments {
-    /// Mount options: ro, degraded, noexec, suid, dev, sync, powersave, idle=TIME, cache=SIZE, accept-rollback, accept-clock=DAY, registry=FILE, trust=FILE, passphrase-file=FILE
+    /// Mount options: ro, degraded, noexec, suid, dev, sync, powersave, idle=TIME, cache=SIZE, accept-rollback=GENERATION, accept-clock=DAY, registry=FILE, trust=FILE, passphrase-file=FILE
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Stay in front, and unmount on Ctrl-C

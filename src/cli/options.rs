@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::daemon::MountOptions;
 use crate::problem::{Code, Problem};
 use crate::registry::Date;
+use crate::units::Generation;
 
 /// What an option does with what is already set.
 enum Effect {
@@ -14,13 +15,14 @@ enum Effect {
     SetBytes(fn(&mut MountOptions, u64)),
     SetTime(fn(&mut MountOptions, Duration)),
     SetDay(fn(&mut MountOptions, Date)),
+    SetGeneration(fn(&mut MountOptions, Generation)),
     /// The option means something to mount(8), systemd or the kernel's defaults, and nothing here.
     Neutral,
     /// The same for an option with a value: mount(8) reads it in the mount table and repeats it when it remounts.
     NeutralValue,
 }
 
-use Effect::{Neutral, NeutralValue, Set, SetBytes, SetDay, SetTime, SetValue};
+use Effect::{Neutral, NeutralValue, Set, SetBytes, SetDay, SetGeneration, SetTime, SetValue};
 
 /// Every option that is understood. Names starting with `x-` or `X-` are comments to us, as fstab(5) has it.
 const TABLE: &[(&str, Effect)] = &[
@@ -28,7 +30,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("rw", Set(|o| o.read_only = false)),
     ("remount", Set(|o| o.remount = true)),
     ("degraded", Set(|o| o.degraded = true)),
-    ("accept-rollback", Set(|o| o.accept_rollback = true)),
+    ("accept-rollback", SetGeneration(|o, v| o.accept_rollback = Some(v))),
     ("accept-clock", SetDay(|o, v| o.accept_clock = Some(v))),
     ("exec", Set(|o| o.no_exec = Some(false))),
     ("noexec", Set(|o| o.no_exec = Some(true))),
@@ -111,6 +113,18 @@ pub fn parse(lists: &[String]) -> Result<MountOptions, Problem> {
                     return Err(Problem::new(Code::MountOptionValue, text));
                 }
             },
+            (SetGeneration(set), Some(value)) => match value.parse().ok().filter(|_| is_decimal(value)) {
+                Some(number) => set(&mut options, Generation(number)),
+                None => {
+                    let text = format!("mount option '{name}' takes a generation such as 1234, not '{value}'");
+                    return Err(Problem::new(Code::MountOptionValue, text));
+                }
+            },
+            (SetGeneration(_), None) => {
+                let text = format!("mount option '{name}' takes the generation that is accepted, such as {name}=1234");
+                let advice = "Mount without it: the refusal names the generation, if there is anything to accept.";
+                return Err(Problem::new(Code::MountOptionValue, text).advise(advice));
+            }
             (SetValue(_) | SetBytes(_) | SetTime(_) | SetDay(_) | NeutralValue, None) | (SetValue(_), Some(_)) => {
                 return Err(Problem::new(Code::MountOptionValue, format!("mount option '{name}' needs a value")));
             }
@@ -121,6 +135,10 @@ pub fn parse(lists: &[String]) -> Result<MountOptions, Problem> {
         }
     }
     Ok(options)
+}
+
+fn is_decimal(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// A number of bytes: decimal digits and, if wanted, K, M or G for powers of 1024.
@@ -168,6 +186,7 @@ mod tests {
         assert!(options.degraded && !options.read_only);
         assert_eq!(options.registry, Some(PathBuf::from("/etc/r.toml")));
         assert_eq!(one("").unwrap(), MountOptions::default());
+        assert_eq!(one("accept-rollback=1234").unwrap().accept_rollback, Some(Generation(1234)));
         let again =
             one("rw,nosuid,nodev,noatime,user_id=0,group_id=0,default_permissions,allow_other,remount,ro").unwrap();
         assert_eq!(
@@ -233,6 +252,9 @@ mod tests {
             ("registry", "mount-option-value"),
             ("registry=", "mount-option-value"),
             ("cache", "mount-option-value"),
+            ("accept-rollback", "mount-option-value"),
+            ("accept-rollback=", "mount-option-value"),
+            ("accept-rollback=+7", "mount-option-value"),
             ("accept-clock", "mount-option-value"),
             ("accept-clock=today", "mount-option-value"),
             ("cache=much", "mount-option-value"),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::policy::Kind;
 use crate::policy::load::{REGISTRY_PATH, TRUST_PATH};
 use crate::registry::Date;
+use crate::units::Generation;
 
 /// How the source of a mount begins in the mount table when the volume is not sovereign. Spaces would be hard to read
 /// there. Officers and their keys are not named: they change, and a line of fstab(5) has to stay the same.
@@ -32,8 +33,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Go on although a replica that was in sync is absent.
     pub degraded: bool,
-    /// Go on although every device shows an older state than this host has seen.
-    pub accept_rollback: bool,
+    /// Go on from this generation, although this host has seen a later one.
+    pub accept_rollback: Option<Generation>,
     /// Go on, on this day, although the clock shows an earlier time than one that has been.
     pub accept_clock: Option<Date>,
     /// Let nobody execute anything. If the mount does not say, execution is allowed.

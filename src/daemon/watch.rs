@@ -632,14 +632,16 @@ mod tests {
         let (open, registry) = watched.open();
         let file = folder.path().join(format!("{}.witness", open.uuid()));
         open.close().unwrap();
-        watched.mount(&with).unwrap().close().unwrap();
+        let open = watched.mount(&with).unwrap();
+        let accept = Some(open.store().generation());
+        open.close().unwrap();
         let seen = std::fs::read_to_string(&file).unwrap();
         let digest = crate::registry::hex(&registry.document_digest());
         assert!(seen.contains(&digest) && seen.contains("version = 2\n"), "{seen}");
         let later = seen.replace("version = 2\n", "version = 3\n");
         let other = seen.replace(&digest, &"0".repeat(64));
         for (seen, expected) in [(later, Code::RegistryRolledBack), (other, Code::RegistryEquivocal)] {
-            for options in [with.clone(), OpenOptions { accept_rollback: true, ..with.clone() }] {
+            for options in [with.clone(), OpenOptions { accept_rollback: accept, ..with.clone() }] {
                 std::fs::write(&file, &seen).unwrap();
                 let refused = watched.mount(&options).err().unwrap();
                 assert!(refused.code() == expected && refused.to_string().contains("this host"), "{refused}");

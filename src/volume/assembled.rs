@@ -22,7 +22,7 @@ use crate::pages::provisional::Proof;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry};
-use crate::units::Uuid;
+use crate::units::{Generation, Uuid};
 
 /// How a volume is opened.
 #[derive(Clone, Debug, Default)]
@@ -31,8 +31,9 @@ pub struct OpenOptions {
     pub read_only: bool,
     /// Go on although a replica that the newest root names is absent.
     pub degraded: bool,
-    /// Go on although the witness has seen a later generation; the witness is then set back.
-    pub accept_rollback: bool,
+    /// Go on from this generation, and from no other, where the last commit or the host's witness speak against it
+    /// ([`Error::acceptable`]).
+    pub accept_rollback: Option<Generation>,
     /// Enrol the devices anew that the registry lists otherwise than when they were enrolled ([`Assembled::swapped`]).
     pub enrol: bool,
     /// Go on, on this day (UTC), although the clock shows an earlier time than one that has been.
@@ -305,9 +306,9 @@ impl Assembled {
         &self,
         rings: &mut Vec<recovery::Ring>,
         degraded: bool,
-        accept_rollback: bool,
+        accept: Option<Generation>,
     ) -> Result<Chosen, Error> {
-        let mut chosen = self.choose_root(rings, degraded, accept_rollback)?;
+        let mut chosen = self.choose_root(rings, degraded, accept)?;
         for (index, _) in self.unfit_rows() {
             if let Some(state) = chosen.choice.states.get_mut(index) {
                 *state = mirror::State::Faulty;
@@ -320,7 +321,7 @@ impl Assembled {
         &self,
         rings: &mut Vec<recovery::Ring>,
         degraded: bool,
-        accept_rollback: bool,
+        accept: Option<Generation>,
     ) -> Result<Chosen, Error> {
         let choice = recovery::choose(rings).map_err(|conflict| match conflict {
             recovery::Conflict::NoRoot => Error::NoRoot(self.header.volume),
@@ -331,8 +332,9 @@ impl Assembled {
             return Ok(Chosen { choice, proof: Proof::default(), incomplete: None });
         }
         let proof = self.prove(&choice.root, &choice);
-        self.refuse_loss(&choice, &proof, accept_rollback)?;
-        let is_dropped = accept_rollback && proof.unread.is_some();
+        let on_from = acceptable(rings, &choice, &proof);
+        self.refuse_loss(&choice, &proof, on_from, accept)?;
+        let is_dropped = proof.unread.is_some() && accept.is_some() && accept == on_from;
         if proof.lost == 0 && !is_dropped {
             return Ok(Chosen { choice, proof, incomplete: None });
         }
@@ -395,9 +397,17 @@ impl Assembled {
         Ok(())
     }
 
-    /// Refuses to take blocks of the last commit for lost while a replica is absent that may have them.
-    fn refuse_loss(&self, choice: &recovery::Choice, proof: &Proof, accept_rollback: bool) -> Result<(), Error> {
-        if accept_rollback || proof.lost == 0 && proof.unread.is_none() || choice.absent.is_empty() {
+    /// Refuses to take blocks of the last commit for lost while a replica is absent that may have them. With that,
+    /// the volume goes on from `on_from`, which can be accepted.
+    fn refuse_loss(
+        &self,
+        choice: &recovery::Choice,
+        proof: &Proof,
+        on_from: Option<Generation>,
+        accept: Option<Generation>,
+    ) -> Result<(), Error> {
+        let is_accepted = accept.is_some() && accept == on_from;
+        if is_accepted || proof.lost == 0 && proof.unread.is_none() || choice.absent.is_empty() {
             return Ok(());
         }
         let absent = self.names(&choice.absent);
@@ -406,7 +416,8 @@ impl Assembled {
             None => format!("at least {} of its blocks are on no replica that is here", proof.lost),
         };
         let why = format!("{why}. {absent} may have what is missing: attach it");
-        Err(Error::Unproven { volume: self.header.volume, generation: choice.root.generation, why })
+        let (volume, generation) = (self.header.volume, choice.root.generation);
+        Err(Error::Unproven { volume, generation, acceptable: on_from, given: accept, why })
     }
 
     /// Proves the chosen root's commit where the root is not provisional: all that it refers to was flushed before it
@@ -418,11 +429,12 @@ impl Assembled {
         &self,
         choice: &mut recovery::Choice,
         rings: &[recovery::Ring],
-        accept_rollback: bool,
+        accept: Option<Generation>,
     ) -> Result<Proof, Error> {
         let origin = recovery::origin(rings, &choice.root);
         let mut proof = self.prove(&origin, choice);
-        self.refuse_loss(choice, &proof, accept_rollback)?;
+        // What was flushed is gone on from, whatever of it can be read.
+        self.refuse_loss(choice, &proof, Some(choice.root.generation), accept)?;
         if proof.unread.take().is_some() || proof.lost > 0 {
             let (volume, generation) = (self.header.volume, origin.generation);
             log::error!("volume {volume}: blocks of commit {generation} are damaged on every replica");
@@ -525,4 +537,12 @@ impl Assembled {
 pub(super) fn has_whole(keys: &Keys, volume: Uuid, device: &ApprovedDevice, root: &Root) -> bool {
     let proof = Proof::of(root, keys, volume, &[(0, device as &dyn BlockDevice)]);
     proof.lost == 0 && proof.unread.is_none()
+}
+
+/// The generation that the volume goes on from when what is lost of the chosen commit, or cannot be read, is accepted.
+pub(super) fn acceptable(rings: &[recovery::Ring], choice: &recovery::Choice, proof: &Proof) -> Option<Generation> {
+    match recovery::choose_before(rings, &choice.root) {
+        Some((_, before)) => Some(before.root.generation),
+        None => proof.unread.is_none().then_some(choice.root.generation),
+    }
 }

@@ -58,7 +58,7 @@ impl Assembled {
     /// When there is no root to check from, or the metadata cannot be read from any replica.
     pub fn check(self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, Error> {
         self.refuse_swapped()?;
-        let Chosen { choice, proof, .. } = self.choose(&mut self.rings(), true, false)?;
+        let Chosen { choice, proof, .. } = self.choose(&mut self.rings(), true, None)?;
         let mut report = CheckReport { generation: choice.root.generation, ..CheckReport::default() };
         self.check_labels(&mut report);
         let (mirror, device_bytes) = self.mirror(&choice.states)?;

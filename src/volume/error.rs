@@ -103,6 +103,8 @@ pub enum Error {
         found: Generation,
         /// Generation in the witness.
         seen: Generation,
+        /// What the mount accepts: another generation.
+        given: Option<Generation>,
         /// How the two contradict each other, and which replica has the later one.
         why: String,
     },
@@ -113,6 +115,10 @@ pub enum Error {
         volume: Uuid,
         /// Where the witness is.
         folder: String,
+        /// Generation on the devices.
+        found: Generation,
+        /// What the mount accepts: another generation.
+        given: Option<Generation>,
         /// The system's error.
         source: std::io::Error,
     },
@@ -123,6 +129,10 @@ pub enum Error {
         volume: Uuid,
         /// The commit.
         generation: Generation,
+        /// The generation that the volume can go on from all the same, if there is one.
+        acceptable: Option<Generation>,
+        /// What the mount accepts: another generation.
+        given: Option<Generation>,
         /// What is not known, and who may know it.
         why: String,
     },
@@ -192,6 +202,46 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The generation that the volume goes on from, if somebody accepts that, and nothing else is refused.
+    pub fn acceptable(&self) -> Option<Generation> {
+        match self {
+            Self::RolledBack { found, .. } | Self::Witness { found, .. } => Some(*found),
+            Self::Unproven { acceptable, .. } => *acceptable,
+            _ => None,
+        }
+    }
+
+    /// The advice that names exactly the option which accepts what is refused.
+    fn way_out(&self) -> Option<String> {
+        let (first, given, loss) = match self {
+            Self::RolledBack { given, .. } => (
+                "Attach the replicas that the message names.",
+                given,
+                "If you restored \
+                the devices on purpose, accept that state, and no other, with",
+            ),
+            Self::Witness { given, .. } => (
+                "Look at that disk, and mount again.",
+                given,
+                "If the witness is lost, and you \
+                know that the devices show the last state, accept it with",
+            ),
+            Self::Unproven { given, .. } => (
+                "Attach the replicas that the message names, look at the devices and what connects them, and mount again.",
+                given,
+                "If what is missing is lost, go on without it with",
+            ),
+            _ => return None,
+        };
+        let Some(accept) = self.acceptable() else { return Some(first.to_owned()) };
+        let other = given.map_or(String::new(), |given| {
+            format!(" (accept-rollback={given}, which was given, accepts another state)")
+        });
+        Some(format!("{first} {loss} -o accept-rollback={accept}{other}. Leave the option out afterwards."))
+    }
+}
+
 /// The first reason stands for all of them.
 fn code_of(reasons: &[Problem], otherwise: Code) -> Code {
     reasons.first().map_or(otherwise, |reason| reason.code)
@@ -206,7 +256,13 @@ impl From<Error> for Problem {
             Error::NotEmpty { ref erase, .. } => Self::new(error.code(), error.to_string())
                 .advise(format!("If that is no longer needed, erase it first: {erase}")),
             Error::Diverged { ref way_out, .. } => Self::new(error.code(), error.to_string()).advise(way_out),
-            error => Self::new(error.code(), error.to_string()),
+            error => {
+                let problem = Self::new(error.code(), error.to_string());
+                match error.way_out() {
+                    Some(advice) => problem.advise(advice),
+                    None => problem,
+                }
+            }
         }
     }
 }

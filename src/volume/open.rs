@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::assembled::{Assembled, Chosen, OpenOptions, Swapped};
+use super::assembled::{Assembled, Chosen, OpenOptions, Swapped, acceptable};
 use super::error::{Error, System};
 use super::members::resync::Resync;
 use super::members::{AtMount, Members};
@@ -151,9 +151,11 @@ impl Assembled {
         let mut rings = self.rings();
         let accept = options.accept_rollback;
         let Chosen { mut choice, mut proof, incomplete } = self.choose(&mut rings, options.degraded, accept)?;
-        if let Some((block, error)) = proof.unread {
+        if let Some((block, error)) = &proof.unread {
             let why = format!("block {} is on no device that can read it ({error})", block.0);
-            return Err(Error::Unproven { volume, generation: choice.root.generation, why });
+            let acceptable = acceptable(&rings, &choice, &proof);
+            let generation = choice.root.generation;
+            return Err(Error::Unproven { volume, generation, acceptable, given: accept, why });
         }
         self.refuse_left_commit(&choice, &rings)?;
         if choice.root.provisional.is_none() && incomplete.is_none() {
@@ -175,6 +177,12 @@ impl Assembled {
         let Seen { record: seen, written_unix_s, rolled_back, unreadable } = self.check_witness(options, &choice)?;
         if let Some(accepted) = seen.as_ref().and_then(witness::Record::registry) {
             accepted.admits(registry, "this host").map_err(|problem| Error::Registry(vec![problem]))?;
+        }
+        if let Some(given) = accept.filter(|given| *given != choice.root.generation) {
+            let generation = choice.root.generation;
+            log::warn!(
+                "volume {volume}: nothing is accepted with accept-rollback={given}: it goes on from generation {generation}. Leave the option out"
+            );
         }
         let clock = check_clock(options, volume, &choice.root, written_unix_s)?;
         let behind = if options.read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
@@ -393,8 +401,9 @@ impl Assembled {
             Ok(Some(seen)) => seen,
             Ok(None) => return Ok(Seen::default()),
             Err(source) => {
-                let error = Error::Witness { volume, folder: folder.display().to_string(), source };
-                if !options.accept_rollback {
+                let (folder, given) = (folder.display().to_string(), options.accept_rollback);
+                let error = Error::Witness { volume, folder, found: choice.root.generation, given, source };
+                if given != error.acceptable() {
                     return Err(error);
                 }
                 log::warn!("{error}: the administrator goes on without it");
@@ -422,13 +431,14 @@ impl Assembled {
             true => why,
             false => format!("{why}. {} held that generation: attach it", self.names(&away)),
         };
-        if options.accept_rollback {
+        let given = options.accept_rollback;
+        if given == Some(found) {
             log::warn!(
                 "volume {volume}: rollback from generation {seen} to {found} accepted by the administrator: {why}"
             );
             return Ok(Seen { record: Some(record), written_unix_s, rolled_back: Some(seen), unreadable: None });
         }
-        Err(Error::RolledBack { volume, found, seen, why })
+        Err(Error::RolledBack { volume, found, seen, given, why })
     }
 }
 

@@ -8,8 +8,8 @@ use scelle::fs::Fs;
 use scelle::limits::{AUDIT_PAGE_BYTES_MAX, AUDIT_RECORD_BYTES_MAX};
 use scelle::mirror::State;
 use scelle::problem::{Code, Problem};
-use scelle::units::{Ino, Uuid};
-use scelle::volume::{Open, OpenOptions};
+use scelle::units::{Generation, Ino, Uuid};
+use scelle::volume::{self, Open, OpenOptions};
 
 use super::Bench;
 use super::support::court::CALLER;
@@ -233,7 +233,18 @@ fn p9_a_rollback_that_was_accepted_is_told() {
     let old = bench.disks.clone();
     mounted(&mut bench, &options, |open| (0..4).for_each(|_| open.fs().checkpoint().unwrap()));
     bench.disks = old;
-    let accept = OpenOptions { accept_rollback: true, ..options };
+    // Only the state that is named is accepted; the refusal names it.
+    let copy = bench.court.on(&bench.all(), &Log::default());
+    let volume::Error::RolledBack { found, seen, .. } = copy.open_with(&options).err().unwrap() else { panic!() };
+    for other in [Generation(found.0 - 1), found.next(), seen] {
+        let stale = OpenOptions { accept_rollback: Some(other), ..options.clone() };
+        let refused = Problem::from(copy.open_with(&stale).err().unwrap());
+        assert_eq!(refused.code, Code::VolumeRolledBack, "{other}");
+        for named in [format!("-o accept-rollback={found}"), format!("accept-rollback={other}, which was given")] {
+            assert!(refused.advice.contains(&named), "{}", refused.advice);
+        }
+    }
+    let accept = OpenOptions { accept_rollback: Some(found), ..options };
     let told = mounted(&mut bench, &accept, trail).pop().unwrap();
     assert_eq!(told.event, "rollback-accepted");
     assert!(told.details["seen"].as_u64() > told.details["found"].as_u64());

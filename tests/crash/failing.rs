@@ -8,8 +8,8 @@ use scelle::fs::Fs;
 use scelle::limits::LABEL_SIZE;
 use scelle::mirror::State;
 use scelle::problem::{ExitCode, Problem};
-use scelle::units::Ino;
-use scelle::volume::{OpenOptions, Portion};
+use scelle::units::{Generation, Ino};
+use scelle::volume::{self, OpenOptions, Portion};
 
 use super::support::court::{CALLER, Court};
 use super::support::rng::{self, Rng};
@@ -146,15 +146,24 @@ impl Running {
 #[test]
 fn p5_a_commit_that_cannot_be_read_after_a_crash_is_neither_kept_nor_dropped() {
     let running = Running::new(1);
-    let accepting = OpenOptions { accept_rollback: true, ..OpenOptions::default() };
+    let accepting = |generation| OpenOptions { accept_rollback: Some(generation), ..OpenOptions::default() };
     for block in &running.written {
         running.lay(None);
         running.fails_to_read(*block, u64::MAX);
+        let refusal = running.court.open_with(&OpenOptions::default()).err().unwrap();
+        let volume::Error::Unproven { generation: last, .. } = refusal else { panic!("{refusal}") };
+        let before = Generation(last.0 - 1);
+        // Nothing but the commit before is what can be accepted.
+        assert!(running.court.open_with(&accepting(last)).is_err(), "block {block}");
         for read_only in [false, true] {
             let refusal = running.court.open_with(&OpenOptions { read_only, ..OpenOptions::default() }).err().unwrap();
             assert_eq!(refusal.code().exit(), ExitCode::Failed, "block {block}: {refusal}");
             let refusal = Problem::from(refusal);
-            assert!(refusal.advice.contains("-o accept-rollback"), "block {block}: {}", refusal.whole());
+            assert!(
+                refusal.advice.contains(&format!("-o accept-rollback={before}.")),
+                "block {block}: {}",
+                refusal.whole()
+            );
         }
         assert!(running.court.memory[0].image() == running.after, "block {block}: something was written");
         // Somebody plugged the cable in.
@@ -163,14 +172,14 @@ fn p5_a_commit_that_cannot_be_read_after_a_crash_is_neither_kept_nor_dropped() {
         // Or the sector is lost: then the commit before is whole, once somebody has accepted that.
         running.lay(None);
         running.fails_to_read(*block, u64::MAX);
-        let open = running.court.open_with(&accepting).unwrap();
+        let open = running.court.open_with(&accepting(before)).unwrap();
         assert!(open.fs().lookup(Ino::ROOT, b"acked").is_err(), "block {block}");
         drop(open);
         running.court.devices[0].heal();
         assert!(!running.is_there(&OpenOptions::default()), "block {block}");
         // Where everything can be read the option changes nothing.
         running.lay(None);
-        assert!(running.is_there(&accepting));
+        assert!(running.is_there(&accepting(before)));
         // What is known to be missing counts, whatever else cannot be read, and however often.
         for missing in [running.written[0], *running.written.last().unwrap()] {
             running.lay(Some(missing));

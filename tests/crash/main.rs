@@ -200,7 +200,7 @@ fn recover(bench: &Bench, disks: &[Option<Disk>], whole_check: bool) -> Result<T
         // A replica by itself does not know whether its last commit was answered for: somebody has to say so.
         Err(error) if degraded && error.code() == Code::VolumeUnproven => {
             let court = bench.court.on(disks, &log);
-            let accept = OpenOptions { degraded, accept_rollback: true, ..OpenOptions::default() };
+            let accept = OpenOptions { degraded, accept_rollback: error.acceptable(), ..OpenOptions::default() };
             let open = court.open_with(&accept)?;
             devices = court.memory;
             open

@@ -122,6 +122,17 @@ impl Cell<'_> {
         (outcome, left)
     }
 
+    /// Accepts what the refusal of these disks names.
+    fn accepting(&self, disks: &[Option<Disk>]) -> OpenOptions {
+        let options = OpenOptions { degraded: disks.iter().any(Option::is_none), ..OpenOptions::default() };
+        let court = self.commit.bench.court.on(disks, &Log::default());
+        let accept_rollback = match court.open_with(&options).err().unwrap() {
+            volume::Error::Diverged { one, .. } => Some(one.generation),
+            error => error.acceptable(),
+        };
+        OpenOptions { accept_rollback, ..options }
+    }
+
     fn look(&self, open: Open) -> Outcome {
         let is_resyncing = || open.status().replicas.iter().any(|replica| replica.state == State::Resyncing);
         wait_for("the resync", || !is_resyncing());
@@ -151,7 +162,6 @@ impl Cell<'_> {
         let returned = |left: &[Option<Disk>]| -> Vec<Option<Disk>> {
             left.iter().enumerate().map(|(i, disk)| disk.clone().or_else(|| self.disk(i, Honest))).collect()
         };
-        let accept = OpenOptions { accept_rollback: true, ..OpenOptions::default() };
         match wanted {
             There => {
                 // Whoever was away comes back, and each is the volume by itself.
@@ -163,8 +173,9 @@ impl Cell<'_> {
             }
             Before if self.pair.contains(&Absent) => {
                 // The one that comes back has the commit: it is not overwritten before somebody says so.
-                for options in [OpenOptions::default(), accept] {
-                    assert_eq!(self.mount(&returned(&left), &options).0, Diverged, "{self:?}: the return");
+                let returned = returned(&left);
+                for options in [OpenOptions::default(), self.accepting(&returned)] {
+                    assert_eq!(self.mount(&returned, &options).0, Diverged, "{self:?}: the return");
                 }
             }
             Before => assert_eq!(self.mount(&left, &OpenOptions::default()).0, Before, "{self:?}: the second mount"),
@@ -172,7 +183,7 @@ impl Cell<'_> {
                 // Nothing was written: the one that was away brings the commit along.
                 assert!(left == self.disks(), "{self:?}: something was written");
                 assert_eq!(self.mount(&returned(&left), &OpenOptions::default()).0, There, "{self:?}: the return");
-                let (accepted, left) = self.mount(&self.disks(), &accept);
+                let (accepted, left) = self.mount(&self.disks(), &self.accepting(&self.disks()));
                 let unreadable = matches!(accepted, Unreadable | There);
                 assert!(if self.provisional { accepted == Before } else { unreadable }, "{self:?}: {accepted:?}");
                 if accepted == Before {

@@ -202,10 +202,12 @@ fn p6_an_incomplete_commit_is_not_brought_back_by_a_replica_that_was_away() {
         let degraded = disks.iter().any(Option::is_none);
         commit.bench.open(assembled, degraded).err().map(|error| error.code())
     };
-    let accept = OpenOptions { degraded: true, accept_rollback: true, ..OpenOptions::default() };
     let one = [crashed[0].clone(), None];
     assert_eq!(refused(&one), Some(Code::VolumeUnproven));
     let alone = commit.bench.court.on(&one, &Log::default());
+    let degraded = OpenOptions { degraded: true, ..OpenOptions::default() };
+    let accept_rollback = alone.open_with(&degraded).err().unwrap().acceptable();
+    let accept = OpenOptions { accept_rollback, ..degraded };
     let open = alone.open_with(&accept).unwrap();
     put(open.fs(), b"alone", &content(1, 10_000)).unwrap();
     let tree = workload::look(open.fs()).unwrap();

@@ -121,7 +121,8 @@ fn p6_devices_that_were_set_back_and_used_elsewhere_are_recognised() {
     assert!(get(open.fs(), b"acked-19") == content(19, 5000));
     open.close().unwrap();
     // Accepted once, the other history is the volume's.
-    let accept = OpenOptions { accept_rollback: true, ..with.clone() };
+    let refused = open_here(&forked, &with).err().unwrap();
+    let accept = OpenOptions { accept_rollback: refused.acceptable(), ..with.clone() };
     let (open, devices) = open_here(&forked, &accept).unwrap();
     open.close().unwrap();
     let forked: Vec<Disk> = devices.iter().map(|device| device.disk()).collect();
@@ -151,7 +152,9 @@ fn p6_a_replica_that_was_left_behind_does_not_pass_for_the_volume() {
         drop(other);
         // The explicit way, which the trail tells.
         let remembered = copy(folder.path(), open.uuid());
-        let accept = OpenOptions { degraded: true, accept_rollback: true, ..with_witness(remembered.path()) };
+        let with = OpenOptions { degraded: true, ..with_witness(remembered.path()) };
+        let refused = power_fails(&court, &[0]).open_with(&with).err().unwrap();
+        let accept = OpenOptions { accept_rollback: refused.acceptable(), ..with };
         let alone = power_fails(&court, &[0]).open_with(&accept).unwrap();
         assert!(super::audit::trail(&alone).iter().any(|record| record.event == "rollback-accepted"));
         drop(alone);
@@ -259,9 +262,11 @@ fn p6_a_witness_that_cannot_be_read_refuses_until_it_is_accepted() {
             assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
         }
         let begin = Instant::now();
-        let (code, text) = refusal(court.open_with(&with));
+        let refused = court.open_with(&with).err().unwrap();
+        let accept = refused.acceptable();
+        let (code, text) = refusal(Err::<Open, _>(refused));
         assert!(code == Code::WitnessUnavailable && begin.elapsed() < PATIENCE, "{text} {:?}", begin.elapsed());
-        let open = court.open_with(&OpenOptions { accept_rollback: true, ..with.clone() }).unwrap();
+        let open = court.open_with(&OpenOptions { accept_rollback: accept, ..with.clone() }).unwrap();
         let mount = super::audit::trail(&open).into_iter().rfind(|record| record.event == "mounted").unwrap();
         assert!(mount.reasons.iter().any(|reason| reason.code == "witness-unavailable"));
         let volume = open.uuid();
