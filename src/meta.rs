@@ -66,6 +66,16 @@ pub enum Error {
 /// Result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
 
+impl Error {
+    /// The page of the database for which a statement of this thread has just failed, if a page was the reason.
+    pub fn unreadable_page(&self) -> Option<u64> {
+        match self {
+            Self::Sql(error) => crate::pages::unreadable_page(error),
+            _ => None,
+        }
+    }
+}
+
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {

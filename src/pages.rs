@@ -79,7 +79,7 @@ pub use commit::StagedBatch;
 pub use data::{Extent, Part};
 pub use readers::ReadGuard;
 pub use unit::{Finding, Unit};
-pub use vfs::{describe, is_integrity};
+pub use vfs::{describe, is_integrity, leave_out, unreadable_page};
 
 use lost::Lost;
 use provisional::Written;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     limits::{LINK_MAX, NAME_MAX, SYMLINK_MAX},
-    meta::{FLAG_ACL_DEFAULT, Inode, Kind, S_IFMT, Tx},
+    meta::{self, FLAG_ACL_DEFAULT, Inode, Kind, S_IFMT, Tx, View},
     units::Ino,
 };
 
@@ -18,6 +18,12 @@ use crate::{
 const COOKIE_DOT: u64 = 1;
 /// Cookie that resumes a listing after "..". The names' cookies are greater.
 const COOKIE_DOT_DOT: u64 = 2;
+
+/// Set in the cookies of a listing that has left names out. Cookies have 62 bits, and are positive as a `loff_t`.
+const NAMES_LEFT_OUT: u64 = 1 << 62;
+
+/// Most attempts of one call to find a name that can be read: two for each page that is left out.
+const LEFT_OUT_MAX: usize = 128;
 
 /// An entry of a listing.
 #[derive(Debug)]
@@ -209,8 +215,11 @@ impl Fs {
     }
 
     /// Calls `emit` for the entries after `cookie` (0: all, "." and ".." first), until it returns false because it did
-    /// not take the entry. With `plus` each entry comes with its attributes, and each entry taken counts a lookup,
-    /// except "." and "..". `emit` runs while the metadata is locked: it must not call the filesystem.
+    /// not take the entry. With `plus` each entry comes with its attributes, and each entry taken with them counts a
+    /// lookup, except "." and "..". `emit` runs while the metadata is locked: it must not call the filesystem.
+    ///
+    /// What cannot be read is left out: names whose page no replica has, attributes of a name. A listing that left names
+    /// out fails at its end, after all others. Its cookies say so ([`NAMES_LEFT_OUT`]), so nothing is remembered here.
     ///
     /// # Errors
     /// [`Error::NotDirectory`], or of the metadata.
@@ -226,32 +235,82 @@ impl Fs {
             if cookie < COOKIE_DOT_DOT {
                 let parent = Ino(dir.parent);
                 // A removed folder may have outlived the folder that held it.
-                let attr = if plus { Some(Attr::from(&view.inode(parent)?.unwrap_or(dir))) } else { None };
+                let above = match view.inode(parent) {
+                    Err(error) if error.unreadable_page().is_some() => None,
+                    found => found?,
+                };
+                let attr = plus.then(|| Attr::from(&above.unwrap_or(dir)));
                 let next_cookie = COOKIE_DOT_DOT;
                 if !emit(DirEntry { ino: parent, kind: Kind::Directory, name: b"..", next_cookie, attr }) {
                     return Ok(());
                 }
             }
-            let mut references = self.references();
-            view.list(ino, cookie.max(COOKIE_DOT_DOT), plus, |listed| {
+            let mut listing = Listing {
+                after: (cookie & !NAMES_LEFT_OUT).max(COOKIE_DOT_DOT),
+                left_out: cookie & NAMES_LEFT_OUT,
+                is_empty: cookie >= COOKIE_DOT_DOT,
+            };
+            self.list(view, ino, plus, &mut listing, emit)
+        })
+    }
+
+    fn list(
+        &self,
+        view: &View<'_>,
+        ino: Ino,
+        plus: bool,
+        listing: &mut Listing,
+        emit: &mut dyn FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<()> {
+        let mut references = self.references();
+        let mut with_attr = plus;
+        for _ in 0..LEFT_OUT_MAX {
+            let listed = view.list(ino, listing.after, with_attr, |listed| {
                 let dentry = listed.dentry;
                 let attr = listed.inode.as_ref().map(Attr::from);
                 let entry = DirEntry {
                     ino: dentry.ino,
                     kind: dentry.kind,
                     name: listed.name,
-                    next_cookie: dentry.cookie,
+                    next_cookie: dentry.cookie | listing.left_out,
                     attr,
                 };
                 let taken = emit(entry);
-                if taken && plus {
+                if taken && with_attr {
                     references.looked_up(dentry.ino);
                 }
+                listing.is_empty = false;
                 taken
-            })?;
-            Ok(())
-        })
+            });
+            let Err(error) = listed else { break };
+            let page = error.unreadable_page();
+            match page {
+                // The next call comes here again, with nothing before the error.
+                _ if !listing.is_empty => return Ok(()),
+                None => return Err(error.into()),
+                // It may be a page of attributes.
+                Some(_) if with_attr => with_attr = false,
+                Some(page) => {
+                    listing.left_out = NAMES_LEFT_OUT;
+                    listing.after = view.behind(page, ino, listing.after).ok_or(error)?;
+                    with_attr = plus;
+                }
+            }
+        }
+        if listing.is_empty && listing.left_out != 0 {
+            return Err(meta::Error::Corrupt("names of a folder cannot be read; the log has the pages").into());
+        }
+        Ok(())
     }
+}
+
+/// How far one call of a listing is.
+struct Listing {
+    after: u64,
+    /// [`NAMES_LEFT_OUT`] or nothing.
+    left_out: u64,
+    /// Whether no entry was found yet.
+    is_empty: bool,
 }
 
 /// What to make.

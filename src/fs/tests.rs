@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod content;
+mod damage;
 mod full;
 mod life;
 mod names;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     limits::{AUDIT_RECORD_BYTES_MAX, XATTR_VALUE_MAX},
-    pages::provisional::Written,
+    pages::{self, provisional::Written},
     units::{BlockAddr, Ino, Run, Tag},
 };
 
@@ -42,6 +42,7 @@ const FIND: &str = "SELECT cookie, ino, kind FROM dentry WHERE parent = ? AND co
 const PROBED: &str = "SELECT cookie, name FROM dentry WHERE parent = ? AND cookie BETWEEN ? AND ? ORDER BY cookie";
 const ANY: &str = "SELECT 1 FROM dentry WHERE parent = ? LIMIT 1";
 const LIST: &str = "SELECT cookie, ino, kind, name FROM dentry WHERE parent = ? AND cookie > ? ORDER BY cookie";
+const NEXT: &str = "SELECT cookie FROM dentry WHERE parent = ? AND cookie > ? ORDER BY cookie LIMIT 1";
 const LIST_PLUS: &str = concat!(
     "SELECT d.cookie, d.ino, d.kind, d.name, ",
     inode_columns!(),
@@ -81,6 +82,7 @@ pub(super) const QUERIES: &[&str] = &[
     PROBED,
     ANY,
     LIST,
+    NEXT,
     LIST_PLUS,
     EXTENTS,
     ALL_EXTENTS,
@@ -222,6 +224,28 @@ impl<'a> View<'a> {
             }
         }
         Ok(())
+    }
+
+    /// A listing of folder `parent` after `cookie` has just failed for `page`. Returns the least cookie after which it
+    /// does not fail for that page; none when the page reaches to the folder's end.
+    ///
+    /// A page holds names whose cookies follow each other, and leads to such names. So that cookie is found by bisection,
+    /// without the devices.
+    pub fn behind(&self, page: u64, parent: Ino, cookie: u64) -> Option<u64> {
+        let _left_out = pages::leave_out(page);
+        let fails = |after: u64| {
+            let next = self.one(NEXT, (asked(parent.0), asked(after)), |_| Ok(()));
+            next.is_err_and(|error| error.unreadable_page() == Some(page))
+        };
+        let (mut low, mut high) = (cookie, COOKIE_MASK);
+        if fails(high) {
+            return None;
+        }
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            if fails(middle) { low = middle } else { high = middle }
+        }
+        Some(high)
     }
 
     /// At most `limit` extents of the file that overlap blocks `from..to`, in order, with their tags.

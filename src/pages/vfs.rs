@@ -5,6 +5,7 @@
 //! [`Store::commit`]'s. One VFS is registered for the process; a database's name is the number under which its store
 //! waits in [`WAITING`], so that opening needs no global table of volumes and closing frees everything.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::MaybeUninit;
@@ -39,6 +40,34 @@ pub fn describe(error: &rusqlite::Error) -> String {
         }
         Some(UNREADABLE_CODE) => "a block of the metadata cannot be read from any replica; the log names it".to_owned(),
         _ => format!("SQLite: {error}"),
+    }
+}
+
+thread_local! {
+    /// The page that could not be read last. SQLite reads on the thread that runs the statement.
+    static FAILED: Cell<Option<u64>> = const { Cell::new(None) };
+    /// The page that is known to be unreadable, and is not read again.
+    static LEFT_OUT: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// The page for which a statement of this thread has just failed, if a page was the reason.
+pub fn unreadable_page(error: &rusqlite::Error) -> Option<u64> {
+    let code = error.sqlite_error()?.extended_code;
+    FAILED.get().filter(|_| matches!(code, INTEGRITY_CODE | UNREADABLE_CODE))
+}
+
+/// While it lives, statements of this thread that need a certain page fail without asking the devices.
+pub struct LeftOut(());
+
+/// Leaves page `no` out, which could not be read a moment ago.
+pub fn leave_out(no: u64) -> LeftOut {
+    LEFT_OUT.set(Some(no));
+    LeftOut(())
+}
+
+impl Drop for LeftOut {
+    fn drop(&mut self) {
+        LEFT_OUT.set(None);
     }
 }
 
@@ -201,8 +230,14 @@ unsafe extern "C" fn read(file: *mut ffi::sqlite3_file, out: *mut c_void, len: c
         }
         let within = to_usize(position % BLOCK_SIZE as u64);
         let part = (BLOCK_SIZE - within).min(out.len() - at);
-        if let Err(error) = store.read_page(position / BLOCK_SIZE as u64, &mut page) {
-            log::error!("page {} of the metadata database: {error}", position / BLOCK_SIZE as u64);
+        let no = position / BLOCK_SIZE as u64;
+        if LEFT_OUT.get() == Some(no) {
+            FAILED.set(Some(no));
+            return INTEGRITY_CODE;
+        }
+        if let Err(error) = store.read_page(no, &mut page) {
+            log::error!("page {no} of the metadata database: {error}");
+            FAILED.set(Some(no));
             return match error {
                 Error::Integrity(_) | Error::Corrupt(_) => INTEGRITY_CODE,
                 _ => UNREADABLE_CODE,
