@@ -214,35 +214,37 @@ impl Fs {
     pub fn format(store: Arc<Store>, root_mode: u32, uid: u32, gid: u32) -> Result<Self> {
         let meta = Meta::create(store.open_database()?)?;
         let fs = Self::assemble(store, meta);
-        let time = now();
-        let root = Inode {
-            ino: Ino::ROOT,
-            mode: Kind::Directory.mode() | root_mode & 0o7777,
-            uid,
-            gid,
-            nlink: 2,
-            rdev: 0,
-            parent: Ino::ROOT.0,
-            flags: 0,
-            size: 0,
-            blocks: 0,
-            atime: time,
-            mtime: time,
-            ctime: time,
-            btime: time,
-        };
+        let root = root_folder(root_mode, uid, gid, now());
         fs.change(|tx| Ok(tx.insert_inode(&root, None)?))?;
         Ok(fs)
     }
 
     /// Opens the filesystem on a store, and frees what a crash left without a name.
     ///
+    /// If no replica has the row of the root folder, the volume can only be read, by root alone: everything but the owner
+    /// and mode of that folder is there. Without the page for the rows of new inodes it can only be read, too.
+    ///
     /// # Errors
     /// Of the store, of SQLite, or of damaged metadata.
     pub fn open(store: Arc<Store>) -> Result<Self> {
         let meta = Meta::open(store.open_database()?)?;
         let fs = Self::assemble(store, meta);
-        fs.existing(Ino::ROOT)?;
+        match fs.existing(Ino::ROOT) {
+            Err(error) if error.is_unreadable_page() => {
+                fs.store.poison(format!("the owner and mode of the root folder are lost: {error}"));
+                fs.meta().stand_in(&root_folder(0o700, 0, 0, Time::default()));
+            }
+            found => found.map(|_| ())?,
+        }
+        // The rows of new inodes reach the table with a commit, and one that fails would be the end of all changes.
+        match fs.view(|view| Ok(view.inode(Ino(u64::MAX >> 1))?)) {
+            Err(error) if error.is_unreadable_page() => {
+                fs.store.poison(format!(
+                    "the table of inodes has no place for a new one, because its end is lost: {error}"
+                ));
+            }
+            found => found.map(|_| ())?,
+        }
         if fs.store.writable().is_ok() {
             // Orphans and rows of `trim` cost only space, and the next mount tries again.
             if let Err(error) = fs.finish_interrupted() {
@@ -479,6 +481,26 @@ impl Fs {
 /// What an operation changes that removes at most `step` extents of a file.
 fn removal(step: usize) -> Weight {
     FEW.plus(Weight::removed_extents(step as u64))
+}
+
+/// The row of an empty root folder.
+fn root_folder(mode: u32, uid: u32, gid: u32, time: Time) -> Inode {
+    Inode {
+        ino: Ino::ROOT,
+        mode: Kind::Directory.mode() | mode & 0o7777,
+        uid,
+        gid,
+        nlink: 2,
+        rdev: 0,
+        parent: Ino::ROOT.0,
+        flags: 0,
+        size: 0,
+        blocks: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        btime: time,
+    }
 }
 
 /// The inode's row, or [`Error::Stale`].

@@ -181,6 +181,11 @@ impl Meta {
         Self { conn, key, inodes, next_ino, ino_ceiling: next_ino, changed: Weight::default(), poisoned: false }
     }
 
+    /// From now on `inode` is read in place of a row that cannot be read.
+    pub fn stand_in(&self, inode: &Inode) {
+        self.inodes.borrow_mut().keep(inode);
+    }
+
     /// Reads.
     ///
     /// # Errors

@@ -134,6 +134,20 @@ pub enum State {
     Refused,
 }
 
+impl State {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::InSync => "in-sync",
+            Self::Resyncing => "resyncing",
+            Self::Stale => "stale",
+            Self::Missing => "missing",
+            Self::Faulty => "faulty",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// Which of its incarnations a replica is in: each time that the replica is taken back, a new one begins. A resync that
 /// was begun for one incarnation is void for the next, because what it had queued was dropped between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

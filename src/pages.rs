@@ -251,22 +251,27 @@ pub struct StoreOptions {
 }
 
 impl Store {
-    /// Opens what `root` describes.
+    /// Opens what `root` describes. When no replica has a part of the space tree, the store is poisoned, and can be read.
     ///
     /// # Errors
-    /// When a node or page of the space tree cannot be read or contradicts the volume's size.
+    /// When the space tree contradicts the volume's size.
     pub fn open(mirror: Arc<Mirror>, options: StoreOptions) -> Result<Arc<Self>> {
         let StoreOptions { keys, volume, total_blocks, device_bytes, root, epoch } = options;
         let mut persisted = Bitmap::new(total_blocks);
         let mut space_tree = Tree::from_ref(TreeKind::Space, &root.space);
-        let mut failed = None;
+        let (mut failed, mut lost) = (None, None);
         for region in 0..persisted.regions().min(space_tree.pages()) {
             let reader = tree::NodeReader { mirror: &mirror, keys: &keys, volume };
-            let Some(entry) = space_tree.get(region, &reader)? else { continue };
             let mut page = Box::new([0; BLOCK_SIZE]);
-            reader.page(TreeKind::Space, region, &entry, &mut page)?;
-            if let Err(error) = persisted.load(region, page.as_slice()) {
-                failed = Some(error);
+            let found = space_tree.get(region, &reader).and_then(|entry| {
+                entry.map(|entry| reader.page(TreeKind::Space, region, &entry, &mut page)).transpose()
+            });
+            match found {
+                Ok(None) => {}
+                Ok(Some(())) => failed = persisted.load(region, page.as_slice()).err().or(failed),
+                // Only what is written needs the map.
+                Err(error @ (Error::Integrity(_) | Error::Io(_))) => lost = Some(error),
+                Err(error) => return Err(error),
             }
         }
         if let Some(error) = failed {
@@ -278,7 +283,7 @@ impl Store {
         let stamp = Stamp { registry_version: root.registry_version, trust: root.trust };
         let quorum = Quorum::new(mirror.clone(), stamp);
         let staging = Staging { current: HashMap::new(), committing: Arc::default(), db_pages: db.pages() };
-        Ok(Arc::new(Self {
+        let store = Self {
             mirror,
             keys,
             volume,
@@ -301,7 +306,11 @@ impl Store {
             quorum,
             lost: Lost::default(),
             on_departure: OnceLock::new(),
-        }))
+        };
+        if let Some(error) = lost {
+            store.poison_because(Code::FilesystemDamaged, format!("which blocks are free is lost: {error}"));
+        }
+        Ok(Arc::new(store))
     }
 
     /// Opens the metadata database: SQLite over the pages of this store.
@@ -405,6 +414,15 @@ impl Store {
         let _ = self.on_departure.set(f);
     }
 
+    /// Whether `error` says that no replica has something, although there are replicas that should.
+    pub fn is_loss(&self, error: &Error) -> bool {
+        match error {
+            Error::Integrity(_) | Error::Corrupt(_) => true,
+            Error::Io(_) => self.mirror.in_sync() != 0,
+            _ => false,
+        }
+    }
+
     /// The newest durable root. Never waits for a commit.
     pub fn root(&self) -> Root {
         *self.published.lock()
@@ -462,17 +480,27 @@ impl Store {
         }
         let reader = self.node_reader();
         let known = self.db.read().known(no);
-        let entry = match known {
-            Some(entry) => entry,
-            None => self.db.write().get(no, &reader)?,
-        };
-        match entry {
-            Some(entry) => reader.page(TreeKind::Database, no, &entry, out),
-            None => {
+        let entry = known.map_or_else(|| self.db.write().get(no, &reader), Ok);
+        let read = match &entry {
+            Ok(Some(entry)) => reader.page(TreeKind::Database, no, entry, out),
+            Ok(None) => {
                 out.fill(0);
                 Ok(())
             }
+            Err(_) => Ok(()),
+        };
+        // Where a node is lost, its block is not told; the node at the top stands for it.
+        let addr = entry.as_ref().ok().and_then(|entry| entry.map(|entry| entry.addr));
+        let read = entry.and(read);
+        match (&read, addr) {
+            (Err(error), addr) => {
+                let block = addr.unwrap_or_else(|| self.root().db.addr);
+                self.note_loss(error, Some(block), || "the metadata".to_owned());
+            }
+            (Ok(()), Some(addr)) => self.forget_lost(Run::new(addr, 1)),
+            (Ok(()), None) => {}
         }
+        read
     }
 
     /// Takes a page from SQLite; it becomes durable with the batch.

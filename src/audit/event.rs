@@ -242,6 +242,8 @@ pub enum Event {
     DeviceApproved,
     /// Errors of a replica since the last such record, or since the mount.
     ReplicaErrors(ErrorCounts),
+    /// No replica could give what these reasons name.
+    DamageFound,
     /// A registry came into force.
     RegistryAccepted(RegistryFacts),
     /// The registry file is not the registry in force any more, for these reasons; the one in force stays.

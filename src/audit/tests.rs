@@ -263,6 +263,7 @@ fn codes_of_events_are_stable() {
         (Event::DeviceRefused, "device-refused"),
         (Event::DeviceApproved, "device-approved"),
         (Event::ReplicaErrors(ErrorCounts::default()), "replica-errors"),
+        (Event::DamageFound, "damage-found"),
         (Event::RegistryAccepted(registry), "registry-accepted"),
         (Event::RegistryRefused, "registry-refused"),
         (Event::ReadOnly, "read-only"),

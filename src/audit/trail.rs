@@ -1,6 +1,6 @@
 //! The trail of a volume in use: adds records, counts repeated events, and signs where the trail ends.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,6 +75,8 @@ struct Seen {
     states: Vec<State>,
     errors: Vec<(ErrorCounts, Option<Instant>)>,
     read_only: bool,
+    /// What is known to have blocks that no replica can give.
+    lost: BTreeSet<String>,
 }
 
 /// An event that was recorded lately.
@@ -104,7 +106,8 @@ impl Audit {
     /// will tell.
     ///
     /// # Errors
-    /// When the signing key cannot be made, or the trail cannot be read.
+    /// When the signing key cannot be made, or the trail cannot be read. If only its last page is lost, the volume can be
+    /// read, and the host keeps the records.
     pub fn new(
         fs: Arc<Fs>,
         header: &Header,
@@ -113,8 +116,16 @@ impl Audit {
         states: &[State],
     ) -> Result<Self, Error> {
         let id = |row: &Option<crate::label::ReplicaRow>| row.as_ref().map_or("", |row| &row.registry_id).to_owned();
+        let last = match fs.audit_last(u64::MAX) {
+            // Whatever is changed must be recorded, and nothing continues a chain whose end nobody knows.
+            Err(error) if error.is_unreadable_page() => {
+                let why = format!("the audit trail cannot be continued, because its end is lost: {error}");
+                fs.store().poison_because(Code::FilesystemDamaged, why);
+                None
+            }
+            last => last?,
+        };
         let read_only = fs.store().writable().is_err();
-        let last = fs.audit_last(u64::MAX)?;
         let last = last.as_ref().map(|(seq, bytes)| (*seq, bytes.as_slice()));
         let chain = Chain::after(Digest::genesis(header.volume), last);
         let public_key = DerivedKey::from_seed(&seed).map_err(Error::Key)?.public_key();
@@ -130,6 +141,7 @@ impl Audit {
                 states: states.to_vec(),
                 errors: vec![(ErrorCounts::default(), None); states.len()],
                 read_only,
+                lost: BTreeSet::new(),
             }),
             recent: Mutex::default(),
             head: Mutex::new(Head { records: chain.seq, digest: chain.head, public_key }),
@@ -217,6 +229,17 @@ impl Audit {
             let mut seen = self.seen.lock();
             for index in 0..seen.states.len() {
                 self.observe_replica(&mut seen, index, false, &mut entries);
+            }
+            let lost: BTreeSet<String> = self.fs.store().lost().into_keys().collect();
+            if lost != seen.lost {
+                let found: Vec<&String> = lost.difference(&seen.lost).collect();
+                if !found.is_empty() {
+                    let text = |what: &String| format!("blocks of {what} are on no replica");
+                    let reason = |what: &&String| Reason::new(Code::BlocksLost, &text(what));
+                    let reasons: Vec<Reason> = found.iter().map(reason).collect();
+                    entries.push(Entry::noticed(Object::Volume, Event::DamageFound).because(reasons));
+                }
+                seen.lost = lost;
             }
             match self.fs.store().writable() {
                 Err(error) if !seen.read_only => {
@@ -371,7 +394,12 @@ impl Audit {
             return Ok(crashed);
         }
         for record in last_records(&self.fs) {
-            if let Some(crashed) = record?.as_ref().and_then(ends) {
+            let record = match record {
+                // What cannot be read holds no end of the last mount.
+                Err(error) if error.is_unreadable_page() => return Ok(true),
+                record => record?,
+            };
+            if let Some(crashed) = record.as_ref().and_then(ends) {
                 return Ok(crashed);
             }
         }

@@ -39,6 +39,7 @@ pub fn report(
         Problem::new(open.store().read_only_code(), format!("no change is accepted: {why}{until}"))
     }));
     advice.extend(status.replicas.iter().filter_map(advise));
+    advice.extend(status.replicas.iter().filter(|replica| replica.is_untrue()).map(untrue));
     advice.extend(lost(&status.lost));
     let log = Syslog::in_use().map(Syslog::standing).unwrap_or_default();
     advice.extend(log_problem(&log));
@@ -174,6 +175,16 @@ fn transfers(meter: &Meter) -> Transfers {
     Transfers { bytes, latency: Latency { count, median_ns, p99_ns, longest_ns } }
 }
 
+fn untrue(replica: &ReplicaStatus) -> Problem {
+    let (id, errors) = (&replica.registry_id, replica.errors);
+    let what = format!(
+        "{id} has given {} blocks since the mount that were not what was written; {} of them were repaired. Have the device \
+         looked at, and replaced if it goes on",
+        errors.integrity, errors.repaired
+    );
+    Problem::new(Code::ReplicaFaulty, what)
+}
+
 fn advise(replica: &ReplicaStatus) -> Option<Problem> {
     let why = replica.reason.as_deref().unwrap_or("no further reason is known");
     let id = &replica.registry_id;
@@ -200,17 +211,6 @@ fn advise(replica: &ReplicaStatus) -> Option<Problem> {
     Some(Problem::new(code, what))
 }
 
-fn state_name(state: mirror::State) -> &'static str {
-    match state {
-        mirror::State::InSync => "in-sync",
-        mirror::State::Resyncing => "resyncing",
-        mirror::State::Stale => "stale",
-        mirror::State::Missing => "missing",
-        mirror::State::Faulty => "faulty",
-        mirror::State::Refused => "refused",
-    }
-}
-
 /// A replica's device, and what the registry says of its place. That is told as of now only when a verdict approves the
 /// device; the volume's label is not asked.
 pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, device: Option<&ApprovedDevice>) -> Replica {
@@ -234,7 +234,7 @@ pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, devic
         site,
         last_known,
         listed: listed.is_some(),
-        state: state_name(status.state).into(),
+        state: status.state.as_str().into(),
         generation: status.generation.0,
         verdict,
         errors: Errors {

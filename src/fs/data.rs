@@ -77,7 +77,7 @@ impl Fs {
         let blocks = if size == 0 { 0 } else { (skip + size).div_ceil(BLOCK_SIZE) };
         // Resizing fills new bytes with zeros; bytes that `scratch` held before are overwritten below.
         scratch.resize(scratch.len().max(blocks * BLOCK_SIZE), 0);
-        self.read_extents(&guard, &extents, first, &mut scratch[..blocks * BLOCK_SIZE])?;
+        self.read_extents(&guard, ino, &extents, first, &mut scratch[..blocks * BLOCK_SIZE])?;
         self.meters.read.record(begin.elapsed(), size);
         Ok(scratch.get(skip..skip + size).unwrap_or_default())
     }
@@ -104,12 +104,14 @@ impl Fs {
     fn read_extents(
         &self,
         _guard: &pages::ReadGuard<'_>,
+        ino: Ino,
         extents: &[ExtentRow],
         first: u64,
         out: &mut [u8],
     ) -> Result<()> {
         let end = first + (out.len() / BLOCK_SIZE) as u64;
         let bytes = |from: u64, to: u64| to_usize(from - first) * BLOCK_SIZE..to_usize(to - first) * BLOCK_SIZE;
+        let of = || format!("the file with inode number {}", ino.0);
         let mut parts: Vec<Part<'_>> = Vec::new();
         // The parts are of the blocks `begin..at`.
         let (mut begin, mut at) = (first, first);
@@ -123,7 +125,7 @@ impl Fs {
             let tags = &tags[to_usize(skip)..to_usize(to - extent.lblock)];
             let part = Part { addr: extent.addr.add(skip), id: extent.id.add(skip), tags };
             if from > at || parts.last().is_some_and(|last| last.end() != part.addr) {
-                self.store.read_data(&parts, &mut out[bytes(begin, at)])?;
+                self.store.read_data(&parts, &mut out[bytes(begin, at)], of)?;
                 parts.clear();
                 out[bytes(at, from)].fill(0);
                 begin = from;
@@ -131,7 +133,7 @@ impl Fs {
             parts.push(part);
             at = to;
         }
-        self.store.read_data(&parts, &mut out[bytes(begin, at)])?;
+        self.store.read_data(&parts, &mut out[bytes(begin, at)], of)?;
         out[bytes(at, end)].fill(0);
         Ok(())
     }
@@ -277,7 +279,7 @@ impl Fs {
         }
         let guard = self.store.reader();
         let extents = self.view(|view| Ok(view.extents(inode.ino, lblock, lblock + 1, 1)?))?;
-        self.read_extents(&guard, &extents, lblock, out)?;
+        self.read_extents(&guard, inode.ino, &extents, lblock, out)?;
         out[inside..].fill(0);
         Ok(())
     }

@@ -124,6 +124,11 @@ impl Error {
         }
     }
 
+    /// Whether it failed because no replica gives a page of the database. To be asked by the thread that it failed in.
+    pub fn is_unreadable_page(&self) -> bool {
+        matches!(self, Self::Meta(error) if error.unreadable_page().is_some())
+    }
+
     /// Whether the call failed for want of space.
     pub fn is_no_space(&self) -> bool {
         self.errno() == libc::ENOSPC

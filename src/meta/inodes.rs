@@ -49,7 +49,8 @@ impl Inodes {
     /// Keeps a row that was read from the database. The caller has seen that [`Inodes::get`] has none.
     pub fn keep(&mut self, inode: &Inode) {
         if self.clean.len() >= CLEAN_MAX {
-            self.clean.clear();
+            // The root's may be a stand-in, which no other reading brings back.
+            self.clean.retain(|ino, _| *ino == Ino::ROOT);
         }
         self.clean.insert(inode.ino, inode.clone());
     }

@@ -26,6 +26,16 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The block that could not be read.
+    pub const fn block(&self) -> Option<BlockAddr> {
+        match self {
+            Self::NoReplica(_) => None,
+            Self::Integrity { addr, .. } | Self::Unreadable { addr, .. } => Some(*addr),
+        }
+    }
+}
+
 /// Why a replica was not taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RejoinError {

@@ -148,16 +148,16 @@ impl Store {
 
     /// Reads blocks of extents that lie one after the other on the devices, in one piece. So a request of the kernel
     /// that spans several extents gives a device more to do at once. `out` takes as many blocks as the parts have
-    /// together.
+    /// together. `of` says what the blocks are part of, in case that no replica has one.
     ///
     /// # Errors
     /// [`Error::Integrity`] or [`Error::Io`] when no replica has a block as it was written.
-    pub fn read_data(&self, parts: &[Part<'_>], out: &mut [u8]) -> Result<()> {
+    pub fn read_data(&self, parts: &[Part<'_>], out: &mut [u8], of: impl Fn() -> String) -> Result<()> {
         let Some(first) = parts.first() else { return Ok(()) };
         debug_assert!(parts.windows(2).all(|pair| pair[0].end() == pair[1].addr));
         let run = Run::new(first.addr, parts.iter().map(|part| part.tags.len() as u64).sum());
         let mut cipher = (first.id.epoch, self.keys.data(first.id.epoch));
-        self.mirror.read(run, &mut |i, sealed| {
+        let read = self.mirror.read(run, &mut |i, sealed| {
             let addr = run.addr.add(i as u64);
             // Invariant: the mirror asks for blocks of the run alone, and the parts have all of these.
             let part = &parts[parts.partition_point(|part| part.end() <= addr)];
@@ -168,8 +168,15 @@ impl Store {
             let out = &mut out[i * BLOCK_SIZE..(i + 1) * BLOCK_SIZE];
             let at = Binding::data(self.volume, run.addr.add(i as u64));
             cipher.1.open_block(&at, part.id.add(skip), &part.tags[to_usize(skip)], sealed, out).is_ok()
-        })?;
-        Ok(())
+        });
+        let Err(error) = read else {
+            self.forget_lost(run);
+            return Ok(());
+        };
+        let addr = error.block();
+        let error = Error::from(error);
+        self.note_loss(&error, addr, of);
+        Err(error)
     }
 
     /// Notes that a row now refers to these blocks: the batch puts them in use. Under the metadata lock.

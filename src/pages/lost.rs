@@ -1,12 +1,12 @@
-//! Blocks that no replica can give: known since a resync wanted to copy them. The list is kept in memory and bounded;
-//! what a block was part of is said by whoever notes it.
+//! Blocks that no replica can give: known since somebody read them, or a resync wanted to copy them. The list is kept in
+//! memory and bounded; what a block was part of is said by whoever notes it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::Store;
+use super::{Error, Store};
 use crate::units::{BlockAddr, Run};
 
 /// Most blocks that are noted. Whoever finds more has no volume with a few damaged blocks.
@@ -30,6 +30,16 @@ impl Store {
             self.lost.any.store(true, Ordering::Release);
         }
         is_room
+    }
+
+    /// Notes a block that `error` says no replica gives, and that was not known to be lost.
+    pub(super) fn note_loss(&self, error: &Error, addr: Option<BlockAddr>, what: impl FnOnce() -> String) {
+        let Some(addr) = addr.filter(|_| self.is_loss(error)) else { return };
+        let mut blocks = self.lost.blocks.lock();
+        if blocks.len() < LOST_MAX {
+            blocks.entry(addr).or_insert_with(what);
+            self.lost.any.store(true, Ordering::Release);
+        }
     }
 
     /// Notes that these blocks are of no concern any more: nothing refers to them, or a replica gives them after all.

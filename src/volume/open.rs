@@ -36,6 +36,10 @@ const TICK: Duration = Duration::from_millis(COMMIT_INTERVAL_MS / 5);
 /// How long the host's disk may take to show the witness or to take it, where something has to wait for that.
 const WITNESS_PATIENCE: Duration = Duration::from_secs(HOST_DISK_TIMEOUT_S);
 
+/// From so many blocks of one replica that were not what was written, the volume is not healthy: a disk has a bad block now
+/// and then, and a disk that lies has thousands.
+const INTEGRITY_ERRORS_MAX: u64 = 64;
+
 /// One replica, as the status shows it.
 #[derive(Clone, Debug)]
 pub struct ReplicaStatus {
@@ -55,6 +59,13 @@ pub struct ReplicaStatus {
     pub errors: ErrorCounts,
     /// Bytes done and bytes in all of a resync that is under way.
     pub resync: Option<(u64, u64)>,
+}
+
+impl ReplicaStatus {
+    /// Whether the device has given so many blocks that were not what was written that it is not to be trusted.
+    pub fn is_untrue(&self) -> bool {
+        self.errors.integrity >= INTEGRITY_ERRORS_MAX
+    }
 }
 
 /// What `scelle status` shows of an open volume.
@@ -118,7 +129,7 @@ impl Assembled {
         opening.too_few = store.writable().err().map(|error| error.to_string());
         if options.read_only {
             store.poison_quietly("mounted read-only".to_owned());
-        } else {
+        } else if store.poisoned().is_none() {
             self.confirm(registry)?;
             let newest: Vec<Option<Root>> = rings.iter().map(recovery::newest).collect();
             self.level_roots(&newest, &choice, store.mirror())?;
@@ -130,7 +141,10 @@ impl Assembled {
         let mut open = self.into_open(options, store, &choice, at_mount, Clock::starting_at(opening.clock.0))?;
         open.unremembered = opening.unremembered;
         open.begin_audit(registry, options, &choice, &opening)?;
-        if !options.read_only {
+        if !options.read_only && open.store.poisoned().is_some() {
+            // Damage lets the volume only be read. The thread tells the trail's reports what happens.
+            open.ticker = Some(open.start_ticker()?);
+        } else if !options.read_only {
             replicas.iter().try_for_each(|replica| open.members.repair_label(replica))?;
             open.begin_witness(options, seen.as_ref(), &choice.root)?;
             open.ticker = Some(open.start_ticker()?);
@@ -558,7 +572,9 @@ impl Open {
         let incomplete = opening.incomplete.as_ref().map(|why| Reason::new(Code::CommitIncomplete, why));
         let left_out = opening.left_out.iter().map(|why| Reason::new(Code::LabelDamaged, why));
         let unreadable = opening.unreadable.as_ref().map(|why| Reason::new(Code::WitnessUnavailable, why));
-        let reasons = too_few.into_iter().chain(incomplete).chain(left_out).chain(unreadable);
+        let unasked = self.store.poisoned().filter(|_| !self.read_only);
+        let damaged = unasked.map(|why| Reason::new(self.store.read_only_code(), why));
+        let reasons = too_few.into_iter().chain(incomplete).chain(left_out).chain(unreadable).chain(damaged);
         let mut entries = vec![Entry::done(audit.user(), Object::Volume, mounted).because(reasons)];
         if let Some(seen) = opening.rolled_back {
             let event = Event::RollbackAccepted { seen: seen.0, found: choice.root.generation.0 };
@@ -697,9 +713,9 @@ impl Drop for Open {
 }
 
 impl Status {
-    /// Whether every replica is in sync, changes are accepted, and no block is known to be lost.
+    /// Whether every replica is in sync and gives what was written, changes are accepted, and no block is known to be lost.
     pub fn is_healthy(&self) -> bool {
-        let whole = self.replicas.iter().all(|replica| replica.state == State::InSync);
-        whole && self.read_only.is_none() && self.lost.is_empty()
+        let whole = |replica: &ReplicaStatus| replica.state == State::InSync && !replica.is_untrue();
+        self.replicas.iter().all(whole) && self.read_only.is_none() && self.lost.is_empty()
     }
 }

@@ -43,11 +43,11 @@ fn prepared() -> (Lab, Ino) {
     (lab, folder)
 }
 
-/// The blocks of the database's pages.
-fn pages_of(lab: &Lab) -> Vec<BlockAddr> {
+/// The blocks of units of a kind.
+fn units_of(lab: &Lab, kind: crate::crypto::Kind) -> Vec<BlockAddr> {
     let (mut found, mut units) = (Vec::new(), lab.store.units());
     let mut visit = |unit: &pages::Unit| {
-        if unit.at.kind == crate::crypto::Kind::Page {
+        if unit.at.kind == kind {
             found.push(unit.at.addr);
         }
         Ok::<bool, pages::Error>(true)
@@ -70,17 +70,19 @@ fn damaged(lab: &Lab, blocks: &[BlockAddr]) -> Result<Lab> {
 #[test]
 fn p4_a_folder_lists_all_names_but_those_that_were_in_a_damaged_block() {
     let (lab, folder) = prepared();
-    let pages = pages_of(&lab);
+    let pages = units_of(&lab, crate::crypto::Kind::Page);
     let whole: BTreeSet<Vec<u8>> = list(&lab, folder, false).0.into_iter().collect();
     assert_eq!(whole.len(), FILES + 2);
-    let (mut holes, mut refused) = (0, 0);
+    let (mut holes, mut refused, mut read_only, mut changed, mut asked_in_vain) = (0, 0, 0, 0, 0);
     for page in &pages {
         let Ok(lab) = damaged(&lab, &[*page]) else {
             refused += 1;
             continue;
         };
         if lab.getattr(folder).is_err() {
-            // The row of the folder itself is lost.
+            // The row of the folder itself is lost, and of the folder that it is in.
+            assert!(lab.getattr(Ino::ROOT).is_ok() && lab.lookup(Ino::ROOT, b"folder").is_err());
+            assert!(lab.store.poisoned().is_some_and(|why| why.contains("the root folder")));
             continue;
         }
         for plus in [true, false] {
@@ -96,22 +98,46 @@ fn p4_a_folder_lists_all_names_but_those_that_were_in_a_damaged_block() {
             // A leaf of the B-tree, or all of them at its top.
             assert!(whole.len() - found.len() < 80 || found.len() < 80, "{} of {}", found.len(), whole.len());
         }
+        // What was asked for in vain is known.
+        let lost = lab.store.lost();
+        assert!(lost.keys().all(|what| what == "the metadata"), "{lost:?}");
+        asked_in_vain += usize::from(!lost.is_empty());
         // An error is no reason to refuse anything else.
         for i in 0..FILES {
             if let Ok(attr) = lab.lookup(folder, &name(i)) {
                 lab.forget(attr.ino, 1);
             }
         }
-        assert!(lab.store.poisoned().is_none());
+        match lab.store.poisoned() {
+            None => {
+                match lab.mknod(&USER, Ino::ROOT, b"another", 0o644, 0) {
+                    Ok(attr) => {
+                        assert_eq!(lab.lookup(Ino::ROOT, b"another").unwrap().ino, attr.ino);
+                        lab.sync().unwrap();
+                        changed += 1;
+                    }
+                    Err(error) => assert_eq!(error.errno(), libc::EIO),
+                }
+                assert!(lab.store.poisoned().is_none());
+            }
+            Some(why) => {
+                assert!(why.contains("no place for a new one"), "{why}");
+                read_only += 1;
+            }
+        }
     }
-    println!("{} pages, {holes} listings with a hole, {refused} refused", pages.len());
-    assert!(holes > 20 && refused < 5);
+    println!(
+        "{} pages, {holes} listings with a hole, {refused} refused, {read_only} read-only, {changed} changed",
+        pages.len()
+    );
+    // Without the schema, or the key of the names' hashes, nothing can be found.
+    assert!(holes > 20 && refused <= 2 && read_only == 1 && changed + 8 > pages.len() && asked_in_vain > 40);
 }
 
 #[test]
 fn p4_a_folder_with_several_damaged_blocks_lists_what_is_between_them() {
     let (lab, folder) = prepared();
-    let pages = pages_of(&lab);
+    let pages = units_of(&lab, crate::crypto::Kind::Page);
     let whole = list(&lab, folder, false).0.len();
     // Those that cost a part of the folder and no more.
     let leaves: Vec<BlockAddr> = pages
@@ -132,4 +158,34 @@ fn p4_a_folder_with_several_damaged_blocks_lists_what_is_between_them() {
         let (names, end) = list(&damaged(&lab, &some).unwrap(), folder, plus);
         assert_eq!((whole - names.len(), end.is_err()), (one_by_one, true));
     }
+}
+
+#[test]
+fn p4_a_volume_without_its_map_of_free_space_can_be_read() {
+    let (lab, folder) = prepared();
+    let maps = units_of(&lab, crate::crypto::Kind::SpacePage);
+    assert!(!maps.is_empty());
+    let whole = list(&lab, folder, true).0;
+    let lab = damaged(&lab, &maps).unwrap();
+    assert_eq!(list(&lab, folder, true).0, whole);
+    assert!(lab.store.poisoned().is_some_and(|why| why.contains("which blocks are free")));
+    fails(lab.mknod(&USER, folder, b"another", 0o644, 0), libc::EROFS);
+}
+
+#[test]
+fn p4_a_file_that_no_replica_can_give_is_named_until_it_is_removed() {
+    let lab = new_fs();
+    let ino = new_file(&lab, "file");
+    lab.write(ino, 0, &[7; 3 * BLOCK_SIZE]).unwrap();
+    lab.forget(ino, 1);
+    lab.checkpoint().unwrap();
+    let block = lab.scan(None, 1).unwrap()[0].extent.addr;
+    let lab = damaged(&lab, &[block]).unwrap();
+    assert!(lab.store.lost().is_empty());
+    let ino = lab.lookup(Ino::ROOT, b"file").unwrap().ino;
+    fails(lab.read(ino, 0, 10, &mut Vec::new()).map(<[u8]>::to_vec), libc::EIO);
+    assert_eq!(Vec::from_iter(lab.store.lost()), [(format!("the file with inode number {}", ino.0), 1)]);
+    lab.unlink(Ino::ROOT, b"file").unwrap();
+    lab.forget(ino, 1);
+    assert!(lab.store.lost().is_empty());
 }
