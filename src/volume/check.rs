@@ -1,8 +1,11 @@
 //! Offline verification of everything: every label copy, every root, every node, page and data block on every replica,
 //! the space map against what is referred to, and the metadata's tables against each other. Writes nothing.
 
+use std::sync::Arc;
+
 use super::assembled::{Assembled, Chosen};
 use super::error::Error;
+use super::recovery::Choice;
 use super::traverse::{Item, Progress, Traversal};
 use crate::audit;
 use crate::fs::Fs;
@@ -55,30 +58,19 @@ impl Assembled {
     /// and blocks in all.
     ///
     /// # Errors
-    /// When there is no root to check from, or the metadata cannot be read from any replica.
+    /// When there is no root to check from, or no replica has what the tables are found by.
     pub fn check(self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, Error> {
         self.refuse_swapped()?;
         let Chosen { choice, proof, .. } = self.choose(&mut self.rings(), true, None)?;
         let mut report = CheckReport { generation: choice.root.generation, ..CheckReport::default() };
         self.check_labels(&mut report);
-        let (mirror, device_bytes) = self.mirror(&choice.states)?;
-        mirror.stop_repairing();
-        let store = Store::open(
-            mirror,
-            StoreOptions {
-                keys: self.keys.volume_key().keys(self.header.volume),
-                volume: self.header.volume,
-                total_blocks: self.header.data_blocks,
-                device_bytes,
-                root: choice.root,
-                epoch: choice.root.epoch(),
-            },
-        )?;
+        let store = self.store_to_check(&choice)?;
+        let unmapped = store.poisoned().map(str::to_owned);
         store.poison_quietly("opened to be checked".to_owned());
         let in_sync: Vec<usize> =
             choice.states.iter().enumerate().filter(|(_, s)| **s == State::InSync).map(|(i, _)| i).collect();
         for (index, state) in choice.states.iter().enumerate().filter(|(_, s)| **s != State::InSync) {
-            report.skipped.push(format!("{} is {state:?}: not checked", self.name(index)));
+            report.skipped.push(format!("{} is {}: not checked", self.name(index), state.as_str()));
         }
         let visited = Progress::default();
         let traversal = Traversal::new(&store, &visited, &|| true);
@@ -100,20 +92,39 @@ impl Assembled {
             }
             Ok(())
         };
-        traversal.metadata(&mut visit)?;
+        let mut parts = Parts { store: &store, ended: unmapped.into_iter().collect() };
+        parts.go_on("the metadata", traversal.metadata(&mut visit))?;
         let fs = Fs::open(store.clone())?;
-        traversal.data(&fs, &mut visit)?;
+        parts.go_on("the content of files", traversal.data(&fs, &mut visit))?;
+        let trail = audit::check(&fs, self.header.volume).map_err(Error::from);
+        let trail = parts.go_on("the audit trail", trail)?.unwrap_or_default();
         let Examination { mut used, mut report, .. } = examination;
+        let is_whole = parts.ended.is_empty();
+        parts.ended.into_iter().for_each(|what| report.add("", what, false));
         for run in reserved {
             if let Err(error) = used.set(run) {
                 report.add("", format!("reserved space is stored in one place with something else: {error}"), false);
             }
         }
-        for sentence in fs.self_check()?.into_iter().chain(audit::check(&fs, self.header.volume)?) {
-            report.add("", sentence, false);
+        fs.self_check()?.into_iter().chain(trail).for_each(|sentence| report.add("", sentence, false));
+        if is_whole {
+            compare(&mut report, &used, &store.persisted());
         }
-        compare(&mut report, &used, &store.persisted());
         Ok(report)
+    }
+
+    fn store_to_check(&self, choice: &Choice) -> Result<Arc<Store>, Error> {
+        let (mirror, device_bytes) = self.mirror(&choice.states)?;
+        mirror.stop_repairing();
+        let options = StoreOptions {
+            keys: self.keys.volume_key().keys(self.header.volume),
+            volume: self.header.volume,
+            total_blocks: self.header.data_blocks,
+            device_bytes,
+            root: choice.root,
+            epoch: choice.root.epoch(),
+        };
+        Ok(Store::open(mirror, options)?)
     }
 
     fn check_labels(&self, report: &mut CheckReport) {
@@ -124,6 +135,30 @@ impl Assembled {
         }
         for unfit in &self.unfit {
             report.add(unfit.device.name(), format!("its label is not one of the volume's: {}", unfit.why), true);
+        }
+    }
+}
+
+/// The parts of a check. One that meets damage ends there, and the others go on.
+struct Parts<'a> {
+    store: &'a Store,
+    /// What was not checked, and why.
+    ended: Vec<String>,
+}
+
+impl Parts<'_> {
+    fn go_on<T>(&mut self, part: &str, result: Result<T, Error>) -> Result<Option<T>, Error> {
+        let is_damage = |error: &Error| match error {
+            Error::Store(error) => self.store.is_loss(error),
+            Error::Fs(error) => error.is_unreadable_page() || error.is_integrity(),
+            _ => false,
+        };
+        match result {
+            Err(error) if is_damage(&error) => {
+                self.ended.push(format!("{part}, from here on, was not checked: {error}"));
+                Ok(None)
+            }
+            result => result.map(Some),
         }
     }
 }
