@@ -79,6 +79,7 @@ use crate::{
     limits::XATTR_VALUE_MAX,
     meta::{Inode, Meta, S_IFMT, Tx, View, Weight},
     pages::{self, Account, Store},
+    problem::Code,
     units::{BLOCK_SIZE, Ino, to_usize},
 };
 use commit::Committed;
@@ -231,7 +232,8 @@ impl Fs {
         let fs = Self::assemble(store, meta);
         match fs.existing(Ino::ROOT) {
             Err(error) if error.is_unreadable_page() => {
-                fs.store.poison(format!("the owner and mode of the root folder are lost: {error}"));
+                let why = format!("the owner and mode of the root folder are lost: {error}");
+                fs.store.poison_because(Code::FilesystemDamaged, why);
                 fs.meta().stand_in(&root_folder(0o700, 0, 0, Time::default()));
             }
             found => found.map(|_| ())?,
@@ -239,9 +241,8 @@ impl Fs {
         // The rows of new inodes reach the table with a commit, and one that fails would be the end of all changes.
         match fs.view(|view| Ok(view.inode(Ino(u64::MAX >> 1))?)) {
             Err(error) if error.is_unreadable_page() => {
-                fs.store.poison(format!(
-                    "the table of inodes has no place for a new one, because its end is lost: {error}"
-                ));
+                let why = format!("the table of inodes has no place for a new one, because its end is lost: {error}");
+                fs.store.poison_because(Code::FilesystemDamaged, why);
             }
             found => found.map(|_| ())?,
         }

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     limits::{LINK_MAX, NAME_MAX, SYMLINK_MAX},
     meta::{self, FLAG_ACL_DEFAULT, Inode, Kind, S_IFMT, Tx, View},
+    pages,
     units::Ino,
 };
 
@@ -36,7 +37,7 @@ pub struct DirEntry<'a> {
     pub name: &'a [u8],
     /// Where to resume the listing after this entry.
     pub next_cookie: u64,
-    /// Its attributes, in a listing that asks for them.
+    /// Its attributes, in a listing that asks for them; none when no replica has them.
     pub attr: Option<Attr>,
 }
 
@@ -215,11 +216,12 @@ impl Fs {
     }
 
     /// Calls `emit` for the entries after `cookie` (0: all, "." and ".." first), until it returns false because it did
-    /// not take the entry. With `plus` each entry comes with its attributes, and each entry taken with them counts a
+    /// not take the entry. With `plus` each entry comes with its attributes, and each entry taken counts a
     /// lookup, except "." and "..". `emit` runs while the metadata is locked: it must not call the filesystem.
     ///
     /// What cannot be read is left out: names whose page no replica has, attributes of a name. A listing that left names
-    /// out fails at its end, after all others. Its cookies say so ([`NAMES_LEFT_OUT`]), so nothing is remembered here.
+    /// out fails at its end, after all others. Its cookies say so ([`NAMES_LEFT_OUT`]), so nothing is remembered here. A
+    /// caller that lists in parts, and got entries and an error, goes on after the last entry, until it gets the error alone.
     ///
     /// # Errors
     /// [`Error::NotDirectory`], or of the metadata.
@@ -248,7 +250,7 @@ impl Fs {
             let mut listing = Listing {
                 after: (cookie & !NAMES_LEFT_OUT).max(COOKIE_DOT_DOT),
                 left_out: cookie & NAMES_LEFT_OUT,
-                is_empty: cookie >= COOKIE_DOT_DOT,
+                is_full: false,
             };
             self.list(view, ino, plus, &mut listing, emit)
         })
@@ -264,10 +266,12 @@ impl Fs {
     ) -> Result<()> {
         let mut references = self.references();
         let mut with_attr = plus;
+        let mut left_out = None;
         for _ in 0..LEFT_OUT_MAX {
             let listed = view.list(ino, listing.after, with_attr, |listed| {
                 let dentry = listed.dentry;
-                let attr = listed.inode.as_ref().map(Attr::from);
+                let lone = || plus.then(|| view.inode(dentry.ino).ok().flatten()).flatten();
+                let attr = listed.inode.or_else(lone).as_ref().map(Attr::from);
                 let entry = DirEntry {
                     ino: dentry.ino,
                     kind: dentry.kind,
@@ -276,28 +280,32 @@ impl Fs {
                     attr,
                 };
                 let taken = emit(entry);
-                if taken && with_attr {
-                    references.looked_up(dentry.ino);
+                if taken {
+                    listing.after = dentry.cookie;
+                    if plus {
+                        references.looked_up(dentry.ino);
+                    }
                 }
-                listing.is_empty = false;
+                listing.is_full = !taken;
                 taken
             });
             let Err(error) = listed else { break };
-            let page = error.unreadable_page();
-            match page {
-                // The next call comes here again, with nothing before the error.
-                _ if !listing.is_empty => return Ok(()),
+            match error.unreadable_page() {
                 None => return Err(error.into()),
-                // It may be a page of attributes.
-                Some(_) if with_attr => with_attr = false,
+                // It may be a page of attributes: from here on each name asks for its own.
+                Some(page) if with_attr => {
+                    with_attr = false;
+                    left_out = Some(pages::leave_out(page));
+                }
                 Some(page) => {
+                    drop(left_out.take());
                     listing.left_out = NAMES_LEFT_OUT;
                     listing.after = view.behind(page, ino, listing.after).ok_or(error)?;
                     with_attr = plus;
                 }
             }
         }
-        if listing.is_empty && listing.left_out != 0 {
+        if !listing.is_full && listing.left_out != 0 {
             return Err(meta::Error::Corrupt("names of a folder cannot be read; the log has the pages").into());
         }
         Ok(())
@@ -309,8 +317,8 @@ struct Listing {
     after: u64,
     /// [`NAMES_LEFT_OUT`] or nothing.
     left_out: u64,
-    /// Whether no entry was found yet.
-    is_empty: bool,
+    /// Whether an entry was not taken.
+    is_full: bool,
 }
 
 /// What to make.

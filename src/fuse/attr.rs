@@ -23,7 +23,7 @@ use fuser::{FileAttr, FileType, INodeNo, ReplyAttr, TimeOrNow};
 
 use super::reply::errno;
 use crate::fs::{self, Attr, Kind, SetTime, Time};
-use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, to_usize};
+use crate::units::{BLOCK_SHIFT, BLOCK_SIZE, Ino, to_usize};
 
 /// How long the kernel may believe an answer. Nobody else changes the volume, so: long.
 pub(super) const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -100,6 +100,12 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
         blksize: 1 << BLOCK_SHIFT,
         flags: 0,
     }
+}
+
+/// Stands for attributes that cannot be read: for no time, so that whoever wants them asks, and gets the error. With inode
+/// number 0 the C library would leave the name out.
+pub(super) fn unknown(ino: Ino, kind: Kind) -> FileAttr {
+    FileAttr { ino: INodeNo(ino.0), kind: file_type(kind), nlink: 1, ..absent() }
 }
 
 /// The answer to "no such name" that the kernel may remember: inode number 0.

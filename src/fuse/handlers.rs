@@ -16,6 +16,7 @@ use fuser::{
 
 use super::attr::{
     LIFETIME, Loans, absent, file_attr, file_type, from_system, is_hollow, lifetime, reply_attributes, set_time,
+    unknown,
 };
 use super::awake::Awake;
 use super::long::{Long, SHORT_BYTES};
@@ -491,33 +492,41 @@ impl Filesystem for Adapter {
 
     fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectory) {
         self.awake.touch();
+        let mut any = false;
         let listed = self.fs.readdir(ino(number), cookie, false, &mut |entry| {
             let kind = file_type(entry.kind);
-            !reply.add(INodeNo(entry.ino.0), entry.next_cookie, kind, OsStr::from_bytes(entry.name))
+            let taken = !reply.add(INodeNo(entry.ino.0), entry.next_cookie, kind, OsStr::from_bytes(entry.name));
+            any |= taken;
+            taken
         });
         match listed {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
+            Err(error) if !any => reply.error(errno(&error)),
+            // The kernel asks again after the last entry, and gets the error then.
+            _ => reply.ok(),
         }
     }
 
     fn readdirplus(&self, _: &Request, number: INodeNo, _: FileHandle, cookie: u64, mut reply: ReplyDirectoryPlus) {
         self.awake.touch();
         let (short, mut files) = (self.ration.is_short(), Vec::new());
+        let mut any = false;
         let listed = self.fs.readdir(ino(number), cookie, true, &mut |entry| {
             let name = OsStr::from_bytes(entry.name);
             let attr = entry.attr.map(|attr| self.lend_when_short(attr));
             files.extend(attr.filter(|attr| short && attr.kind == fs::Kind::File));
-            let lifetime = attr.as_ref().map_or(LIFETIME, lifetime);
-            let attr = attr.as_ref().map_or_else(absent, file_attr);
-            !reply.add(INodeNo(entry.ino.0), entry.next_cookie, name, &lifetime, &attr, GENERATION)
+            let lifetime = attr.as_ref().map_or(Duration::ZERO, lifetime);
+            let attr = attr.as_ref().map_or_else(|| unknown(entry.ino, entry.kind), file_attr);
+            let taken = !reply.add(INodeNo(entry.ino.0), entry.next_cookie, name, &lifetime, &attr, GENERATION);
+            any |= taken;
+            taken
         });
         match listed {
-            Ok(()) => {
+            Err(error) if !any => reply.error(errno(&error)),
+            // The kernel asks again after the last entry, and gets the error then.
+            _ => {
                 reply.ok();
                 files.iter().for_each(|attr| self.forget(attr));
             }
-            Err(error) => reply.error(errno(&error)),
         }
     }
 

@@ -14,6 +14,7 @@ fn name(i: usize) -> Vec<u8> {
 
 /// Everything in the folder as the kernel lists it, call by call; and how the listing ended.
 fn list(fs: &Fs, ino: Ino, plus: bool) -> (Vec<Vec<u8>>, Result<()>) {
+    let mut no_attr = 0;
     let (mut found, mut cookie) = (Vec::new(), 0);
     loop {
         let mut room = 50;
@@ -21,13 +22,16 @@ fn list(fs: &Fs, ino: Ino, plus: bool) -> (Vec<Vec<u8>>, Result<()>) {
             if room == 0 {
                 return false;
             }
+            no_attr += usize::from(entry.attr.is_none());
             room -= 1;
             assert!(i64::try_from(entry.next_cookie).is_ok());
             found.push(entry.name.to_vec());
             cookie = entry.next_cookie;
             true
         });
-        if listed.is_err() || room == 50 {
+        // A page holds so many rows of inodes, or all of them at its top.
+        assert!(!plus || !(160..=FILES / 2).contains(&no_attr), "{no_attr}");
+        if room == 50 {
             return (found, listed);
         }
     }
@@ -102,6 +106,8 @@ fn p4_a_folder_lists_all_names_but_those_that_were_in_a_damaged_block() {
         let lost = lab.store.lost();
         assert!(lost.keys().all(|what| what == "the metadata"), "{lost:?}");
         asked_in_vain += usize::from(!lost.is_empty());
+        let all_at_once = lab.readdir(folder, 0, false, &mut |_| true);
+        assert_eq!(all_at_once.is_err(), list(&lab, folder, false).1.is_err());
         // An error is no reason to refuse anything else.
         for i in 0..FILES {
             if let Ok(attr) = lab.lookup(folder, &name(i)) {
