@@ -9,6 +9,7 @@ mod support;
 mod audit;
 mod contents;
 mod crash;
+mod damage;
 mod diverged;
 mod full;
 mod helper;

@@ -1,0 +1,125 @@
+//! What was written over or rotted under a volume: it costs what it held, and is told.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use scelle::limits::LABEL_SIZE;
+use scelle::units::Uuid;
+
+use crate::lab::{Disk, Lab, ok};
+use crate::support::rng::Rng;
+
+const BLOCK: u64 = 4096;
+
+/// Writes over a disk, below every check.
+fn overwrite(disk: &Disk, at: u64, bytes: &[u8]) {
+    let file = File::options().write(true).open(&disk.device).unwrap();
+    file.write_all_at(bytes, at).unwrap();
+    file.sync_all().unwrap();
+}
+
+fn advice(status: &serde_json::Value) -> String {
+    status["advice"].to_string()
+}
+
+/// What a folder and those below it give: the files that can be read, and how many things could not.
+fn look(folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) -> u64 {
+    let eio = |error: io::Error| assert_eq!(error.raw_os_error(), Some(libc::EIO), "{}: {error}", folder.display());
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => {
+            return {
+                eio(error);
+                1
+            };
+        }
+    };
+    let mut lost = 0;
+    for entry in entries {
+        let path = match entry {
+            Ok(entry) => entry.path(),
+            Err(error) => {
+                return {
+                    eio(error);
+                    lost + 1
+                };
+            }
+        };
+        match fs::symlink_metadata(&path) {
+            Ok(attr) if attr.is_dir() => lost += look(&path, files),
+            Ok(_) => match fs::read(&path) {
+                Ok(bytes) => drop(files.insert(path, bytes)),
+                Err(error) => {
+                    eio(error);
+                    lost += 1;
+                }
+            },
+            Err(error) => {
+                eio(error);
+                lost += 1;
+            }
+        }
+    }
+    lost
+}
+
+#[test]
+fn p4_blocks_that_are_damaged_on_all_disks_cost_what_they_held() {
+    const ROUNDS: u64 = 6;
+    let mut rng = Rng::seeded();
+    let lab = Lab::mounted(2, 64);
+    let mut written = BTreeMap::new();
+    for folder in 0..6 {
+        let folder = lab.mountpoint.join(format!("folder {folder}"));
+        fs::create_dir(&folder).unwrap();
+        for file in 0..50 {
+            let path = folder.join(format!("{file} {}", "n".repeat(100)));
+            let bytes = rng.bytes(200);
+            fs::write(&path, &bytes).unwrap();
+            written.insert(path, bytes);
+        }
+    }
+    ok(&lab.umount());
+    let images = lab.images();
+    // The host must not find that the disks went back to what they were before.
+    let witness = format!("/var/lib/scelle/{}.witness", Uuid(images[0][48..64].try_into().unwrap()));
+    let remembered = fs::read(&witness).unwrap();
+    let blocks = images[0].len() as u64 / BLOCK;
+    let block = |number: u64| usize::try_from(number * BLOCK).unwrap();
+    let inside = LABEL_SIZE / BLOCK..blocks - LABEL_SIZE / BLOCK - 1;
+    let used: Vec<u64> = inside.filter(|at| images[0][block(*at)..][..4096].iter().any(|byte| *byte != 0)).collect();
+    let (mut mounted, mut lost_in_all) = (0, 0);
+    for round in 0..ROUNDS {
+        let chosen: Vec<u64> = (0..8).map(|_| rng.pick(&used)).collect();
+        for at in &chosen {
+            lab.disks.iter().for_each(|disk| overwrite(disk, at * BLOCK + rng.below(4000), &[rng.next() as u8; 64]));
+        }
+        let out = lab.mount();
+        if out.status.success() {
+            let mut seen = BTreeMap::new();
+            let lost = look(&lab.mountpoint, &mut seen);
+            seen.iter().for_each(|(path, bytes)| assert_eq!(Some(bytes), written.get(path), "{}", path.display()));
+            assert!(lost > 0 || seen.len() == written.len(), "round {round}: names are missing, and nobody was told");
+            let status = lab.status();
+            assert!(lost == 0 || status["state"] != "healthy", "{status}");
+            assert!(lost == 0 || advice(&status).contains("blocks-lost"), "{status}");
+            (mounted, lost_in_all) = (mounted + 1, lost_in_all + lost);
+            // A volume whose map of free blocks is lost takes no last commit.
+            assert!(matches!(lab.umount().status.code(), Some(0 | 5)));
+        } else {
+            assert_eq!(out.status.code(), Some(5), "round {round}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        // The check goes on to its end.
+        let check = lab.check();
+        assert_eq!(check.status.code(), Some(5), "round {round}: {}", String::from_utf8_lossy(&check.stderr));
+        for (disk, image) in lab.disks.iter().zip(&images) {
+            overwrite(disk, 0, image);
+        }
+        fs::write(&witness, &remembered).unwrap();
+    }
+    println!("{mounted} of {ROUNDS} were mounted, {lost_in_all} things were lost");
+    assert!(mounted > 0 && lost_in_all > 0);
+}
