@@ -35,7 +35,6 @@ mod content;
 mod create;
 mod diverged;
 mod error;
-mod labels;
 mod members;
 mod open;
 mod place;

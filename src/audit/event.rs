@@ -242,7 +242,7 @@ pub enum Event {
     DeviceApproved,
     /// Errors of a replica since the last such record, or since the mount.
     ReplicaErrors(ErrorCounts),
-    /// No replica could give what these reasons name.
+    /// What these reasons name was found damaged: no replica could give it, or the label of a replica was overwritten.
     DamageFound,
     /// A registry came into force.
     RegistryAccepted(RegistryFacts),

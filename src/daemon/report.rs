@@ -40,6 +40,7 @@ pub fn report(
     }));
     advice.extend(status.replicas.iter().filter_map(advise));
     advice.extend(status.replicas.iter().filter(|replica| replica.is_untrue()).map(untrue));
+    advice.extend(status.replicas.iter().filter_map(relabelled));
     advice.extend(lost(&status.lost));
     let log = Syslog::in_use().map(Syslog::standing).unwrap_or_default();
     advice.extend(log_problem(&log));
@@ -183,6 +184,15 @@ fn untrue(replica: &ReplicaStatus) -> Problem {
         errors.integrity, errors.repaired
     );
     Problem::new(Code::ReplicaFaulty, what)
+}
+
+fn relabelled(replica: &ReplicaStatus) -> Option<Problem> {
+    let (id, how) = (&replica.registry_id, replica.label.as_ref()?);
+    let what = format!(
+        "{id}: {how}. Find out what wrote to the device, then see with scelle check what else it wrote over. This is told until \
+         the volume is mounted again"
+    );
+    Some(Problem::new(Code::LabelOverwritten, what))
 }
 
 fn advise(replica: &ReplicaStatus) -> Option<Problem> {

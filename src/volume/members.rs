@@ -35,7 +35,7 @@ use parking_lot::Mutex;
 use super::assembled::{Replica, has_whole};
 use super::diverged::{self, OnlyThere};
 use super::error::{Error, System};
-use super::labels::{areas, repair_label};
+
 use super::recovery;
 use super::side::Side;
 use super::task::{Outcome, Task, TaskKind, Tasks, Work};
@@ -61,11 +61,14 @@ const CONFIRM_WAIT: Duration = Duration::from_secs(5);
 /// How often a wait looks whether a resync, or a write, has ended.
 const POLL: Duration = Duration::from_millis(2);
 
+mod labels;
 mod recheck;
 pub(super) mod resync;
 
+pub(super) use labels::areas;
 pub use recheck::Findings;
 
+use labels::Watched;
 use recheck::Examination;
 use resync::{Resync, is_lost};
 
@@ -88,6 +91,9 @@ pub struct Members {
     /// themselves, as the refused do.
     sourceless: Arc<AtomicU64>,
     closing: AtomicBool,
+    /// The label of each replica in use, and whether it is being looked at.
+    labels: Mutex<Vec<Watched>>,
+    looking: AtomicBool,
 }
 
 /// What each replica was found to have at the mount.
@@ -136,6 +142,8 @@ impl Members {
             rejoining: Mutex::default(),
             sourceless: Arc::default(),
             closing: AtomicBool::new(false),
+            labels: Mutex::default(),
+            looking: AtomicBool::new(false),
         }
     }
 
@@ -247,7 +255,9 @@ impl Members {
         }
         // Not known yet of a device whose label could not be read at the mount.
         self.store.set_device_bytes(index, replica.header.device_bytes);
-        self.enter(index, &replica, None)
+        let state = self.enter(index, &replica, None)?;
+        self.repair_label(&replica)?;
+        Ok(state)
     }
 
     /// Takes in a device that was opened anew: it was not there at the mount, or was unplugged and has come back as
@@ -275,11 +285,6 @@ impl Members {
         }
         self.repair_label(&replica)?;
         Ok((index, state))
-    }
-
-    /// Writes damaged or outdated label copies of a replica in use anew. A replica that fails is fenced.
-    pub(super) fn repair_label(&self, replica: &Replica) -> Result<(), Error> {
-        repair_label(&self.header, &self.keys, replica, self.store.mirror())
     }
 
     /// Whether the volume is in a state in which replicas can come back.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -36,6 +36,9 @@ const TICK: Duration = Duration::from_millis(COMMIT_INTERVAL_MS / 5);
 /// How long the host's disk may take to show the witness or to take it, where something has to wait for that.
 const WITNESS_PATIENCE: Duration = Duration::from_secs(HOST_DISK_TIMEOUT_S);
 
+/// How often the labels of the replicas in use are looked at.
+const LABELS_INTERVAL: Duration = Duration::from_secs(10);
+
 /// From so many blocks of one replica that were not what was written, the volume is not healthy: a disk has a bad block now
 /// and then, and a disk that lies has thousands.
 const INTEGRITY_ERRORS_MAX: u64 = 64;
@@ -59,6 +62,8 @@ pub struct ReplicaStatus {
     pub errors: ErrorCounts,
     /// Bytes done and bytes in all of a resync that is under way.
     pub resync: Option<(u64, u64)>,
+    /// How its label was found damaged during this mount, if it was.
+    pub label: Option<String>,
 }
 
 impl ReplicaStatus {
@@ -524,6 +529,7 @@ impl Open {
                 generation: self.members.generation(index),
                 errors: mirror.errors(index),
                 resync: self.members.progress(index),
+                label: self.members.label_damage(index),
             }
         };
         Status {
@@ -674,10 +680,11 @@ impl Open {
     fn start_ticker(&self) -> Result<Ticker, Error> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
         let (fs, store, witness) = (self.fs.clone(), self.store.clone(), self.witness.clone());
-        let audit = self.audit.clone();
+        let (audit, members) = (self.audit.clone(), self.members.clone());
         let signal = stop.clone();
         let run = move || {
             let mut before = store.generation();
+            let mut looked = Instant::now();
             loop {
                 let mut stopped = signal.0.lock();
                 signal.1.wait_while_for(&mut stopped, |stopped| !*stopped, TICK);
@@ -687,6 +694,10 @@ impl Open {
                 drop(stopped);
                 audit.take_back();
                 audit.observe();
+                if looked.elapsed() >= LABELS_INTERVAL {
+                    looked = Instant::now();
+                    members.look_at_labels();
+                }
                 if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.committable().is_ok() {
                     // When the commit fails, the store has the reason from now on, and every answer gives it.
                     let _ = fs.sync();
@@ -713,9 +724,10 @@ impl Drop for Open {
 }
 
 impl Status {
-    /// Whether every replica is in sync and gives what was written, changes are accepted, and no block is known to be lost.
+    /// Whether every replica is in sync, gives what was written and kept its label, changes are accepted, and no block is known to be lost.
     pub fn is_healthy(&self) -> bool {
-        let whole = |replica: &ReplicaStatus| replica.state == State::InSync && !replica.is_untrue();
+        let whole =
+            |replica: &ReplicaStatus| replica.state == State::InSync && !replica.is_untrue() && replica.label.is_none();
         self.replicas.iter().all(whole) && self.read_only.is_none() && self.lost.is_empty()
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::assembled::{Assembled, Replica, Unfit};
 use super::error::Error;
-use super::labels::areas;
+use super::members::areas;
 use crate::crypto::{Keys, Secret, VolumeKey};
 use crate::label;
 use crate::limits::REPLICAS_MAX;

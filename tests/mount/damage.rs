@@ -5,11 +5,13 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use scelle::label::Area;
 use scelle::limits::LABEL_SIZE;
 use scelle::units::Uuid;
 
-use crate::lab::{Disk, Lab, ok};
+use crate::lab::{Disk, Lab, SCELLE, ok, run, wait_for};
 use crate::support::rng::Rng;
 
 const BLOCK: u64 = 4096;
@@ -23,6 +25,36 @@ fn overwrite(disk: &Disk, at: u64, bytes: &[u8]) {
 
 fn advice(status: &serde_json::Value) -> String {
     status["advice"].to_string()
+}
+
+#[test]
+fn p6_a_label_overwritten_under_a_mount_is_told_and_rewritten() {
+    let lab = Lab::mounted(2, 64);
+    assert_eq!(lab.status()["state"], "healthy");
+    let disk = &lab.disks[0];
+    let size = disk.bytes().len() as u64;
+    let labels = [0, Area::B.offset(size)];
+    let before: Vec<Vec<u8>> =
+        labels.iter().map(|at| disk.bytes()[usize::try_from(*at).unwrap()..][..4096].to_vec()).collect();
+    labels.iter().for_each(|at| overwrite(disk, *at, &[0x5a; 4096]));
+    wait_for("the status to tell of it", || advice(&lab.status()).contains("label-overwritten"));
+    let status = lab.status();
+    assert_eq!(status["state"], "degraded");
+    let id = status["replicas"][0]["registry_id"].as_str().unwrap();
+    assert!(advice(&status).contains(&format!("{id}: its label")), "{}", advice(&status));
+    let text = run(Command::new(SCELLE).arg("status").arg(&lab.mountpoint));
+    assert_eq!(text.status.code(), Some(6));
+    let trail = run(Command::new(SCELLE).args(["audit", "log", "--json"]).arg(&lab.mountpoint));
+    let trail = String::from_utf8_lossy(&trail.stdout).into_owned();
+    assert!(trail.contains("damage-found") && trail.contains("label-overwritten"), "{trail}");
+
+    // The way to the key is there again, on this disk too.
+    ok(&lab.umount());
+    for (at, before) in labels.iter().zip(before) {
+        assert_eq!(disk.bytes()[usize::try_from(*at).unwrap()..][..4096], before);
+    }
+    ok(&lab.mount());
+    assert_eq!(lab.status()["state"], "healthy");
 }
 
 /// What a folder and those below it give: the files that can be read, and how many things could not.

@@ -1,0 +1,145 @@
+//! The label copies of a volume's devices: which are damaged, and how they are written anew, at the mount and while the
+//! volume is in use. What a label is, is told in [`label`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::super::assembled::Replica;
+use super::super::error::Error;
+use super::Members;
+use crate::audit::{Entry, Event, Reason};
+use crate::device::AlignedBuf;
+use crate::label::{self, Area, Header};
+use crate::mirror::State;
+use crate::policy::ApprovedDevice;
+use crate::problem::Code;
+
+/// The copies that could not be read.
+pub(in crate::volume) fn areas(damaged: Vec<(label::Area, label::Error)>) -> Vec<label::Area> {
+    damaged.into_iter().map(|(area, _)| area).collect()
+}
+
+/// The label of a replica in use, as this program left it.
+#[derive(Default)]
+pub(super) struct Watched {
+    /// What every copy holds.
+    header: Option<Header>,
+    /// What was found in its place, if that ever was something else.
+    damage: Option<String>,
+}
+
+impl Members {
+    /// Writes damaged or outdated label copies of a replica in use anew, and watches the label from now on. A replica
+    /// that fails is fenced.
+    pub(in crate::volume) fn repair_label(&self, replica: &Replica) -> Result<(), Error> {
+        let (volume, index) = (self.header(), replica.index());
+        if !self.is_in_use(index) {
+            return Ok(());
+        }
+        let mut header = replica.header.clone();
+        let outdated = header.sequence != volume.sequence;
+        if outdated {
+            let mut fields = label::Fields::clone(volume);
+            fields.device = header.device;
+            fields.replica_index = header.replica_index;
+            fields.device_bytes = header.device_bytes;
+            let device = replica.device.name().to_owned();
+            header = Header::new(fields).map_err(|source| Error::Label { device, source })?;
+        }
+        let areas: &[Area] = if outdated { &Area::BOTH } else { &replica.damaged };
+        self.write_label(index, &replica.device, &header, areas);
+        let mut labels = self.labels.lock();
+        if labels.len() <= index {
+            labels.resize_with(index + 1, Watched::default);
+        }
+        labels[index] = Watched { header: Some(header), damage: None };
+        Ok(())
+    }
+
+    fn is_in_use(&self, index: usize) -> bool {
+        matches!(self.state(index), State::InSync | State::Resyncing)
+    }
+
+    /// Returns whether these copies are what they have to be now.
+    fn write_label(&self, index: usize, device: &ApprovedDevice, header: &Header, areas: &[Area]) -> bool {
+        let mut block = AlignedBuf::zeroed(label::HEADER_BYTES);
+        block.copy_from_slice(&header.encode(&self.keys));
+        for area in areas {
+            log::warn!("{}: label copy {area:?} is written anew", device.name());
+            if let Err(error) = device.write_durably(&[area.offset(header.device_bytes)], &block) {
+                self.store.mirror().failed(index, &error);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// How the label of a replica was found damaged since the replica came into use, if it was.
+    pub(in crate::volume) fn label_damage(&self, index: usize) -> Option<String> {
+        self.labels.lock().get(index)?.damage.clone()
+    }
+
+    /// Looks at the labels of all replicas in use, in a thread of its own: a device that does not answer keeps nobody
+    /// waiting. Does nothing while the last such look has not ended.
+    pub(in crate::volume) fn look_at_labels(self: &Arc<Self>) {
+        if self.looking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let members = self.clone();
+        let look = move || {
+            (0..members.store.mirror().len()).for_each(|index| members.look_at_label(index));
+            members.looking.store(false, Ordering::Release);
+        };
+        if let Err(error) = std::thread::Builder::new().name("labels".to_owned()).spawn(look) {
+            log::error!("the labels of the replicas are not looked at: {error}");
+            self.looking.store(false, Ordering::Release);
+        }
+    }
+
+    /// Looks at one label. A copy that something else wrote over is written anew, because with the last copy the way to
+    /// the volume's key would be gone; the status and the trail tell of it.
+    fn look_at_label(&self, index: usize) {
+        let Some(header) = self.labels.lock().get(index).and_then(|watched| watched.header.clone()) else { return };
+        if self.damaged_copies(index, &header).is_none() {
+            return;
+        }
+        // A replica that comes back may be having its label written: that ends first, and then is looked at again.
+        let Some(_one_at_a_time) = self.rejoining.try_lock() else { return };
+        let Some((device, found, areas)) = self.damaged_copies(index, &header) else { return };
+        if self.labels.lock().get(index).is_none_or(|watched| watched.header.as_ref() != Some(&header)) {
+            return;
+        }
+        let is_anew = !areas.is_empty() && self.write_label(index, &device, &header, &areas);
+        let how = if is_anew { "written anew" } else { "left as it is" };
+        let damage = format!("its label was not what it had to be ({found}), and was {how}");
+        let is_new = {
+            let mut labels = self.labels.lock();
+            labels
+                .get_mut(index)
+                .is_some_and(|watched| watched.damage.replace(damage.clone()).as_ref() != Some(&damage))
+        };
+        if is_new {
+            log::error!("{}: {damage}", device.name());
+            let entry = Entry::noticed(self.audit.replica(index), Event::DamageFound);
+            self.audit.record(entry.because([Reason::new(Code::LabelOverwritten, &damage)]));
+        }
+    }
+
+    /// The device of a replica in use, what is wrong with its label, and the copies that are to be written anew. Nothing
+    /// when all is well, or when the device is not in use any more.
+    fn damaged_copies(&self, index: usize, header: &Header) -> Option<(Arc<ApprovedDevice>, String, Vec<Area>)> {
+        let device = self.device(index)?;
+        let found = label::read(&*device).and_then(|found| found.authenticate(&self.keys));
+        let (says, areas) = match found {
+            Ok((found, damaged)) if found == *header => {
+                let each: Vec<String> = damaged.iter().map(|(area, why)| format!("copy {area:?}: {why}")).collect();
+                (each.join("; "), areas(damaged))
+            }
+            // It was written by somebody who has the key, and who may know more.
+            Ok((found, _)) => (format!("another label of this volume, number {}", found.sequence), Vec::new()),
+            Err(error) => (error.to_string(), Area::BOTH.to_vec()),
+        };
+        let is_known = self.is_in_use(index) && device.verdict().approved && !self.closing.load(Ordering::Acquire);
+        (is_known && !says.is_empty()).then_some((device, says, areas))
+    }
+}
