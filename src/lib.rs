@@ -77,6 +77,8 @@
 //! | `witness` | [`volume`], one a mount | the host's disk, without a bound; only a commit that leaves a replica behind waits for it, five seconds |
 //! | `resync-N` | [`volume`], while one runs | reads of other replicas, room in a queue |
 //! | `facts-N` | [`volume`], one a device that is examined | that device's answers about itself |
+//! | `label-N` | [`volume`], one a replica whose label is looked at | that device, without a bound; then a moment for its queue |
+//! | `patience` | `os`, for a call that may hang | the host's disk, without a bound; whoever called goes on after five seconds |
 //! | `watch` | [`daemon`] | events; never for a transfer |
 //! | `apply` | [`daemon`] | what comes of a check's findings: commits, devices |
 //! | `signals`, `idle` | [`daemon`] | a signal; the clock |

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::cache::{self, CLUSTER_BLOCKS, Cache};
 use super::choice::{self, Candidate};
 use super::queue::Job;
-use super::{Error, Mirror, Result, State, device_offset, mask};
+use super::{Error, Mirror, Result, device_offset, mask};
 use crate::device::{self, AlignedBuf};
 use crate::limits::LABEL_SIZE;
 use crate::units::{BLOCK_SIZE, BlockAddr, Run, to_usize};
@@ -180,25 +180,32 @@ impl Mirror {
         result
     }
 
-    /// Has a block that verified written over a copy that did not, on a replica in sync. Waits for that for a moment
-    /// only: a device that hangs holds neither the reader up nor what the reader keeps from being used again.
-    ///
-    /// The write goes through the replica's queue. So what is written to the block later comes later on the device, too,
-    /// however long the device takes.
+    /// Has a block that verified written over a copy that did not.
     pub fn repair(&self, index: usize, addr: BlockAddr, sealed: &[u8]) {
+        // A reader goes on all the same.
+        let _ = self.rewrite(index, device_offset(addr), sealed);
+    }
+
+    /// Has something that was damaged written anew at a byte offset of a replica that takes writes. Waits for that for a
+    /// moment only: a device that hangs holds neither the caller up nor what the caller keeps from being used again.
+    /// Returns whether it was written. It is durable with the next flush.
+    ///
+    /// The write goes through the replica's queue. So what is written to the same place later comes later on the device,
+    /// too, however long the device takes.
+    pub fn rewrite(&self, index: usize, offset: u64, bytes: &[u8]) -> bool {
         // A replica that does not answer would not take a write either.
         if !self.repairing.load(Ordering::Acquire) || self.is_silent(index) {
-            return;
+            return false;
         }
-        let Some(worker) = self.shared.worker(index) else { return };
-        let mut data = AlignedBuf::scratch(sealed.len());
-        data.copy_from_slice(sealed);
+        let Some(worker) = self.shared.worker(index) else { return false };
+        let mut data = AlignedBuf::scratch(bytes.len());
+        data.copy_from_slice(bytes);
         let mut inner = self.shared.lock();
-        if inner.replicas.get(index).is_none_or(|status| status.state != State::InSync) {
-            return;
+        if !inner.takes_writes(index) {
+            return false;
         }
         let ticket = inner.ticket(None, 1 << index);
-        let job = Job::Repair { offset: device_offset(addr), data: Arc::new(data), ticket: Arc::clone(&ticket) };
+        let job = Job::Repair { offset, data: Arc::new(data), ticket: Arc::clone(&ticket) };
         if worker.queue.push(job) {
             worker.queue.wake();
         }
@@ -209,6 +216,7 @@ impl Mirror {
             }
         }
         inner.tickets.retain(|other| !Arc::ptr_eq(other, &ticket));
+        ticket.done.load(Ordering::Acquire) >> index & 1 == 1
     }
 
     /// The replicas to read `run` from, best first and at least one, once nothing of the run is in flight any more.

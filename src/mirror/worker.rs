@@ -122,7 +122,7 @@ impl WorkerThread {
             Ok(()) => {
                 status.repaired += 1;
                 ticket.done.fetch_or(1 << self.index, Ordering::Release);
-                log::warn!("{name}: the block at byte {offset} was damaged and is written anew from another replica");
+                log::warn!("{name}: the block at byte {offset} was damaged and is written anew");
             }
             Err(error) => {
                 status.failed += u64::from(matches!(error, WriteError::Device(_)));

@@ -35,7 +35,6 @@ use parking_lot::Mutex;
 use super::assembled::{Replica, has_whole};
 use super::diverged::{self, OnlyThere};
 use super::error::{Error, System};
-
 use super::recovery;
 use super::side::Side;
 use super::task::{Outcome, Task, TaskKind, Tasks, Work};
@@ -91,9 +90,10 @@ pub struct Members {
     /// themselves, as the refused do.
     sourceless: Arc<AtomicU64>,
     closing: AtomicBool,
-    /// The label of each replica in use, and whether it is being looked at.
+    /// The label of each replica in use.
     labels: Mutex<Vec<Watched>>,
-    looking: AtomicBool,
+    /// The replicas whose label is being looked at: bit `i` for replica `i`.
+    looking: AtomicU64,
 }
 
 /// What each replica was found to have at the mount.
@@ -143,7 +143,7 @@ impl Members {
             sourceless: Arc::default(),
             closing: AtomicBool::new(false),
             labels: Mutex::default(),
-            looking: AtomicBool::new(false),
+            looking: AtomicU64::new(0),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Promises P2, P4, P5 while devices fail under a volume in use.
 
+use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
 use scelle::device::BlockDevice;
@@ -13,6 +14,7 @@ use scelle::volume::{self, OpenOptions, Portion};
 
 use super::support::court::{CALLER, Court};
 use super::support::rng::{self, Rng};
+use super::support::wait_for;
 use super::workload;
 
 fn write_file(fs: &Fs, name: &[u8], len: usize) -> Ino {
@@ -369,4 +371,32 @@ fn p2_a_device_that_answers_no_read_holds_nobody_up() {
         court.devices[silent].heal();
     }
     assert_eq!(court.report().count, 0);
+}
+
+/// Something wrote over a label under a mount, and another device does not answer.
+#[test]
+fn p6_a_device_that_answers_no_read_hides_no_overwritten_label() {
+    let court = Court::new(3);
+    let open = court.open();
+    let whole = court.memory[1].disk();
+    court.devices[0].inject(Fault::always(Operation::Read, Effect::Hang));
+    court.memory[1].write_at(0, &[IoSlice::new(&[0x5a; 4096])]).unwrap();
+    wait_for("the label to be looked at", || open.status().replicas[1].label.is_some());
+    let damage = open.status().replicas[1].label.clone().unwrap();
+    assert!(damage.contains("copy A") && damage.contains("was written anew"), "{damage}");
+    let (mut before, mut after) = ([0; 4096], [1; 4096]);
+    whole.read(0, &mut before);
+    court.memory[1].disk().read(0, &mut after);
+    assert!(before == after, "the label is not what it was");
+    // Nor does the look keep a replica from coming back.
+    court.devices[2].inject_in_changes(Effect::Error(libc::EIO));
+    write_file(open.fs(), b"deed", 20_000);
+    open.fs().sync().unwrap();
+    court.devices[2].heal();
+    open.members().rejoin(2).unwrap();
+    wait_for("the replica to come back", || open.status().replicas[2].state == State::InSync);
+    assert!(open.status().replicas.iter().enumerate().all(|(index, replica)| replica.label.is_some() == (index == 1)));
+    court.devices[0].heal();
+    open.close().unwrap();
+    court.check();
 }

@@ -60,18 +60,16 @@ impl Members {
         matches!(self.state(index), State::InSync | State::Resyncing)
     }
 
-    /// Returns whether these copies are what they have to be now.
-    fn write_label(&self, index: usize, device: &ApprovedDevice, header: &Header, areas: &[Area]) -> bool {
+    fn write_label(&self, index: usize, device: &ApprovedDevice, header: &Header, areas: &[Area]) {
         let mut block = AlignedBuf::zeroed(label::HEADER_BYTES);
         block.copy_from_slice(&header.encode(&self.keys));
         for area in areas {
             log::warn!("{}: label copy {area:?} is written anew", device.name());
             if let Err(error) = device.write_durably(&[area.offset(header.device_bytes)], &block) {
                 self.store.mirror().failed(index, &error);
-                return false;
+                return;
             }
         }
-        true
     }
 
     /// How the label of a replica was found damaged since the replica came into use, if it was.
@@ -79,20 +77,23 @@ impl Members {
         self.labels.lock().get(index)?.damage.clone()
     }
 
-    /// Looks at the labels of all replicas in use, in a thread of its own: a device that does not answer keeps nobody
-    /// waiting. Does nothing while the last such look has not ended.
+    /// Looks at the labels of all replicas in use, each in a thread of its own: a device that does not answer keeps nobody
+    /// waiting, and is not looked at again before that look has ended.
     pub(in crate::volume) fn look_at_labels(self: &Arc<Self>) {
-        if self.looking.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let members = self.clone();
-        let look = move || {
-            (0..members.store.mirror().len()).for_each(|index| members.look_at_label(index));
-            members.looking.store(false, Ordering::Release);
-        };
-        if let Err(error) = std::thread::Builder::new().name("labels".to_owned()).spawn(look) {
-            log::error!("the labels of the replicas are not looked at: {error}");
-            self.looking.store(false, Ordering::Release);
+        for index in 0..self.store.mirror().len() {
+            let bit = 1 << index;
+            if self.looking.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
+                continue;
+            }
+            let members = self.clone();
+            let look = move || {
+                members.look_at_label(index);
+                members.looking.fetch_and(!bit, Ordering::AcqRel);
+            };
+            if let Err(error) = std::thread::Builder::new().name(format!("label-{index}")).spawn(look) {
+                log::error!("the label of {} is not looked at: {error}", self.name(index));
+                self.looking.fetch_and(!bit, Ordering::AcqRel);
+            }
         }
     }
 
@@ -100,18 +101,21 @@ impl Members {
     /// the volume's key would be gone; the status and the trail tell of it.
     fn look_at_label(&self, index: usize) {
         let Some(header) = self.labels.lock().get(index).and_then(|watched| watched.header.clone()) else { return };
-        if self.damaged_copies(index, &header).is_none() {
-            return;
-        }
-        // A replica that comes back may be having its label written: that ends first, and then is looked at again.
-        let Some(_one_at_a_time) = self.rejoining.try_lock() else { return };
         let Some((device, found, areas)) = self.damaged_copies(index, &header) else { return };
-        if self.labels.lock().get(index).is_none_or(|watched| watched.header.as_ref() != Some(&header)) {
+        // A replica that comes back has its label written. What was read before that is of no account.
+        let Some(_one_at_a_time) = self.rejoining.try_lock() else { return };
+        let is_same = self.device(index).is_some_and(|now| Arc::ptr_eq(&now, &device));
+        if !is_same || self.labels.lock().get(index).is_none_or(|watched| watched.header.as_ref() != Some(&header)) {
             return;
         }
-        let is_anew = !areas.is_empty() && self.write_label(index, &device, &header, &areas);
-        let how = if is_anew { "written anew" } else { "left as it is" };
-        let damage = format!("its label was not what it had to be ({found}), and was {how}");
+        let block = header.encode(&self.keys);
+        let write = |area: &Area| self.store.mirror().rewrite(index, area.offset(header.device_bytes), &block);
+        let how = match &*areas {
+            [] => "was left as it is",
+            areas if areas.iter().all(write) => "was written anew",
+            _ => "could not be written anew",
+        };
+        let damage = format!("its label was not what it had to be ({found}), and {how}");
         let is_new = {
             let mut labels = self.labels.lock();
             labels
