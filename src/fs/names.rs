@@ -220,7 +220,7 @@ impl Fs {
     /// lookup, except "." and "..". `emit` runs while the metadata is locked: it must not call the filesystem.
     ///
     /// What cannot be read is left out: names whose page no replica has, attributes of a name. A listing that left names
-    /// out fails at its end, after all others. Its cookies say so ([`NAMES_LEFT_OUT`]), so nothing is remembered here. A
+    /// out fails at its end, after all others. Its cookies say so (`NAMES_LEFT_OUT`), so nothing is remembered here. A
     /// caller that lists in parts, and got entries and an error, goes on after the last entry, until it gets the error alone.
     ///
     /// # Errors
