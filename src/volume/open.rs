@@ -146,8 +146,10 @@ impl Assembled {
         let mut open = self.into_open(options, store, &choice, at_mount, Clock::starting_at(opening.clock.0))?;
         open.unremembered = opening.unremembered;
         open.begin_audit(registry, options, &choice, &opening)?;
-        if !options.read_only && open.store.poisoned().is_some() {
-            // Damage lets the volume only be read. The thread tells the trail's reports what happens.
+        if let Some(why) = open.store.poisoned().filter(|_| !options.read_only) {
+            // Damage lets the volume only be read. So nobody is resynced. The thread tells the trail's reports what
+            // happens.
+            behind.iter().for_each(|resync| resync.abandon(&open.store, why));
             open.ticker = Some(open.start_ticker()?);
         } else if !options.read_only {
             replicas.iter().try_for_each(|replica| open.members.repair_label(replica))?;
