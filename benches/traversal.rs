@@ -107,8 +107,8 @@ fn fill(fs: &Fs, files: u64) {
 }
 
 /// Traverses the metadata again and again. Returns how many units were visited.
-fn traverse(store: &Store, verify: bool, ended: &AtomicBool) -> u64 {
-    let go_on = || !ended.load(Ordering::Relaxed);
+fn traverse(fs: &Fs, verify: bool, ended: &AtomicBool) -> u64 {
+    let (store, go_on) = (fs.store(), || !ended.load(Ordering::Relaxed));
     let mut units = 0;
     while go_on() {
         let progress = Progress::default();
@@ -119,7 +119,7 @@ fn traverse(store: &Store, verify: bool, ended: &AtomicBool) -> u64 {
             units += 1;
             Ok(())
         };
-        Traversal::new(store, &progress, &go_on).metadata(&mut visit).unwrap();
+        Traversal::new(store, &progress, &go_on).beside(fs.meters()).metadata(&mut visit).unwrap();
     }
     units
 }
@@ -161,7 +161,7 @@ fn case(lab: &mut Lab, verify: bool, pace: (&str, u64, u64), seconds: u64) {
         commits(&fs, dir, &mut alone);
         let ended = AtomicBool::new(false);
         visited += std::thread::scope(|scope| {
-            let traversal = scope.spawn(|| traverse(&store, verify, &ended));
+            let traversal = scope.spawn(|| traverse(&fs, verify, &ended));
             commits(&fs, dir, &mut beside);
             ended.store(true, Ordering::Relaxed);
             traversal.join().unwrap()

@@ -37,3 +37,10 @@ impl Default for Meters {
         }
     }
 }
+
+impl Meters {
+    /// Operations of applications so far. What the volume does by itself is not among them.
+    pub fn operations(&self) -> u64 {
+        [&self.read, &self.write, &self.lookup, &self.change, &self.fsync].into_iter().map(Meter::count).sum()
+    }
+}

@@ -83,6 +83,11 @@ impl Meter {
         }
     }
 
+    /// How many durations have been recorded so far.
+    pub fn count(&self) -> u64 {
+        self.classes.iter().map(|class| class.load(Ordering::Relaxed)).sum()
+    }
+
     /// What has been recorded so far.
     pub fn reading(&self) -> Reading {
         let counts: Vec<u64> = self.classes.iter().map(|class| class.load(Ordering::Relaxed)).collect();

@@ -161,6 +161,25 @@ fn a_traversal_comes_to_every_block_and_ends_when_it_is_told() {
     open.close().unwrap();
 }
 
+/// What the volume does by itself slows no resync down.
+#[test]
+fn a_volume_that_nobody_uses_counts_no_operations() {
+    let court = Court::new(2);
+    let open = court.open_of(&[0], true).unwrap();
+    for i in 0..700 {
+        put(open.fs(), format!("deed-{i}").as_bytes(), b"short").unwrap();
+    }
+    open.fs().sync().unwrap();
+    let before = open.fs().meters().operations();
+    open.members().take_in(court.approved(1)).unwrap();
+    wait_in_sync(&open);
+    std::thread::sleep(Duration::from_millis(1500));
+    // What the trail notes of the replica is one each.
+    let counted = open.fs().meters().operations() - before;
+    assert!(counted <= 3, "{counted}");
+    open.close().unwrap();
+}
+
 fn slow_reads(ms: u64) -> Fault {
     Fault::always(Operation::Read, Effect::Slow(Duration::from_millis(ms)))
 }

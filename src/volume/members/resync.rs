@@ -147,7 +147,7 @@ impl Resync {
         let go_on = || !stop.load(Ordering::Relaxed) && self.is_current(store);
         // Blocks that were sealed before the replica took part may be in no row yet.
         fs.wait_for_writers();
-        let traversal = Traversal::new(store, &self.progress, &go_on);
+        let traversal = Traversal::new(store, &self.progress, &go_on).beside(fs.meters());
         let mut copy = |item: Item| match item {
             Item::Unit(unit) => {
                 self.copy(store, &unit).or_else(|error| self.lose(store, &unit, traversal.file(), error))
