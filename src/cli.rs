@@ -100,6 +100,14 @@ struct Passphrase {
     passphrase_file: Option<PathBuf>,
 }
 
+/// Only root may go on, who opens devices and is shown what they are.
+fn only_root(does: &str) -> Result<(), Problem> {
+    match process::is_root() {
+        true => Ok(()),
+        false => Err(Problem::new(Code::NeedsRoot, format!("only root can {does}"))),
+    }
+}
+
 /// Runs the command line `arguments`, the program's name first, and returns the exit code.
 ///
 /// Before anything else the process is protected from core dumps and debuggers, whatever the command: no list of commands

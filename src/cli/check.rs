@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::secret::{self, Obtained};
 use super::text::{self, progress};
-use super::{DocumentArguments, Passphrase};
+use super::{DocumentArguments, Passphrase, only_root};
 use crate::daemon::gather::Gathered;
 use crate::daemon::{devices, find, gather};
 use crate::device::raw::Access;
@@ -27,6 +27,7 @@ pub(super) struct Arguments {
 
 /// Verifies the volume; writes nothing.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
+    only_root("check a volume")?;
     let registry = devices::load_registry(&arguments.documents.documents())?;
     let sources = find::devices(&arguments.devices)?;
     let Gathered { approved, left_out } = gather::gather(&sources, &registry, Access::ExclusiveRead, false)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::secret::{self, Obtained};
-use super::{DocumentArguments, Passphrase};
+use super::{DocumentArguments, Passphrase, only_root};
 use crate::crypto::check_strength;
 use crate::daemon::devices;
 use crate::device::raw::Access;
@@ -33,6 +33,7 @@ pub(super) struct Arguments {
 /// Makes the volume and prints its UUID.
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     check_label(&arguments.label)?;
+    only_root("create a volume")?;
     let registry = devices::load_registry(&arguments.documents.documents())?;
     let approved = devices::approve(&arguments.devices, &registry, Access::Exclusive)?;
     if approved.len() == 1 {

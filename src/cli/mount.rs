@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::secret::{self, Obtained};
-use super::{DocumentArguments, Passphrase, logging, options, text};
+use super::{DocumentArguments, Passphrase, logging, only_root, options, text};
 use crate::daemon::{Request, Sources, find, join, refusal, serve};
 use crate::os;
 use crate::os::process::{self, Report, Side};
@@ -54,9 +54,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
 
 /// Asks for the passphrase, splits the daemon off and waits until the folder is usable.
 pub(super) fn perform(mut request: Request) -> Result<ExitCode, Problem> {
-    if !process::is_root() {
-        return Err(Problem::new(Code::NeedsRoot, "only root can mount a volume"));
-    }
+    only_root("mount a volume")?;
     let options = &request.options;
     request.documents.registry = os::absolute(options.registry.as_ref().unwrap_or(&request.documents.registry));
     request.documents.trust = os::absolute(options.trust.as_ref().unwrap_or(&request.documents.trust));

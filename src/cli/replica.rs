@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::secret::{self, Obtained};
-use super::{DocumentArguments, Passphrase, task, text};
+use super::{DocumentArguments, Passphrase, only_root, task, text};
 use crate::control::{ResyncWanted, WentOn, ask};
 use crate::daemon::gather::Gathered;
 use crate::daemon::{WITNESS_DIR, devices, find, gather};
@@ -64,6 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
 
 /// Opens the volume, which writes its labels and a record of its trail, and closes it again.
 fn run_enrol(arguments: &Enrol) -> Result<ExitCode, Problem> {
+    only_root("enrol devices")?;
     let registry = devices::load_registry(&arguments.documents.documents())?;
     let sources = find::devices(&arguments.devices)?;
     let Gathered { approved, left_out } = gather::gather(&sources, &registry, Access::Exclusive, true)?;

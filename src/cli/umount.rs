@@ -134,7 +134,7 @@ fn unmount_failure(mountpoint: &Path, error: &std::io::Error) -> Problem {
         Some(libc::EINVAL | libc::ENOENT) => {
             Problem::new(Code::UmountNotMounted, format!("{place} is not a mount point"))
         }
-        Some(libc::EPERM) => Problem::new(Code::UmountPermission, format!("{place}: only root may unmount")),
+        Some(libc::EPERM) => Problem::new(Code::NeedsRoot, format!("only root can unmount {place}")),
         _ => Problem::new(Code::Umount, format!("{place}: {error}")),
     }
 }

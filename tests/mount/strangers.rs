@@ -145,7 +145,10 @@ fn who_is_not_root_is_told_so() {
     };
     fails(&somebody(&["status"]), 1, "needs-root");
     fails(&somebody(&["mount", "archives", "/mnt"]), 1, "needs-root");
-    fails(&somebody(&["umount", lab.mountpoint.to_str().unwrap()]), 1, "umount-permission");
+    fails(&somebody(&["umount", lab.mountpoint.to_str().unwrap()]), 1, "needs-root");
+    for command in [&["create", "/dev/loop0"][..], &["check", "archives"], &["replica", "enrol", "archives"]] {
+        fails(&somebody(command), 1, "needs-root");
+    }
 }
 
 #[test]
