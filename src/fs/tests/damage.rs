@@ -136,8 +136,9 @@ fn p4_a_folder_lists_all_names_but_those_that_were_in_a_damaged_block() {
         "{} pages, {holes} listings with a hole, {refused} refused, {read_only} read-only, {changed} changed",
         pages.len()
     );
-    // Without the schema, or the key of the names' hashes, nothing can be found.
-    assert!(holes > 20 && refused <= 2 && read_only == 1 && changed + 8 > pages.len() && asked_in_vain > 40);
+    // Without the schema, or the key of the names' hashes, nothing can be found. A creation goes through a handful of pages,
+    // which ones the hashes decide.
+    assert!(holes > 20 && refused <= 2 && read_only == 1 && changed + 14 > pages.len() && asked_in_vain > 40);
 }
 
 #[test]
