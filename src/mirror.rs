@@ -619,6 +619,25 @@ impl Mirror {
         self.wait_for_ticket(&ticket).1 & asked != 0
     }
 
+    /// Makes a root durable at the byte `offsets` of a replica at the end of its resync. Returns whether it has it, and is
+    /// still being resynced.
+    pub fn publish_resynced(
+        &self,
+        index: usize,
+        incarnation: Incarnation,
+        data: &Arc<AlignedBuf>,
+        offsets: [u64; 2],
+    ) -> bool {
+        let mut inner = self.shared.lock();
+        if !inner.is_resyncing(index, incarnation) {
+            return false;
+        }
+        let asked = 1 << index;
+        let ticket = inner.ticket(None, asked);
+        self.queue(inner, asked, |_| [Job::Publish { offsets, data: data.clone(), ticket: ticket.clone() }]);
+        self.wait_for_ticket(&ticket).1 & asked != 0
+    }
+
     fn flush_all(&self) -> (MutexGuard<'_, Inner>, u64) {
         let mut inner = self.shared.lock();
         let round = inner.dirty.next_round();

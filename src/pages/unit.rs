@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Page, Result, Store};
+use super::{Error, Page, Result, Store};
 use crate::crypto::{Binding, Keys, Kind};
 use crate::device::AlignedBuf;
 use crate::mirror::Incarnation;
@@ -79,6 +79,18 @@ impl Store {
         })?;
         self.mirror.copy(replica, incarnation, unit.at.addr, Arc::new(good));
         Ok(())
+    }
+
+    /// Gives a replica at the end of its resync the last root. The caller sees to it that no commit is under way. Returns
+    /// whether the replica has it, and is still being resynced.
+    ///
+    /// # Errors
+    /// When the system has no random bytes for the seal.
+    pub fn give_last_root(&self, replica: usize, incarnation: Incarnation) -> Result<bool> {
+        let root = self.root();
+        let sealed = root.sealed(&self.keys, self.volume).map_err(|error| Error::Io(error.to_string()))?;
+        let offsets = root.offsets(self.device_bytes(replica));
+        Ok(self.mirror.publish_resynced(replica, incarnation, &Arc::new(sealed), offsets))
     }
 
     fn opens(&self, unit: &Unit, sealed: &[u8]) -> bool {

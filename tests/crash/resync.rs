@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::court::{states, wait_in_sync};
 use super::support::court::{CALLER, Court, content, put};
-use super::support::images::Log;
+use super::support::images::{Disks, Event, Log, Survival};
 use super::support::rng::Rng;
 use super::support::{BOUND, wait_for};
 use super::workload::{self, Tree};
@@ -15,7 +15,7 @@ use scelle::device::memory::Disk;
 use scelle::mirror::State;
 use scelle::problem::{Code, ExitCode};
 use scelle::units::{BLOCK_SIZE, Ino};
-use scelle::volume::{Item, Outcome, Progress, Traversal};
+use scelle::volume::{Item, OpenOptions, Outcome, Progress, Traversal};
 
 /// A volume of which replica 1 was away for a while.
 fn left_behind(rng: &mut Rng) -> Bench {
@@ -71,6 +71,49 @@ fn p6_a_crash_during_a_resync_loses_nothing() {
     println!("{tried} crash states");
     // How many depends on how far the copying is when the workload begins.
     assert!(tried > 100);
+}
+
+/// The replicas lose power together, and one of them may have lost all that was not flushed. The mount afterwards needs no
+/// word from anybody: both replicas are there, and neither is too old.
+#[test]
+fn p6_a_power_failure_at_any_moment_of_a_resync_leaves_no_replica_too_old() {
+    let mut rng = Rng::seeded();
+    let bench = left_behind(&mut rng);
+    let log = Log::default();
+    let court = bench.court.on(&bench.all(), &log);
+    let open = court.open();
+    // Many commits while the replica is being resynced.
+    court.devices[0].inject(slow_reads(2));
+    let is_in_sync = || open.status().replicas[1].state == State::InSync;
+    let mut commits = 0;
+    while !is_in_sync() {
+        workload::step(open.fs(), &mut rng);
+        open.fs().sync().unwrap();
+        commits += 1;
+        if commits == 8 {
+            court.devices[0].heal();
+        }
+    }
+    open.close().unwrap();
+    let events = log.lock().unwrap().clone();
+    let mut disks = Disks::new(&bench.disks);
+    for (point, event) in events.iter().enumerate() {
+        disks.apply(event);
+        // Between the writes of roots nothing else counts.
+        if !matches!(event, Event::Durable(..) | Event::Flush(_)) {
+            continue;
+        }
+        for survival in [[Survival::All, Survival::None], [Survival::None, Survival::All], [Survival::None; 2]] {
+            let found = (0..2).map(|i| survival[i].apply(&disks.durable[i], &disks.pending[i], &mut rng));
+            let found: Vec<Option<Disk>> = found.map(Some).collect();
+            let court = bench.court.on(&found, &Log::default());
+            if let Err(error) = court.open_with(&OpenOptions { read_only: true, ..OpenOptions::default() }) {
+                panic!("power fails at event {point} of {}, {survival:?} is left: {error}", events.len());
+            }
+        }
+    }
+    println!("{commits} commits, {} events", events.len());
+    assert!(commits >= 3, "{commits}");
 }
 
 #[test]

@@ -163,7 +163,13 @@ impl Resync {
         // The replica is promoted between commits. A commit under way refers to the tables as they were when it began,
         // and the traversal did not look at those. What has been overwritten since was not copied, so the root of that
         // commit must not name the replica.
-        if !is_flushed || !fs.between_commits(|| go_on() && store.mirror().promote(self.index, self.incarnation)) {
+        // It was given no roots since it takes part. The first root that names it may be all that a power failure leaves,
+        // on another replica. So it is given the root before that one first: it is never further behind than one root.
+        let promote = || -> Result<bool, Error> {
+            let is_level = go_on() && store.give_last_root(self.index, self.incarnation)?;
+            Ok(is_level && store.mirror().promote(self.index, self.incarnation))
+        };
+        if !is_flushed || !fs.between_commits(promote)? {
             return Ok(false);
         }
         // The root of this commit names the replica, and the trail that it commits says so.
