@@ -34,9 +34,9 @@ pub use place::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume};
 pub use protocol::{Answer, Greeting, PROTOCOL, Request};
 pub use server::Server;
 pub use status::{
-    AuditStatus, CacheStatus, Capacity, DeadMount, DeviceIo, Errors, Latency, LogStatus, Officers, Performance,
-    RegistryStatus, Replica, Resync, Scrub, Site, StatusReport, TaskReport, TaskState, Transfers, Verdict, VolumeState,
-    VolumeStatus, WatchStatus,
+    AuditStatus, CacheStatus, Capacity, DeadMount, DeviceIo, ErrorTotal, Errors, Latency, LogStatus, Officers,
+    Performance, RegistryStatus, Replica, Resync, Scrub, Site, StatusReport, TaskReport, TaskState, Transfers, Verdict,
+    VolumeState, VolumeStatus, WatchStatus,
 };
 
 /// Where the daemons' sockets are.

@@ -35,6 +35,7 @@ mod content;
 mod create;
 mod diverged;
 mod error;
+pub mod health;
 mod members;
 mod open;
 mod place;

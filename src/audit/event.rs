@@ -244,6 +244,8 @@ pub enum Event {
     ReplicaErrors(ErrorCounts),
     /// What these reasons name was found damaged: no replica could give it, or the label of a replica was overwritten.
     DamageFound,
+    /// A replica is not reliable any more, though it may be in sync, for these reasons.
+    ReplicaUnreliable,
     /// A registry came into force.
     RegistryAccepted(RegistryFacts),
     /// The registry file is not the registry in force any more, for these reasons; the one in force stays.

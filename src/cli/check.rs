@@ -1,6 +1,7 @@
 //! `scelle check`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
 
@@ -8,10 +9,11 @@ use super::secret::{self, Obtained};
 use super::text::{self, progress};
 use super::{DocumentArguments, Passphrase, only_root};
 use crate::daemon::gather::Gathered;
-use crate::daemon::{devices, find, gather};
+use crate::daemon::{WITNESS_DIR, devices, find, gather};
 use crate::device::raw::Access;
+use crate::limits::HOST_DISK_TIMEOUT_S;
 use crate::problem::{ExitCode, Problem};
-use crate::volume::{self, CheckReport, Sealed};
+use crate::volume::{self, CheckReport, Sealed, witness};
 
 /// Arguments of `scelle check`.
 #[derive(Debug, Args)]
@@ -46,11 +48,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     bar.finish_and_clear();
     left_out.iter().for_each(|left_out| println!("left out: {}", text::lines(&left_out.why.to_string())));
     print!("{}", text(&report));
+    set_back(&report);
     Ok(match (report.count, report.skipped.is_empty()) {
         (0, true) => ExitCode::Done,
         (0, false) => ExitCode::Degraded,
         _ => ExitCode::Integrity,
     })
+}
+
+/// Has this host begin its counts of errors anew, of the replicas that are whole.
+fn set_back(report: &CheckReport) {
+    let identities = report.whole.iter().map(|(_, identity)| *identity).collect();
+    let patience = Duration::from_secs(HOST_DISK_TIMEOUT_S);
+    match witness::found_whole(Path::new(WITNESS_DIR), report.volume, identities, patience) {
+        Ok(anew) => {
+            for (id, _) in report.whole.iter().filter(|(_, identity)| anew.contains(identity)) {
+                println!("whole: {}: its counts of errors begin anew", text::lines(id));
+            }
+        }
+        Err(error) => log::warn!("the counts of errors in {WITNESS_DIR} stay as they are: {error}"),
+    }
 }
 
 fn text(report: &CheckReport) -> String {

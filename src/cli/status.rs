@@ -183,5 +183,22 @@ fn write_replica(out: &mut String, replica: &Replica) -> std::fmt::Result {
         let control::Errors { read, write, integrity, repaired } = errors;
         writeln!(out, "    errors: {read} read, {write} write, {integrity} integrity; {repaired} repaired")?;
     }
+    write_total(out, &replica.total)
+}
+
+/// What went wrong over all mounts, if anything did.
+fn write_total(out: &mut String, total: &control::ErrorTotal) -> std::fmt::Result {
+    let control::ErrorTotal { since, errors, labels, resyncs, last_unasked } = total;
+    if *errors != control::Errors::default() || (*labels, *resyncs) != (0, 0) {
+        let control::Errors { read, write, integrity, repaired } = errors;
+        let since = since.as_deref().unwrap_or("the first mount");
+        writeln!(
+            out,
+            "    over all mounts since {since}: {read} read, {write} write, {integrity} integrity; {repaired} repaired"
+        )?;
+        let last =
+            last_unasked.as_ref().map_or(String::new(), |at| format!(", the last that nobody asked for at {at}"));
+        writeln!(out, "    label written over {labels} times, {resyncs} resyncs{last}")?;
+    }
     Ok(())
 }

@@ -317,6 +317,9 @@ pub struct Replica {
     pub verdict: Verdict,
     /// What went wrong since the volume was mounted.
     pub errors: Errors,
+    /// What went wrong with the replica over all mounts on this host.
+    #[serde(default)]
+    pub total: ErrorTotal,
     /// Progress of a resync, when one is under way.
     pub resync: Option<Resync>,
     /// How long the device takes, since it came into use; null without a device.
@@ -348,6 +351,23 @@ pub struct Errors {
     pub integrity: u64,
     /// Blocks that were rewritten from another replica.
     pub repaired: u64,
+}
+
+/// Counts of errors over all mounts on this host. They begin with the first of them, and anew when `scelle check` has
+/// found the replica whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorTotal {
+    /// Since when it is counted, RFC 3339 in UTC.
+    pub since: Option<String>,
+    /// Errors of the device and in what it gave.
+    #[serde(flatten)]
+    pub errors: Errors,
+    /// How often the label was found written over while the replica was in use.
+    pub labels: u64,
+    /// How often the replica was resynced.
+    pub resyncs: u64,
+    /// When the last resync began that nobody had asked for, RFC 3339 in UTC.
+    pub last_unasked: Option<String>,
 }
 
 /// Progress of a resync.
@@ -487,10 +507,13 @@ mod tests {
                 "site",
                 "site_name",
                 "state",
+                "total",
                 "verdict"
             ]
         );
         assert_eq!(keys(&replica["errors"]), ["integrity", "read", "repaired", "write"]);
+        let expected = ["integrity", "labels", "last_unasked", "read", "repaired", "resyncs", "since", "write"];
+        assert_eq!(keys(&replica["total"]), expected);
         assert!(replica["resync"].is_null());
     }
 
@@ -503,7 +526,7 @@ mod tests {
         {
             assert!(volume.remove(added).is_some(), "{added}");
         }
-        for added in ["io", "last_known", "listed"] {
+        for added in ["io", "last_known", "listed", "total"] {
             assert!(volume["replicas"][0].as_object_mut().unwrap().remove(added).is_some(), "{added}");
         }
         let understood: VolumeStatus = serde_json::from_value(json).unwrap();

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::control::{
-    AuditStatus, CacheStatus, Capacity, DeviceIo, Errors, Latency, LogStatus, Officers, Performance, RegistryStatus,
-    Replica, Resync, Scrub, Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus, WatchStatus,
+    AuditStatus, CacheStatus, Capacity, DeviceIo, ErrorTotal, Errors, Latency, LogStatus, Officers, Performance,
+    RegistryStatus, Replica, Resync, Scrub, Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus,
+    WatchStatus,
 };
 use crate::mirror;
 use crate::os::syslog::{Standing, Syslog};
@@ -15,6 +16,7 @@ use crate::problem::{Code, Problem};
 use crate::registry::{self, DeviceEntry, VerifiedRegistry, utc_second};
 use crate::units::BLOCK_SIZE;
 use crate::units::meter::{Meter, Reading};
+use crate::volume::health::Tally;
 use crate::volume::{Open, Outcome, ReplicaStatus, TaskKind, TaskStatus, Tasks};
 
 /// The status of `open` now, under `registry`, which is of the kind `found`, mounted at `mountpoint`. `concerns` are what the caller knows beyond the
@@ -39,8 +41,7 @@ pub fn report(
         Problem::new(open.store().read_only_code(), format!("no change is accepted: {why}{until}"))
     }));
     advice.extend(status.replicas.iter().filter_map(advise));
-    advice.extend(status.replicas.iter().filter(|replica| replica.is_untrue()).map(untrue));
-    advice.extend(status.replicas.iter().filter_map(relabelled));
+    advice.extend(status.replicas.iter().flat_map(unreliable));
     advice.extend(lost(&status.lost));
     let log = Syslog::in_use().map(Syslog::standing).unwrap_or_default();
     advice.extend(log_problem(&log));
@@ -176,23 +177,12 @@ fn transfers(meter: &Meter) -> Transfers {
     Transfers { bytes, latency: Latency { count, median_ns, p99_ns, longest_ns } }
 }
 
-fn untrue(replica: &ReplicaStatus) -> Problem {
-    let (id, errors) = (&replica.registry_id, replica.errors);
-    let what = format!(
-        "{id} has given {} blocks since the mount that were not what was written; {} of them were repaired. Have the device \
-         looked at, and replaced if it goes on",
-        errors.integrity, errors.repaired
-    );
-    Problem::new(Code::ReplicaFaulty, what)
-}
-
-fn relabelled(replica: &ReplicaStatus) -> Option<Problem> {
-    let (id, how) = (&replica.registry_id, replica.label.as_ref()?);
-    let what = format!(
-        "{id}: {how}. Find out what wrote to the device, then see with scelle check what else it wrote over. This is told until \
-         the volume is mounted again"
-    );
-    Some(Problem::new(Code::LabelOverwritten, what))
+/// Why a replica is not reliable, though it may be in sync.
+fn unreliable(replica: &ReplicaStatus) -> impl Iterator<Item = Problem> {
+    let id = &replica.registry_id;
+    let label = replica.label.as_ref().map(|how| Problem::new(Code::LabelOverwritten, format!("{id}: {how}")));
+    let told = replica.concerns.iter().map(move |why| Problem::new(why.code, format!("{id}: {}", why.text)));
+    label.into_iter().chain(told)
 }
 
 fn advise(replica: &ReplicaStatus) -> Option<Problem> {
@@ -253,9 +243,18 @@ pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, devic
             integrity: status.errors.integrity,
             repaired: status.errors.repaired,
         },
+        total: total(&status.total),
         resync: status.resync.map(|(done_bytes, total_bytes)| Resync { done_bytes, total_bytes }),
         io: None,
     }
+}
+
+fn total(tally: &Tally) -> ErrorTotal {
+    let &Tally { since_unix_s, read, write, integrity, repaired, labels, resyncs, .. } = tally;
+    let time = |second: u64| utc_second(second).map(|time| time + "Z");
+    let last_unasked = tally.unasked.last().copied().and_then(time);
+    let errors = Errors { read, write, integrity, repaired };
+    ErrorTotal { since: time(since_unix_s), errors, labels, resyncs, last_unasked }
 }
 
 fn entry_site(entry: &ApprovedEntry) -> Site {

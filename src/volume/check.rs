@@ -13,7 +13,7 @@ use crate::mirror::State;
 use crate::pages::provisional::Proof;
 use crate::pages::{Finding, Store, StoreOptions, Unit};
 use crate::space::Bitmap;
-use crate::units::{BlockAddr, Generation, Run};
+use crate::units::{BlockAddr, Generation, Run, Uuid};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,10 @@ pub struct CheckReport {
     pub count: u64,
     /// Replicas that could not be checked, and why.
     pub skipped: Vec<String>,
+    /// The volume.
+    pub volume: Uuid,
+    /// The replicas that were read to the end and found whole: identifier in the registry, and digest of the identity.
+    pub whole: Vec<(String, [u8; 32])>,
 }
 
 /// Most rows of a report.
@@ -62,7 +66,8 @@ impl Assembled {
     pub fn check(self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, Error> {
         self.refuse_swapped()?;
         let Chosen { choice, proof, .. } = self.choose(&mut self.rings(), true, None)?;
-        let mut report = CheckReport { generation: choice.root.generation, ..CheckReport::default() };
+        let volume = self.header.volume;
+        let mut report = CheckReport { generation: choice.root.generation, volume, ..CheckReport::default() };
         self.check_labels(&mut report);
         let store = self.store_to_check(&choice)?;
         let unmapped = store.poisoned().map(str::to_owned);
@@ -77,7 +82,7 @@ impl Assembled {
         let total = visited.blocks().1 * in_sync.len() as u64;
         let used = Bitmap::new(self.header.data_blocks);
         let mut examination =
-            Examination { assembled: &self, store: &store, proof: &proof, in_sync: &in_sync, used, report };
+            Examination { assembled: &self, store: &store, proof: &proof, in_sync: &in_sync, used, damaged: 0, report };
         let mut reserved: Vec<Run> = Vec::new();
         let mut visit = |item: Item| {
             match item {
@@ -98,8 +103,11 @@ impl Assembled {
         parts.go_on("the content of files", traversal.data(&fs, &mut visit))?;
         let trail = audit::check(&fs, self.header.volume).map_err(Error::from);
         let trail = parts.go_on("the audit trail", trail)?.unwrap_or_default();
-        let Examination { mut used, mut report, .. } = examination;
+        let Examination { mut used, mut report, damaged, .. } = examination;
         let is_whole = parts.ended.is_empty();
+        if is_whole {
+            report.whole = self.found_whole(&in_sync, damaged);
+        }
         parts.ended.into_iter().for_each(|what| report.add("", what, false));
         for run in reserved {
             if let Err(error) = used.set(run) {
@@ -125,6 +133,15 @@ impl Assembled {
             epoch: choice.root.epoch(),
         };
         Ok(Store::open(mirror, options)?)
+    }
+
+    /// The replicas among `in_sync` of which everything was read, their labels included, and nothing was `damaged`.
+    fn found_whole(&self, in_sync: &[usize], damaged: u64) -> Vec<(String, [u8; 32])> {
+        let has_label = |index: usize| self.replicas.iter().any(|r| r.index() == index && r.damaged.is_empty());
+        let is_whole = |index: &&usize| damaged >> **index & 1 == 0 && has_label(**index);
+        let named = |index: &usize| self.header.replicas.get(*index)?.as_ref();
+        let whole = in_sync.iter().filter(is_whole).filter_map(named);
+        whole.map(|row| (row.registry_id.clone(), row.identity)).collect()
     }
 
     fn check_labels(&self, report: &mut CheckReport) {
@@ -171,6 +188,8 @@ struct Examination<'a> {
     in_sync: &'a [usize],
     /// The blocks that units were found in.
     used: Bitmap,
+    /// The replicas that gave something that was not as it must be: bit `i` for replica `i`.
+    damaged: u64,
     report: CheckReport,
 }
 
@@ -189,6 +208,7 @@ impl Examination<'_> {
                 Finding::Damaged => "does not verify".to_owned(),
                 Finding::Unreadable(error) => error,
             };
+            self.damaged |= 1 << replica;
             let what = format!("block {} ({:?}): {what}", unit.at.addr.0, unit.at.kind);
             self.report.add(&self.assembled.name(*replica), what, recoverable);
         }

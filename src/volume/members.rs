@@ -35,6 +35,7 @@ use parking_lot::Mutex;
 use super::assembled::{Replica, has_whole};
 use super::diverged::{self, OnlyThere};
 use super::error::{Error, System};
+use super::health::{Health, Ledger, Tally};
 use super::recovery;
 use super::side::Side;
 use super::task::{Outcome, Task, TaskKind, Tasks, Work};
@@ -47,6 +48,7 @@ use crate::limits::DEVICE_TIMEOUT_S;
 use crate::mirror::{Incarnation, RejoinError, State};
 use crate::pages::Store;
 use crate::policy::ApprovedDevice;
+use crate::policy::clock::now_unix_s;
 use crate::problem::{Code, Problem};
 use crate::registry::VerifiedRegistry;
 use crate::units::Generation;
@@ -80,6 +82,8 @@ pub struct Members {
     read_only: bool,
     audit: Arc<Audit>,
     at_mount: Mutex<AtMount>,
+    /// What went wrong with each replica.
+    ledger: Ledger,
     resyncs: Mutex<Vec<Resyncing>>,
     tasks: Tasks,
     /// The examination of each device, which may be under way.
@@ -103,6 +107,8 @@ pub(super) struct AtMount {
     /// For each replica an epoch: when its device was opened, the replica held every unit of the epochs before
     /// ([`super::place`]).
     pub has_before: Vec<u32>,
+    /// What the host remembers of the volume's health.
+    pub remembered: Health,
 }
 
 struct Resyncing {
@@ -128,6 +134,7 @@ impl Members {
         at_mount: AtMount,
     ) -> Self {
         let examinations = (0..store.mirror().len()).map(|_| Arc::default()).collect();
+        let ledger = Ledger::new(&header, &at_mount.remembered, now_unix_s());
         Self {
             header,
             keys,
@@ -136,6 +143,7 @@ impl Members {
             read_only,
             audit,
             at_mount: Mutex::new(at_mount),
+            ledger,
             resyncs: Mutex::default(),
             tasks: Tasks::default(),
             examinations: Mutex::new(examinations),
@@ -150,6 +158,28 @@ impl Members {
     /// For each replica, the first epoch of which it may lack something.
     pub(super) fn has_before(&self) -> Vec<u32> {
         self.at_mount.lock().has_before.clone()
+    }
+
+    /// What went wrong with a replica over all mounts on this host.
+    pub(super) fn total(&self, index: usize) -> Tally {
+        self.ledger.total(index, self.store.mirror().errors(index))
+    }
+
+    /// What the host is to remember of the volume's health.
+    pub(super) fn health(&self) -> Health {
+        self.ledger.health(|index| self.store.mirror().errors(index))
+    }
+
+    /// Has the trail tell which replicas have become unreliable.
+    pub(super) fn tell_of_unreliable(&self) {
+        for index in 0..self.store.mirror().len() {
+            let news = self.ledger.news(index, self.store.mirror().errors(index), now_unix_s());
+            if !news.is_empty() {
+                news.iter().for_each(|why| log::error!("{}: {why}", self.name(index)));
+                let entry = Entry::noticed(self.audit.replica(index), Event::ReplicaUnreliable);
+                self.audit.record(entry.because(news.iter().map(audit::Reason::from)));
+            }
+        }
     }
 
     /// The audit trail of the volume.
@@ -239,12 +269,17 @@ impl Members {
         }
     }
 
-    /// Brings a replica back whose device is still open, because it was refused or failed. Returns its new state: in
-    /// sync when it lacks nothing, else resyncing.
+    /// Brings a replica back whose device is still open, because it was refused or failed, and because somebody asks for
+    /// it. Returns its new state: in sync when it lacks nothing, else resyncing.
     ///
     /// # Errors
     /// [`Error::Rejoin`]; what reading the label says.
     pub fn rejoin(&self, index: usize) -> Result<State, Error> {
+        self.come_back(index, true)
+    }
+
+    /// As [`Members::rejoin`], with or without somebody who `asked` for it.
+    fn come_back(&self, index: usize, asked: bool) -> Result<State, Error> {
         let _one_at_a_time = self.rejoining.lock();
         self.check_open(&self.name(index))?;
         let missing = || self.refusal(index, Code::ReplicaMissing, "its device is not there");
@@ -255,7 +290,7 @@ impl Members {
         }
         // Not known yet of a device whose label could not be read at the mount.
         self.store.set_device_bytes(index, replica.header.device_bytes);
-        let state = self.enter(index, &replica, None)?;
+        let state = self.enter(index, &replica, None, asked)?;
         self.repair_label(&replica)?;
         Ok(state)
     }
@@ -276,7 +311,7 @@ impl Members {
         }
         let before = self.store.device_bytes(index);
         self.store.set_device_bytes(index, replica.header.device_bytes);
-        let state = self.enter(index, &replica, Some(&device)).inspect_err(|_| {
+        let state = self.enter(index, &replica, Some(&device), true).inspect_err(|_| {
             self.store.set_device_bytes(index, before);
         })?;
         // An examination that still waits for the facts of the device of before does not hold up that of this one.
@@ -327,7 +362,13 @@ impl Members {
     }
 
     /// Puts an identified replica back into the set; with its `device`, if that is another than before.
-    fn enter(&self, index: usize, replica: &Replica, device: Option<&Arc<ApprovedDevice>>) -> Result<State, Error> {
+    fn enter(
+        &self,
+        index: usize,
+        replica: &Replica,
+        device: Option<&Arc<ApprovedDevice>>,
+        asked: bool,
+    ) -> Result<State, Error> {
         let roots = self.roots_of(replica)?;
         // The last root may name this replica, and the device not be as the replica left it. Then a root that does not
         // name the replica is committed before the device is written to, if a commit is possible.
@@ -370,7 +411,7 @@ impl Members {
             *has_before = since_epoch;
         }
         if state == State::Resyncing {
-            self.start_resync(Resync::new(index, incarnation, since_epoch))?;
+            self.start_resync(Resync::new(index, incarnation, since_epoch), asked)?;
         } else {
             log::warn!("{} lacks nothing: it is in sync", self.name(index));
             // The next root names the replica, unless the last one does. A commit that fails has said so.
@@ -588,7 +629,9 @@ impl Members {
         })
     }
 
-    pub(super) fn start_resync(&self, resync: Resync) -> Result<(), Error> {
+    /// Starts a resync, which somebody `asked` for or not.
+    pub(super) fn start_resync(&self, resync: Resync, asked: bool) -> Result<(), Error> {
+        self.ledger.resynced(resync.index, asked, now_unix_s());
         let resync = Arc::new(resync);
         log::warn!("{} is being resynced", self.name(resync.index));
         let kind = TaskKind::Resync { replica: self.registry_id(resync.index).to_owned() };

@@ -14,6 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::assembled::{Assembled, Chosen, OpenOptions, Swapped, acceptable};
 use super::error::{Error, System};
+use super::health::Tally;
 use super::members::resync::Resync;
 use super::members::{AtMount, Members};
 use super::recovery;
@@ -39,10 +40,6 @@ const WITNESS_PATIENCE: Duration = Duration::from_secs(HOST_DISK_TIMEOUT_S);
 /// How often the labels of the replicas in use are looked at.
 const LABELS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// From so many blocks of one replica that were not what was written, the volume is not healthy: a disk has a bad block now
-/// and then, and a disk that lies has thousands.
-const INTEGRITY_ERRORS_MAX: u64 = 64;
-
 /// One replica, as the status shows it.
 #[derive(Clone, Debug)]
 pub struct ReplicaStatus {
@@ -64,13 +61,10 @@ pub struct ReplicaStatus {
     pub resync: Option<(u64, u64)>,
     /// How its label was found damaged during this mount, if it was.
     pub label: Option<String>,
-}
-
-impl ReplicaStatus {
-    /// Whether the device has given so many blocks that were not what was written that it is not to be trusted.
-    pub fn is_untrue(&self) -> bool {
-        self.errors.integrity >= INTEGRITY_ERRORS_MAX
-    }
+    /// What went wrong over all mounts on this host.
+    pub total: Tally,
+    /// Why it is not reliable, though it may be in sync, and what to do.
+    pub concerns: Vec<Problem>,
 }
 
 /// What `scelle status` shows of an open volume.
@@ -141,7 +135,8 @@ impl Assembled {
             // The epoch must be durable before anything else is sealed in it: this commit makes it so.
             store.commit(store.stage())?;
         }
-        let at_mount = AtMount { left_at, has_before: self.has_before(&choice, &rings) };
+        let remembered = seen.as_ref().map(|seen| seen.health().clone()).unwrap_or_default();
+        let at_mount = AtMount { left_at, has_before: self.has_before(&choice, &rings), remembered };
         let replicas = std::mem::take(&mut self.replicas);
         let mut open = self.into_open(options, store, &choice, at_mount, Clock::starting_at(opening.clock.0))?;
         open.unremembered = opening.unremembered;
@@ -156,7 +151,7 @@ impl Assembled {
             open.begin_witness(options, seen.as_ref(), &choice.root)?;
             open.ticker = Some(open.start_ticker()?);
             for resync in behind {
-                open.members.start_resync(resync)?;
+                open.members.start_resync(resync, false)?;
             }
         }
         Ok(open)
@@ -522,6 +517,7 @@ impl Open {
         let generation = self.store.generation();
         let replica = |index: usize| {
             let (state, reason) = mirror.state(index);
+            let total = self.members.total(index);
             ReplicaStatus {
                 device: mirror.device_name(index),
                 registry_id: self.members.registry_id(index).to_owned(),
@@ -532,6 +528,8 @@ impl Open {
                 errors: mirror.errors(index),
                 resync: self.members.progress(index),
                 label: self.members.label_damage(index),
+                concerns: total.concerns(clock::now_unix_s()),
+                total,
             }
         };
         Status {
@@ -673,8 +671,11 @@ impl Open {
     /// Has the witness remember the last commit, and ends its thread. The wait is bounded.
     fn end_witness(&self) {
         let Some(keeper) = &self.witness else { return };
+        keeper.remember(self.members.health());
         if let Err(why) = keeper.cover(&self.store, WITNESS_PATIENCE) {
             log::error!("{why}");
+        } else {
+            keeper.finish(WITNESS_PATIENCE);
         }
         keeper.end();
     }
@@ -696,6 +697,7 @@ impl Open {
                 drop(stopped);
                 audit.take_back();
                 audit.observe();
+                members.tell_of_unreliable();
                 if looked.elapsed() >= LABELS_INTERVAL {
                     looked = Instant::now();
                     members.look_at_labels();
@@ -707,8 +709,11 @@ impl Open {
                     // Nothing goes on: a commit with a root that is not provisional makes the last one need no proof.
                     let _ = fs.checkpoint();
                 }
-                if let Some(keeper) = witness.as_ref().filter(|_| store.generation() != before) {
-                    keeper.note(&store);
+                if let Some(keeper) = &witness {
+                    keeper.remember(members.health());
+                    if store.generation() != before {
+                        keeper.note(&store);
+                    }
                 }
                 before = store.generation();
             }
@@ -726,10 +731,11 @@ impl Drop for Open {
 }
 
 impl Status {
-    /// Whether every replica is in sync, gives what was written and kept its label, changes are accepted, and no block is known to be lost.
+    /// Whether every replica is in sync and reliable, changes are accepted, and no block is known to be lost.
     pub fn is_healthy(&self) -> bool {
-        let whole =
-            |replica: &ReplicaStatus| replica.state == State::InSync && !replica.is_untrue() && replica.label.is_none();
+        let whole = |replica: &ReplicaStatus| {
+            replica.state == State::InSync && replica.concerns.is_empty() && replica.label.is_none()
+        };
         self.replicas.iter().all(whole) && self.read_only.is_none() && self.lost.is_empty()
     }
 }

@@ -28,6 +28,9 @@
 //! About every second by a thread of its own, the [`Keeper`]'s. Only one commit waits for it: the first whose root no
 //! longer names a replica. Until the witness knows of that commit, a mount of that replica alone would not be
 //! recognised.
+//!
+//! The record also holds what is known of the volume's [`health`](super::health). No commit waits for that: it is written
+//! when it has changed, by the same thread.
 
 use std::io::{self, Error, ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -36,10 +39,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::health::Health;
 use crate::audit::Accepted;
 use crate::label::{MountId, Root};
 use crate::limits::{REPLICAS_MAX, WITNESS_BYTES_MAX};
 use crate::os::Patience;
+use crate::policy::clock::now_unix_s;
 use crate::registry::VerifiedRegistry;
 use crate::units::{Generation, Uuid};
 
@@ -68,6 +73,9 @@ pub struct Record {
     /// The registry that was in force then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     registry: Option<Accepted>,
+    /// What is known of the volume's health.
+    #[serde(default)]
+    health: Health,
     /// Keys of later programs.
     #[serde(flatten)]
     other: toml::Table,
@@ -95,6 +103,7 @@ impl Record {
             committed_unix_ns: root.committed_unix_ns,
             in_sync: (0..REPLICAS_MAX).filter(|index| root.names(*index)).collect(),
             registry: None,
+            health: Health::default(),
             other: toml::Table::new(),
         }
     }
@@ -107,6 +116,11 @@ impl Record {
     /// The registry that was in force, if that is remembered.
     pub fn registry(&self) -> Option<&Accepted> {
         self.registry.as_ref()
+    }
+
+    /// What is known of the volume's health.
+    pub fn health(&self) -> &Health {
+        &self.health
     }
 
     /// The last generation that was answered for.
@@ -137,9 +151,10 @@ impl Record {
         }
     }
 
-    /// This, with the unknown keys of what was remembered before.
-    fn keeping(mut self, before: &toml::Table) -> Self {
+    /// This, with the unknown keys of what was remembered before, and what is known of the health by now.
+    fn keeping(mut self, before: &toml::Table, health: Health) -> Self {
         self.other = before.clone();
+        self.health = health;
         self
     }
 
@@ -190,6 +205,28 @@ pub fn read_within(folder: &Path, volume: Uuid, patience: Duration) -> io::Resul
     let folder = folder.to_owned();
     let read = move || Ok(read(&folder, volume)?.map(|record| (record, written_unix_s(&folder, volume))));
     Patience::new(patience).call(read)
+}
+
+/// Notes that a check has found the replicas of these identities whole, if the host remembers the volume. Returns whose
+/// counts of errors start anew because of that. Waits for `patience` at most.
+///
+/// # Errors
+/// As [`read_within`] and [`write`].
+pub fn found_whole(
+    folder: &Path,
+    volume: Uuid,
+    identities: Vec<[u8; 32]>,
+    patience: Duration,
+) -> io::Result<Vec<[u8; 32]>> {
+    let folder = folder.to_owned();
+    Patience::new(patience).call(move || {
+        let Some(mut record) = read(&folder, volume)? else { return Ok(Vec::new()) };
+        let anew = record.health.found_whole(&identities, now_unix_s());
+        if !anew.is_empty() {
+            write(&folder, volume, &record)?;
+        }
+        Ok(anew)
+    })
 }
 
 /// Remembers a record: when this returns, it is on stable storage of the host.
@@ -251,7 +288,7 @@ mod tests {
         }
         std::fs::write(file(folder.path(), volume), format!("{good}[later]\nkey = 7\n")).unwrap();
         let before = read(folder.path(), volume).unwrap().unwrap();
-        write(folder.path(), volume, &Record::of(&root(1, 2, 4)).keeping(&before.other)).unwrap();
+        write(folder.path(), volume, &Record::of(&root(1, 2, 4)).keeping(&before.other, Health::default())).unwrap();
         let now = std::fs::read_to_string(file(folder.path(), volume)).unwrap();
         assert!(now.contains("[later]\nkey = 7") && now.contains("generation = 4"), "{now}");
     }

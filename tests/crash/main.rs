@@ -18,6 +18,7 @@ mod court;
 mod diverged;
 mod enrolment;
 mod failing;
+mod health;
 mod labels;
 mod outage;
 mod pairs;

@@ -53,6 +53,14 @@ fn p6_a_label_overwritten_under_a_mount_is_told_and_rewritten() {
     for (at, before) in labels.iter().zip(before) {
         assert_eq!(disk.bytes()[usize::try_from(*at).unwrap()..][..4096], before);
     }
+    // Whoever wrote over the label may have written over more: that is told until a check has looked.
+    ok(&lab.mount());
+    assert_eq!(lab.status()["state"], "degraded");
+    assert!(advice(&lab.status()).contains("label-overwritten"));
+    assert_eq!(lab.status()["replicas"][0]["total"]["labels"], 1);
+    ok(&lab.umount());
+    let check = lab.check();
+    assert!(String::from_utf8_lossy(&check.stdout).contains("begin anew"), "{check:?}");
     ok(&lab.mount());
     assert_eq!(lab.status()["state"], "healthy");
 }

@@ -14,6 +14,9 @@ use crate::mirror::State;
 use crate::policy::ApprovedDevice;
 use crate::problem::Code;
 
+/// What became of a damaged label.
+const REWRITTEN: &str = "was written anew";
+
 /// The copies that could not be read.
 pub(in crate::volume) fn areas(damaged: Vec<(label::Area, label::Error)>) -> Vec<label::Area> {
     damaged.into_iter().map(|(area, _)| area).collect()
@@ -112,7 +115,7 @@ impl Members {
         let write = |area: &Area| self.store.mirror().rewrite(index, area.offset(header.device_bytes), &block);
         let how = match &*areas {
             [] => "was left as it is",
-            areas if areas.iter().all(write) => "was written anew",
+            areas if areas.iter().all(write) => REWRITTEN,
             _ => "could not be written anew",
         };
         let damage = format!("its label was not what it had to be ({found}), and {how}");
@@ -122,6 +125,9 @@ impl Members {
                 .get_mut(index)
                 .is_some_and(|watched| watched.damage.replace(damage.clone()).as_ref() != Some(&damage))
         };
+        if is_new || how == REWRITTEN {
+            self.ledger.label_overwritten(index);
+        }
         if is_new {
             log::error!("{}: {damage}", device.name());
             let entry = Entry::noticed(self.audit.replica(index), Event::DamageFound);

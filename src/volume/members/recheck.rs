@@ -176,7 +176,7 @@ impl Members {
             let waits =
                 self.state(index) == State::Refused || self.sourceless.load(Ordering::Acquire) >> index & 1 == 1;
             if waits && !self.read_only && approved() {
-                match self.rejoin(index) {
+                match self.come_back(index, false) {
                     Ok(_) => log::warn!("{} is approved again and comes back", self.name(index)),
                     Err(error) if mirror.explain(index, &error.to_string()) => log::error!("{error}"),
                     Err(_) => {}

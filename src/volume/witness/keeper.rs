@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::super::health::Health;
 use super::{Record, write};
 use crate::pages::Store;
 use crate::units::{Generation, Uuid};
@@ -37,6 +38,13 @@ struct State {
     wanted: Option<(Generation, Record)>,
     /// The last generation that the host remembers for certain.
     written: Option<Generation>,
+    /// What was remembered before this mount. What is known of the health is written with it while no root of this mount
+    /// is to be remembered.
+    before: Option<Record>,
+    /// What is known of the health by now.
+    health: Health,
+    /// What the host remembers of it for certain.
+    written_health: Health,
     /// How many wait for the newest root.
     waiting: usize,
     /// Why it could not be written, the last time.
@@ -57,7 +65,15 @@ impl State {
     }
 
     fn is_due(&self) -> bool {
-        self.wanted.as_ref().is_some_and(|(generation, _)| self.written.is_none_or(|written| written < *generation))
+        let is_newer = |generation: &Generation| self.written.is_none_or(|written| written < *generation);
+        let knows_more = self.health != self.written_health && (self.wanted.is_some() || self.before.is_some());
+        knows_more || self.wanted.as_ref().is_some_and(|(generation, _)| is_newer(generation))
+    }
+
+    /// The record that is to be written now, and the generation that it covers.
+    fn due(&self) -> Option<(Option<Generation>, Record)> {
+        let wanted = self.wanted.clone().map(|(generation, record)| (Some(generation), record));
+        wanted.or_else(|| Some((None, self.before.clone()?)))
     }
 
     fn covers(&self, generation: Generation) -> bool {
@@ -72,7 +88,9 @@ impl Keeper {
     /// When the thread cannot be started.
     pub fn start(folder: PathBuf, volume: Uuid, before: Option<&Record>) -> std::io::Result<Self> {
         let other = before.map(|record| record.other.clone()).unwrap_or_default();
-        let state = Mutex::default();
+        let health = before.map(|record| record.health.clone()).unwrap_or_default();
+        let before = before.cloned();
+        let state = Mutex::new(State { before, health: health.clone(), written_health: health, ..State::default() });
         let shared = Arc::new(Shared { folder, volume, other, state, changed: Condvar::new() });
         let run = shared.clone();
         std::thread::Builder::new().name("witness".to_owned()).spawn(move || run.run())?;
@@ -86,6 +104,25 @@ impl Keeper {
         if state.is_due() {
             self.shared.changed.notify_all();
         }
+    }
+
+    /// This is to be remembered within about a second, if it is something new. Never waits.
+    pub fn remember(&self, health: Health) {
+        let mut state = self.shared.state.lock();
+        if state.health != health {
+            state.health = health;
+            self.shared.changed.notify_all();
+        }
+    }
+
+    /// Returns when everything is remembered on stable storage, or when `patience` is over.
+    pub fn finish(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut state = self.shared.state.lock();
+        state.waiting += 1;
+        self.shared.changed.notify_all();
+        while state.is_due() && !state.ended && !self.shared.changed.wait_until(&mut state, deadline).timed_out() {}
+        state.waiting -= 1;
     }
 
     /// Returns when the store's last commit, or a later one, is remembered on stable storage.
@@ -135,12 +172,14 @@ impl Shared {
     fn run(&self) {
         let mut last: Option<Instant> = None;
         while let Some((generation, record)) = self.next(last) {
-            let outcome = write(&self.folder, self.volume, &record.keeping(&self.other));
+            let health = self.state.lock().health.clone();
+            let outcome = write(&self.folder, self.volume, &record.keeping(&self.other, health.clone()));
             last = Some(Instant::now());
             let mut state = self.state.lock();
             match outcome {
                 Ok(()) => {
-                    state.written = Some(generation);
+                    state.written = generation.or(state.written);
+                    state.written_health = health;
                     if state.error.take().is_some() {
                         log::warn!("the witness of volume {} is written again", self.volume);
                     }
@@ -161,7 +200,7 @@ impl Shared {
     }
 
     /// Waits for something to write; nothing when the thread is to end.
-    fn next(&self, last: Option<Instant>) -> Option<(Generation, Record)> {
+    fn next(&self, last: Option<Instant>) -> Option<(Option<Generation>, Record)> {
         let mut state = self.state.lock();
         loop {
             let since = last.map(|last| last.elapsed());
@@ -175,7 +214,7 @@ impl Shared {
             match () {
                 () if state.stopped && (failed || !state.is_due()) => return None,
                 () if !state.is_due() => self.changed.wait(&mut state),
-                () if left.is_zero() => return state.wanted.clone(),
+                () if left.is_zero() => return state.due(),
                 () => drop(self.changed.wait_for(&mut state, left)),
             }
         }
