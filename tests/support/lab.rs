@@ -26,6 +26,8 @@ pub struct Disk {
     pub image: PathBuf,
     pub device: PathBuf,
     attached: AtomicBool,
+    /// What `losetup` is told besides.
+    options: Vec<String>,
 }
 
 impl Disk {
@@ -36,21 +38,22 @@ impl Disk {
 
     /// An image that is there already.
     pub fn of(image: PathBuf) -> Self {
-        let device = Self::attach(&image);
-        Self { image, device, attached: AtomicBool::new(true) }
+        Self::with(image, &[])
     }
 
     /// An image that is there already, shown in logical blocks of this size.
     pub fn with_blocks(image: PathBuf, block: u32) -> Self {
-        let device = Self::attach_with(&image, &["--sector-size", &block.to_string()]);
-        Self { image, device, attached: AtomicBool::new(true) }
+        Self::with(image, &["--sector-size", &block.to_string()])
     }
 
-    fn attach(image: &Path) -> PathBuf {
-        Self::attach_with(image, &[])
+    /// An image that is there already, attached with these options of losetup(8).
+    pub fn with(image: PathBuf, options: &[&str]) -> Self {
+        let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
+        let device = Self::attach(&image, &options);
+        Self { image, device, attached: AtomicBool::new(true), options }
     }
 
-    fn attach_with(image: &Path, options: &[&str]) -> PathBuf {
+    fn attach(image: &Path, options: &[String]) -> PathBuf {
         let alone = ATTACHING.lock().unwrap_or_else(PoisonError::into_inner);
         let out = run(Command::new("losetup").args(["--find", "--show"]).args(options).arg(image));
         drop(alone);
@@ -72,7 +75,7 @@ impl Disk {
 
     /// Attaches the image again, perhaps to another device node.
     pub fn reattach(&mut self) {
-        self.device = Self::attach(&self.image);
+        self.device = Self::attach(&self.image, &self.options);
         self.attached.store(true, Ordering::Relaxed);
     }
 }
@@ -109,6 +112,11 @@ pub struct Lab {
 impl Lab {
     /// `count` disks of `mib` MiB, all approved.
     pub fn new(count: usize, mib: u64) -> Self {
+        Self::of(|dir| (0..count).map(|i| Disk::new(dir.join(format!("disk-{i}")), mib << 20)).collect())
+    }
+
+    /// With the disks that `make` makes, perhaps in the folder that it is given; all approved.
+    pub fn of(make: impl FnOnce(&Path) -> Vec<Disk>) -> Self {
         assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse");
         let dir = tempfile::Builder::new().prefix("scelle-lab").tempdir_in("/var/tmp").unwrap();
         let mountpoint = dir.path().join("mnt");
@@ -117,9 +125,7 @@ impl Lab {
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.path().join("passphrase")).unwrap();
         passphrase.write_all(PASSPHRASE.as_bytes()).unwrap();
         let mut lab = Self { dir, disks: Vec::new(), mountpoint };
-        for index in 0..count {
-            lab.disks.push(Disk::new(lab.dir.path().join(format!("disk-{index}")), mib << 20));
-        }
+        lab.disks = make(lab.dir.path());
         lab.approve(&lab.devices());
         lab
     }
@@ -256,7 +262,7 @@ impl Lab {
 }
 
 /// Gone, or a zombie whose every thread has ended.
-fn is_gone(pid: u64) -> bool {
+pub fn is_gone(pid: u64) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     let state = stat.rsplit(')').next().and_then(|after| after.trim_start().chars().next());
@@ -282,13 +288,37 @@ impl Drop for Lab {
     }
 }
 
-/// Removes what the host remembers of the volume on a disk: its UUID is in the header (scelle-format(5)).
-fn forget_volume(disk: &Disk) {
+/// Where the host remembers the volume on a disk: its UUID is in the header (scelle-format(5)).
+fn remembered(disk: &Disk) -> Vec<PathBuf> {
     let mut uuid = [0; 16];
     let read = File::open(&disk.image).and_then(|file| file.read_exact_at(&mut uuid, 48));
-    if read.is_ok() && uuid != [0; 16] {
-        for kind in ["witness", "reports"] {
-            let _ = fs::remove_file(format!("/var/lib/scelle/{}.{kind}", scelle::units::Uuid(uuid)));
+    let known = read.is_ok() && uuid != [0; 16];
+    let path = |kind| PathBuf::from(format!("/var/lib/scelle/{}.{kind}", scelle::units::Uuid(uuid)));
+    ["witness", "reports"].into_iter().filter(|_| known).map(path).collect()
+}
+
+fn forget_volume(disk: &Disk) {
+    for path in remembered(disk) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+/// What the host remembers of a volume at some moment.
+pub struct Memory(Vec<(PathBuf, Option<Vec<u8>>)>);
+
+impl Memory {
+    /// Of the volume on this disk.
+    pub fn of(disk: &Disk) -> Self {
+        Self(remembered(disk).into_iter().map(|path| (path.clone(), fs::read(path).ok())).collect())
+    }
+
+    /// The host remembers that, and nothing of what came later.
+    pub fn restore(&self) {
+        for (path, bytes) in &self.0 {
+            match bytes {
+                Some(bytes) => fs::write(path, bytes).unwrap(),
+                None => drop(fs::remove_file(path)),
+            }
         }
     }
 }

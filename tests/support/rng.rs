@@ -47,3 +47,11 @@ pub fn seed() -> u64 {
     println!("seed {seed}: repeat with SCELLE_SEED={seed}");
     seed
 }
+
+/// How many times the usual work a random test does: `SCELLE_SOAK`, or 1.
+pub fn soak() -> u64 {
+    match std::env::var("SCELLE_SOAK") {
+        Ok(text) => text.parse().expect("SCELLE_SOAK is a number of times"),
+        Err(_) => 1,
+    }
+}
