@@ -10,18 +10,26 @@ use crate::probe::{DeviceFacts, FactsError, Node};
 use crate::registry::Transport;
 use crate::units::{BLOCK_SIZE, to_usize};
 
-/// What a device holds. A block of [`BLOCK_SIZE`] that was never written is zero. A clone shares its blocks until one of them is written.
-/// Two disks are equal when the same blocks were written and hold the same bytes.
+/// A block; `None` was never written.
+type Block = Option<Arc<[u8; BLOCK_SIZE]>>;
+
+/// Blocks that copies of a disk share as long as none of them is written.
+const CHUNK: usize = 512;
+
+/// What a device holds. A block of [`BLOCK_SIZE`] that was never written is zero. A clone is cheap, however large the disk
+/// is: it shares what it holds until that is written. Two disks are equal when the same blocks were written and hold the
+/// same bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Disk {
     size: u64,
-    blocks: Vec<Option<Arc<[u8; BLOCK_SIZE]>>>,
+    chunks: Vec<Arc<[Block; CHUNK]>>,
 }
 
 impl Disk {
     /// A disk of `size` bytes that was never written.
     pub fn new(size: u64) -> Self {
-        Self { size, blocks: vec![None; to_usize(size).div_ceil(BLOCK_SIZE)] }
+        let empty: Arc<[Block; CHUNK]> = Arc::new([const { None }; CHUNK]);
+        Self { size, chunks: std::iter::repeat_n(empty, to_usize(size).div_ceil(BLOCK_SIZE * CHUNK)).collect() }
     }
 
     /// A disk that was written from its beginning to its end.
@@ -38,7 +46,8 @@ impl Disk {
 
     /// The numbers of the blocks that were written.
     pub fn blocks(&self) -> Vec<u64> {
-        (0..).zip(&self.blocks).filter(|(_, block)| block.is_some()).map(|(number, _)| number).collect()
+        let all = self.chunks.iter().flat_map(|chunk| chunk.iter());
+        (0..).zip(all).filter(|(_, block)| block.is_some()).map(|(number, _)| number).collect()
     }
 
     /// Fills `buf` from `offset`.
@@ -46,7 +55,7 @@ impl Disk {
         let (mut block, mut within) = place(offset);
         while !buf.is_empty() {
             let (part, rest) = buf.split_at_mut(buf.len().min(BLOCK_SIZE - within));
-            match &self.blocks[block] {
+            match &self.chunks[block / CHUNK][block % CHUNK] {
                 Some(bytes) => part.copy_from_slice(&bytes[within..within + part.len()]),
                 None => part.fill(0),
             }
@@ -59,7 +68,8 @@ impl Disk {
         let (mut block, mut within) = place(offset);
         while !bytes.is_empty() {
             let (part, rest) = bytes.split_at(bytes.len().min(BLOCK_SIZE - within));
-            let kept = self.blocks[block].get_or_insert_with(|| Arc::new([0; BLOCK_SIZE]));
+            let chunk = Arc::make_mut(&mut self.chunks[block / CHUNK]);
+            let kept = chunk[block % CHUNK].get_or_insert_with(|| Arc::new([0; BLOCK_SIZE]));
             Arc::make_mut(kept)[within..within + part.len()].copy_from_slice(part);
             (bytes, block, within) = (rest, block + 1, 0);
         }
