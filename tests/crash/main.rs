@@ -4,7 +4,9 @@
 //!
 //! Corruption test (promise P4): any byte of anything is changed, on one replica or on all.
 //!
-//! `SCELLE_SEED` repeats a run.
+//! `SCELLE_SEED` repeats what a run chooses: its operations, the points of the log, what survives there. From one log the
+//! same states come, to the byte. The log itself is of threads: each replica has a worker, and the volume commits once a second.
+//! So the order between the replicas, and where a commit of its own falls, may be another the next time.
 
 #![allow(clippy::unwrap_used)]
 #![allow(clippy::cast_possible_truncation, reason = "bytes and places are made from small numbers")]
@@ -26,10 +28,12 @@ mod provisional;
 mod refusal;
 mod resync;
 mod room;
+mod shapes;
 mod swap;
 mod weather;
 mod witness;
 mod workload;
+mod writers;
 
 use std::sync::Arc;
 
@@ -121,9 +125,16 @@ struct Run {
     whole: Vec<usize>,
     /// Events during which a thread of the volume's own committed in the middle of a step, which has states in between.
     blurred: Vec<std::ops::Range<usize>>,
+    /// The power fails at one in this many events.
+    every: u64,
 }
 
 fn run_workload(bench: &Bench, steps: usize, rng: &mut Rng) -> Run {
+    run_workload_with(bench, steps, 4, rng)
+}
+
+/// The same, with a sync after one in `sync` steps.
+fn run_workload_with(bench: &Bench, steps: usize, sync: u64, rng: &mut Rng) -> Run {
     let log = Log::default();
     let (open, _devices) = bench.start(&log);
     let fs = open.fs();
@@ -142,7 +153,7 @@ fn run_workload(bench: &Bench, steps: usize, rng: &mut Rng) -> Run {
         }
         let flush = |event: &Event| matches!(event, Event::Flush(_));
         let interrupted = log.lock().unwrap()[begin..].iter().any(flush);
-        if interrupted || rng.one_in(4) {
+        if interrupted || rng.one_in(sync) {
             let state = states.len() - 1;
             fs.sync().unwrap();
             let mut log = log.lock().unwrap();
@@ -153,7 +164,7 @@ fn run_workload(bench: &Bench, steps: usize, rng: &mut Rng) -> Run {
         }
     }
     let log = log.lock().unwrap().clone();
-    Run { log, states, opening, whole: (0..bench.disks.len()).collect(), blurred }
+    Run { log, states, opening, whole: (0..bench.disks.len()).collect(), blurred, every: 1 }
 }
 
 /// Every crash state that is tried; returns how many, and one of them to go on from.
@@ -169,7 +180,7 @@ fn crash_everywhere(bench: &Bench, run: &Run, per_point: usize, rng: &mut Rng) -
             Event::Synced(state) => synced = *state,
             Event::Write(..) | Event::Flush(_) | Event::Durable(..) => {}
         }
-        if run.blurred.iter().any(|range| range.contains(&point)) {
+        if run.blurred.iter().any(|range| range.contains(&point)) || !rng.one_in(run.every) {
             continue;
         }
         for _ in 0..per_point {
@@ -230,7 +241,7 @@ fn campaign(mut bench: Bench, seed: u64, rounds: usize, steps: usize, per_point:
     let replicas = bench.disks.len();
     let mut rng = Rng::new(seed);
     let mut tried = 0;
-    for _ in 0..rounds {
+    for _ in 0..rounds * rng::soak() as usize {
         let run = run_workload(&bench, steps, &mut rng);
         let (count, next) = crash_everywhere(&bench, &run, per_point, &mut rng);
         tried += count;

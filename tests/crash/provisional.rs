@@ -250,6 +250,7 @@ fn p5_the_power_fails_again_after_an_incomplete_commit() {
             events.splice(0..0, [Event::State, Event::Synced(0)]);
             let whole = (0..replicas).collect();
             let run = Run {
+                every: 1,
                 opening: events.len(),
                 log: events,
                 states: vec![commit.before.clone()],
