@@ -211,7 +211,7 @@ pub fn read_within(folder: &Path, volume: Uuid, patience: Duration) -> io::Resul
 /// counts of errors start anew because of that. Waits for `patience` at most.
 ///
 /// # Errors
-/// As [`read_within`] and [`write`].
+/// As [`read_within`] and [`write()`].
 pub fn found_whole(
     folder: &Path,
     volume: Uuid,
