@@ -1,0 +1,247 @@
+//! Promises P4 and P6 when more than a byte is wrong: a write that went to another's place, a region that is lost or shows what
+//! it held before, both headers, half a ring of roots. The other replica is honest, one commit behind, or away.
+//!
+//! `SCELLE_SEED` repeats which blocks are hit, on disks that may differ from run to run in where a commit's blocks lie.
+
+use scelle::device::memory::Disk;
+use scelle::label::{ROOT_SLOTS, slot_offsets};
+use scelle::limits::LABEL_SIZE;
+use scelle::mirror::State;
+use scelle::problem::{Code, ExitCode};
+use scelle::units::BLOCK_SIZE;
+use scelle::volume::{Error, OpenOptions};
+
+use super::court::states;
+use super::promises::{find, open_on};
+use super::support::court::{content, put};
+use super::support::images::Log;
+use super::support::rng::{self, Rng};
+use super::support::wait_for;
+use super::{Bench, SIZE};
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+const REGION: u64 = 1 << 20;
+
+/// What is wrong with replica 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    /// What was meant for one block is in another, and the one is as it was before.
+    Misdirected,
+    /// Zeros.
+    Lost,
+    /// Some sectors are as they were a commit before.
+    Stale,
+    BothHeaders,
+    /// Half the slots, in both copies.
+    HalfRing,
+}
+
+use Wrong::{BothHeaders, HalfRing, Lost, Misdirected, Stale};
+
+/// What replica 1 shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Other {
+    Honest,
+    OneBehind,
+    Absent,
+}
+
+use Other::{Absent, Honest, OneBehind};
+
+/// A volume with files, and a last commit that was answered for.
+struct Case {
+    bench: Bench,
+    before: Vec<Disk>,
+    after: Vec<Disk>,
+    files: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Case {
+    fn new(last: usize) -> Self {
+        let bench = Bench::new(2);
+        let (open, devices) = bench.start(&Log::default());
+        let mut files = Vec::new();
+        let mut add = |name: String, len| {
+            let bytes = content(len as u64, len);
+            put(open.fs(), name.as_bytes(), &bytes).unwrap();
+            files.push((name.into_bytes(), bytes));
+        };
+        (0..40).for_each(|number| add(format!("file-{number}"), 20_000 + 1000 * number));
+        open.fs().checkpoint().unwrap();
+        open.fs().checkpoint().unwrap();
+        let disks = || devices.iter().map(|device| device.disk()).collect();
+        let before = disks();
+        add("last".to_owned(), last);
+        open.fs().sync().unwrap();
+        let after = disks();
+        drop(open);
+        Self { bench, before, after, files }
+    }
+
+    fn wrong(&self, wrong: Wrong, rng: &mut Rng) -> Disk {
+        let mut disk = self.after[0].clone();
+        let (labels, size) = (LABEL_SIZE / BLOCK, SIZE / BLOCK);
+        let used: Vec<u64> =
+            disk.blocks().into_iter().filter(|block| (labels..size - labels).contains(block)).collect();
+        let read = |disk: &Disk, at: u64, len: usize| {
+            let mut bytes = vec![0; len];
+            disk.read(at, &mut bytes);
+            bytes
+        };
+        let region = rng.pick(&used) * BLOCK / REGION * REGION;
+        match wrong {
+            Misdirected => {
+                let is_new =
+                    |block: &&u64| read(&self.before[0], **block * BLOCK, 4096) != read(&disk, **block * BLOCK, 4096);
+                let new: Vec<u64> = used.iter().filter(is_new).copied().collect();
+                let (meant, hit) = (rng.pick(&new), rng.pick(&used));
+                let bytes = read(&self.after[0], meant * BLOCK, 4096);
+                disk.write(meant * BLOCK, &read(&self.before[0], meant * BLOCK, 4096));
+                disk.write(hit * BLOCK, &bytes);
+            }
+            Lost => disk.write(region, &[0; REGION as usize]),
+            Stale => {
+                for at in (region..region + REGION).step_by(512).filter(|_| rng.one_in(2)) {
+                    disk.write(at, &read(&self.before[0], at, 512));
+                }
+            }
+            BothHeaders => [0, SIZE - LABEL_SIZE].iter().for_each(|at| disk.write(*at, &[0xff; BLOCK_SIZE])),
+            HalfRing => {
+                for slot in (0..ROOT_SLOTS).filter(|_| rng.one_in(2)) {
+                    slot_offsets(slot, SIZE).iter().for_each(|at| disk.write(*at, &[0; BLOCK_SIZE]));
+                }
+            }
+        }
+        disk
+    }
+
+    /// What comes of a mount: which files are missing or not to be read. Whatever is resynced has ended.
+    fn mount(&self, disks: &[Option<Disk>]) -> Result<Found, Error> {
+        let (court, open) = match open_on(&self.bench, disks, false) {
+            // A device that says nothing of itself is one that is not there.
+            Err(error) if error.code() == Code::VolumeIncomplete => {
+                let court = self.bench.court.on(disks, &Log::default());
+                let degraded = OpenOptions { degraded: true, ..OpenOptions::default() };
+                let open = court.open_with(&degraded)?;
+                (court, open)
+            }
+            outcome => outcome?,
+        };
+        wait_for("the end of the resync", || !states(&open).contains(&State::Resyncing));
+        let in_sync = states(&open).iter().map(|state| *state == State::InSync).collect();
+        let mut found = Found { in_sync, missing: Vec::new(), unreadable: Vec::new(), disks: Vec::new() };
+        for (name, bytes) in &self.files {
+            let text = String::from_utf8_lossy(name).into_owned();
+            match find(open.fs(), name) {
+                Ok(Some(read)) if read[..] == bytes[..] => {}
+                // A root from before the file was whole: the volume commits by itself, too.
+                Ok(Some(read)) => {
+                    let differs = read.iter().zip(bytes).position(|(one, other)| one != other);
+                    let lengths = (read.len(), bytes.len());
+                    assert!(differs.is_none() && lengths.0 < lengths.1, "{text}: wrong bytes: {differs:?} {lengths:?}");
+                    found.missing.push(text);
+                }
+                Ok(None) => found.missing.push(text),
+                Err(error) => {
+                    assert_eq!(error.errno(), libc::EIO, "{text}: {error}");
+                    found.unreadable.push(text);
+                }
+            }
+        }
+        open.close()?;
+        let mut left = court.disks().into_iter();
+        found.disks = disks.iter().map(|disk| disk.as_ref().and_then(|_| left.next())).collect();
+        Ok(found)
+    }
+
+    /// The other replica is honest: nothing is missed, and it is the whole volume by itself afterwards.
+    fn beside_an_honest_one(&self, disks: &[Option<Disk>]) -> Result<(), String> {
+        let found = self.mount(disks).map_err(|error| error.to_string())?;
+        found.expect(&[], &[])?;
+        if found.in_sync == [true, true] {
+            let report = self.bench.check(&found.disks);
+            let first = report.damages.iter().find(|damage| !damage.recoverable);
+            first.map_or(Ok(()), |damage| Err(format!("{damage:?}")))?;
+        }
+        let alone = self.mount(&[None, found.disks[1].clone()]).map_err(|error| error.to_string())?;
+        alone.expect(&[], &[])
+    }
+
+    /// The other lacks the last commit, which may be lost with the blocks that replica 0 had of it, and nothing else.
+    fn beside_one_behind(&self, disks: &[Option<Disk>]) -> Result<(), String> {
+        match self.mount(disks) {
+            Ok(found) if found.in_sync[1] => found.expect(&["last"], &["last"]),
+            // The commit's tree cannot be read where it is, and the other cannot be given it: each lacks some of what it
+            // had flushed. Nothing is promised but that no byte is wrong.
+            Ok(_) => Ok(()),
+            Err(error) => integrity(&error),
+        }
+    }
+
+    /// By itself: what it cannot give is an error. Only the host's witness could know of roots that are lost.
+    fn alone(&self, wrong: Wrong, disks: &[Option<Disk>]) -> Result<(), String> {
+        let found = match self.mount(disks) {
+            Err(error) if error.code() == Code::NotAVolume && wrong == BothHeaders => return Ok(()),
+            Err(error) if error.code() == Code::VolumeUnproven => return Ok(()),
+            Err(error) => return integrity(&error),
+            Ok(found) => found,
+        };
+        if !found.missing.is_empty() && wrong != HalfRing {
+            return Err(format!("{:?} are missing", found.missing));
+        }
+        // The honest one comes back: it is never overwritten without a question.
+        match self.mount(&[found.disks[0].clone(), Some(self.after[1].clone())]) {
+            Err(error) if error.code() == Code::VolumeDiverged && wrong == HalfRing => Ok(()),
+            Err(error) => Err(format!("the return: {error}")),
+            Ok(back) => back.expect(&[], &found.unreadable.iter().map(String::as_str).collect::<Vec<_>>()),
+        }
+    }
+}
+
+/// An error that says what it is.
+fn integrity(error: &Error) -> Result<(), String> {
+    if error.code().exit() == ExitCode::Integrity { Ok(()) } else { Err(error.to_string()) }
+}
+
+struct Found {
+    in_sync: Vec<bool>,
+    missing: Vec<String>,
+    unreadable: Vec<String>,
+    disks: Vec<Option<Disk>>,
+}
+
+impl Found {
+    /// Nothing else is missing, and nothing else cannot be read.
+    fn expect(&self, missing: &[&str], unreadable: &[&str]) -> Result<(), String> {
+        let within = |found: &[String], allowed: &[&str]| found.iter().all(|name| allowed.contains(&name.as_str()));
+        if within(&self.missing, missing) && within(&self.unreadable, unreadable) {
+            return Ok(());
+        }
+        Err(format!("in sync {:?}, missing {:?}, unreadable {:?}", self.in_sync, self.missing, self.unreadable))
+    }
+}
+
+#[test]
+fn p4_more_than_a_byte_is_wrong_beside_any_other_replica() {
+    let seed = rng::seed();
+    let (mut rng, mut tried) = (Rng::new(seed), 0);
+    for last in [30_000, 600_000] {
+        let case = Case::new(last);
+        for wrong in [Misdirected, Lost, Stale, BothHeaders, HalfRing] {
+            for other in [Honest, OneBehind, Absent] {
+                for draw in 0..6 * rng::soak() {
+                    let damaged = Some(case.wrong(wrong, &mut rng));
+                    let done = match other {
+                        Honest => case.beside_an_honest_one(&[damaged, Some(case.after[1].clone())]),
+                        OneBehind => case.beside_one_behind(&[damaged, Some(case.before[1].clone())]),
+                        Absent => case.alone(wrong, &[damaged, None]),
+                    };
+                    let what = || format!("SCELLE_SEED={seed}, {last} bytes, {wrong:?}, {other:?}, draw {draw}");
+                    done.unwrap_or_else(|error| panic!("{}: {error}", what()));
+                    tried += 1;
+                }
+            }
+        }
+    }
+    println!("{tried} damaged volumes");
+}
