@@ -8,11 +8,11 @@
 //!   └─ argon2id, parameters and salt of the key slot (RFC 9106) ──> SlotKey
 //!        └─ opens the slot's wrapped key (AES-256-GCM-SIV, RFC 8452) ──> VolumeKey, 256 random bits
 //!             └─ HKDF-SHA-256 (RFC 5869), salt = volume UUID, info = one of
-//!                  "scelle v1 page"            ──> pages, page map, space pages and nodes
-//!                  "scelle v1 root"            ──> root records
-//!                  "scelle v1 label"           ──> HMAC-SHA-256 over the header
-//!                  "scelle v1 data" ‖ u32 LE   ──> file data of one epoch
-//!                  "scelle v1 audit"           ──> seed of the audit trail's signing key
+//!                  "scelle v2 page"            ──> pages, page map, space pages and nodes
+//!                  "scelle v2 root"            ──> root records
+//!                  "scelle v2 label"           ──> HMAC-SHA-256 over the header
+//!                  "scelle v2 data" ‖ u32 LE   ──> file data of one epoch
+//!                  "scelle v2 audit"           ──> seed of the audit trail's signing key
 //! ```
 //!
 //! There is nothing to negotiate: the format names no cipher, so no field on a device can choose a weaker one. A key

@@ -9,14 +9,18 @@
 //!
 //! | offset | bytes | content |
 //! |-------:|------:|---------|
-//! | 0 | 4096 | header, see [`header`] |
-//! | 4096 | 61440 | zero, reserved |
+//! | 0 | 24576 | header, see [`header`] |
+//! | 24576 | 40960 | zero, reserved |
 //! | 65536 | 262144 | root ring: 64 slots of 4096 bytes, see [`root`] |
-//! | 327680 | 720896 | zero, reserved |
+//! | 327680 | 196608 | zero, reserved |
+//! | 524288 | 24576 | in area A: the header again; in area B: zero |
+//! | 548864 | 499712 | zero, reserved |
 //!
-//! The two headers of a device are equal, except while one of them is being rewritten. A is written and flushed, then
-//! B: so one of them is whole at any moment, whatever a power cut tears. Of the headers that authenticate, the one with
-//! the higher sequence number wins. Root records are written to both areas before one flush.
+//! The three headers of a device are equal, except while one of them is being rewritten ([`HeaderCopy`]). They are
+//! written and flushed one after the other: so at any moment all but one are whole, whatever a power cut tears. Of the
+//! headers that authenticate, the one with the higher sequence number wins, unless the volume's root names another one
+//! ([`LabelId`]). Two copies lie at fixed places: area B of a device that has grown is found by them. Root records are
+//! written to both areas before one flush.
 //!
 //! What a header says is a claim ([`RawHeader`]) until the label key has verified its MAC ([`Header`], another type).
 //! This module writes to no device: it gives offsets and buffers to whoever holds an approved device.
@@ -36,8 +40,8 @@ mod unlock;
 
 pub use header::{Fields, HEADER_BYTES, Header, KeySlot, RawHeader, ReplicaRow};
 pub use root::{
-    LINEAGE_MAX, Lineage, MountId, PROVISIONAL_BLOCKS_MAX, Passed, Provisional, ROOT_BYTES, ROOT_SLOTS, Root, TreeRef,
-    WrittenBlock, newest_roots, open_root, read_roots, seal_root, slot, slot_offsets,
+    LINEAGE_MAX, LabelId, Lineage, MountId, PROVISIONAL_BLOCKS_MAX, Passed, Provisional, ROOT_BYTES, ROOT_SLOTS, Root,
+    TreeRef, WrittenBlock, newest_roots, open_root, read_roots, seal_root, slot, slot_offsets,
 };
 pub use unlock::{Opened, unlock};
 
@@ -47,8 +51,12 @@ pub const RING_OFFSET: u64 = 64 << 10;
 /// Bytes of the root ring.
 pub const RING_BYTES: usize = to_usize(ROOT_SLOTS) * ROOT_BYTES;
 
+/// Offset of the second header of area A, in bytes.
+const A2_OFFSET: u64 = 512 << 10;
+
 const _: () = assert!(to_usize(RING_OFFSET) >= HEADER_BYTES);
-const _: () = assert!(RING_OFFSET + RING_BYTES as u64 <= LABEL_SIZE);
+const _: () = assert!(RING_OFFSET + RING_BYTES as u64 <= A2_OFFSET);
+const _: () = assert!(A2_OFFSET + HEADER_BYTES as u64 <= LABEL_SIZE);
 
 /// Why a label was not accepted.
 #[derive(Debug, thiserror::Error)]
@@ -80,10 +88,15 @@ pub enum Error {
         found: u32,
     },
     /// Incompatible features this program does not know. A newer scelle is needed.
-    #[error("the volume uses incompatible features that this program does not know: bits {bits:#x}")]
+    #[error(
+        "the volume uses features that this program does not know (bits {bits:#x}): it needs scelle {} or newer",
+        if .needs.is_empty() { "of a later version" } else { .needs }
+    )]
     UnknownIncompatFeature {
         /// The unknown bits.
         bits: u64,
+        /// The oldest version that knows them, as the label claims; may be empty.
+        needs: String,
     },
     /// The checksum does not match: damage, found before any key is known.
     #[error("damaged label copy: its checksum does not match")]
@@ -147,7 +160,7 @@ impl Error {
         }
     }
 
-    /// When both copies fail, the error with the lower number says more about what happened.
+    /// When all copies fail, the error with the lower number says more about what happened.
     fn rank(&self) -> u8 {
         match self {
             Self::Truncated { .. } => 0,
@@ -171,7 +184,7 @@ pub enum Area {
 }
 
 impl Area {
-    /// Both, in the order in which a header is rewritten.
+    /// Both.
     pub const BOTH: [Self; 2] = [Self::A, Self::B];
 
     /// Byte offset of the area on a device of `device_bytes` bytes, at least [`DEVICE_SIZE_MIN`].
@@ -179,6 +192,31 @@ impl Area {
         match self {
             Self::A => 0,
             Self::B => usable_bytes(device_bytes) - LABEL_SIZE,
+        }
+    }
+}
+
+/// One of the headers of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderCopy {
+    /// At the beginning of area A, where it is looked for first.
+    A,
+    /// In the middle of area A.
+    A2,
+    /// At the beginning of area B.
+    B,
+}
+
+impl HeaderCopy {
+    /// All, in the order in which a header is rewritten.
+    pub const ALL: [Self; 3] = [Self::A, Self::A2, Self::B];
+
+    /// Byte offset on a device of `device_bytes` bytes, at least [`DEVICE_SIZE_MIN`].
+    pub const fn offset(self, device_bytes: u64) -> u64 {
+        match self {
+            Self::A => 0,
+            Self::A2 => A2_OFFSET,
+            Self::B => Area::B.offset(device_bytes),
         }
     }
 }
@@ -193,11 +231,10 @@ pub const fn data_blocks(device_bytes: u64) -> u64 {
     usable_bytes(device_bytes).saturating_sub(2 * LABEL_SIZE) / BLOCK_SIZE as u64
 }
 
-/// The content of a label area of a new volume: `header`, a root ring of random bytes, zeros. The random bytes hide how
-/// often the volume has committed since.
-pub fn new_area(header: &[u8; HEADER_BYTES]) -> Result<AlignedBuf, crypto::Error> {
+/// The content of a label area of a new volume before it has a header: a root ring of random bytes, else zeros. The
+/// random bytes hide how often the volume has committed since.
+pub fn new_area() -> Result<AlignedBuf, crypto::Error> {
     let mut area = AlignedBuf::zeroed(to_usize(LABEL_SIZE));
-    area[..HEADER_BYTES].copy_from_slice(header);
     area[to_usize(RING_OFFSET)..][..RING_BYTES].copy_from_slice(&empty_ring()?[..RING_BYTES]);
     Ok(area)
 }
@@ -220,13 +257,13 @@ pub struct Found {
     copies: Vec<(u64, Result<RawHeader, Error>)>,
 }
 
-/// Reads the headers of a device: that of area A, and that of area B.
+/// Reads the headers of a device: the two of area A, and that of area B.
 ///
-/// Where area B lies is only what area A claims. A device that has grown keeps area B where its label says; a forged
+/// Where area B lies is only what area A claims, in either header. A device that has grown keeps area B where its label says; a forged
 /// label may say anything. So a header is also looked for where area B of a device of this size lies.
 ///
 /// # Errors
-/// When no copy is whole: the error of the copy that says more. When no volume can have the device's size: what the
+/// When no copy is whole: the error of the copy that says most. When no volume can have the device's size: what the
 /// first copy tells, or [`Error::DeviceSize`].
 pub fn read(device: &dyn BlockDevice) -> Result<Found, Error> {
     let size = device.size_bytes();
@@ -236,16 +273,15 @@ pub fn read(device: &dyn BlockDevice) -> Result<Found, Error> {
             if size >= HEADER_BYTES as u64 { read_copy(device, 0) } else { Err(Error::DeviceSize { bytes: size }) };
         return Err(first.err().filter(|e| e.rank() < 6).unwrap_or(Error::DeviceSize { bytes: size }));
     }
-    let a = read_copy(device, 0);
-    let mut offsets = vec![Area::B.offset(size)];
-    if let Ok(a) = &a {
-        offsets.insert(0, Area::B.offset(a.claims().device_bytes));
-        offsets.dedup();
-    }
-    let mut copies = vec![(0, a)];
-    copies.extend(offsets.into_iter().map(|at| (at, read_copy(device, at))));
+    let mut copies: Vec<_> =
+        [HeaderCopy::A, HeaderCopy::A2].map(|copy| copy.offset(size)).map(|at| (at, read_copy(device, at))).into();
+    let claimed = copies.iter().filter_map(|(_, copy)| copy.as_ref().ok()).map(|raw| raw.claims().device_bytes);
+    let mut ends: Vec<u64> = claimed.chain([size]).map(|bytes| HeaderCopy::B.offset(bytes)).collect();
+    ends.sort_unstable();
+    ends.dedup();
+    copies.extend(ends.into_iter().map(|at| (at, read_copy(device, at))));
     let whole = copies.iter().filter_map(|(_, copy)| copy.as_ref().ok());
-    // Of equals the first: area A.
+    // Of equals the first: that at the beginning.
     match whole.min_by_key(|raw| Reverse(raw.claims().sequence)).cloned() {
         Some(newest) => Ok(Found { newest, copies }),
         None => Err(copies
@@ -280,15 +316,20 @@ impl Found {
 
     /// Whether a copy verifies with `keys`.
     pub fn is_authentic(&self, keys: &Keys) -> bool {
-        self.whole().into_iter().any(|raw| raw.clone().authenticate(keys).is_ok())
+        !self.authentic(keys).is_empty()
     }
 
-    /// The newest header whose MAC verifies, and which areas hold a header to be rewritten.
+    /// Every header whose MAC verifies with `keys`.
+    pub fn authentic(&self, keys: &Keys) -> Vec<Header> {
+        self.whole().into_iter().filter_map(|raw| raw.clone().authenticate(keys).ok()).collect()
+    }
+
+    /// The newest header whose MAC verifies, and which copies are to be rewritten.
     ///
     /// # Errors
     /// [`Error::ForgedHeader`] when no copy verifies, also because `keys` are another volume's.
     /// [`Error::CopiesDisagree`] when two verify that are of different devices.
-    pub fn authenticate(self, keys: &Keys) -> Result<(Header, Vec<(Area, Error)>), Error> {
+    pub fn authenticate(self, keys: &Keys) -> Result<(Header, Vec<(HeaderCopy, Error)>), Error> {
         let judge = |(at, copy): (u64, Result<RawHeader, Error>)| (at, copy.and_then(|raw| raw.authenticate(keys)));
         let mut copies: Vec<(u64, Result<Header, Error>)> = self.copies.into_iter().map(judge).collect();
         let authentic = || copies.iter().filter_map(|(_, copy)| copy.as_ref().ok());
@@ -297,15 +338,15 @@ impl Found {
             return Err(Error::CopiesDisagree { one: newest.device, other: other.device });
         }
         let mut damaged = Vec::new();
-        for area in Area::BOTH {
-            let at = area.offset(newest.device_bytes);
+        for place in HeaderCopy::ALL {
+            let at = place.offset(newest.device_bytes);
             let copy = copies.iter().position(|(offset, _)| *offset == at).map(|index| copies.swap_remove(index).1);
             match copy.unwrap_or(Err(Error::Damaged)) {
                 Ok(header) if header.sequence == newest.sequence => {}
                 Ok(older) => {
-                    damaged.push((area, Error::Stale { found: older.sequence, newest: newest.sequence }));
+                    damaged.push((place, Error::Stale { found: older.sequence, newest: newest.sequence }));
                 }
-                Err(error) => damaged.push((area, error)),
+                Err(error) => damaged.push((place, error)),
             }
         }
         Ok((newest, damaged))

@@ -280,7 +280,7 @@ impl Store {
         let db = Tree::from_ref(TreeKind::Database, &root.db);
         let first_counter = u64::from_le_bytes(random_bytes()?) >> 1;
         let mount = MountId { epoch, nonce: u64::from_le_bytes(random_bytes()?) };
-        let stamp = Stamp { registry_version: root.registry_version, trust: root.trust };
+        let stamp = Stamp::of(&root);
         let quorum = Quorum::new(mirror.clone(), stamp);
         let staging = Staging { current: HashMap::new(), committing: Arc::default(), db_pages: db.pages() };
         let store = Self {

@@ -120,6 +120,7 @@ fn header() -> &'static [u8; HEADER_BYTES] {
             compat: 0,
             ro_compat: 0,
             incompat: 0,
+            needs: String::new(),
             sequence: 5,
             volume: VOLUME,
             device: Uuid([7; 16]),
@@ -141,7 +142,7 @@ fn header() -> &'static [u8; HEADER_BYTES] {
     })
 }
 
-/// A device of which only the two headers can be read.
+/// A device of which only the headers can be read; area A has the same one twice.
 struct Labels {
     size: u64,
     a: [u8; HEADER_BYTES],
@@ -163,7 +164,7 @@ impl BlockDevice for Labels {
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> device::Result<()> {
         let header = match offset {
-            0 => &self.a,
+            0 | 0x8_0000 => &self.a,
             _ if offset + limits::LABEL_SIZE <= self.size => &self.b,
             _ => return Err(io_error()),
         };
@@ -201,8 +202,8 @@ pub fn label(data: &[u8]) {
         }
     }
     if mode & 2 == 0 {
-        let checksum = sha256(&[&block[..4032]]);
-        block[4032..4064].copy_from_slice(&checksum);
+        let checksum = sha256(&[&block[..HEADER_BYTES - 64]]);
+        block[HEADER_BYTES - 64..HEADER_BYTES - 32].copy_from_slice(&checksum);
     }
     if let Ok(raw) = RawHeader::decode(&block, size) {
         let claims = raw.claims();

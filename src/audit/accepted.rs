@@ -1,9 +1,8 @@
-//! Which registry was accepted last. A volume takes its trail along: so a host on which it was never mounted knows, too.
-//! The host's witness names it as well, and knows also when the volume was set back.
+//! Which registry was accepted last. Each root of a volume names it: so a host on which the volume was never mounted
+//! knows, too. The host's witness names it as well, and knows also when the volume was set back.
 
 use serde::{Deserialize, Serialize};
 
-use super::record::Record;
 use crate::problem::{Code, Problem};
 use crate::registry::{VerifiedRegistry, hex};
 
@@ -19,7 +18,12 @@ pub struct Accepted {
 impl Accepted {
     /// This registry.
     pub fn of(registry: &VerifiedRegistry) -> Self {
-        Self { version: registry.version(), sha256: hex(&registry.document_digest()) }
+        Self::recorded(registry.version(), &registry.document_digest())
+    }
+
+    /// What is recorded elsewhere: version and SHA-256 of the document.
+    pub fn recorded(version: u64, digest: &[u8; 32]) -> Self {
+        Self { version, sha256: hex(digest) }
     }
 
     /// Whether `registry` can come after this one, which `by` has seen. Two documents of one version, both signed, mean
@@ -44,29 +48,5 @@ impl Accepted {
             return Err(Problem::new(Code::RegistryEquivocal, text));
         }
         Ok(())
-    }
-
-    /// The last one that the trail names. `before` gives the last record before a number, as
-    /// [`Fs::audit_last`](crate::fs::Fs::audit_last) does. Every mount names its registry, so the search ends at the last
-    /// mount.
-    ///
-    /// # Errors
-    /// Of `before`.
-    pub fn last<E>(before: impl FnMut(u64) -> Result<Option<(u64, Vec<u8>)>, E>) -> Result<Option<Self>, E> {
-        for record in Record::from_the_end(before) {
-            if let Some(accepted) = record?.as_ref().and_then(Self::in_record) {
-                return Ok(Some(accepted));
-            }
-        }
-        Ok(None)
-    }
-
-    fn in_record(record: &Record) -> Option<Self> {
-        let facts = match record.event.as_str() {
-            "volume-created" | "mounted" => record.details.get("registry")?,
-            "registry-accepted" => &record.details,
-            _ => return None,
-        };
-        Some(Self { version: facts.get("version")?.as_u64()?, sha256: facts.get("sha256")?.as_str()?.to_owned() })
     }
 }

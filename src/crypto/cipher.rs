@@ -5,7 +5,7 @@
 //! | offset | bytes | field |
 //! |-------:|------:|-------|
 //! | 0  | 1  | `S` (0x53) |
-//! | 1  | 1  | format version, 1 |
+//! | 1  | 1  | format version, 2 |
 //! | 2  | 1  | [`Kind`] |
 //! | 3  | 1  | zero |
 //! | 4  | 4  | length of the unit in bytes |
@@ -25,7 +25,7 @@ use aes_gcm_siv::{Aes256GcmSiv, Nonce};
 
 use crate::units::{BlockAddr, Tag, Uuid, WriteId};
 
-const FORMAT_VERSION: u8 = 1;
+const FORMAT_VERSION: u8 = 2;
 
 /// What a unit is. Its number is in the associated data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

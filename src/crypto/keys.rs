@@ -33,9 +33,9 @@ impl Keys {
         let expand = |info: &[&[u8]]| expand(key, volume, info);
         Self {
             volume,
-            page: Cipher::new(&expand(&[b"scelle v1 page"])),
-            root: Cipher::new(&expand(&[b"scelle v1 root"])),
-            label: expand(&[b"scelle v1 label"]),
+            page: Cipher::new(&expand(&[b"scelle v2 page"])),
+            root: Cipher::new(&expand(&[b"scelle v2 root"])),
+            label: expand(&[b"scelle v2 label"]),
             data: RwLock::default(),
             root_of_all: key.clone(),
         }
@@ -61,7 +61,7 @@ impl Keys {
         if let Some(cipher) = self.data.read().get(&epoch) {
             return Arc::clone(cipher);
         }
-        let key = expand(&self.root_of_all, self.volume, &[b"scelle v1 data", &epoch.to_le_bytes()]);
+        let key = expand(&self.root_of_all, self.volume, &[b"scelle v2 data", &epoch.to_le_bytes()]);
         let mut cache = self.data.write();
         if cache.len() >= DATA_CIPHERS_MAX {
             cache.clear();
@@ -81,7 +81,7 @@ impl Keys {
 
     /// Seed of the key that signs the audit trail.
     pub fn audit_seed(&self) -> Zeroizing<[u8; 32]> {
-        expand(&self.root_of_all, self.volume, &[b"scelle v1 audit"])
+        expand(&self.root_of_all, self.volume, &[b"scelle v2 audit"])
     }
 
     /// The volume key itself, to wrap it for another key slot.
@@ -140,26 +140,26 @@ mod tests {
         assert_eq!(hex(&okm), "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865");
     }
 
-    /// Frozen, and computed with another implementation (OpenSSL): format version 1. A change here makes every volume
+    /// Frozen, and computed with another implementation (in Python): format version 2. A change here makes every volume
     /// unreadable.
     #[test]
     fn frozen_vectors_of_the_hierarchy() {
         let key = VolumeKey::take(&mut [0x11; 32]);
         let volume = Uuid([0x44; 16]);
         assert_eq!(
-            hex(&expand(&key, volume, &[b"scelle v1 page"])[..]),
-            "c1be1176f8656a38cfd87d4eacef387ab3c1bd4371fdc6686027b265b920c339"
+            hex(&expand(&key, volume, &[b"scelle v2 page"])[..]),
+            "c340b7d45c38de58e0b9e25c2e42e78bfd0db66bf0ba1005e89d860c136f5535"
         );
         let keys = key.keys(volume);
-        assert_eq!(hex(&keys.label_mac(b"header")), "ca858ddfc0c59f3cff01585fd24e2b79ac7c5451c3dfe13ba3f12c8f74b2261d");
-        assert_eq!(hex(&keys.audit_seed()[..]), "1e21e82b689f5d751663b910a4ce8c360809a09b0f61c04112107728c0fc2358");
+        assert_eq!(hex(&keys.label_mac(b"header")), "b1deddb918cb326ef4c34669d4c190d66ea7446df2274c5184a2aefc322bbffe");
+        assert_eq!(hex(&keys.audit_seed()[..]), "f0accc1a6615b5ddafabd53d4b6d317a4414531364df40488b9a549ad4613037");
         let at = Binding::data(volume, BlockAddr(9));
         let id = WriteId { epoch: 2, counter: 3 };
         let mut block = [0x55; 32];
         let tag = keys.data(2).seal_in_place(&at, id, &mut block);
         assert_eq!(
             hex(&[&block[..], &tag[..]].concat()),
-            "d0ee1292be2aa395f3767aa40241efb7759639428c0851e7f0afe8ae4792278d85c821cd200e2cb7a2ea944c235a8f82"
+            "73fdc5b56e012e292e98a25dbdfecc0fc1b2015cb376d88c55649ad832ea2e87bd611eb1c748b5039625bb7981eb7dca"
         );
     }
 

@@ -89,7 +89,7 @@ mod tests {
         assert_ne!(wrap_key(&key, &slot(1), b"").unwrap().nonce, wrap_key(&key, &slot(1), b"").unwrap().nonce);
     }
 
-    /// Frozen, and computed with another implementation (OpenSSL): format version 1. A change here makes every volume
+    /// Frozen, and computed with another implementation (OpenSSL): format version 2, as in version 1. A change here makes every volume
     /// unreadable.
     #[test]
     fn frozen_vector_from_passphrase_to_wrapped_key() {

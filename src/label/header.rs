@@ -1,9 +1,9 @@
-//! The header: one block of 4096 bytes, integers little-endian.
+//! The header: 24 KiB, integers little-endian.
 //!
 //! | offset | bytes | field |
 //! |-------:|------:|-------|
 //! | 0    | 8    | magic: `SCELLE`, 0, 1 |
-//! | 8    | 4    | format version, 1 |
+//! | 8    | 4    | format version, 2 |
 //! | 12   | 4    | zero |
 //! | 16   | 8    | compatible features: unknown bits are ignored, and cleared when the header is rewritten |
 //! | 24   | 8    | read-only-compatible features: with an unknown bit, the volume is not written |
@@ -21,19 +21,21 @@
 //! | 128  | 8    | blocks of the data area |
 //! | 136  | 8    | size of the device in bytes, a multiple of 4096 |
 //! | 144  | 64   | volume label, UTF-8 of characters that show themselves |
-//! | 208  | 304  | zero, reserved |
-//! | 512  | 1280 | key slots: 8 × 160 bytes |
-//! | 1792 | 2048 | replica table: 16 × 128 bytes |
-//! | 3840 | 192  | zero, reserved |
-//! | 4032 | 32   | SHA-256 of bytes 0..4032: finds damage before a key is known |
-//! | 4064 | 32   | HMAC-SHA-256 with the label key of bytes 0..4064 |
+//! | 208  | 16   | oldest version of this program that knows all incompatible features, ASCII, then zero; all zero: there are none |
+//! | 224  | 288  | zero, reserved |
+//! | 512  | 2048 | replica table: 16 × 128 bytes |
+//! | 2560 | 1536 | zero, reserved |
+//! | 4096 | 8192 | key slots: 8 × 1024 bytes |
+//! | 12288 | 12224 | zero, reserved |
+//! | 24512 | 32  | SHA-256 of bytes 0..24512: finds damage before a key is known |
+//! | 24544 | 32  | HMAC-SHA-256 with the label key of bytes 0..24544 |
 //!
 //! Key slot:
 //!
 //! | offset | bytes | field |
 //! |-------:|------:|-------|
-//! | 0   | 1  | 0 empty, 1 in use |
-//! | 1   | 1  | key derivation: 1 argon2id |
+//! | 0   | 1  | type: 0 empty, 1 a passphrase by argon2id |
+//! | 1   | 1  | version of what follows, by type: 1 |
 //! | 2   | 1  | length of the slot's label |
 //! | 3   | 1  | zero |
 //! | 4   | 4  | memory in KiB |
@@ -44,7 +46,7 @@
 //! | 60  | 32 | wrapped volume key |
 //! | 92  | 16 | tag of the wrap |
 //! | 108 | 32 | slot's label, UTF-8 of characters that show themselves |
-//! | 140 | 20 | zero |
+//! | 140 | 884 | zero, reserved |
 //!
 //! Row of the replica table:
 //!
@@ -77,36 +79,41 @@ use crate::limits::{
 use crate::units::{BLOCK_SIZE, Uuid, is_plain};
 
 use super::codec::{Reader, Writer};
-use super::{Error, data_blocks};
+use super::{Error, LabelId, data_blocks};
 
 /// Bytes of a header.
-pub const HEADER_BYTES: usize = BLOCK_SIZE;
+pub const HEADER_BYTES: usize = 6 * BLOCK_SIZE;
 
 /// The only format version.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Longest label of a key slot, in bytes of UTF-8.
 pub const SLOT_LABEL_MAX: usize = 32;
 
 const MAGIC: [u8; 8] = *b"SCELLE\0\x01";
-const KDF_ARGON2ID: u8 = 1;
+/// Type and version of a key slot: a passphrase by argon2id.
+const SLOT_PASSPHRASE: [u8; 2] = [1, 1];
 
 /// Features that this program knows, per class.
 const COMPAT_KNOWN: u64 = 0;
 const RO_COMPAT_KNOWN: u64 = 0;
 const INCOMPAT_KNOWN: u64 = 0;
 
-const SLOTS_AT: usize = 512;
-const SLOT_BYTES: usize = 160;
-const REPLICAS_AT: usize = SLOTS_AT + KEY_SLOTS_MAX * SLOT_BYTES;
+const NEEDS_AT: usize = 208;
+const NEEDS_BYTES: usize = 16;
+const REPLICAS_AT: usize = 512;
 const REPLICA_BYTES: usize = 128;
-const CHECKSUM_AT: usize = 4032;
+const SLOTS_AT: usize = 4096;
+const SLOT_BYTES: usize = 1024;
+const CHECKSUM_AT: usize = 24512;
 const MAC_AT: usize = CHECKSUM_AT + 32;
 
-const _: () = assert!(144 + VOLUME_LABEL_MAX <= SLOTS_AT);
+const _: () = assert!(144 + VOLUME_LABEL_MAX <= NEEDS_AT);
+const _: () = assert!(NEEDS_AT + NEEDS_BYTES <= REPLICAS_AT);
 const _: () = assert!(108 + SLOT_LABEL_MAX <= SLOT_BYTES);
 const _: () = assert!(18 + REGISTRY_ID_MAX + 32 <= REPLICA_BYTES);
-const _: () = assert!(REPLICAS_AT + REPLICAS_MAX * REPLICA_BYTES <= CHECKSUM_AT);
+const _: () = assert!(REPLICAS_AT + REPLICAS_MAX * REPLICA_BYTES <= SLOTS_AT);
+const _: () = assert!(SLOTS_AT + KEY_SLOTS_MAX * SLOT_BYTES <= CHECKSUM_AT);
 const _: () = assert!(MAC_AT + 32 == HEADER_BYTES);
 
 /// One way to open the volume.
@@ -142,6 +149,8 @@ pub struct Fields {
     pub ro_compat: u64,
     /// Incompatible features.
     pub incompat: u64,
+    /// The oldest version of this program that knows all of them, at most 16 bytes; empty when there are none.
+    pub needs: String,
     /// Number of this rewrite.
     pub sequence: u64,
     /// The volume.
@@ -182,7 +191,7 @@ impl Fields {
     /// Digest of the parts that never change, bound to each wrapped key.
     pub fn wrap_digest(&self) -> [u8; 32] {
         sha256(&[
-            b"scelle v1 wrap",
+            b"scelle v2 wrap",
             &MAGIC,
             &FORMAT_VERSION.to_le_bytes(),
             &self.volume.0,
@@ -192,17 +201,30 @@ impl Fields {
         ])
     }
 
+    /// What it says of the volume: SHA-256 of the header's bytes before the checksum, with the fields that differ from
+    /// device to device (UUID, replica index, size) as zero.
+    pub fn digest(&self) -> [u8; 32] {
+        let same = Self { device: Uuid::default(), replica_index: 0, device_bytes: 0, ..self.clone() };
+        sha256(&[&same.encode()[..CHECKSUM_AT]])
+    }
+
+    /// How a root names it.
+    pub fn id(&self) -> LabelId {
+        LabelId { sequence: self.sequence, digest: self.digest() }
+    }
+
     /// Whether this program may write to the volume: it knows every read-only-compatible feature of the volume.
     pub fn writable(&self) -> bool {
         self.ro_compat & !RO_COMPAT_KNOWN == 0
     }
 
     fn check(&self) -> Result<(), Error> {
+        let ok = |holds: bool, field: &'static str| if holds { Ok(()) } else { Err(Error::Malformed { field }) };
+        ok(text_is_valid(&self.needs, NEEDS_BYTES) && self.needs.is_ascii(), "version that is needed")?;
         let bits = self.incompat & !INCOMPAT_KNOWN;
         if bits != 0 {
-            return Err(Error::UnknownIncompatFeature { bits });
+            return Err(Error::UnknownIncompatFeature { bits, needs: self.needs.clone() });
         }
-        let ok = |holds: bool, field: &'static str| if holds { Ok(()) } else { Err(Error::Malformed { field }) };
         ok(text_is_valid(&self.label, VOLUME_LABEL_MAX), "volume label")?;
         ok(
             (DEVICE_SIZE_MIN..=DEVICE_SIZE_MAX).contains(&self.device_bytes)
@@ -242,10 +264,12 @@ impl Fields {
             .put(&self.data_blocks.to_le_bytes())
             .put(&self.device_bytes.to_le_bytes())
             .put(self.label.as_bytes());
+        Writer::new(&mut bytes, NEEDS_AT).put(self.needs.as_bytes());
         for (i, slot) in self.key_slots.iter().enumerate() {
             let Some(slot) = slot else { continue };
             Writer::new(&mut bytes, SLOTS_AT + i * SLOT_BYTES)
-                .put(&[1, KDF_ARGON2ID, length(&slot.label), 0])
+                .put(&SLOT_PASSPHRASE)
+                .put(&[length(&slot.label), 0])
                 .put(&slot.params.memory_kib.to_le_bytes())
                 .put(&slot.params.iterations.to_le_bytes())
                 .put(&slot.params.parallelism.to_le_bytes())
@@ -281,6 +305,9 @@ impl Fields {
         let trust_digest = r.array();
         let (data_blocks, device_bytes) = (r.u64(), r.u64());
         let label = text(r.take(VOLUME_LABEL_MAX), label_len, "volume label")?;
+        let needs = r.take(NEEDS_BYTES);
+        let needs_len = needs.iter().position(|byte| *byte == 0).unwrap_or(NEEDS_BYTES);
+        let needs = text(needs, needs_len, "version that is needed")?;
         let mut key_slots = [const { None }; KEY_SLOTS_MAX];
         for (i, slot) in key_slots.iter_mut().enumerate() {
             *slot = decode_slot(Reader::new(bytes, SLOTS_AT + i * SLOT_BYTES))?;
@@ -293,6 +320,7 @@ impl Fields {
             compat,
             ro_compat,
             incompat,
+            needs,
             sequence,
             volume,
             device,
@@ -320,11 +348,10 @@ fn length(text: &str) -> u8 {
 }
 
 fn decode_slot(mut r: Reader<'_>) -> Result<Option<KeySlot>, Error> {
-    if !flag(r.u8(), "key slot state")? {
-        return Ok(None);
-    }
-    if r.u8() != KDF_ARGON2ID {
-        return Err(Error::Malformed { field: "key derivation" });
+    match r.array() {
+        SLOT_PASSPHRASE => {}
+        [0, 0] => return Ok(None),
+        _ => return Err(Error::Malformed { field: "key slot type" }),
     }
     let label_len = usize::from(r.u8());
     r.take(1);
@@ -413,7 +440,7 @@ impl RawHeader {
 
     /// Checks the MAC. From here on the fields are facts.
     pub fn authenticate(self, keys: &Keys) -> Result<Header, Error> {
-        // Invariant: the MAC is the last 32 bytes of the block.
+        // Invariant: the MAC is the last 32 bytes.
         let mac = self.bytes[MAC_AT..].try_into().expect("32 bytes of MAC");
         if keys.volume() != self.fields.volume || !keys.label_mac_verifies(&self.bytes[..MAC_AT], mac) {
             return Err(Error::ForgedHeader);
@@ -450,7 +477,7 @@ impl Header {
         Self::new(self.0)
     }
 
-    /// The block to write at the beginning of each label area.
+    /// The bytes to write at each place of a header ([`HeaderCopy`](super::HeaderCopy)).
     pub fn encode(&self, keys: &Keys) -> [u8; HEADER_BYTES] {
         let mut bytes = self.0.encode();
         let mac = keys.label_mac(&bytes[..MAC_AT]);

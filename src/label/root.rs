@@ -19,12 +19,19 @@
 //! | 16  | 8  | in-sync replicas: bit n for row n of the replica table |
 //! | 24  | 8  | time of the commit, nanoseconds since 1970, signed |
 //! | 32  | 8  | free blocks of the data area |
-//! | 40  | 8  | version of the registry in force |
+//! | 40  | 8  | random number of the mount that committed |
 //! | 48  | 64 | tree of the database's pages |
 //! | 112 | 64 | tree of the space bitmap |
-//! | 176 | 32 | digest of the trust anchors in force; zero: those pinned in the header |
-//! | 208 | 8  | random number of the mount that committed |
-//! | 216 | 2560 | the mounts before that this history went through, the last one first: epoch (4 bytes), random number (8), generation of its last root (8); the rest is zero |
+//! | 176 | 64 | zero, reserved: tree of the configuration |
+//! | 240 | 8  | version of the registry in force |
+//! | 248 | 32 | digest of its document |
+//! | 280 | 32 | digest of the trust anchors in force; zero: those pinned in the header |
+//! | 312 | 8  | sequence of the header in force |
+//! | 320 | 32 | its [digest](super::Fields::digest) |
+//! | 352 | 16 | zero, reserved: the host that committed |
+//! | 368 | 128 | zero, reserved |
+//! | 496 | 1280 | the mounts before that this history went through, the last one first: epoch (4 bytes), random number (8), generation of its last root (8); the rest is zero |
+//! | 1776 | 1000 | zero, reserved |
 //! | 2776 | 1  | 1: the root is provisional; else zero, and so is the rest |
 //! | 2777 | 1  | data blocks listed |
 //! | 2778 | 6  | zero |
@@ -67,8 +74,8 @@ pub const ROOT_BYTES: usize = BLOCK_SIZE;
 const RECORD_AT: usize = 32;
 const DB_AT: usize = 48;
 const SPACE_AT: usize = 112;
-const TRUST_AT: usize = 176;
-const MOUNT_AT: usize = 208;
+const DOCUMENTS_AT: usize = 240;
+const LINEAGE_AT: usize = 496;
 const PROVISIONAL_AT: usize = 2776;
 
 /// Levels that a tree can have: 102^8 pages are more than any device holds.
@@ -117,7 +124,7 @@ pub struct Passed {
 }
 
 /// Mounts that a root remembers.
-pub const LINEAGE_MAX: usize = 128;
+pub const LINEAGE_MAX: usize = 64;
 
 /// The mounts before its own that a root's history went through, as far back as they are remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +157,7 @@ impl Lineage {
 /// Data blocks that a provisional root can list.
 pub const PROVISIONAL_BLOCKS_MAX: usize = 40;
 
+const _: () = assert!(LINEAGE_AT + LINEAGE_MAX * 20 <= PROVISIONAL_AT);
 const _: () = assert!(PROVISIONAL_AT + 8 + PROVISIONAL_BLOCKS_MAX * 32 == ROOT_BYTES - RECORD_AT);
 
 /// A data block that was written together with a root, by the mount that committed.
@@ -193,6 +201,15 @@ impl std::fmt::Debug for Provisional {
     }
 }
 
+/// The header in force, as a root names it. An older one that somebody puts back on every device is recognised by that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LabelId {
+    /// Its sequence.
+    pub sequence: u64,
+    /// What it says of the volume ([`Fields::digest`](super::Fields::digest)).
+    pub digest: [u8; 32],
+}
+
 /// What a commit publishes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Root {
@@ -208,6 +225,10 @@ pub struct Root {
     pub free_blocks: u64,
     /// Version of the registry in force.
     pub registry_version: u64,
+    /// Digest of its document; zero: none was in force yet.
+    pub registry: [u8; 32],
+    /// The header in force.
+    pub label: LabelId,
     /// The database.
     pub db: TreeRef,
     /// The space bitmap.
@@ -299,12 +320,16 @@ pub(super) fn seal_with_nonce(keys: &Keys, volume: Uuid, root: &Root, nonce: [u8
         .put(&root.in_sync.to_le_bytes())
         .put(&root.committed_unix_ns.to_le_bytes())
         .put(&root.free_blocks.to_le_bytes())
-        .put(&root.registry_version.to_le_bytes());
+        .put(&root.mount.nonce.to_le_bytes());
     put_tree(record, DB_AT, &root.db);
     put_tree(record, SPACE_AT, &root.space);
-    Writer::new(record, TRUST_AT).put(&root.trust);
-    let mut mounts = Writer::new(record, MOUNT_AT);
-    mounts.put(&root.mount.nonce.to_le_bytes());
+    Writer::new(record, DOCUMENTS_AT)
+        .put(&root.registry_version.to_le_bytes())
+        .put(&root.registry)
+        .put(&root.trust)
+        .put(&root.label.sequence.to_le_bytes())
+        .put(&root.label.digest);
+    let mut mounts = Writer::new(record, LINEAGE_AT);
     for passed in &root.lineage.0 {
         let Passed { mount, last } = passed;
         mounts.put(&mount.epoch.to_le_bytes()).put(&mount.nonce.to_le_bytes()).put(&last.0.to_le_bytes());
@@ -339,18 +364,21 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
     let epoch = r.u32();
     r.take(4);
     let provisional = provisional(record)?;
-    let mut mounts = Reader::new(record, MOUNT_AT);
-    let mount = MountId { epoch, nonce: mounts.u64() };
+    let mut documents = Reader::new(record, DOCUMENTS_AT);
+    let mut mounts = Reader::new(record, LINEAGE_AT);
+    let (in_sync, committed_unix_ns, free_blocks) = (r.u64(), r.i64(), r.u64());
     let root = Root {
         generation,
-        mount,
-        in_sync: r.u64(),
-        committed_unix_ns: r.i64(),
-        free_blocks: r.u64(),
-        registry_version: r.u64(),
+        mount: MountId { epoch, nonce: r.u64() },
+        in_sync,
+        committed_unix_ns,
+        free_blocks,
+        registry_version: documents.u64(),
+        registry: documents.array(),
+        trust: documents.array(),
+        label: LabelId { sequence: documents.u64(), digest: documents.array() },
         db: tree(record, DB_AT),
         space: tree(record, SPACE_AT),
-        trust: Reader::new(record, TRUST_AT).array(),
         lineage: Lineage(std::array::from_fn(|_| Passed {
             mount: MountId { epoch: mounts.u32(), nonce: mounts.u64() },
             last: Generation(mounts.u64()),

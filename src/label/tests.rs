@@ -12,6 +12,11 @@ use crate::units::{BlockAddr, Generation, WriteId};
 
 const SIZE: u64 = 16 << 20;
 const VOLUME: Uuid = Uuid([0x44; 16]);
+/// Where the checksum and the authentication code of a header are, and the key slot of [`fields`].
+const CHECKSUM: usize = 24512;
+const MAC: usize = CHECKSUM + 32;
+const SLOT: usize = 4096 + 2 * 1024;
+
 const DEVICE: Uuid = Uuid([0x66; 16]);
 
 fn key() -> VolumeKey {
@@ -38,6 +43,7 @@ fn fields() -> Fields {
         compat: 0,
         ro_compat: 0,
         incompat: 0,
+        needs: String::new(),
         sequence: 5,
         volume: VOLUME,
         device: DEVICE,
@@ -58,15 +64,30 @@ fn header() -> Header {
 }
 
 fn rechecksum(bytes: &mut [u8; HEADER_BYTES]) {
-    let sum = sha256(&[&bytes[..4032]]);
-    bytes[4032..4064].copy_from_slice(&sum);
+    let sum = sha256(&[&bytes[..CHECKSUM]]);
+    bytes[CHECKSUM..MAC].copy_from_slice(&sum);
 }
 
 fn device(a: &[u8], b: &[u8]) -> MemoryDevice {
     let device = MemoryDevice::new("memory", SIZE);
-    device.write_at(0, &[IoSlice::new(a)]).unwrap();
-    device.write_at(Area::B.offset(SIZE), &[IoSlice::new(b)]).unwrap();
+    put(&device, HeaderCopy::A, a);
+    put(&device, HeaderCopy::A2, a);
+    put(&device, HeaderCopy::B, b);
     device
+}
+
+fn put(device: &MemoryDevice, copy: HeaderCopy, bytes: &[u8]) {
+    device.write_at(copy.offset(device.size_bytes()), &[IoSlice::new(bytes)]).unwrap();
+}
+
+/// The copies that hold what [`device`] puts into area A.
+fn in_a(damaged: &[(HeaderCopy, Error)]) -> bool {
+    damaged.iter().map(|(copy, _)| *copy).eq([HeaderCopy::A, HeaderCopy::A2])
+}
+
+/// The copy that holds what [`device`] puts into area B.
+fn in_b(damaged: &[(HeaderCopy, Error)]) -> bool {
+    damaged.iter().map(|(copy, _)| *copy).eq([HeaderCopy::B])
 }
 
 #[test]
@@ -82,16 +103,16 @@ fn header_round_trips() {
     assert_eq!((next.sequence, next.label.as_str()), (6, "autre"));
 }
 
-/// Frozen, and computed with another implementation: format version 1.
+/// Frozen, and computed with another implementation (in Python): format version 2.
 #[test]
 fn frozen_header() {
     let bytes = header().encode(&keys());
     let hex: String = sha256(&[&bytes]).iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(hex, "0b269e9da61fe3b634d9860d7d59832b8d4052b184c201460e6cab23266f6a19");
-    assert_eq!(&bytes[..12], b"SCELLE\0\x01\x01\0\0\0");
+    assert_eq!(hex, "483415e88669122e37092427ef92b86e535762bb0633ffe27c985ed625f09525");
+    assert_eq!(&bytes[..12], b"SCELLE\0\x01\x02\0\0\0");
     assert_eq!((bytes[80], bytes[82], bytes[84], bytes[85]), (3, 2, 1, 11));
-    assert_eq!(&bytes[512 + 2 * 160..][..4], [1, 1, 6, 0]);
-    assert_eq!(&bytes[1792 + 3 * 128..][..2], [1, 12]);
+    assert_eq!(&bytes[SLOT..][..4], [1, 1, 6, 0]);
+    assert_eq!(&bytes[512 + 3 * 128..][..2], [1, 12]);
 }
 
 #[test]
@@ -99,24 +120,24 @@ fn damage_to_any_byte_of_one_copy_is_named_and_the_other_copy_is_used() {
     let (keys, header) = (keys(), header());
     let good = header.encode(&keys);
     let device = device(&good, &good);
-    for at in 0..HEADER_BYTES {
-        for flip in [0x80, 0xff, 0x01] {
-            let mut bad = good;
-            bad[at] ^= flip;
-            let decoded = RawHeader::decode(&bad, SIZE);
-            match at {
-                0..8 => assert!(matches!(decoded, Err(Error::NotScelle)), "byte {at}"),
-                8..4064 => assert!(matches!(decoded, Err(Error::Damaged)), "byte {at}"),
-                _ => assert!(matches!(decoded.unwrap().authenticate(&keys), Err(Error::ForgedHeader)), "byte {at}"),
-            }
-            for area in Area::BOTH {
-                device.write_at(area.offset(SIZE), &[IoSlice::new(&bad)]).unwrap();
-                let (opened, damaged) = read(&device).unwrap().authenticate(&keys).unwrap();
-                assert_eq!(opened, header, "byte {at} of {area:?}");
-                assert_eq!(damaged.len(), 1, "byte {at} of {area:?}");
-                assert_eq!(damaged[0].0, area, "byte {at}");
-                device.write_at(area.offset(SIZE), &[IoSlice::new(&good)]).unwrap();
-            }
+    // Every byte of the fields, the rows and the slot in use, and a sample of the rest.
+    let all = (0..4096).chain(SLOT..SLOT + 160).chain((4096..CHECKSUM).step_by(61)).chain(CHECKSUM..HEADER_BYTES);
+    for at in all {
+        let mut bad = good;
+        bad[at] ^= [0x80, 0xff, 0x01][at % 3];
+        let decoded = RawHeader::decode(&bad, SIZE);
+        match at {
+            0..8 => assert!(matches!(decoded, Err(Error::NotScelle)), "byte {at}"),
+            8..MAC => assert!(matches!(decoded, Err(Error::Damaged)), "byte {at}"),
+            _ => assert!(matches!(decoded.unwrap().authenticate(&keys), Err(Error::ForgedHeader)), "byte {at}"),
+        }
+        for copy in HeaderCopy::ALL {
+            put(&device, copy, &bad);
+            let (opened, damaged) = read(&device).unwrap().authenticate(&keys).unwrap();
+            assert_eq!(opened, header, "byte {at} of {copy:?}");
+            assert_eq!(damaged.len(), 1, "byte {at} of {copy:?}");
+            assert_eq!(damaged[0].0, copy, "byte {at}");
+            put(&device, copy, &good);
         }
     }
 }
@@ -124,7 +145,7 @@ fn damage_to_any_byte_of_one_copy_is_named_and_the_other_copy_is_used() {
 #[test]
 fn a_forger_without_the_key_changes_nothing_although_the_checksum_is_right() {
     let good = header().encode(&keys());
-    for at in 0..4032 {
+    for at in (0..4096).chain(SLOT..SLOT + 160).chain((4096..CHECKSUM).step_by(61)) {
         let mut bad = good;
         bad[at] ^= 1;
         rechecksum(&mut bad);
@@ -141,7 +162,7 @@ fn a_forger_without_the_key_changes_nothing_although_the_checksum_is_right() {
     assert_eq!(found.newest.claims().sequence, 255);
     let (opened, damaged) = found.authenticate(&keys()).unwrap();
     assert_eq!(opened, header());
-    assert!(matches!(damaged[..], [(Area::A, Error::ForgedHeader)]));
+    assert!(in_a(&damaged) && damaged.iter().all(|(_, why)| matches!(why, Error::ForgedHeader)));
     let other = key().keys(Uuid([0x45; 16]));
     assert!(matches!(read(&device(&good, &good)).unwrap().authenticate(&other), Err(Error::ForgedHeader)));
 }
@@ -163,10 +184,11 @@ fn both_copies_damaged_is_refused_with_the_better_reason() {
 fn newer_copy_wins_and_the_stale_one_is_named() {
     let old = header().encode(&keys());
     let new = header().changed(|_| ()).unwrap().encode(&keys());
-    for (a, b, stale) in [(&old, &new, Area::A), (&new, &old, Area::B)] {
+    for (a, b, is_stale) in [(&old, &new, in_a as fn(&[_]) -> bool), (&new, &old, in_b)] {
         let (opened, damaged) = read(&device(a, b)).unwrap().authenticate(&keys()).unwrap();
         assert_eq!(opened.sequence, 6);
-        assert!(matches!(damaged[..], [(area, Error::Stale { found: 5, newest: 6 })] if area == stale));
+        assert!(is_stale(&damaged), "{damaged:?}");
+        assert!(damaged.iter().all(|(_, why)| matches!(why, Error::Stale { found: 5, newest: 6 })), "{damaged:?}");
     }
 }
 
@@ -199,14 +221,15 @@ fn a_forged_copy_of_another_device_volume_or_size_hides_no_honest_copy() {
         // Area B would lie elsewhere.
         forge(|f| f.device_bytes = SIZE),
     ] {
-        for (a, b, area) in [(&forged, &honest, Area::A), (&honest, &forged, Area::B)] {
-            device.write_at(0, &[IoSlice::new(a)]).unwrap();
-            device.write_at(Area::B.offset(end), &[IoSlice::new(b)]).unwrap();
+        for (a, b, is_there) in [(&forged, &honest, in_a as fn(&[_]) -> bool), (&honest, &forged, in_b)] {
+            [HeaderCopy::A, HeaderCopy::A2].iter().for_each(|copy| put(&device, *copy, a));
+            put(&device, HeaderCopy::B, b);
             let found = read(&device).unwrap();
             assert!(found.claims_volume(VOLUME));
             let (opened, damaged) = found.authenticate(&keys()).unwrap();
             assert_eq!(opened, header);
-            assert!(matches!(damaged[..], [(at, Error::ForgedHeader)] if at == area), "{damaged:?}");
+            assert!(is_there(&damaged), "{damaged:?}");
+            assert!(damaged.iter().all(|(_, why)| matches!(why, Error::ForgedHeader)), "{damaged:?}");
         }
     }
 }
@@ -220,9 +243,13 @@ fn header_torn_at_any_sectors_is_old_new_or_damaged() {
         f.replicas[9] = f.replicas[0].clone();
     };
     let new = header().changed(changed).unwrap().encode(&keys());
-    for survivors in 0..256u32 {
+    // The sectors that differ, and one that does not.
+    let differs = |sector: &usize| old[sector * 512..][..512] != new[sector * 512..][..512];
+    let mut sectors: Vec<usize> = (0..HEADER_BYTES / 512).filter(differs).collect();
+    sectors.push(HEADER_BYTES / 512 - 2);
+    for survivors in 0..1u32 << sectors.len() {
         let mut torn = old;
-        for sector in (0..8).filter(|s| survivors & (1 << s) != 0) {
+        for (_, sector) in (0..).zip(&sectors).filter(|(bit, _)| survivors & (1 << bit) != 0) {
             torn[sector * 512..][..512].copy_from_slice(&new[sector * 512..][..512]);
         }
         if torn != old && torn != new {
@@ -240,14 +267,24 @@ fn versions_and_features() {
         rechecksum(&mut bytes);
         RawHeader::decode(&bytes, SIZE)
     };
-    assert!(matches!(altered(8, 2), Err(Error::UnsupportedVersion { found: 2 })));
-    assert!(matches!(altered(32, 4), Err(Error::UnknownIncompatFeature { bits: 4 })));
+    assert!(matches!(altered(8, 3), Err(Error::UnsupportedVersion { found: 3 })));
+    assert!(matches!(altered(32, 4), Err(Error::UnknownIncompatFeature { bits: 4, .. })));
+    // The version that is needed is named.
+    let mut later = good;
+    later[32] = 1;
+    later[208..213].copy_from_slice(b"0.3.0");
+    rechecksum(&mut later);
+    let refused = RawHeader::decode(&later, SIZE).unwrap_err();
+    assert!(refused.to_string().ends_with("it needs scelle 0.3.0 or newer"), "{refused}");
+    later[208] = 0x1b;
+    rechecksum(&mut later);
+    assert!(matches!(RawHeader::decode(&later, SIZE), Err(Error::Malformed { .. })));
     assert!(!altered(24, 1).unwrap().claims().writable());
     assert!(altered(16, 1).unwrap().claims().writable());
     assert!(header().writable());
     // One flipped bit in the version field is damage, not a newer format.
     let mut flipped = good;
-    flipped[8] = 3;
+    flipped[8] = 6;
     assert!(matches!(RawHeader::decode(&flipped, SIZE), Err(Error::Damaged)));
 }
 
@@ -266,12 +303,13 @@ fn fields_out_of_bounds_are_malformed() {
         (128, 0xff, "data area"),
         (136, 1, "device size"),
         (143, 0xff, "device size"),
-        (512, 2, "key slot state"),
-        (832 + 1, 0, "key derivation"),
-        (832 + 2, 33, "key slot label"),
-        (1792, 7, "replica state"),
-        (1793, 65, "registry identifier"),
-        (1793, 0, "registry identifier"),
+        (4096, 2, "key slot type"),
+        (SLOT + 1, 0, "key slot type"),
+        (SLOT + 2, 33, "key slot label"),
+        (208, 0xff, "version that is needed"),
+        (512, 7, "replica state"),
+        (513, 65, "registry identifier"),
+        (513, 0, "registry identifier"),
     ] {
         let mut bad = good;
         bad[at] = value;
@@ -303,7 +341,7 @@ fn device_sizes() {
         MemoryDevice::from_image("memory", image)
     };
     // Truncated, even below the smallest device.
-    for len in [SIZE - 4096, SIZE - 512, DEVICE_SIZE_MIN / 2, 4096] {
+    for len in [SIZE - 4096, SIZE - 512, DEVICE_SIZE_MIN / 2, HEADER_BYTES as u64] {
         match read(&image(len)) {
             Err(Error::Truncated { expected: SIZE, found }) => assert_eq!(found, len),
             other => panic!("{len}: {other:?}"),
@@ -333,7 +371,7 @@ fn lockable() -> &'static Header {
 }
 
 /// The slot that opened, and what authenticates.
-type Unlocked = (usize, Header, Vec<(Area, Error)>);
+type Unlocked = (usize, Header, Vec<(HeaderCopy, Error)>);
 
 fn unlock_found(found: Found, secret: &str) -> Result<Unlocked, Error> {
     let opened = unlock::unlock(&[&found], &[VOLUME], &Secret::new(secret.as_bytes().to_vec()).unwrap())?;
@@ -371,19 +409,19 @@ fn a_wrapped_key_does_not_open_under_another_immutable_part() {
 #[test]
 fn a_forged_slot_in_the_newer_copy_does_not_lock_the_owner_out() {
     let mut forged = lockable().clone().changed(|_| ()).unwrap().encode(&keys());
-    forged[832 + 16] ^= 1; // its salt
+    forged[SLOT + 16] ^= 1; // its salt
     rechecksum(&mut forged);
     let honest = lockable().encode(&keys());
     let found = read(&device(&forged, &honest)).unwrap();
     let (_, opened, damaged) = unlock_found(found, "right").unwrap();
     assert_eq!(&opened, lockable());
-    assert!(matches!(damaged[..], [(Area::A, Error::ForgedHeader)]));
+    assert!(in_a(&damaged) && damaged.iter().all(|(_, why)| matches!(why, Error::ForgedHeader)));
 }
 
 #[test]
 fn a_weak_slot_is_refused_with_its_own_reason() {
     let mut weak = lockable().encode(&keys());
-    weak[832 + 4..832 + 8].copy_from_slice(&8u32.to_le_bytes());
+    weak[SLOT + 4..SLOT + 8].copy_from_slice(&8u32.to_le_bytes());
     rechecksum(&mut weak);
     let found = read(&device(&weak, &weak)).unwrap();
     let refused = unlock_found(found, "right").unwrap_err();
@@ -405,14 +443,14 @@ fn key_slots_that_ask_for_too_much_work_together_are_malformed() {
 }
 
 #[test]
-fn a_new_area_holds_the_header_and_no_root() {
-    let bytes = header().encode(&keys());
-    let area = new_area(&bytes).unwrap();
+fn a_new_area_holds_no_header_and_no_root() {
+    let area = new_area().unwrap();
     assert_eq!(area.len() as u64, LABEL_SIZE);
-    assert_eq!(area[..HEADER_BYTES], bytes);
     let ring = &area[RING_OFFSET as usize..][..RING_BYTES];
     assert!(newest_roots(&keys(), VOLUME, ring).is_empty());
     assert!(ring.chunks(4096).all(|slot| slot.iter().any(|b| *b != 0)));
+    let elsewhere = area[..RING_OFFSET as usize].iter().chain(&area[RING_OFFSET as usize + RING_BYTES..]);
+    assert!(elsewhere.copied().all(|byte| byte == 0));
 }
 
 fn root(generation: u64) -> Root {
@@ -431,6 +469,8 @@ fn root(generation: u64) -> Root {
         committed_unix_ns: -5,
         free_blocks: 77,
         registry_version: 7,
+        registry: [0x71; 32],
+        label: LabelId { sequence: 5, digest: [0x72; 32] },
         db: tree(1),
         space: tree(2),
         trust: [0; 32],
@@ -509,12 +549,12 @@ fn regression_a_root_with_numbers_that_cannot_be_is_none() {
     }
 }
 
-/// Frozen, and computed with another implementation: format version 1.
+/// Frozen, and computed with another implementation (in Python): format version 2.
 #[test]
 fn frozen_root() {
     let sealed = root::seal_with_nonce(&keys(), VOLUME, &root(130), [0x99; 12]);
     let hex: String = sha256(&[&sealed]).iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(hex, "8da5ce1b1fb31ad0c1853968ab964dea3dd60e9d3489dbf131b65e53c4392268");
+    assert_eq!(hex, "9ce167ff98509221cd0c259a9962c49c40569b612cfb2e0354a68192d8c9b0c6");
     assert_eq!(open_root(&keys(), VOLUME, 2, &sealed), Some(root(130)));
 }
 
@@ -578,7 +618,7 @@ proptest! {
         size: u64,
     ) {
         if with_magic {
-            bytes[..12].copy_from_slice(b"SCELLE\0\x01\x01\0\0\0");
+            bytes[..12].copy_from_slice(b"SCELLE\0\x01\x02\0\0\0");
         }
         let mut block: [u8; HEADER_BYTES] = bytes.try_into().unwrap();
         if with_checksum {
@@ -587,13 +627,13 @@ proptest! {
         if let Ok(raw) = RawHeader::decode(&block, size) {
             prop_assert!(raw.authenticate(&keys()).is_err());
         }
-        prop_assert_eq!(open_root(&keys(), VOLUME, size % ROOT_SLOTS, &block), None);
+        prop_assert_eq!(open_root(&keys(), VOLUME, size % ROOT_SLOTS, &block[..ROOT_BYTES]), None);
     }
 
     /// Bytes of a good header altered at random, checksum put right: the decoder sees hostile but plausible fields.
     #[test]
     fn plausible_forgeries_never_authenticate(
-        edits in proptest::collection::vec((0usize..4032, any::<u8>()), 1..20),
+        edits in proptest::collection::vec((prop_oneof![0usize..4096, SLOT..SLOT + 160, 0..CHECKSUM], any::<u8>()), 1..20),
     ) {
         let good = header().encode(&keys());
         let mut bad = good;

@@ -32,6 +32,8 @@ pub struct Opened {
     pub volume: Uuid,
     /// Number of the slot that opened.
     pub slot: usize,
+    /// The slot. Whether the volume still has it, its root tells.
+    pub way: KeySlot,
 }
 
 /// A key slot that a label claims, with what its wrapped key is bound to.
@@ -64,7 +66,7 @@ pub fn unlock(labels: &[&Found], volumes: &[Uuid], secret: &Secret) -> Result<Op
         let outcome = derive_slot_key(secret, &way.slot.salt, &way.slot.params)
             .and_then(|slot_key| unwrap_key(&way.slot.wrapped, &slot_key, &way.aad));
         match outcome {
-            Ok(key) => return Ok(Opened { key, volume: way.volume, slot: way.number }),
+            Ok(key) => return Ok(Opened { key, volume: way.volume, slot: way.number, way: way.slot.clone() }),
             Err(error) => failure = worse(failure, error),
         }
     }

@@ -15,17 +15,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::Mirror;
+use crate::label::{LabelId, Root};
 use crate::policy::{ApprovedEntry, examine_set};
 use crate::registry::VerifiedRegistry;
 
 /// What a root records of the documents in force when it was published. After that root, no older registry and no other
 /// officers are accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
     /// Version of the newest registry that was in force.
     pub registry_version: u64,
+    /// Digest of its document.
+    pub registry: [u8; 32],
     /// Digest of the trust anchors in force.
     pub trust: [u8; 32],
+    /// The header in force.
+    pub label: LabelId,
+}
+
+impl Stamp {
+    /// What a root records.
+    pub fn of(root: &Root) -> Self {
+        let Root { registry_version, registry, trust, label, .. } = *root;
+        Self { registry_version, registry, trust, label }
+    }
 }
 
 /// What the policy in force asks of the replicas of a set together.
@@ -34,10 +47,8 @@ pub struct Quorum {
     judgement: Mutex<Judgement>,
     /// The replicas in sync that were found to be enough; 0 when that has to be judged anew.
     enough: AtomicU64,
-    /// The newest registry that was in force.
-    registry_version: AtomicU64,
-    /// Digest of the trust anchors in force.
-    trust: Mutex<[u8; 32]>,
+    /// What the next root records.
+    stamp: Mutex<Stamp>,
 }
 
 #[derive(Default)]
@@ -53,31 +64,35 @@ impl Quorum {
     /// The quorum of a set whose last root was stamped with `stamp`. No registry is in force yet, so one replica is
     /// enough.
     pub fn new(mirror: Arc<Mirror>, stamp: Stamp) -> Self {
-        Self {
-            mirror,
-            judgement: Mutex::default(),
-            enough: AtomicU64::new(0),
-            registry_version: AtomicU64::new(stamp.registry_version),
-            trust: Mutex::new(stamp.trust),
-        }
+        Self { mirror, judgement: Mutex::default(), enough: AtomicU64::new(0), stamp: Mutex::new(stamp) }
     }
 
     /// Puts this registry in force. Its policy says how many replicas, at how many sites, must be in sync for changes.
-    /// The next root records its version, and no older registry is accepted after that. Returns whether the version is
-    /// newer than any before.
+    /// The next root records its version and digest, and after that neither an older registry nor another one of that
+    /// version is accepted. Returns whether the version is newer than any before.
     pub fn saw_registry(&self, registry: &Arc<VerifiedRegistry>) -> bool {
         let mut judgement = self.judgement.lock();
         (judgement.registry, judgement.suspended) = (Some(registry.clone()), None);
         self.enough.store(0, Ordering::Release);
-        let version = registry.version();
-        self.registry_version.fetch_max(version, Ordering::AcqRel) < version
+        let mut stamp = self.stamp.lock();
+        let is_newer = stamp.registry_version < registry.version();
+        if is_newer || stamp.registry == [0; 32] {
+            (stamp.registry_version, stamp.registry) = (registry.version(), registry.document_digest());
+        }
+        is_newer
     }
 
     /// Puts the trust anchors of this digest in force. The next root records the digest, and only these anchors or
     /// their successors are accepted after that. Returns whether other anchors were in force before; the caller has
     /// seen that those trust these.
     pub fn saw_trust(&self, digest: [u8; 32]) -> bool {
-        std::mem::replace(&mut *self.trust.lock(), digest) != digest
+        std::mem::replace(&mut self.stamp.lock().trust, digest) != digest
+    }
+
+    /// Puts a header in force that every replica in sync has on stable storage. The next root records it, and no older
+    /// header is believed after that.
+    pub fn saw_label(&self, label: LabelId) {
+        self.stamp.lock().label = label;
     }
 
     /// The registry in force; none while the volume is being made.
@@ -87,12 +102,12 @@ impl Quorum {
 
     /// The newest registry that was in force.
     pub fn registry_version(&self) -> u64 {
-        self.registry_version.load(Ordering::Acquire)
+        self.stamp.lock().registry_version
     }
 
     /// What the next root records.
     pub fn stamp(&self) -> Stamp {
-        Stamp { registry_version: self.registry_version(), trust: *self.trust.lock() }
+        *self.stamp.lock()
     }
 
     /// Refuses users' changes until the policy has judged again ([`Quorum::saw_registry`]).

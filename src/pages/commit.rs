@@ -261,7 +261,7 @@ impl Store {
         let root_is_true = last.provisional.is_none()
             && last.in_sync == self.mirror.in_sync()
             && last.mount == self.mount
-            && Stamp { registry_version: last.registry_version, trust: last.trust } == self.quorum.stamp();
+            && Stamp::of(&last) == self.quorum.stamp();
         if nothing && root_is_true {
             if !abandoned.is_empty() {
                 self.mirror.flush()?;
@@ -408,7 +408,7 @@ impl Store {
         if in_sync == 0 {
             return Err(Error::ReadOnly(self.mirror.nothing_in_sync()));
         }
-        let Stamp { registry_version, trust } = self.quorum.stamp();
+        let Stamp { registry_version, registry, trust, label } = self.quorum.stamp();
         let root = Root {
             generation,
             mount: self.mount,
@@ -418,6 +418,8 @@ impl Store {
             free_blocks: state.persisted.free(),
             db: self.db.read().to_ref(),
             registry_version,
+            registry,
+            label,
             space: state.space_tree.to_ref(),
             trust,
             provisional,

@@ -11,13 +11,10 @@ use super::error::{Error, System};
 use super::recovery;
 use super::side::Side;
 use crate::audit::Accepted;
-use crate::crypto::{Keys, VolumeKey};
+use crate::crypto::{self, Keys, VolumeKey};
 use crate::device::BlockDevice;
-use crate::fs;
-use crate::label::{self, Header, Root};
-use crate::meta::Meta;
+use crate::label::{self, Header, HeaderCopy, KeySlot, Root};
 use crate::mirror;
-use crate::pages::Store;
 use crate::pages::provisional::Proof;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
@@ -48,15 +45,23 @@ pub struct OpenOptions {
 
 pub(super) struct Replica {
     pub(super) device: Arc<ApprovedDevice>,
+    /// The newest of its label's copies.
     pub(super) header: Header,
-    /// Label copies to write anew.
-    pub(super) damaged: Vec<label::Area>,
+    /// What each copy says that is authentic.
+    pub(super) copies: Vec<Header>,
+    /// Copies that cannot be read, or are older than the newest.
+    pub(super) damaged: Vec<HeaderCopy>,
 }
 
 impl Replica {
     /// Its index in the replica table.
     pub(super) fn index(&self) -> usize {
         usize::from(self.header.replica_index)
+    }
+
+    /// The copies of its label that are to be written anew, when this label of the volume is in force.
+    pub(super) fn outdated(&self, volume: &Header) -> &[HeaderCopy] {
+        if self.header.id() == volume.id() { &self.damaged } else { &HeaderCopy::ALL }
     }
 
     /// Where its history lies.
@@ -141,6 +146,8 @@ impl fmt::Display for Unfit {
 /// A volume whose key is known and whose labels are authentic.
 pub struct Assembled {
     pub(super) keys: Keys,
+    /// The key slot that gave the key, if one was asked.
+    opened_by: Option<KeySlot>,
     pub(super) header: Header,
     pub(super) replicas: Vec<Replica>,
     /// The devices that are left out.
@@ -157,7 +164,12 @@ pub(super) struct Chosen {
 }
 
 impl Assembled {
-    pub(super) fn new(keys: Keys, mut replicas: Vec<Replica>, unfit: Vec<Unfit>) -> Result<Self, Error> {
+    pub(super) fn new(
+        keys: Keys,
+        opened_by: Option<KeySlot>,
+        mut replicas: Vec<Replica>,
+        unfit: Vec<Unfit>,
+    ) -> Result<Self, Error> {
         if replicas.is_empty() {
             return Err(Unfit::first(unfit));
         }
@@ -172,15 +184,56 @@ impl Assembled {
         // The newest label describes the volume: a replica that was away may have an older table.
         let newest = replicas.iter().max_by_key(|replica| replica.header.sequence);
         let header = newest.map(|replica| replica.header.clone()).ok_or(Error::DeviceCount { found: 0 })?;
-        for replica in &replicas {
-            match replica.check_enrolled(&header) {
-                // Whether that is accepted is for whoever opens the volume to say.
-                Ok(()) | Err(Error::Swapped(_)) => {}
-                Err(error) => return Err(error),
-            }
-        }
         unfit.iter().for_each(|unfit| log::warn!("{unfit}"));
-        Ok(Self { keys, header, replicas, unfit })
+        let assembled = Self { keys, opened_by, header, replicas, unfit };
+        assembled.check_enrolled()?;
+        Ok(assembled)
+    }
+
+    /// Refuses devices that the label does not name. Whether a device is accepted that is another than the one enrolled
+    /// is for whoever opens the volume to say.
+    fn check_enrolled(&self) -> Result<(), Error> {
+        self.replicas.iter().try_for_each(|replica| match replica.check_enrolled(&self.header) {
+            Err(Error::Swapped(_)) => Ok(()),
+            outcome => outcome,
+        })
+    }
+
+    /// Goes by the label that the root names, and no other: whoever puts an old one back, which authenticates, brings
+    /// nothing back with it, no key slot and no device.
+    ///
+    /// A label is changed on every replica before a root names it. When the power fails in between:
+    ///
+    /// * A copy of the label in force is left somewhere: the change is undone.
+    /// * None is left: the newer label is in force.
+    ///
+    /// # Errors
+    /// [`Error::LabelOutdated`] when every label is older, or another one of the same number; [`Error::NotEnrolled`];
+    /// [`crypto::Error::WrongKey`] when the label has no such key slot as the one that gave the key.
+    pub(super) fn settle_label(&mut self, root: &Root) -> Result<(), Error> {
+        let copies = || self.replicas.iter().flat_map(|replica| &replica.copies);
+        let named = copies().find(|header| header.id() == root.label);
+        let newest = || copies().max_by_key(|header| header.sequence);
+        let in_force = named.or_else(|| newest().filter(|header| header.sequence > root.label.sequence));
+        let Some(header) = in_force.cloned() else {
+            let (volume, named) = (self.header.volume, root.label.sequence);
+            return Err(Error::LabelOutdated { volume, found: self.header.sequence, named });
+        };
+        if header.id() != self.header.id() {
+            log::warn!(
+                "volume {}: label {} is in force, label {} is not",
+                header.volume,
+                header.sequence,
+                self.header.sequence
+            );
+        }
+        self.header = header;
+        self.check_enrolled()?;
+        let has = |slot: &KeySlot| self.header.key_slots.iter().flatten().any(|one| one == slot);
+        match self.opened_by.as_ref().is_none_or(has) {
+            true => Ok(()),
+            false => Err(Error::Crypto(crypto::Error::WrongKey)),
+        }
     }
 
     /// The volume.
@@ -244,7 +297,8 @@ impl Assembled {
     }
 
     /// Checks three things. The registry must be verified with the pinned anchors, or with those that their officers
-    /// have put in their place. It must be of the volume's kind. It must not be older than what the volume has seen.
+    /// have put in their place. It must be of the volume's kind. It must be neither older than what the volume has seen,
+    /// nor another document of the same version: then somebody shows different ones to different hosts.
     pub(super) fn check_registry(&self, registry: &VerifiedRegistry, root: &Root) -> Result<(), Error> {
         let refuse = |code, text: String| Err(Error::Registry(vec![Problem::new(code, text)]));
         if !registry.is_trusted_by(&root.trust_in_force(self.header.trust_digest)) {
@@ -261,22 +315,8 @@ impl Assembled {
             };
             return refuse(Code::RegistryKindChanged, text.to_owned());
         }
-        if registry.version() < root.registry_version {
-            let text =
-                format!("registry version {}, the volume has seen {}", registry.version(), root.registry_version);
-            return refuse(Code::RegistryRolledBack, text);
-        }
-        Ok(())
-    }
-
-    /// Compares the registry with the last one that the volume's own trail names. Two documents of one version, both
-    /// signed, mean that somebody shows different ones to different hosts. To be called before the volume is written to.
-    pub(super) fn check_equivocation(&self, registry: &VerifiedRegistry, store: &Arc<Store>) -> Result<(), Error> {
-        let meta = store.open_database().map_err(fs::Error::from)?;
-        let meta = Meta::open(meta).map_err(fs::Error::from)?;
-        let last = |before| meta.read(|view| Ok::<_, fs::Error>(view.audit_last(before)?));
-        let Some(accepted) = Accepted::last(last)? else { return Ok(()) };
-        accepted.admits(registry, "the volume").map_err(|problem| Error::Registry(vec![problem]))
+        let seen = Accepted::recorded(root.registry_version, &root.registry);
+        seen.admits(registry, "the volume").map_err(|problem| Error::Registry(vec![problem]))
     }
 
     /// Reads the roots of every replica, as [`recovery::choose`] wants them.

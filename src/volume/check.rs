@@ -63,11 +63,15 @@ impl Assembled {
     ///
     /// # Errors
     /// When there is no root to check from, or no replica has what the tables are found by.
-    pub fn check(self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, Error> {
+    pub fn check(mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, Error> {
         self.refuse_swapped()?;
         let Chosen { choice, proof, .. } = self.choose(&mut self.rings(), true, None)?;
         let volume = self.header.volume;
         let mut report = CheckReport { generation: choice.root.generation, volume, ..CheckReport::default() };
+        match self.settle_label(&choice.root) {
+            Err(outdated @ Error::LabelOutdated { .. }) => report.add("", outdated.to_string(), false),
+            outcome => outcome?,
+        }
         self.check_labels(&mut report);
         let store = self.store_to_check(&choice)?;
         let unmapped = store.poisoned().map(str::to_owned);
@@ -137,7 +141,8 @@ impl Assembled {
 
     /// The replicas among `in_sync` of which everything was read, their labels included, and nothing was `damaged`.
     fn found_whole(&self, in_sync: &[usize], damaged: u64) -> Vec<(String, [u8; 32])> {
-        let has_label = |index: usize| self.replicas.iter().any(|r| r.index() == index && r.damaged.is_empty());
+        let has_label =
+            |index: usize| self.replicas.iter().any(|r| r.index() == index && r.outdated(&self.header).is_empty());
         let is_whole = |index: &&usize| damaged >> **index & 1 == 0 && has_label(**index);
         let named = |index: &usize| self.header.replicas.get(*index)?.as_ref();
         let whole = in_sync.iter().filter(is_whole).filter_map(named);
@@ -146,8 +151,8 @@ impl Assembled {
 
     fn check_labels(&self, report: &mut CheckReport) {
         for replica in &self.replicas {
-            for area in &replica.damaged {
-                report.add(replica.device.name(), format!("label copy {area:?} is damaged or outdated"), true);
+            for copy in replica.outdated(&self.header) {
+                report.add(replica.device.name(), format!("label copy {copy:?} is damaged or outdated"), true);
             }
         }
         for unfit in &self.unfit {

@@ -6,7 +6,7 @@
 
 use super::error::{Error, System};
 use crate::device::{AlignedBuf, BlockDevice};
-use crate::label::{self, Area};
+use crate::label::{self, HeaderCopy};
 use crate::os::blkid::{Signature, Usage};
 use crate::policy::ApprovedDevice;
 use crate::units::{BLOCK_SIZE, to_usize};
@@ -102,8 +102,8 @@ fn refuse_label(device: &ApprovedDevice) -> Result<(), Error> {
         }
         Err(other) => (format!("a scelle label ({other})"), device.size_bytes()),
     };
-    let areas = Area::BOTH.map(|area| area.offset(size));
-    Err(not_empty(device, content, zeroes(device, areas.into_iter())))
+    let headers = HeaderCopy::ALL.map(|copy| copy.offset(size));
+    Err(not_empty(device, content, zeroes(device, headers.into_iter())))
 }
 
 fn not_empty(device: &ApprovedDevice, content: String, erase: impl Iterator<Item = String>) -> Error {

@@ -12,7 +12,7 @@ use crate::audit::{self, Event, RegistryFacts, ReplicaFacts};
 use crate::crypto::{KdfParams, Secret, VolumeKey, check_strength, derive_slot_key, random_bytes, wrap_key};
 use crate::device::AlignedBuf;
 use crate::fs::Fs;
-use crate::label::{self, Area, Fields, Header, KeySlot, ReplicaRow, Root};
+use crate::label::{self, Area, Fields, Header, HeaderCopy, KeySlot, ReplicaRow, Root};
 use crate::limits::{KEY_SLOTS_MAX, REPLICAS_MAX};
 use crate::mirror::{Mirror, State};
 use crate::pages::{Store, StoreOptions};
@@ -70,7 +70,7 @@ pub fn create(
     devices.iter().try_for_each(|device| device.confirm(registry))?;
     for (device, header) in devices.iter().zip(&headers) {
         // Everything of the label is written but the header, so a crash from here on leaves no volume.
-        let area = label::new_area(&[0; label::HEADER_BYTES])
+        let area = label::new_area()
             .map_err(|source| Error::Label { device: device.name().to_owned(), source: source.into() })?;
         for at in Area::BOTH {
             write(device, at.offset(header.device_bytes), &area)?;
@@ -86,7 +86,12 @@ pub fn create(
             volume,
             total_blocks: headers.first().map(|header| header.data_blocks).unwrap_or_default(),
             device_bytes: headers.iter().map(|header| header.device_bytes).collect(),
-            root: Root { registry_version: registry.version(), ..Root::default() },
+            root: Root {
+                registry_version: registry.version(),
+                registry: registry.document_digest(),
+                label: headers.first().map(|header| header.id()).unwrap_or_default(),
+                ..Root::default()
+            },
             epoch: 1,
         },
     )?;
@@ -105,7 +110,7 @@ pub fn create(
     for (device, header) in devices.iter().zip(&headers) {
         let mut block = AlignedBuf::zeroed(label::HEADER_BYTES);
         block.copy_from_slice(&header.encode(&keys));
-        for at in Area::BOTH {
+        for at in HeaderCopy::ALL {
             write(device, at.offset(header.device_bytes), &block)?;
         }
         flush(device)?;
@@ -168,6 +173,7 @@ fn headers(
         compat: 0,
         ro_compat: 0,
         incompat: 0,
+        needs: String::new(),
         sequence: 1,
         volume,
         device: Uuid::default(),

@@ -62,6 +62,18 @@ pub enum Error {
         /// The volume.
         volume: Uuid,
     },
+    /// No label that is here is the one that the last commit names.
+    #[error(
+        "volume {volume}: its last commit names label {named}, and the newest on the devices is {found}, or another one of that number"
+    )]
+    LabelOutdated {
+        /// The volume.
+        volume: Uuid,
+        /// Sequence of the newest label on the devices.
+        found: u64,
+        /// Sequence of the label in force.
+        named: u64,
+    },
     /// A device that is another than the one that the replica was enrolled with.
     #[error("{0}")]
     Swapped(String),
@@ -181,6 +193,7 @@ impl Error {
             Self::SameDevice { .. } => Code::DeviceTwice,
             Self::MixedVolumes { .. } => Code::DeviceOfAnotherVolume,
             Self::NotEnrolled { .. } => Code::DeviceNotEnrolled,
+            Self::LabelOutdated { .. } => Code::LabelOutdated,
             Self::Swapped(_) => Code::DeviceSwapped,
             Self::Device(refused) => code_of(&refused.verdict.reasons, Code::DeviceNotListed),
             Self::Registry(reasons) => code_of(reasons, Code::RegistryOther),

@@ -66,7 +66,7 @@ mod labels;
 mod recheck;
 pub(super) mod resync;
 
-pub(super) use labels::areas;
+pub(super) use labels::places;
 pub use recheck::Findings;
 
 use labels::Watched;
@@ -355,8 +355,9 @@ impl Members {
                 second_volume: theirs,
             });
         }
+        let copies = found.authentic(&self.keys);
         let (header, damaged) = found.authenticate(&self.keys).map_err(failed)?;
-        let replica = Replica { device: device.clone(), header, damaged: areas(damaged) };
+        let replica = Replica { device: device.clone(), header, copies, damaged: places(damaged) };
         replica.check_enrolled(&self.header)?;
         Ok(replica)
     }

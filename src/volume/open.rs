@@ -115,10 +115,14 @@ impl Assembled {
     /// # Errors
     /// See [`Error::code`]. On a refusal nothing has been written but what a replica lacked of the last commit.
     pub fn open(mut self, registry: &VerifiedRegistry, options: &OpenOptions) -> Result<Open, Error> {
-        let enrolled = if options.enrol { self.enrol()? } else { Vec::new() };
+        if !options.enrol {
+            self.refuse_swapped()?;
+        }
         let mut plan = self.plan(registry, options)?;
+        self.settle_label(&plan.choice.root)?;
+        let enrolled = if options.enrol { self.enrol()? } else { Vec::new() };
+        self.refuse_swapped()?;
         let store = self.open_store(registry, options, &mut plan)?;
-        self.check_equivocation(registry, &store)?;
         let Plan { choice, rings, behind, left_at, mut opening, seen, .. } = plan;
         opening.unremembered = is_unremembered(options, &choice.root, seen.as_ref(), &opening);
         opening.left_out = self.unfit.iter().map(ToString::to_string).collect();
@@ -148,6 +152,7 @@ impl Assembled {
             open.ticker = Some(open.start_ticker()?);
         } else if !options.read_only {
             replicas.iter().try_for_each(|replica| open.members.repair_label(replica))?;
+            open.store.quorum().saw_label(open.members.header().id());
             open.begin_witness(options, seen.as_ref(), &choice.root)?;
             open.ticker = Some(open.start_ticker()?);
             for resync in behind {
@@ -160,7 +165,6 @@ impl Assembled {
     /// Decides where the volume goes on from, and refuses what [`super`] lists. Writes nothing.
     fn plan(&self, registry: &VerifiedRegistry, options: &OpenOptions) -> Result<Plan, Error> {
         let volume = self.header.volume;
-        self.refuse_swapped()?;
         if !options.read_only && !self.header.writable() {
             return Err(Error::ReadOnlyFeatures(volume));
         }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use super::assembled::{Assembled, Replica, Unfit};
 use super::error::Error;
-use super::members::areas;
+use super::members::places;
 use crate::crypto::{Keys, Secret, VolumeKey};
-use crate::label;
+use crate::label::{self, KeySlot};
 use crate::limits::REPLICAS_MAX;
 use crate::policy::ApprovedDevice;
 use crate::units::Uuid;
@@ -80,7 +80,7 @@ impl Sealed {
     pub fn unlock(self, secret: &Secret) -> Result<Assembled, Error> {
         let labels: Vec<&label::Found> = self.members.iter().map(|member| &member.found).collect();
         match label::unlock(&labels, &self.volumes, secret) {
-            Ok(opened) => self.authenticate(opened.key.keys(opened.volume)),
+            Ok(opened) => self.authenticate(opened.key.keys(opened.volume), Some(opened.way)),
             Err(label::Error::Crypto(error)) => Err(Error::Crypto(error)),
             Err(source) => Err(Error::Label { device: self.names(), source }),
         }
@@ -95,7 +95,7 @@ impl Sealed {
         let authenticates = |keys: &Keys| self.members.iter().any(|member| member.found.is_authentic(keys));
         let keys = self.volumes.iter().map(|volume| key.keys(*volume)).find(authenticates);
         match keys {
-            Some(keys) => self.authenticate(keys),
+            Some(keys) => self.authenticate(keys, None),
             None => Err(Error::Label { device: self.names(), source: label::Error::ForgedHeader }),
         }
     }
@@ -104,16 +104,17 @@ impl Sealed {
         self.members.iter().map(|member| member.device.name()).collect::<Vec<_>>().join(", ")
     }
 
-    fn authenticate(self, keys: Keys) -> Result<Assembled, Error> {
+    fn authenticate(self, keys: Keys, opened_by: Option<KeySlot>) -> Result<Assembled, Error> {
         let Self { members, mut unfit, .. } = self;
         let mut replicas = Vec::with_capacity(members.len());
         for Member { device, found } in members {
+            let copies = found.authentic(&keys);
             match found.authenticate(&keys) {
-                Ok((header, damaged)) => replicas.push(Replica { device, header, damaged: areas(damaged) }),
+                Ok((header, damaged)) => replicas.push(Replica { device, header, copies, damaged: places(damaged) }),
                 Err(why) => unfit.push(Unfit { device, why }),
             }
         }
-        Assembled::new(keys, replicas, unfit)
+        Assembled::new(keys, opened_by, replicas, unfit)
     }
 }
 

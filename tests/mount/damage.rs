@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use scelle::label::Area;
+use scelle::label::HeaderCopy;
 use scelle::limits::LABEL_SIZE;
 use scelle::units::Uuid;
 
@@ -33,7 +33,7 @@ fn p6_a_label_overwritten_under_a_mount_is_told_and_rewritten() {
     assert_eq!(lab.status()["state"], "healthy");
     let disk = &lab.disks[0];
     let size = disk.bytes().len() as u64;
-    let labels = [0, Area::B.offset(size)];
+    let labels = HeaderCopy::ALL.map(|copy| copy.offset(size));
     let before: Vec<Vec<u8>> =
         labels.iter().map(|at| disk.bytes()[usize::try_from(*at).unwrap()..][..4096].to_vec()).collect();
     labels.iter().for_each(|at| overwrite(disk, *at, &[0x5a; 4096]));

@@ -114,23 +114,28 @@ fn a_copy_of_a_replica_is_not_another_replica() {
     lab.refuses(3, "device-not-listed", || lab.mount_devices(&lab.devices()[1..], ""));
 }
 
+/// Where the headers of a device of 32 MiB are.
+const LABELS: [u64; 3] = [0, 512 << 10, 31 << 20];
+
 #[test]
 fn damaged_labels() {
     let lab = volume(1);
-    let last = 31 << 20;
-    // One copy: the other is used, and the damaged one is written anew.
-    damage(&lab.disks[0], &[0], &[0x5a; 4096]);
-    ok(&lab.mount());
-    ok(&lab.umount());
-    ok(&lab.check());
-    damage(&lab.disks[0], &[0, last], &[0x5a; 4096]);
+    // Two copies: the third is used, and the damaged ones are written anew.
+    for whole in LABELS {
+        let others: Vec<u64> = LABELS.into_iter().filter(|at| *at != whole).collect();
+        damage(&lab.disks[0], &others, &[0x5a; 4096]);
+        ok(&lab.mount());
+        ok(&lab.umount());
+        ok(&lab.check());
+    }
+    damage(&lab.disks[0], &LABELS, &[0x5a; 4096]);
     lab.refuses(2, "not-a-volume", || lab.mount());
 }
 
 #[test]
 fn labels_damaged_behind_the_magic_number() {
     let lab = volume(1);
-    damage(&lab.disks[0], &[512, (31 << 20) + 512], &[0x5a; 512]);
+    damage(&lab.disks[0], &LABELS.map(|at| at + 512), &[0x5a; 512]);
     lab.refuses(5, "label-damaged", || lab.mount());
 }
 
@@ -140,9 +145,9 @@ fn a_newer_format() {
     let head = fs::read(&lab.disks[0].image).unwrap()[..512].to_vec();
     let mut newer = head.clone();
     // The version follows the magic number. A single changed byte would be recognised as damage.
-    newer[8] = 2;
+    newer[8] = 3;
     newer[300] = 1;
-    damage(&lab.disks[0], &[0, 31 << 20], &newer);
+    damage(&lab.disks[0], &LABELS, &newer);
     lab.refuses(2, "format-newer", || lab.mount());
 }
 

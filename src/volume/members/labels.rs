@@ -9,7 +9,7 @@ use super::super::error::Error;
 use super::Members;
 use crate::audit::{Entry, Event, Reason};
 use crate::device::AlignedBuf;
-use crate::label::{self, Area, Header};
+use crate::label::{self, Header, HeaderCopy};
 use crate::mirror::State;
 use crate::policy::ApprovedDevice;
 use crate::problem::Code;
@@ -18,8 +18,8 @@ use crate::problem::Code;
 const REWRITTEN: &str = "was written anew";
 
 /// The copies that could not be read.
-pub(in crate::volume) fn areas(damaged: Vec<(label::Area, label::Error)>) -> Vec<label::Area> {
-    damaged.into_iter().map(|(area, _)| area).collect()
+pub(in crate::volume) fn places(damaged: Vec<(HeaderCopy, label::Error)>) -> Vec<HeaderCopy> {
+    damaged.into_iter().map(|(place, _)| place).collect()
 }
 
 /// The label of a replica in use, as this program left it.
@@ -39,9 +39,8 @@ impl Members {
         if !self.is_in_use(index) {
             return Ok(());
         }
-        let mut header = replica.header.clone();
-        let outdated = header.sequence != volume.sequence;
-        if outdated {
+        let (mut header, copies) = (replica.header.clone(), replica.outdated(volume));
+        if header.id() != volume.id() {
             let mut fields = label::Fields::clone(volume);
             fields.device = header.device;
             fields.replica_index = header.replica_index;
@@ -49,8 +48,7 @@ impl Members {
             let device = replica.device.name().to_owned();
             header = Header::new(fields).map_err(|source| Error::Label { device, source })?;
         }
-        let areas: &[Area] = if outdated { &Area::BOTH } else { &replica.damaged };
-        self.write_label(index, &replica.device, &header, areas);
+        self.write_label(index, &replica.device, &header, copies);
         let mut labels = self.labels.lock();
         if labels.len() <= index {
             labels.resize_with(index + 1, Watched::default);
@@ -63,12 +61,12 @@ impl Members {
         matches!(self.state(index), State::InSync | State::Resyncing)
     }
 
-    fn write_label(&self, index: usize, device: &ApprovedDevice, header: &Header, areas: &[Area]) {
+    fn write_label(&self, index: usize, device: &ApprovedDevice, header: &Header, copies: &[HeaderCopy]) {
         let mut block = AlignedBuf::zeroed(label::HEADER_BYTES);
         block.copy_from_slice(&header.encode(&self.keys));
-        for area in areas {
-            log::warn!("{}: label copy {area:?} is written anew", device.name());
-            if let Err(error) = device.write_durably(&[area.offset(header.device_bytes)], &block) {
+        for copy in copies {
+            log::warn!("{}: label copy {copy:?} is written anew", device.name());
+            if let Err(error) = device.write_durably(&[copy.offset(header.device_bytes)], &block) {
                 self.store.mirror().failed(index, &error);
                 return;
             }
@@ -104,7 +102,7 @@ impl Members {
     /// the volume's key would be gone; the status and the trail tell of it.
     fn look_at_label(&self, index: usize) {
         let Some(header) = self.labels.lock().get(index).and_then(|watched| watched.header.clone()) else { return };
-        let Some((device, found, areas)) = self.damaged_copies(index, &header) else { return };
+        let Some((device, found, copies)) = self.damaged_copies(index, &header) else { return };
         // A replica that comes back has its label written. What was read before that is of no account.
         let Some(_one_at_a_time) = self.rejoining.try_lock() else { return };
         let is_same = self.device(index).is_some_and(|now| Arc::ptr_eq(&now, &device));
@@ -112,10 +110,10 @@ impl Members {
             return;
         }
         let block = header.encode(&self.keys);
-        let write = |area: &Area| self.store.mirror().rewrite(index, area.offset(header.device_bytes), &block);
-        let how = match &*areas {
+        let write = |copy: &HeaderCopy| self.store.mirror().rewrite(index, copy.offset(header.device_bytes), &block);
+        let how = match &*copies {
             [] => "was left as it is",
-            areas if areas.iter().all(write) => REWRITTEN,
+            copies if copies.iter().all(write) => REWRITTEN,
             _ => "could not be written anew",
         };
         let damage = format!("its label was not what it had to be ({found}), and {how}");
@@ -137,19 +135,19 @@ impl Members {
 
     /// The device of a replica in use, what is wrong with its label, and the copies that are to be written anew. Nothing
     /// when all is well, or when the device is not in use any more.
-    fn damaged_copies(&self, index: usize, header: &Header) -> Option<(Arc<ApprovedDevice>, String, Vec<Area>)> {
+    fn damaged_copies(&self, index: usize, header: &Header) -> Option<(Arc<ApprovedDevice>, String, Vec<HeaderCopy>)> {
         let device = self.device(index)?;
         let found = label::read(&*device).and_then(|found| found.authenticate(&self.keys));
-        let (says, areas) = match found {
+        let (says, copies) = match found {
             Ok((found, damaged)) if found == *header => {
-                let each: Vec<String> = damaged.iter().map(|(area, why)| format!("copy {area:?}: {why}")).collect();
-                (each.join("; "), areas(damaged))
+                let each: Vec<String> = damaged.iter().map(|(copy, why)| format!("copy {copy:?}: {why}")).collect();
+                (each.join("; "), places(damaged))
             }
             // It was written by somebody who has the key, and who may know more.
             Ok((found, _)) => (format!("another label of this volume, number {}", found.sequence), Vec::new()),
-            Err(error) => (error.to_string(), Area::BOTH.to_vec()),
+            Err(error) => (error.to_string(), HeaderCopy::ALL.to_vec()),
         };
         let is_known = self.is_in_use(index) && device.verdict().approved && !self.closing.load(Ordering::Acquire);
-        (is_known && !says.is_empty()).then_some((device, says, areas))
+        (is_known && !says.is_empty()).then_some((device, says, copies))
     }
 }
