@@ -8,6 +8,7 @@ mod audit;
 mod check;
 mod completions;
 mod create;
+mod destroy;
 mod device;
 mod helper;
 mod logging;
@@ -50,6 +51,8 @@ struct Cli {
 enum Command {
     /// Make a volume on devices that the registry approves
     Create(create::Arguments),
+    /// Overwrite the labels and key slots of replicas, so that nothing on their devices can be read
+    Destroy(destroy::Arguments),
     /// Mount a volume; leaves a daemon behind
     Mount(mount::Arguments),
     /// Unmount, and wait until everything is durable and the daemon has ended
@@ -146,6 +149,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Problem> {
     }
     match cli.command {
         Command::Create(arguments) => create::run(&arguments),
+        Command::Destroy(arguments) => destroy::run(&arguments),
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),

@@ -217,6 +217,8 @@ pub enum Event {
         /// What is enrolled from now on.
         now: Known,
     },
+    /// Somebody had the label and the key slots of a replica overwritten.
+    ReplicaDestroyed,
     /// A replica had gone on without the others, and somebody has chosen to discard what it went on to.
     HistoryDiscarded {
         /// Its last commit.

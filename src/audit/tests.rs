@@ -258,6 +258,7 @@ fn codes_of_events_are_stable() {
             },
             "history-discarded",
         ),
+        (Event::ReplicaDestroyed, "replica-destroyed"),
         (Event::ResyncRefused, "resync-refused"),
         (Event::DeviceLeftOut, "device-left-out"),
         (Event::DeviceRefused, "device-refused"),

@@ -49,7 +49,7 @@ pub fn approve_one(path: &Path, registry: &VerifiedRegistry, access: Access) -> 
 }
 
 /// Refuses a device that is named twice. It would otherwise be "in use": by ourselves.
-pub(super) fn refuse_repeated(paths: &[PathBuf]) -> Result<(), Problem> {
+pub fn refuse_repeated(paths: &[PathBuf]) -> Result<(), Problem> {
     let mut seen: Vec<(PathBuf, &Path)> = Vec::new();
     for path in paths {
         // A path that does not exist is reported when it is opened.

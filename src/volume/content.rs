@@ -6,7 +6,7 @@
 
 use super::error::{Error, System};
 use crate::device::{AlignedBuf, BlockDevice};
-use crate::label::{self, HeaderCopy};
+use crate::label;
 use crate::os::blkid::{Signature, Usage};
 use crate::policy::ApprovedDevice;
 use crate::units::{BLOCK_SIZE, to_usize};
@@ -91,19 +91,18 @@ pub(super) fn refuse(device: &ApprovedDevice) -> Result<(), Error> {
 
 /// Refuses a device with a label of our own: of a volume, or of what was one.
 fn refuse_label(device: &ApprovedDevice) -> Result<(), Error> {
-    let (content, size) = match label::read(device) {
+    let content = match label::read(device) {
         Ok(found) => {
             let claims = found.newest.claims();
-            (format!("scelle volume {} ({:?})", claims.volume, claims.label), claims.device_bytes)
+            format!("scelle volume {} ({:?})", claims.volume, claims.label)
         }
         Err(label::Error::NotScelle) => return Ok(()),
         Err(source @ (label::Error::DeviceSize { .. } | label::Error::Device(_))) => {
             return Err(Error::Label { device: device.name().to_owned(), source });
         }
-        Err(other) => (format!("a scelle label ({other})"), device.size_bytes()),
+        Err(other) => format!("a scelle label ({other})"),
     };
-    let headers = HeaderCopy::ALL.map(|copy| copy.offset(size));
-    Err(not_empty(device, content, zeroes(device, headers.into_iter())))
+    Err(not_empty(device, content, std::iter::once(format!("scelle destroy {}", device.name()))))
 }
 
 fn not_empty(device: &ApprovedDevice, content: String, erase: impl Iterator<Item = String>) -> Error {

@@ -206,12 +206,12 @@ fn headers(
     Ok(headers)
 }
 
-fn write(device: &ApprovedDevice, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+pub(super) fn write(device: &ApprovedDevice, offset: u64, bytes: &[u8]) -> Result<(), Error> {
     device.write_at(offset, &[IoSlice::new(bytes)]).map_err(|error| {
         System::error(&format!("writing the label of {}", device.name()), std::io::Error::other(error))
     })
 }
 
-fn flush(device: &ApprovedDevice) -> Result<(), Error> {
+pub(super) fn flush(device: &ApprovedDevice) -> Result<(), Error> {
     device.flush().map_err(|error| System::error(&format!("flushing {}", device.name()), std::io::Error::other(error)))
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use scelle::device::IdentifiedDevice;
 use scelle::device::raw::{Access, RawDevice};
-use scelle::volume::{Error, create};
+use scelle::volume::{Doomed, Error, create};
 
 use crate::lab::{Disk, ok, run};
 use crate::support::court::{create_options, secret};
@@ -115,7 +115,10 @@ fn a_volume_is_erased_as_told() {
     attempt(&disk.device).unwrap();
     let (content, erase) = refused(&disk);
     assert!(content.starts_with("scelle volume"), "{content}");
-    ok(&run(Command::new("sh").args(["-ec", &erase])));
+    assert_eq!(erase, format!("scelle destroy {}", disk.device.display()));
+    let device: Arc<dyn IdentifiedDevice> = Arc::new(RawDevice::open(&disk.device, Access::Exclusive).unwrap());
+    let documents = Documents::of(std::slice::from_ref(&device));
+    Doomed::read(documents.approve(device)).unwrap().destroy(&documents.registry).unwrap();
     attempt(&disk.device).unwrap();
 }
 

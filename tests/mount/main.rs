@@ -10,6 +10,7 @@ mod audit;
 mod contents;
 mod crash;
 mod damage;
+mod destroy;
 mod diverged;
 mod full;
 mod helper;
