@@ -176,6 +176,11 @@ impl Meta {
         Ok(meta)
     }
 
+    /// The number that the next inode gets. Every inode has a smaller one.
+    pub fn next_ino(&self) -> u64 {
+        self.next_ino
+    }
+
     fn new(conn: Connection, key: HashKey, next_ino: u64) -> Self {
         let inodes = RefCell::default();
         Self { conn, key, inodes, next_ino, ino_ceiling: next_ino, changed: Weight::default(), poisoned: false }

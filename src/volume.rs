@@ -41,6 +41,7 @@ mod members;
 mod open;
 mod place;
 pub mod recovery;
+mod sample;
 mod sealed;
 mod side;
 mod task;

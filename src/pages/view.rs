@@ -160,6 +160,15 @@ impl<'a> View<'a> {
         }
     }
 
+    /// A page of the metadata database, to be looked for; none when it was never written.
+    ///
+    /// # Errors
+    /// When no replica gives a node above it.
+    pub fn page_unit(&mut self, no: u64) -> Result<Option<Unit>> {
+        let entry = self.page_entry(TreeKind::Database, no)?;
+        Ok(entry.map(|entry| self.unit(TreeKind::Database, Place::new(no, 0), &entry)))
+    }
+
     fn page_entry(&mut self, kind: TreeKind, no: u64) -> Result<Option<Pointer>> {
         let tree = self.tree(kind);
         let mut found = top(tree).filter(|_| no < tree.pages);

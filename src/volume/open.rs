@@ -18,6 +18,7 @@ use super::health::Tally;
 use super::members::resync::Resync;
 use super::members::{AtMount, Members};
 use super::recovery;
+use super::sample::{self, Sample};
 use super::witness::{self, Descent, Keeper};
 use crate::audit::{Audit, Entry, Event, Known, Object, Reason, RegistryFacts, ReplicaFacts};
 use crate::fs::Fs;
@@ -123,6 +124,13 @@ impl Assembled {
         let enrolled = if options.enrol { self.enrol()? } else { Vec::new() };
         self.refuse_swapped()?;
         let store = self.open_store(registry, options, &mut plan)?;
+        let store = match self.distrust(&store, &mut plan, options)? {
+            false => store,
+            true => {
+                drop(store);
+                self.open_store(registry, options, &mut plan)?
+            }
+        };
         let Plan { choice, rings, behind, left_at, mut opening, seen, .. } = plan;
         opening.unremembered = is_unremembered(options, &choice.root, seen.as_ref(), &opening);
         opening.left_out = self.unfit.iter().map(ToString::to_string).collect();
@@ -208,6 +216,36 @@ impl Assembled {
         let behind = if options.read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
         let opening = Opening { rolled_back, unreadable, clock, incomplete, ..Opening::default() };
         Ok(Plan { choice, rings, lacking: proof.lacking, behind, left_at, opening, seen })
+    }
+
+    /// Takes a sample of every replica, and plans for those that turn out to be hollow: they are stale, and resynced whole.
+    /// Returns whether there are any.
+    fn distrust(&self, store: &Arc<Store>, plan: &mut Plan, options: &OpenOptions) -> Result<bool, Error> {
+        let states = plan.choice.states.iter().enumerate();
+        let in_sync = states.filter(|(_, state)| **state == State::InSync).map(|(index, _)| (index, u32::MAX));
+        let behind = plan.behind.iter().map(|resync| (resync.index, resync.since_epoch));
+        let in_sync: Vec<(usize, u32)> = in_sync.collect();
+        let Sample { hollow, unproven } =
+            sample::take(store, &in_sync.iter().copied().chain(behind).collect::<Vec<_>>())?;
+        let is_unproven = |resync: &&mut Resync| unproven >> resync.index & 1 == 1;
+        plan.behind.iter_mut().filter(is_unproven).for_each(|resync| resync.since_epoch = 0);
+        if in_sync.iter().all(|(index, _)| hollow >> index & 1 == 1) {
+            // There is nothing better to go on from. What is damaged is told of as it is found.
+            return Ok(false);
+        }
+        for index in (0..plan.choice.states.len()).filter(|index| hollow >> index & 1 == 1) {
+            log::error!(
+                "{} does not hold what its label says: it is stale, and has to be copied whole",
+                self.name(index)
+            );
+            plan.choice.states[index] = State::Stale;
+            plan.left_at[index] = Generation(0);
+            plan.behind.retain(|resync| resync.index != index);
+            if !options.read_only {
+                plan.behind.push(Resync::new(index, Incarnation::default(), 0));
+            }
+        }
+        Ok(hollow != 0)
     }
 
     /// Opens the store at the chosen root, in an epoch of its own.

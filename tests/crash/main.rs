@@ -21,6 +21,7 @@ mod diverged;
 mod enrolment;
 mod failing;
 mod health;
+mod hollow;
 mod labels;
 mod outage;
 mod pairs;
