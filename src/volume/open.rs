@@ -124,7 +124,7 @@ impl Assembled {
         let enrolled = if options.enrol { self.enrol()? } else { Vec::new() };
         self.refuse_swapped()?;
         let store = self.open_store(registry, options, &mut plan)?;
-        let store = match self.distrust(&store, &mut plan, options)? {
+        let store = match self.distrust(&store, &mut plan, options) {
             false => store,
             true => {
                 drop(store);
@@ -220,18 +220,18 @@ impl Assembled {
 
     /// Takes a sample of every replica, and plans for those that turn out to be hollow: they are stale, and resynced whole.
     /// Returns whether there are any.
-    fn distrust(&self, store: &Arc<Store>, plan: &mut Plan, options: &OpenOptions) -> Result<bool, Error> {
+    fn distrust(&self, store: &Arc<Store>, plan: &mut Plan, options: &OpenOptions) -> bool {
         let states = plan.choice.states.iter().enumerate();
         let in_sync = states.filter(|(_, state)| **state == State::InSync).map(|(index, _)| (index, u32::MAX));
         let behind = plan.behind.iter().map(|resync| (resync.index, resync.since_epoch));
         let in_sync: Vec<(usize, u32)> = in_sync.collect();
         let Sample { hollow, unproven } =
-            sample::take(store, &in_sync.iter().copied().chain(behind).collect::<Vec<_>>())?;
+            sample::take(store, &in_sync.iter().copied().chain(behind).collect::<Vec<_>>());
         let is_unproven = |resync: &&mut Resync| unproven >> resync.index & 1 == 1;
         plan.behind.iter_mut().filter(is_unproven).for_each(|resync| resync.since_epoch = 0);
         if in_sync.iter().all(|(index, _)| hollow >> index & 1 == 1) {
             // There is nothing better to go on from. What is damaged is told of as it is found.
-            return Ok(false);
+            return false;
         }
         for index in (0..plan.choice.states.len()).filter(|index| hollow >> index & 1 == 1) {
             log::error!(
@@ -245,7 +245,7 @@ impl Assembled {
                 plan.behind.push(Resync::new(index, Incarnation::default(), 0));
             }
         }
-        Ok(hollow != 0)
+        hollow != 0
     }
 
     /// Opens the store at the chosen root, in an epoch of its own.
