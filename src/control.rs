@@ -28,7 +28,9 @@ mod protocol;
 mod server;
 mod status;
 
-pub use calls::{Handler, ResyncAnswer, ResyncWanted, Returned, SealedTrail, WentOn};
+pub use calls::{
+    Handler, ResyncAnswer, ResyncWanted, Returned, SealedTrail, TableAnswer, TableChange, TableWanted, WentOn,
+};
 pub use client::{Client, ClientError, EndWatch, daemons};
 pub use place::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume};
 pub use protocol::{Answer, Greeting, PROTOCOL, Request};

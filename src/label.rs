@@ -129,6 +129,9 @@ pub enum Error {
         /// The volume that it names.
         found: Uuid,
     },
+    /// The label in force does not name the device.
+    #[error("the volume does not name it as a replica: it was removed, or had not been added when the power failed")]
+    NotEnrolled,
     /// The MAC does not verify with the volume's own key: somebody without the key wrote the header.
     #[error("forged label: its authentication code does not verify")]
     ForgedHeader,
@@ -156,6 +159,7 @@ impl Error {
             | Self::ForgedHeader
             | Self::OtherVolume { .. }
             | Self::NoKeySlot => Code::LabelDamaged,
+            Self::NotEnrolled => Code::DeviceNotEnrolled,
             Self::Crypto(error) => error.code(),
         }
     }

@@ -55,6 +55,9 @@
 //! | resyncing | faulty | refused | - | in sync |
 //! | stale, missing, faulty, refused | - | - | as the list says | - |
 //!
+//! A row of the table that gets its first device begins as missing ([`Mirror::enrol`]), and so ends one whose replica is
+//! removed ([`Mirror::retire`]).
+//!
 //! What [`rejoin`](Mirror::rejoin) makes of a replica:
 //!
 //! 1. In sync, if the replica lacks nothing by the dirty-time log (`dirty`).
@@ -84,7 +87,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::device::AlignedBuf;
-use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE};
+use crate::limits::{DEVICE_TIMEOUT_S, LABEL_SIZE, REPLICAS_MAX};
 use crate::policy::{ApprovedDevice, WriteError};
 use crate::problem::{Code, Problem};
 use crate::units::{BLOCK_SIZE, BlockAddr, Generation, Run, to_usize};
@@ -180,7 +183,10 @@ struct Replica {
 
 /// The replicas of a volume, by their index in the replica table.
 pub struct Mirror {
+    /// As many as a volume can have, in use or not.
     replicas: Vec<Replica>,
+    /// How many rows of the replica table are in use, up to the last one.
+    len: AtomicUsize,
     shared: Arc<Shared>,
     timeout: Duration,
     /// The replicas that hold the last root: they are read when none is in sync any more.
@@ -235,6 +241,22 @@ struct Status {
     /// A root of this mount is on the replica, so that nobody goes on from the roots before. While it is resynced it
     /// gets no other.
     told: bool,
+}
+
+impl Status {
+    fn new(state: State) -> Self {
+        Self {
+            state,
+            incarnation: Incarnation::default(),
+            reason: None,
+            since: SystemTime::now(),
+            failed: 0,
+            repaired: 0,
+            flushed: if state == State::InSync { dirty::FIRST } else { dirty::NEVER },
+            last_root: None,
+            told: false,
+        }
+    }
 }
 
 impl Shared {
@@ -355,24 +377,9 @@ impl Mirror {
         replicas: Vec<(Option<Arc<ApprovedDevice>>, State)>,
         timeout: Duration,
     ) -> std::io::Result<Self> {
-        let status = |state: State| {
-            let flushed = if state == State::InSync { dirty::FIRST } else { dirty::NEVER };
-            let since = SystemTime::now();
-            Status {
-                state,
-                incarnation: Incarnation::default(),
-                reason: None,
-                since,
-                failed: 0,
-                repaired: 0,
-                flushed,
-                last_root: None,
-                told: false,
-            }
-        };
         let in_sync = mask(replicas.iter().map(|(_, state)| *state == State::InSync));
         let inner = Inner {
-            replicas: replicas.iter().map(|(_, state)| status(*state)).collect(),
+            replicas: replicas.iter().map(|(_, state)| Status::new(*state)).collect(),
             in_flight: BTreeMap::new(),
             in_flight_bytes: 0,
             waiting_for_writes: 0,
@@ -387,7 +394,8 @@ impl Mirror {
             workers: RwLock::default(),
         });
         let mirror = Self {
-            replicas: replicas.iter().map(|_| Replica::default()).collect(),
+            replicas: (0..replicas.len().max(REPLICAS_MAX)).map(|_| Replica::default()).collect(),
+            len: AtomicUsize::new(replicas.len()),
             shared,
             timeout,
             durable: AtomicU64::new(in_sync),
@@ -435,14 +443,14 @@ impl Mirror {
         self.cache.get().map_or((0, 0), Cache::counts)
     }
 
-    /// Number of replicas, present or not.
+    /// Number of rows of the replica table that are in use, up to the last one; their replicas may be missing.
     pub fn len(&self) -> usize {
-        self.replicas.len()
+        self.len.load(Ordering::Acquire)
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.replicas.is_empty()
+        self.len() == 0
     }
 
     /// The device of a replica, when there is one.
@@ -694,6 +702,16 @@ impl Mirror {
     /// Takes a replica out of the set: nothing more is written to it or read from it.
     pub fn fence(&self, index: usize, state: State, reason: &str) {
         self.fence_locked(&mut self.shared.lock(), index, state, reason);
+    }
+
+    /// Takes a replica out of the set as stale, unless no other is in sync. Returns whether it is out.
+    pub fn withdraw(&self, index: usize, reason: &str) -> bool {
+        let mut inner = self.shared.lock();
+        let has_other = inner.in_sync_mask() & !(1 << index) != 0;
+        if has_other {
+            self.fence_locked(&mut inner, index, State::Stale, reason);
+        }
+        has_other
     }
 
     /// As [`Mirror::fence`], after a write to the replica outside of its queue did not succeed.

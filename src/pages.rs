@@ -256,7 +256,9 @@ impl Store {
     /// # Errors
     /// When the space tree contradicts the volume's size.
     pub fn open(mirror: Arc<Mirror>, options: StoreOptions) -> Result<Arc<Self>> {
-        let StoreOptions { keys, volume, total_blocks, device_bytes, root, epoch } = options;
+        let StoreOptions { keys, volume, total_blocks, mut device_bytes, root, epoch } = options;
+        // A device may be enrolled later.
+        device_bytes.resize(device_bytes.len().max(crate::limits::REPLICAS_MAX), 0);
         let mut persisted = Bitmap::new(total_blocks);
         let mut space_tree = Tree::from_ref(TreeKind::Space, &root.space);
         let (mut failed, mut lost) = (None, None);

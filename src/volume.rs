@@ -54,7 +54,7 @@ pub use create::{CreateOptions, create};
 pub use destroy::{Claims, Doomed};
 pub use diverged::{OnlyThere, PATHS_MAX};
 pub use error::Error;
-pub use members::{Findings, Members};
+pub use members::{Findings, Members, Plan, Removed};
 pub use open::{Open, ReplicaStatus, Status};
 pub use place::{Holding, Place, Portion};
 pub use sealed::Sealed;

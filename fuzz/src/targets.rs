@@ -115,6 +115,7 @@ fn header() -> &'static [u8; HEADER_BYTES] {
             device: Uuid([byte; 16]),
             registry_id: format!("disk-{byte}"),
             identity: [byte; 32],
+            replaces: None,
         };
         let mut fields = Fields {
             compat: 0,
@@ -125,6 +126,7 @@ fn header() -> &'static [u8; HEADER_BYTES] {
             volume: VOLUME,
             device: Uuid([7; 16]),
             replica_index: 0,
+            last_row: 1,
             label: "greffe".into(),
             created_unix_s: 1_795_219_200,
             laboratory: false,

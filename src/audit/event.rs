@@ -217,6 +217,20 @@ pub enum Event {
         /// What is enrolled from now on.
         now: Known,
     },
+    /// Somebody had a device added as a replica, which is given everything from now on.
+    ReplicaAdded {
+        /// What it is enrolled as.
+        now: Known,
+        /// The replica in whose place it comes once it has everything.
+        replaces: Option<String>,
+    },
+    /// A replica was removed: somebody asked for it, or another has taken its place.
+    ReplicaRemoved {
+        /// What it was enrolled as.
+        before: Known,
+        /// The replica that has taken its place.
+        replaced_by: Option<String>,
+    },
     /// Somebody had the label and the key slots of a replica overwritten.
     ReplicaDestroyed,
     /// A replica had gone on without the others, and somebody has chosen to discard what it went on to.

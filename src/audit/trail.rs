@@ -47,7 +47,7 @@ pub struct Audit {
     fs: Arc<Fs>,
     volume: Uuid,
     label: String,
-    registry_ids: Vec<String>,
+    registry_ids: Mutex<Vec<String>>,
     seed: Zeroizing<[u8; 32]>,
     identity: Identity,
     reports: Option<Reports>,
@@ -133,7 +133,7 @@ impl Audit {
             fs,
             volume: header.volume,
             label: header.label.clone(),
-            registry_ids: header.replicas.iter().map(id).collect(),
+            registry_ids: Mutex::new(header.replicas.iter().map(id).collect()),
             seed,
             identity: process::identity(),
             reports: witness.map(|folder| Reports::new(folder, header.volume)),
@@ -163,8 +163,21 @@ impl Audit {
     /// A replica, as records name it.
     pub fn replica(&self, index: usize) -> Object {
         let device = self.fs.store().mirror().device_name(index);
-        let registry_id = self.registry_ids.get(index).cloned().unwrap_or_default();
+        let registry_id = self.registry_ids.lock().get(index).cloned().unwrap_or_default();
         Object::Replica { index, registry_id, device: event::cut(&device) }
+    }
+
+    /// A row of the replica table has another replica from now on, of which the trail has told; or none.
+    pub fn set_replica(&self, index: usize, registry_id: &str) {
+        if let Some(known) = self.registry_ids.lock().get_mut(index) {
+            registry_id.clone_into(known);
+        }
+        let mut seen = self.seen.lock();
+        let rows = seen.states.len().max(index + 1);
+        seen.states.resize(rows, State::Missing);
+        seen.errors.resize(rows, (ErrorCounts::default(), None));
+        seen.states[index] = State::Missing;
+        seen.errors[index] = (ErrorCounts::default(), None);
     }
 
     /// Records an entry. The record is durable with the next commit, within a second at the latest. This never fails:

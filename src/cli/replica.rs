@@ -6,12 +6,12 @@ use clap::{Args, Subcommand};
 
 use super::secret::{self, Obtained};
 use super::{DocumentArguments, Passphrase, only_root, task, text};
-use crate::control::{ResyncWanted, WentOn, ask};
+use crate::control::{ResyncWanted, TableAnswer, TableChange, TableWanted, WentOn, ask};
 use crate::daemon::gather::Gathered;
 use crate::daemon::{WITNESS_DIR, devices, find, gather};
 use crate::device::raw::Access;
 use crate::os;
-use crate::problem::{ExitCode, Problem};
+use crate::problem::{Code, ExitCode, Problem};
 use crate::volume::{OpenOptions, Sealed};
 
 /// Arguments of `scelle replica`.
@@ -25,6 +25,12 @@ pub(super) struct Arguments {
 enum Command {
     /// Bring replicas back that were refused, failed, or were away, while the volume is in use
     Resync(Resync),
+    /// Make a blank device one more replica of a volume in use, and give it everything
+    Add(Add),
+    /// Take a replica out of a volume in use, and overwrite its label and key slots
+    Remove(Remove),
+    /// Give a blank device everything, and then take another replica out in its favour
+    Replace(Replace),
     /// Enrol devices of a volume that is not mounted anew, as the registry lists them now
     Enrol(Enrol),
 }
@@ -44,6 +50,52 @@ struct Resync {
 }
 
 #[derive(Debug, Args)]
+struct Add {
+    /// A label, a UUID or a mount point
+    volume: String,
+    /// The device, which the registry lists and on which nothing lies
+    #[arg(value_name = "DEV")]
+    device: String,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(Debug, Args)]
+struct Replace {
+    /// A label, a UUID or a mount point
+    volume: String,
+    /// The replica that leaves: its identifier in the registry, or its device node
+    #[arg(value_name = "REPLICA")]
+    old: String,
+    /// The device that takes its place
+    #[arg(value_name = "DEV")]
+    device: String,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(Debug, Args)]
+struct How {
+    /// Only say what would be done
+    #[arg(long)]
+    plan: bool,
+    /// Return when everything is copied
+    #[arg(long, conflicts_with = "plan")]
+    wait: bool,
+}
+
+#[derive(Debug, Args)]
+struct Remove {
+    /// A label, a UUID or a mount point
+    volume: String,
+    /// Its identifier in the registry, or its device node
+    replica: String,
+    /// Only say what would be done
+    #[arg(long)]
+    plan: bool,
+}
+
+#[derive(Debug, Args)]
 struct Enrol {
     #[command(flatten)]
     documents: DocumentArguments,
@@ -58,8 +110,66 @@ struct Enrol {
 pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
     match &arguments.command {
         Command::Resync(resync) => run_resync(resync),
+        Command::Add(Add { volume, device, how }) => {
+            run_copy(volume, TableChange::Add { device: absolute(device) }, how)
+        }
+        Command::Replace(Replace { volume, old, device, how }) => {
+            run_copy(volume, TableChange::Replace { old: absolute(old), device: absolute(device) }, how)
+        }
+        Command::Remove(remove) => run_remove(remove),
         Command::Enrol(enrol) => run_enrol(enrol),
     }
+}
+
+fn run_copy(volume: &str, change: TableChange, how: &How) -> Result<ExitCode, Problem> {
+    let (daemon, _) = ask::daemon(volume)?;
+    let answer = daemon.table(TableWanted { change, plan: how.plan })?;
+    if how.plan {
+        print!("{}", steps(&answer));
+        return Ok(ExitCode::Done);
+    }
+    let TableAnswer { registry_id, device, task, .. } = answer;
+    let is_given = task.map_or_else(|| "is in sync".to_owned(), |task| format!("is given everything, task {task}"));
+    println!("{registry_id} ({device}) is a replica now, and {is_given}");
+    if how.wait {
+        task::wait(&daemon, &task.into_iter().collect::<Vec<_>>())?;
+    }
+    Ok(ExitCode::Done)
+}
+
+fn run_remove(Remove { volume, replica, plan }: &Remove) -> Result<ExitCode, Problem> {
+    let (daemon, _) = ask::daemon(volume)?;
+    let change = TableChange::Remove { replica: absolute(replica) };
+    let answer = daemon.table(TableWanted { change, plan: *plan })?;
+    if *plan {
+        print!("{}", steps(&answer));
+        return Ok(ExitCode::Done);
+    }
+    match answer {
+        TableAnswer { registry_id, device, not_wiped: None, .. } => {
+            println!("{registry_id} ({device}) is no replica any more; its label and key slots are overwritten");
+            Ok(ExitCode::Done)
+        }
+        TableAnswer { registry_id, device, .. } if device.is_empty() => {
+            println!("{registry_id} is no replica any more");
+            println!(
+                "Its device is not there, and still has the key slots: overwrite them with scelle destroy, or destroy it."
+            );
+            Ok(ExitCode::Done)
+        }
+        TableAnswer { registry_id, device, not_wiped, .. } => {
+            println!("{registry_id} ({device}) is no replica any more");
+            let why = not_wiped.unwrap_or_default();
+            let text = format!("the label and key slots on {device} could not be overwritten: {why}");
+            Err(Problem::new(Code::LabelNotWiped, text))
+        }
+    }
+}
+
+/// What would be done, a line a step.
+fn steps(answer: &TableAnswer) -> String {
+    let line = |(no, step): (usize, &String)| format!("{}. {}\n", no + 1, text::lines(step));
+    answer.steps.iter().enumerate().map(line).collect::<String>() + "Nothing was done.\n"
 }
 
 /// Opens the volume, which writes its labels and a record of its trail, and closes it again.

@@ -172,6 +172,9 @@ fn write_replica(out: &mut String, replica: &Replica) -> std::fmt::Result {
     let device = if replica.device.is_empty() { "-" } else { &replica.device };
     writeln!(out, "  replica {}  {device}  {}, generation {}", replica.registry_id, replica.state, replica.generation)?;
     writeln!(out, "    {}", text::place(&replica.site, replica.last_known.as_ref(), replica.listed))?;
+    if let Some(old) = &replica.replaces {
+        writeln!(out, "    takes the place of {old} once it has everything")?;
+    }
     if let Some(io) = &replica.io {
         performance::write_device(out, io)?;
     }

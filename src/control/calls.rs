@@ -107,6 +107,9 @@ calls! {
     /// that are not in use. Ends before what they lack is copied.
     Resync resync(wanted: ResyncWanted) -> ResyncAnswer, waits ForDevices, at once One;
 
+    /// Adds, removes or exchanges a replica. Ends before what a new replica lacks is copied.
+    Table table(wanted: TableWanted) -> TableAnswer, waits ForDevices, at once One;
+
     /// Every task under way, and the last that have ended; the oldest first.
     Tasks tasks() -> Vec<TaskReport>, waits ForNothing, at once Any;
 
@@ -134,6 +137,53 @@ pub struct ResyncWanted {
     pub replica: Option<String>,
     /// The last generation of a history that the replica went on to elsewhere, and that is discarded.
     pub discard: Option<u64>,
+}
+
+/// How the replica table is to be changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableWanted {
+    /// The change.
+    pub change: TableChange,
+    /// Only say what would be done.
+    pub plan: bool,
+}
+
+/// A change of the replica table. A device is a device node, a replica its identifier in the registry or its device node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TableChange {
+    /// A device becomes a replica.
+    Add {
+        /// The device.
+        device: String,
+    },
+    /// A replica leaves the volume.
+    Remove {
+        /// The replica.
+        replica: String,
+    },
+    /// A device becomes a replica and, when it has everything, takes another's place.
+    Replace {
+        /// The replica that leaves then.
+        old: String,
+        /// The device.
+        device: String,
+    },
+}
+
+/// What was done, or would be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableAnswer {
+    /// With `plan`, the steps, in words.
+    pub steps: Vec<String>,
+    /// The replica that is new, or that has left; by its identifier in the registry.
+    pub registry_id: String,
+    /// Its device node; empty when there is none.
+    pub device: String,
+    /// The task that gives a new replica everything.
+    pub task: Option<u64>,
+    /// Why the label and the key slots of a replica that has left could not be overwritten.
+    pub not_wiped: Option<String>,
 }
 
 /// A replica that went on elsewhere.

@@ -229,7 +229,7 @@ mod tests {
 
     use parking_lot::Mutex;
 
-    use super::super::calls::{Handler, ResyncAnswer, ResyncWanted, SealedTrail};
+    use super::super::calls::{Handler, ResyncAnswer, ResyncWanted, SealedTrail, TableAnswer, TableWanted};
     use super::super::server::{OFFLOADED_MAX, Server};
     use super::super::status::{TaskReport, VolumeStatus, sample};
     use super::*;
@@ -259,6 +259,10 @@ mod tests {
 
         fn seal(&self) -> Result<SealedTrail, Problem> {
             Ok(SealedTrail { seal: "seal\n".into(), signature: "signature".into() })
+        }
+
+        fn table(&self, _: TableWanted) -> Result<TableAnswer, Problem> {
+            Ok(TableAnswer::default())
         }
 
         fn resync(&self, ResyncWanted { replica, .. }: ResyncWanted) -> Result<ResyncAnswer, Problem> {

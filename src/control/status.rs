@@ -320,6 +320,9 @@ pub struct Replica {
     /// What went wrong with the replica over all mounts on this host.
     #[serde(default)]
     pub total: ErrorTotal,
+    /// The replica in whose place this one comes once it has everything.
+    #[serde(default)]
+    pub replaces: Option<String>,
     /// Progress of a resync, when one is under way.
     pub resync: Option<Resync>,
     /// How long the device takes, since it came into use; null without a device.
@@ -503,6 +506,7 @@ mod tests {
                 "listed",
                 "owner",
                 "registry_id",
+                "replaces",
                 "resync",
                 "site",
                 "site_name",

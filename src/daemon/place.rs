@@ -8,7 +8,7 @@ use crate::fs::{self, Kind};
 use crate::policy::{ApprovedEntry, Classified};
 use crate::registry::{Date, VerifiedRegistry, utc_second};
 use crate::units::Ino;
-use crate::volume::{self, Open, Portion};
+use crate::volume::{self, Holding, Open, Portion};
 
 /// The basis of every answer, said in every answer.
 const BASIS: &str = "The officers named here signed that these devices may hold this volume. Each device that is \
@@ -26,9 +26,11 @@ pub fn place(open: &Open, registry: &VerifiedRegistry, found: &Classified, ino: 
     let status = open.status();
     let mirror = open.store().mirror();
     let (is_file, changed) = (place.attr.kind == Kind::File, (place.attr.ctime.s, place.attr.ctime.ns));
-    let with_holding = status.replicas.iter().zip(&place.replicas).enumerate();
-    let replicas = with_holding.map(|(index, (status, holding))| {
-        let device = mirror.device(index);
+    // A replica that came or went in between is in one of them only.
+    let status_of = |holding: &Holding| status.replicas.iter().find(|replica| replica.index == holding.index);
+    let with_holding = place.replicas.iter().filter_map(|holding| Some((status_of(holding)?, holding)));
+    let replicas = with_holding.map(|(status, holding)| {
+        let device = mirror.device(status.index);
         let entry = device.as_ref().map(|device| device.registry_entry());
         let shown = report::replica(status, registry, device.as_deref());
         replica(shown, entry.as_deref(), holding, is_file && place.committed, changed)

@@ -47,8 +47,8 @@ pub fn report(
     advice.extend(log_problem(&log));
     advice.extend(room_short(status.usage));
     let mirror = open.store().mirror();
-    let replicas = status.replicas.iter().enumerate().map(|(index, status)| {
-        let device = mirror.device(index);
+    let replicas = status.replicas.iter().map(|status| {
+        let device = mirror.device(status.index);
         Replica { io: device.as_deref().map(device_io), ..replica(status, registry, device.as_deref()) }
     });
     let audit = open.audit().head();
@@ -130,7 +130,12 @@ pub fn tasks(tasks: &Tasks) -> Vec<TaskReport> {
 }
 
 fn task(status: TaskStatus) -> TaskReport {
-    let TaskStatus { id, kind: TaskKind::Resync { replica }, progress, began, ended } = status;
+    let TaskStatus { id, kind, progress, began, ended } = status;
+    let (kind, subject) = match kind {
+        TaskKind::Resync { replica } => ("resync", replica),
+        TaskKind::Add { replica } => ("add", replica),
+        TaskKind::Replace { replica, old } => ("replace", format!("{old} by {replica}")),
+    };
     let (ended, outcome) = ended.unzip();
     let (state, problem) = match outcome {
         None => (TaskState::Running, None),
@@ -140,7 +145,7 @@ fn task(status: TaskStatus) -> TaskReport {
     };
     let (done_bytes, total_bytes) = progress;
     let (began, ended) = (utc(began), ended.and_then(utc));
-    TaskReport { id, kind: "resync".into(), subject: replica, state, done_bytes, total_bytes, began, ended, problem }
+    TaskReport { id, kind: kind.into(), subject, state, done_bytes, total_bytes, began, ended, problem }
 }
 
 /// A time as RFC 3339 has it, in UTC; `None` before 1970 and after 9999.
@@ -196,11 +201,19 @@ fn advise(replica: &ReplicaStatus) -> Option<Problem> {
         ),
         mirror::State::Missing => match &replica.reason {
             Some(why) => (Code::ReplicaMissing, format!("{id} is not in use: {why}")),
-            None => (Code::ReplicaMissing, format!("{id} is not there. Attach it, then scelle replica resync")),
+            None => (
+                Code::ReplicaMissing,
+                format!(
+                    "{id} is not there. Attach it, then scelle replica resync; or exchange it: scelle replica replace"
+                ),
+            ),
         },
-        mirror::State::Faulty => {
-            (Code::ReplicaFaulty, format!("{id} failed: {why}. Have the device looked at; then scelle replica resync"))
-        }
+        mirror::State::Faulty => (
+            Code::ReplicaFaulty,
+            format!(
+                "{id} failed: {why}. Have the device looked at, then scelle replica resync; or exchange it: scelle replica replace"
+            ),
+        ),
         mirror::State::Refused => (
             Code::ReplicaRefused,
             format!(
@@ -244,6 +257,7 @@ pub(super) fn replica(status: &ReplicaStatus, registry: &VerifiedRegistry, devic
             repaired: status.errors.repaired,
         },
         total: total(&status.total),
+        replaces: status.replaces.clone(),
         resync: status.resync.map(|(done_bytes, total_bytes)| Resync { done_bytes, total_bytes }),
         io: None,
     }

@@ -1,4 +1,5 @@
-//! Answers `scelle replica resync`: checks everything again, then brings back every replica that it can.
+//! Answers `scelle replica`: `resync` checks everything again, then brings back every replica that it can; `add`, `remove`
+//! and `replace` change the replica table.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,14 +7,14 @@ use std::sync::Arc;
 use super::watch::Checker;
 use super::{devices, find};
 use crate::audit::Audit;
-use crate::control::{ResyncAnswer, ResyncWanted, Returned, WentOn};
+use crate::control::{ResyncAnswer, ResyncWanted, Returned, TableAnswer, TableChange, TableWanted, WentOn};
 use crate::device::raw::Access;
 use crate::limits::REPLICAS_MAX;
 use crate::mirror::State;
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, ExitCode, Problem};
 use crate::units::{Generation, Uuid};
-use crate::volume::{self, Findings, Members};
+use crate::volume::{self, Findings, Members, Removed};
 
 /// Brings back the replica that `wanted` names by a device node or an identifier of the registry. Without a name,
 /// brings back every replica that is not in sync.
@@ -37,7 +38,7 @@ pub(super) fn resync(checker: &Checker, volume: Uuid, wanted: &ResyncWanted) -> 
         };
         match outcome {
             Ok((index, state)) => turn.answer.returned.push(Returned {
-                registry_id: members.registry_id(index).to_owned(),
+                registry_id: members.registry_id(index),
                 device: members.device(index).map_or_else(String::new, |device| device.name().to_owned()),
                 task: if state == State::Resyncing { members.task(index) } else { None },
             }),
@@ -50,6 +51,62 @@ pub(super) fn resync(checker: &Checker, volume: Uuid, wanted: &ResyncWanted) -> 
         }
     }
     Ok(turn.answer)
+}
+
+/// Changes the replica table, or says what that would do.
+///
+/// # Errors
+/// When what is named is not there; what the policy, the devices and the volume say.
+pub(super) fn change(checker: &Checker, wanted: &TableWanted) -> Result<TableAnswer, Problem> {
+    // The registry may have changed a moment ago: a device that officers have just listed, or revoked.
+    checker.check_and_apply();
+    let members = checker.members();
+    match &wanted.change {
+        TableChange::Remove { replica } => {
+            let index = one(members, replica)?;
+            if wanted.plan {
+                return Ok(TableAnswer { steps: members.plan_remove(index)?.steps, ..TableAnswer::default() });
+            }
+            let Removed { registry_id, device, not_wiped } = members.remove(index)?;
+            Ok(TableAnswer { registry_id, device, not_wiped, ..TableAnswer::default() })
+        }
+        TableChange::Add { device } => enrol(checker, Path::new(device), None, wanted.plan),
+        TableChange::Replace { old, device } => {
+            enrol(checker, Path::new(device), Some(one(members, old)?), wanted.plan)
+        }
+    }
+}
+
+fn enrol(checker: &Checker, node: &Path, replaces: Option<usize>, plan: bool) -> Result<TableAnswer, Problem> {
+    let members = checker.members();
+    let refused = |problem: &Problem| {
+        if problem.exit() == ExitCode::Refused {
+            let mut findings = Findings::default();
+            findings.tell(Audit::resync_refused(node, problem));
+            members.apply(findings);
+        }
+    };
+    if ours(members, &std::fs::canonicalize(node).unwrap_or_default()).is_some() {
+        let text = format!("{} is in use as a replica of this volume", node.display());
+        return Err(Problem::new(Code::ReplicaInUse, text));
+    }
+    let device = devices::approve_one(node, &checker.found().registry, Access::Exclusive).inspect_err(refused)?;
+    if plan {
+        return Ok(TableAnswer { steps: members.plan_enrol(&device, replaces)?.steps, ..TableAnswer::default() });
+    }
+    let name = device.name().to_owned();
+    let index = members.enrol(device, replaces).map_err(Problem::from).inspect_err(refused)?;
+    let (registry_id, task) = (members.registry_id(index), members.task(index));
+    Ok(TableAnswer { registry_id, device: name, task, ..TableAnswer::default() })
+}
+
+/// The one replica that is named, by its identifier in the registry or its device node.
+fn one(members: &Members, wanted: &str) -> Result<usize, Problem> {
+    let index = match wanted.contains('/') {
+        true => std::fs::canonicalize(wanted).ok().and_then(|node| ours(members, &node)),
+        false => members.by_registry_id(wanted),
+    };
+    index.ok_or_else(|| Problem::new(Code::ReplicaUnknown, format!("no replica of this volume is called {wanted:?}")))
 }
 
 type Target = (Option<usize>, Option<PathBuf>);

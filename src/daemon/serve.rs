@@ -12,7 +12,10 @@ use super::request::Request;
 use super::watch::{Checker, InForce, Watch};
 use super::{WITNESS_DIR, devices, find, gather, place, ready, report, resync};
 use crate::audit::Audit;
-use crate::control::{self, Handler, ResyncAnswer, ResyncWanted, SealedTrail, Server, TaskReport, VolumeStatus, ask};
+use crate::control::{
+    self, Handler, ResyncAnswer, ResyncWanted, SealedTrail, Server, TableAnswer, TableWanted, TaskReport, VolumeStatus,
+    ask,
+};
 use crate::crypto::Secret;
 use crate::device::raw::Access;
 use crate::fs;
@@ -359,6 +362,11 @@ impl Handler for Served {
     fn resync(&self, wanted: ResyncWanted) -> Result<ResyncAnswer, Problem> {
         let checker = self.checker().ok_or_else(|| Problem::new(Code::Closing, CLOSED))?;
         resync::resync(&checker, self.uuid, &wanted)
+    }
+
+    fn table(&self, wanted: TableWanted) -> Result<TableAnswer, Problem> {
+        let checker = self.checker().ok_or_else(|| Problem::new(Code::Closing, CLOSED))?;
+        resync::change(&checker, &wanted)
     }
 
     fn tasks(&self) -> Result<Vec<TaskReport>, Problem> {

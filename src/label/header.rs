@@ -15,7 +15,7 @@
 //! | 82   | 2    | replica count: enrolled rows of the table |
 //! | 84   | 1    | 0 laboratory registry, 1 any other |
 //! | 85   | 1    | length of the volume label |
-//! | 86   | 2    | zero |
+//! | 86   | 2    | the row that was enrolled last: the next device gets another row after it, so that a row is not soon taken again |
 //! | 88   | 8    | time of creation, seconds since 1970, signed |
 //! | 96   | 32   | SHA-256 of the trust anchors |
 //! | 128  | 8    | blocks of the data area |
@@ -57,7 +57,8 @@
 //! | 2  | 16 | device UUID |
 //! | 18 | 64 | registry identifier |
 //! | 82 | 32 | digest of the identity it was enrolled with |
-//! | 114 | 14 | zero |
+//! | 114 | 1 | 0, or 1 more than the row of the replica in whose place this one comes once it has everything |
+//! | 115 | 13 | zero |
 //!
 //! # What the wrap binds, and what the MAC binds
 //!
@@ -111,7 +112,7 @@ const MAC_AT: usize = CHECKSUM_AT + 32;
 const _: () = assert!(144 + VOLUME_LABEL_MAX <= NEEDS_AT);
 const _: () = assert!(NEEDS_AT + NEEDS_BYTES <= REPLICAS_AT);
 const _: () = assert!(108 + SLOT_LABEL_MAX <= SLOT_BYTES);
-const _: () = assert!(18 + REGISTRY_ID_MAX + 32 <= REPLICA_BYTES);
+const _: () = assert!(18 + REGISTRY_ID_MAX + 32 < REPLICA_BYTES);
 const _: () = assert!(REPLICAS_AT + REPLICAS_MAX * REPLICA_BYTES <= SLOTS_AT);
 const _: () = assert!(SLOTS_AT + KEY_SLOTS_MAX * SLOT_BYTES <= CHECKSUM_AT);
 const _: () = assert!(MAC_AT + 32 == HEADER_BYTES);
@@ -138,6 +139,8 @@ pub struct ReplicaRow {
     pub registry_id: String,
     /// Digest of the identity it was enrolled with.
     pub identity: [u8; 32],
+    /// The row of the replica in whose place this one comes once it has everything.
+    pub replaces: Option<u16>,
 }
 
 /// Everything a header says.
@@ -159,6 +162,8 @@ pub struct Fields {
     pub device: Uuid,
     /// Row of this device in [`replicas`](Self::replicas).
     pub replica_index: u16,
+    /// The row that was enrolled last.
+    pub last_row: u16,
     /// The volume's label, at most [`VOLUME_LABEL_MAX`] bytes, may be empty.
     pub label: String,
     /// Creation, seconds since 1970.
@@ -181,6 +186,22 @@ impl Fields {
     /// Enrolled rows of the replica table.
     pub fn replica_count(&self) -> usize {
         self.replicas.iter().flatten().count()
+    }
+
+    /// This header for another device, which is replica `index`.
+    ///
+    /// # Errors
+    /// As [`Header::new`].
+    pub fn for_device(&self, index: u16, device: Uuid, device_bytes: u64) -> Result<Header, Error> {
+        Header::new(Self { replica_index: index, device, device_bytes, ..self.clone() })
+    }
+
+    /// A free row for a device that is to be enrolled. It comes after the row that was enrolled last, so that a row is
+    /// taken again as late as can be: what old roots say of its replica was said of another device.
+    pub fn free_row(&self) -> Option<u16> {
+        let rows = u16::try_from(REPLICAS_MAX).unwrap_or(u16::MAX);
+        let after = (1..=rows).map(|step| (self.last_row + step) % rows);
+        after.into_iter().find(|row| self.replicas.get(usize::from(*row)).is_some_and(Option::is_none))
     }
 
     /// Rows of the replica table up to the last enrolled one.
@@ -239,7 +260,10 @@ impl Fields {
         ok(work <= KDF_LABEL_WORK_MAX, "work of the key slots")?;
         for row in self.replicas.iter().flatten() {
             ok(!row.registry_id.is_empty() && text_is_valid(&row.registry_id, REGISTRY_ID_MAX), "registry identifier")?;
+            let is_row = |replaced: u16| self.replicas.get(usize::from(replaced)).is_some_and(Option::is_some);
+            ok(row.replaces.is_none_or(is_row), "replica that is replaced")?;
         }
+        ok(usize::from(self.last_row) < REPLICAS_MAX, "row that was enrolled last")?;
         let own = self.replicas.get(usize::from(self.replica_index)).and_then(Option::as_ref);
         ok(own.is_some_and(|row| row.device == self.device), "replica index")
     }
@@ -258,7 +282,8 @@ impl Fields {
             .put(&self.device.0)
             .put(&self.replica_index.to_le_bytes())
             .put(&(u16::try_from(self.replica_count()).unwrap_or(u16::MAX)).to_le_bytes())
-            .put(&[u8::from(!self.laboratory), length(&self.label), 0, 0])
+            .put(&[u8::from(!self.laboratory), length(&self.label)])
+            .put(&self.last_row.to_le_bytes())
             .put(&self.created_unix_s.to_le_bytes())
             .put(&self.trust_digest)
             .put(&self.data_blocks.to_le_bytes())
@@ -286,7 +311,8 @@ impl Fields {
                 .put(&row.device.0)
                 .put(row.registry_id.as_bytes())
                 .skip(REGISTRY_ID_MAX - row.registry_id.len())
-                .put(&row.identity);
+                .put(&row.identity)
+                .put(&[row.replaces.map_or(0, |row| u8::try_from(row + 1).unwrap_or(u8::MAX))]);
         }
         let checksum = sha256(&[&bytes[..CHECKSUM_AT]]);
         bytes[CHECKSUM_AT..MAC_AT].copy_from_slice(&checksum);
@@ -300,7 +326,7 @@ impl Fields {
         let (replica_index, replica_count) = (r.u16(), r.u16());
         let laboratory = !flag(r.u8(), "kind of registry")?;
         let label_len = usize::from(r.u8());
-        r.take(2);
+        let last_row = r.u16();
         let created_unix_s = r.i64();
         let trust_digest = r.array();
         let (data_blocks, device_bytes) = (r.u64(), r.u64());
@@ -325,6 +351,7 @@ impl Fields {
             volume,
             device,
             replica_index,
+            last_row,
             label,
             created_unix_s,
             laboratory,
@@ -369,7 +396,9 @@ fn decode_replica(mut r: Reader<'_>) -> Result<Option<ReplicaRow>, Error> {
     let id_len = usize::from(r.u8());
     let device = Uuid(r.array());
     let registry_id = text(r.take(REGISTRY_ID_MAX), id_len, "registry identifier")?;
-    Ok(Some(ReplicaRow { device, registry_id, identity: r.array() }))
+    let identity = r.array();
+    let replaces = u16::from(r.u8()).checked_sub(1);
+    Ok(Some(ReplicaRow { device, registry_id, identity, replaces }))
 }
 
 fn flag(byte: u8, field: &'static str) -> Result<bool, Error> {

@@ -28,7 +28,9 @@ fn keys() -> Keys {
 }
 
 fn fields() -> Fields {
-    let row = |device, id: &str| Some(ReplicaRow { device, registry_id: id.to_owned(), identity: [0x99; 32] });
+    let row = |device, id: &str| {
+        Some(ReplicaRow { device, registry_id: id.to_owned(), identity: [0x99; 32], replaces: None })
+    };
     let mut replicas = [const { None }; REPLICAS_MAX];
     replicas[0] = row(Uuid([0x55; 16]), "paris-nvme-01");
     replicas[3] = row(DEVICE, "lyon-nvme-01");
@@ -48,6 +50,7 @@ fn fields() -> Fields {
         volume: VOLUME,
         device: DEVICE,
         replica_index: 3,
+        last_row: 0,
         label: "archives é".to_owned(),
         created_unix_s: 1_790_000_000,
         laboratory: false,

@@ -37,6 +37,8 @@ pub(super) enum Job {
     Flush(Arc<Ticket>),
     /// Make `data` durable at both byte offsets, then set the replica's bit. What else was written need not be durable.
     Publish { offsets: [u64; 2], data: Arc<AlignedBuf>, ticket: Arc<Ticket> },
+    /// Make `data` durable at a byte offset outside the data area, then set the replica's bit.
+    Label { offset: u64, data: Arc<AlignedBuf>, ticket: Arc<Ticket> },
     /// Write a block anew at a byte offset, then set the replica's bit. A failure takes the bit from those asked, and
     /// fences nobody.
     Repair { offset: u64, data: Arc<AlignedBuf>, ticket: Arc<Ticket> },
@@ -48,7 +50,7 @@ impl Job {
     fn bytes(&self) -> usize {
         match self {
             Self::Write { data, .. } => data.len(),
-            Self::Flush(_) | Self::Publish { .. } | Self::Repair { .. } | Self::End => 0,
+            Self::Flush(_) | Self::Publish { .. } | Self::Label { .. } | Self::Repair { .. } | Self::End => 0,
         }
     }
 }
@@ -156,7 +158,7 @@ impl Queue {
                     .iter()
                     .filter_map(|job| match job {
                         Job::Write { run, .. } => *run,
-                        Job::Flush(_) | Job::Publish { .. } | Job::Repair { .. } | Job::End => None,
+                        Job::Flush(_) | Job::Publish { .. } | Job::Label { .. } | Job::Repair { .. } | Job::End => None,
                     })
                     .collect();
                 inner.current.clone_from(&runs);
@@ -198,7 +200,7 @@ impl Queue {
         for job in inner.jobs.drain(..) {
             match job {
                 Job::Write { run, .. } => runs.extend(run),
-                Job::Flush(_) | Job::Publish { .. } | Job::Repair { .. } => {}
+                Job::Flush(_) | Job::Publish { .. } | Job::Label { .. } | Job::Repair { .. } => {}
                 Job::End => ends += 1,
             }
         }

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use super::Mirror;
 use crate::label::{LabelId, Root};
 use crate::policy::{ApprovedEntry, examine_set};
+use crate::problem::Problem;
 use crate::registry::VerifiedRegistry;
 
 /// What a root records of the documents in force when it was published. After that root, no older registry and no other
@@ -129,6 +130,18 @@ impl Quorum {
         self.judge(in_sync).map_or(Ok(()), Err)
     }
 
+    /// What the policy in force objects to replicas with these entries of the registry taking writes together.
+    pub fn objections(&self, entries: &[Arc<ApprovedEntry>]) -> Vec<Problem> {
+        let entries: Vec<&ApprovedEntry> = entries.iter().map(AsRef::as_ref).collect();
+        self.registry().map_or_else(Vec::new, |registry| examine_set(&registry, &entries))
+    }
+
+    /// The entries of the registry of these replicas, as far as their devices are there.
+    pub fn entries(&self, replicas: u64) -> Vec<Arc<ApprovedEntry>> {
+        let members = (0..self.mirror.len()).filter(|index| replicas >> index & 1 == 1);
+        members.filter_map(|index| Some(self.mirror.device(index)?.registry_entry())).collect()
+    }
+
     /// Why the policy would not let these replicas take writes together; nothing when it would.
     pub fn lacks(&self, replicas: u64) -> Option<String> {
         self.examine_together(self.registry().as_deref(), replicas)
@@ -139,9 +152,7 @@ impl Quorum {
             return Some(self.mirror.nothing_in_sync());
         }
         let registry = registry?;
-        let members = (0..self.mirror.len()).filter(|index| replicas >> index & 1 == 1);
-        let entries: Vec<Arc<ApprovedEntry>> =
-            members.filter_map(|index| Some(self.mirror.device(index)?.registry_entry())).collect();
+        let entries = self.entries(replicas);
         let entries: Vec<&ApprovedEntry> = entries.iter().map(AsRef::as_ref).collect();
         let reasons: Vec<String> = examine_set(registry, &entries).iter().map(ToString::to_string).collect();
         (!reasons.is_empty()).then(|| reasons.join("; "))

@@ -4,16 +4,67 @@
 //! states, and the order of what is written to the replica.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::queue::Job;
 use super::worker::Worker;
-use super::{COPIES_AHEAD_MAX, Incarnation, Inner, Mirror, RejoinError, State, device_offset, dirty};
+use super::{COPIES_AHEAD_MAX, Incarnation, Inner, Mirror, RejoinError, State, Status, device_offset, dirty};
 use crate::device::AlignedBuf;
 use crate::policy::ApprovedDevice;
 use crate::units::BlockAddr;
 
 impl Mirror {
+    /// Adds the row `index`, below [`REPLICAS_MAX`](crate::limits::REPLICAS_MAX), for a replica that is missing until it is taken in.
+    pub fn enrol(&self, index: usize) {
+        let mut inner = self.shared.lock();
+        let mut workers = self.shared.workers.write();
+        while inner.replicas.len() <= index {
+            inner.replicas.push(Status::new(State::Missing));
+            workers.push(None);
+        }
+        self.len.fetch_max(inner.replicas.len(), Ordering::AcqRel);
+    }
+
+    /// Has a replica that is not in use leave its row, which is as if it had never been used. Its device is closed when
+    /// nobody else holds it.
+    pub fn retire(&self, index: usize) {
+        // Dropped after the lock is released, because closing a device can take its time.
+        let old = self.shared.worker(index);
+        let mut inner = self.shared.lock();
+        if inner.takes_writes(index) {
+            return;
+        }
+        let Some(status) = inner.replicas.get_mut(index) else { return };
+        // A resync of before is void for whoever comes next.
+        let incarnation = Incarnation(status.incarnation.0 + 1);
+        *status = Status { incarnation, ..Status::new(State::Missing) };
+        if let Some(place) = self.shared.workers.write().get_mut(index) {
+            *place = None;
+        }
+        if let Some(replica) = self.replicas.get(index) {
+            replica.counters.read.store(0, Ordering::Relaxed);
+            replica.counters.integrity.store(0, Ordering::Relaxed);
+        }
+        drop(inner);
+        if let Some(old) = old {
+            old.end();
+        }
+    }
+
+    /// Writes `data` at a byte offset outside the data area of a replica in use, and makes it durable. Returns whether it
+    /// is. A replica that fails, or does not answer in time, is fenced.
+    pub fn write_label(&self, index: usize, offset: u64, data: &Arc<AlignedBuf>) -> bool {
+        let mut inner = self.shared.lock();
+        if !inner.takes_writes(index) {
+            return false;
+        }
+        let asked = 1 << index;
+        let ticket = inner.ticket(None, asked);
+        self.queue(inner, asked, |_| [Job::Label { offset, data: data.clone(), ticket: ticket.clone() }]);
+        self.wait_for_ticket(&ticket).1 & asked != 0
+    }
+
     /// Takes back a replica that was not in the set: with the device that it had, or with another that shows the same
     /// replica. Returns the replica's new state and incarnation.
     ///

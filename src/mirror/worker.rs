@@ -82,6 +82,7 @@ impl WorkerThread {
                 Some(Job::Write { .. }) => device.write_together(&writes(&jobs), false),
                 Some(Job::Flush(_)) => device.flush(),
                 Some(Job::Publish { offsets, data, .. }) => device.write_durably(offsets, data),
+                Some(Job::Label { offset, data, .. }) => device.write_durably(&[*offset], data),
                 Some(Job::Repair { offset, data, ticket }) => {
                     let done = device.write_at(*offset, &[IoSlice::new(data)]);
                     queue.set_busy(false);
@@ -149,7 +150,7 @@ impl WorkerThread {
         let wakes_writers = inner.waiting_for_writes > 0;
         let is_flushed = match first {
             // A device that hung may have lost its place to another. Then what it did counts for nothing.
-            Some(Job::Flush(ticket) | Job::Publish { ticket, .. }) if self.is_current() => {
+            Some(Job::Flush(ticket) | Job::Publish { ticket, .. } | Job::Label { ticket, .. }) if self.is_current() => {
                 let status = &mut inner.replicas[self.index];
                 // A replica that is being resynced was not given what came before, so its flush does not cover that.
                 if let Some(round) = ticket.round

@@ -150,8 +150,10 @@ pub struct Assembled {
     opened_by: Option<KeySlot>,
     pub(super) header: Header,
     pub(super) replicas: Vec<Replica>,
-    /// The devices that are left out.
+    /// The devices that are left out because of their label.
     pub(super) unfit: Vec<Unfit>,
+    /// The devices that are left out because the label in force does not name them.
+    others: Vec<Replica>,
 }
 
 /// Where a volume goes on from.
@@ -167,36 +169,48 @@ impl Assembled {
     pub(super) fn new(
         keys: Keys,
         opened_by: Option<KeySlot>,
-        mut replicas: Vec<Replica>,
+        replicas: Vec<Replica>,
         unfit: Vec<Unfit>,
     ) -> Result<Self, Error> {
         if replicas.is_empty() {
             return Err(Unfit::first(unfit));
         }
-        replicas.sort_by_key(|replica| replica.header.replica_index);
-        for pair in replicas.windows(2) {
+        // The newest label describes the volume: a replica that was away may have an older table.
+        let newest = replicas.iter().max_by_key(|replica| replica.header.sequence);
+        let header = newest.map(|replica| replica.header.clone()).ok_or(Error::DeviceCount { found: 0 })?;
+        let mut assembled = Self { keys, opened_by, header, replicas, unfit, others: Vec::new() };
+        assembled.leave_out_others();
+        for pair in assembled.replicas.windows(2) {
             let [one, other] = pair else { continue };
             if one.header.replica_index == other.header.replica_index {
                 let (first, second) = (one.device.name().to_owned(), other.device.name().to_owned());
                 return Err(Error::SameDevice { first, second });
             }
         }
-        // The newest label describes the volume: a replica that was away may have an older table.
-        let newest = replicas.iter().max_by_key(|replica| replica.header.sequence);
-        let header = newest.map(|replica| replica.header.clone()).ok_or(Error::DeviceCount { found: 0 })?;
-        unfit.iter().for_each(|unfit| log::warn!("{unfit}"));
-        let assembled = Self { keys, opened_by, header, replicas, unfit };
-        assembled.check_enrolled()?;
+        assembled.left_out().for_each(|left_out| log::warn!("{left_out}"));
         Ok(assembled)
     }
 
-    /// Refuses devices that the label does not name. Whether a device is accepted that is another than the one enrolled
-    /// is for whoever opens the volume to say.
-    fn check_enrolled(&self) -> Result<(), Error> {
-        self.replicas.iter().try_for_each(|replica| match replica.check_enrolled(&self.header) {
-            Err(Error::Swapped(_)) => Ok(()),
-            outcome => outcome,
-        })
+    /// Leaves out the devices that the label does not name: a replica that was removed while its device was away, or one
+    /// that was being added when the power failed. Whether a device is accepted that is another than the one enrolled is
+    /// for whoever opens the volume to say.
+    fn leave_out_others(&mut self) {
+        let is_named =
+            |replica: &Replica| !matches!(replica.check_enrolled(&self.header), Err(Error::NotEnrolled { .. }));
+        let all = [std::mem::take(&mut self.replicas), std::mem::take(&mut self.others)].into_iter().flatten();
+        (self.replicas, self.others) = all.partition(is_named);
+        self.replicas.sort_by_key(Replica::index);
+    }
+
+    /// What is said of the devices that are left out.
+    pub(super) fn left_out(&self) -> impl Iterator<Item = String> + '_ {
+        self.unfit.iter().map(ToString::to_string).chain(self.others())
+    }
+
+    /// The same of those that the label in force does not name.
+    pub(super) fn others(&self) -> impl Iterator<Item = String> + '_ {
+        let said = |other: &Replica| format!("{} is left out: {}", other.device.name(), label::Error::NotEnrolled);
+        self.others.iter().map(said)
     }
 
     /// Goes by the label that the root names, and no other: whoever puts an old one back, which authenticates, brings
@@ -207,10 +221,12 @@ impl Assembled {
     /// * A copy of the label in force is left somewhere: the change is undone.
     /// * None is left: the newer label is in force.
     ///
+    /// Returns whether that is another label than was thought: the replicas are others then, too.
+    ///
     /// # Errors
-    /// [`Error::LabelOutdated`] when every label is older, or another one of the same number; [`Error::NotEnrolled`];
+    /// [`Error::LabelOutdated`] when every label is older, or another one of the same number;
     /// [`crypto::Error::WrongKey`] when the label has no such key slot as the one that gave the key.
-    pub(super) fn settle_label(&mut self, root: &Root) -> Result<(), Error> {
+    pub(super) fn settle_label(&mut self, root: &Root) -> Result<bool, Error> {
         let copies = || self.replicas.iter().flat_map(|replica| &replica.copies);
         let named = copies().find(|header| header.id() == root.label);
         let newest = || copies().max_by_key(|header| header.sequence);
@@ -219,7 +235,8 @@ impl Assembled {
             let (volume, named) = (self.header.volume, root.label.sequence);
             return Err(Error::LabelOutdated { volume, found: self.header.sequence, named });
         };
-        if header.id() != self.header.id() {
+        let is_other = header.id() != self.header.id();
+        if is_other {
             log::warn!(
                 "volume {}: label {} is in force, label {} is not",
                 header.volume,
@@ -228,10 +245,10 @@ impl Assembled {
             );
         }
         self.header = header;
-        self.check_enrolled()?;
+        self.leave_out_others();
         let has = |slot: &KeySlot| self.header.key_slots.iter().flatten().any(|one| one == slot);
         match self.opened_by.as_ref().is_none_or(has) {
-            true => Ok(()),
+            true => Ok(is_other),
             false => Err(Error::Crypto(crypto::Error::WrongKey)),
         }
     }
@@ -431,7 +448,7 @@ impl Assembled {
         let usable = choice.states.contains(&mirror::State::InSync);
         if !usable || !choice.absent.is_empty() && !degraded {
             let mut absent = format!("{} of the last commit is absent or too old", self.names(&choice.absent));
-            self.unfit.iter().for_each(|unfit| absent += &format!("; {unfit}"));
+            self.left_out().for_each(|left_out| absent += &format!("; {left_out}"));
             return Err(Error::Incomplete { volume: self.header.volume, absent, degraded });
         }
         Ok(())

@@ -65,12 +65,13 @@ impl Assembled {
     /// When there is no root to check from, or no replica has what the tables are found by.
     pub fn check(mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, Error> {
         self.refuse_swapped()?;
-        let Chosen { choice, proof, .. } = self.choose(&mut self.rings(), true, None)?;
+        let Chosen { mut choice, mut proof, .. } = self.choose(&mut self.rings(), true, None)?;
         let volume = self.header.volume;
         let mut report = CheckReport { generation: choice.root.generation, volume, ..CheckReport::default() };
         match self.settle_label(&choice.root) {
             Err(outdated @ Error::LabelOutdated { .. }) => report.add("", outdated.to_string(), false),
-            outcome => outcome?,
+            Ok(true) => Chosen { choice, proof, .. } = self.choose(&mut self.rings(), true, None)?,
+            outcome => drop(outcome?),
         }
         self.check_labels(&mut report);
         let store = self.store_to_check(&choice)?;
@@ -78,7 +79,9 @@ impl Assembled {
         store.poison_quietly("opened to be checked".to_owned());
         let in_sync: Vec<usize> =
             choice.states.iter().enumerate().filter(|(_, s)| **s == State::InSync).map(|(i, _)| i).collect();
-        for (index, state) in choice.states.iter().enumerate().filter(|(_, s)| **s != State::InSync) {
+        let is_row = |index: usize| self.header.replicas.get(index).is_some_and(Option::is_some);
+        let others = choice.states.iter().enumerate().filter(|(index, s)| **s != State::InSync && is_row(*index));
+        for (index, state) in others {
             report.skipped.push(format!("{} is {}: not checked", self.name(index), state.as_str()));
         }
         let visited = Progress::default();
@@ -155,6 +158,7 @@ impl Assembled {
                 report.add(replica.device.name(), format!("label copy {copy:?} is damaged or outdated"), true);
             }
         }
+        report.skipped.extend(self.others().map(|other| format!("{other}: not checked")));
         for unfit in &self.unfit {
             report.add(unfit.device.name(), format!("its label is not one of the volume's: {}", unfit.why), true);
         }

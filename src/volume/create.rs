@@ -18,7 +18,7 @@ use crate::mirror::{Mirror, State};
 use crate::pages::{Store, StoreOptions};
 use crate::policy::{ApprovedDevice, Kind, examine_set};
 use crate::registry::VerifiedRegistry;
-use crate::units::{BLOCK_SIZE, Uuid};
+use crate::units::Uuid;
 
 /// What the administrator decides about a new volume.
 #[derive(Clone, Debug)]
@@ -70,12 +70,7 @@ pub fn create(
     devices.iter().try_for_each(|device| device.confirm(registry))?;
     for (device, header) in devices.iter().zip(&headers) {
         // Everything of the label is written but the header, so a crash from here on leaves no volume.
-        let area = label::new_area()
-            .map_err(|source| Error::Label { device: device.name().to_owned(), source: source.into() })?;
-        for at in Area::BOTH {
-            write(device, at.offset(header.device_bytes), &area)?;
-        }
-        flush(device)?;
+        prepare(device, header.device_bytes)?;
     }
     let replicas = devices.iter().map(|device| (Some(device.clone()), State::InSync)).collect();
     let mirror = Mirror::new(replicas).map_err(|source| System::error("starting a replica's thread", source))?;
@@ -116,6 +111,16 @@ pub fn create(
         flush(device)?;
     }
     Ok(volume)
+}
+
+/// Writes the label areas of a device that is to become a replica, but for the header.
+pub(super) fn prepare(device: &ApprovedDevice, device_bytes: u64) -> Result<(), Error> {
+    let area =
+        label::new_area().map_err(|source| Error::Label { device: device.name().to_owned(), source: source.into() })?;
+    for at in Area::BOTH {
+        write(device, at.offset(device_bytes), &area)?;
+    }
+    flush(device)
 }
 
 /// Refuses devices on which something lies, a device that is given twice, and devices that the policy does not let hold
@@ -165,9 +170,10 @@ fn headers(
             device: Uuid::from_random(random_bytes()?),
             registry_id: entry.registry_id.clone(),
             identity: entry.identity_digest,
+            replaces: None,
         });
     }
-    let bytes = |device: &ApprovedDevice| device.size_bytes() - device.size_bytes() % BLOCK_SIZE as u64;
+    let bytes = |device: &ApprovedDevice| label::usable_bytes(device.size_bytes());
     let smallest = devices.iter().map(|device| label::data_blocks(bytes(device))).min().unwrap_or_default();
     let mut fields = Fields {
         compat: 0,
@@ -178,6 +184,7 @@ fn headers(
         volume,
         device: Uuid::default(),
         replica_index: 0,
+        last_row: u16::try_from(devices.len().saturating_sub(1)).unwrap_or(u16::MAX),
         label: options.label.clone(),
         created_unix_s: SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -195,15 +202,13 @@ fn headers(
     let mut slots: [Option<KeySlot>; KEY_SLOTS_MAX] = Default::default();
     slots[0] = Some(KeySlot { label: "first".to_owned(), params: options.kdf, salt, wrapped });
     fields.key_slots = slots;
-    let mut headers = Vec::with_capacity(devices.len());
-    for (index, device) in devices.iter().enumerate() {
-        fields.replica_index = u16::try_from(index).unwrap_or(u16::MAX);
-        fields.device = fields.replicas[index].as_ref().map(|row| row.device).unwrap_or_default();
-        fields.device_bytes = bytes(device);
-        let header = Header::new(fields.clone());
-        headers.push(header.map_err(|source| Error::Label { device: device.name().to_owned(), source })?);
-    }
-    Ok(headers)
+    let header = |(index, device): (usize, &Arc<ApprovedDevice>)| {
+        let row = fields.replicas.get(index).and_then(Option::as_ref);
+        let uuid = row.map(|row| row.device).unwrap_or_default();
+        let header = fields.for_device(u16::try_from(index).unwrap_or(u16::MAX), uuid, bytes(device));
+        header.map_err(|source| Error::Label { device: device.name().to_owned(), source })
+    };
+    devices.iter().enumerate().map(header).collect()
 }
 
 pub(super) fn write(device: &ApprovedDevice, offset: u64, bytes: &[u8]) -> Result<(), Error> {

@@ -43,8 +43,8 @@ impl Doomed {
     ///
     /// # Errors
     /// [`label::Error::NotScelle`] when nothing of a label is there; what reading says.
-    pub fn read(device: ApprovedDevice) -> Result<Self, Error> {
-        let device = Arc::new(device);
+    pub fn read(device: impl Into<Arc<ApprovedDevice>>) -> Result<Self, Error> {
+        let device = device.into();
         let refuse = |source| Err(Error::Label { device: device.name().to_owned(), source });
         let mut sizes = vec![device.size_bytes()];
         let claims = match label::read(&*device) {

@@ -161,6 +161,16 @@ pub enum Error {
         /// Why, and what to do.
         why: String,
     },
+    /// The replica table is not changed.
+    #[error("{what}: {why}")]
+    Table {
+        /// What was to be done.
+        what: String,
+        /// Why not, as a code.
+        code: Code,
+        /// Why not, and what to do.
+        why: String,
+    },
     /// The key hierarchy.
     #[error(transparent)]
     Crypto(#[from] crypto::Error),
@@ -199,7 +209,7 @@ impl Error {
             Self::Registry(reasons) => code_of(reasons, Code::RegistryOther),
             Self::Incomplete { .. } => Code::VolumeIncomplete,
             Self::Diverged { .. } => Code::VolumeDiverged,
-            Self::Rejoin { code, .. } => *code,
+            Self::Rejoin { code, .. } | Self::Table { code, .. } => *code,
             Self::NoRoot(_) => Code::VolumeNoRoot,
             Self::RolledBack { .. } => Code::VolumeRolledBack,
             Self::Witness { .. } => Code::WitnessUnavailable,

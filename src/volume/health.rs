@@ -179,6 +179,14 @@ impl Ledger {
         Self(Mutex::new(header.replicas.iter().map(row).collect()))
     }
 
+    /// A row of the table has a device with this identity from now on, or none. It begins with nothing.
+    pub fn set_replica(&self, index: usize, identity: Option<&[u8; 32]>, now_unix_s: u64) {
+        if let Some(row) = self.0.lock().get_mut(index) {
+            let identity = identity.map(|identity| hex(identity));
+            *row = Row { identity, tally: Tally::since(now_unix_s), told: BTreeSet::new() };
+        }
+    }
+
     /// What went wrong with a replica in all, when `errors` did in this mount.
     pub fn total(&self, index: usize, errors: ErrorCounts) -> Tally {
         self.0.lock().get(index).map_or_else(Tally::default, |row| row.tally.and(errors))

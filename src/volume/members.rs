@@ -1,7 +1,7 @@
 //! The replicas of a volume in use: which is refused and when, which comes back and how.
 //!
 //! What the policy demands is not known here ([`policy`](crate::policy)), nor how a replica is written to
-//! ([`mirror`](crate::mirror)). [`recheck`] has the policy examine the devices again; [`resync`] copies what a replica
+//! ([`mirror`](crate::mirror)). [`enrolment`] adds and removes replicas; [`recheck`] has the policy examine the devices again; [`resync`] copies what a replica
 //! lacks.
 //!
 //! [`Members::check`] examines every device and fences the refused ones at once. [`Members::apply`] then does what
@@ -26,7 +26,7 @@
 //! * Otherwise it lacks what was written since the last mount whose roots name it, that mount's own writes included.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -38,20 +38,20 @@ use super::error::{Error, System};
 use super::health::{Health, Ledger, Tally};
 use super::recovery;
 use super::side::Side;
-use super::task::{Outcome, Task, TaskKind, Tasks, Work};
+use super::task::{Outcome, Task, Tasks, Work};
 use crate::audit::record::Digest;
 use crate::audit::{self, Audit, Entry, Event};
 use crate::crypto::Keys;
 use crate::fs::Fs;
 use crate::label::{self, Header, Root};
-use crate::limits::DEVICE_TIMEOUT_S;
+use crate::limits::{DEVICE_TIMEOUT_S, REPLICAS_MAX};
 use crate::mirror::{Incarnation, RejoinError, State};
 use crate::pages::Store;
 use crate::policy::ApprovedDevice;
 use crate::policy::clock::now_unix_s;
 use crate::problem::{Code, Problem};
 use crate::registry::VerifiedRegistry;
-use crate::units::Generation;
+use crate::units::{Generation, Uuid};
 
 /// How long a replica that comes back may take to finish the write that was under way when it was refused.
 const REST_WAIT: Duration = Duration::from_secs(2);
@@ -62,10 +62,12 @@ const CONFIRM_WAIT: Duration = Duration::from_secs(5);
 /// How often a wait looks whether a resync, or a write, has ended.
 const POLL: Duration = Duration::from_millis(2);
 
+mod enrolment;
 mod labels;
 mod recheck;
 pub(super) mod resync;
 
+pub use enrolment::{Plan, Removed};
 pub(super) use labels::places;
 pub use recheck::Findings;
 
@@ -75,7 +77,12 @@ use resync::{Resync, is_lost};
 
 /// The replicas of a volume in use.
 pub struct Members {
-    header: Header,
+    /// The members themselves, for the threads that they start.
+    me: Weak<Self>,
+    /// The label in force. Changed with `rejoining` locked.
+    header: Mutex<Arc<Header>>,
+    volume: Uuid,
+    volume_label: String,
     keys: Keys,
     store: Arc<Store>,
     fs: Arc<Fs>,
@@ -98,6 +105,8 @@ pub struct Members {
     labels: Mutex<Vec<Watched>>,
     /// The replicas whose label is being looked at: bit `i` for replica `i`.
     looking: AtomicU64,
+    /// The replicas that were enrolled in this mount and have not had everything yet: bit `i` for replica `i`.
+    joining: AtomicU64,
 }
 
 /// What each replica was found to have at the mount.
@@ -132,11 +141,14 @@ impl Members {
         audit: Arc<Audit>,
         read_only: bool,
         at_mount: AtMount,
-    ) -> Self {
-        let examinations = (0..store.mirror().len()).map(|_| Arc::default()).collect();
+    ) -> Arc<Self> {
+        let examinations = (0..REPLICAS_MAX).map(|_| Arc::default()).collect();
         let ledger = Ledger::new(&header, &at_mount.remembered, now_unix_s());
-        Self {
-            header,
+        Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            volume: header.volume,
+            volume_label: header.label.clone(),
+            header: Mutex::new(Arc::new(header)),
             keys,
             store,
             fs,
@@ -152,7 +164,8 @@ impl Members {
             closing: AtomicBool::new(false),
             labels: Mutex::default(),
             looking: AtomicU64::new(0),
-        }
+            joining: AtomicU64::new(0),
+        })
     }
 
     /// For each replica, the first epoch of which it may lack something.
@@ -187,8 +200,27 @@ impl Members {
         &self.audit
     }
 
-    pub(super) fn header(&self) -> &Header {
-        &self.header
+    /// The label in force.
+    pub(super) fn header(&self) -> Arc<Header> {
+        self.header.lock().clone()
+    }
+
+    /// The volume.
+    pub(super) fn volume(&self) -> Uuid {
+        self.volume
+    }
+
+    /// The volume's label.
+    pub(super) fn volume_label(&self) -> &str {
+        &self.volume_label
+    }
+
+    /// The rows of the replica table that hold a replica, in order.
+    pub fn rows(&self) -> Vec<usize> {
+        let header = self.header();
+        (0..self.store.mirror().len())
+            .filter(|index| header.replicas.get(*index).is_some_and(Option::is_some))
+            .collect()
     }
 
     /// The last generation that replica `index` holds for certain.
@@ -223,13 +255,13 @@ impl Members {
 
     /// The replica that the registry calls `id`.
     pub fn by_registry_id(&self, id: &str) -> Option<usize> {
-        self.header.replicas.iter().position(|row| row.as_ref().is_some_and(|row| row.registry_id == id))
+        self.header().replicas.iter().position(|row| row.as_ref().is_some_and(|row| row.registry_id == id))
     }
 
     /// Replicas that are not in use, in the order of the replica table.
     pub fn absent(&self) -> Vec<usize> {
         let in_use = |index: usize| matches!(self.state(index), State::InSync | State::Resyncing);
-        (0..self.store.mirror().len()).filter(|index| self.row(*index).is_some() && !in_use(*index)).collect()
+        self.rows().into_iter().filter(|index| !in_use(*index)).collect()
     }
 
     /// Records why a replica that is not in use is not taken back, for the status.
@@ -243,8 +275,8 @@ impl Members {
     }
 
     /// Identifier of a replica in the registry.
-    pub fn registry_id(&self, index: usize) -> &str {
-        self.row(index).map_or("", |row| &row.registry_id)
+    pub fn registry_id(&self, index: usize) -> String {
+        self.row(index).map_or_else(String::new, |row| row.registry_id)
     }
 
     /// Digest of the identity that a replica was enrolled with.
@@ -257,8 +289,13 @@ impl Members {
         self.store.mirror().device(index)
     }
 
-    fn row(&self, index: usize) -> Option<&label::ReplicaRow> {
-        self.header.replicas.get(index)?.as_ref()
+    /// The replica in whose place a replica comes once it has everything.
+    pub(super) fn replaces(&self, index: usize) -> Option<usize> {
+        self.row(index)?.replaces.map(usize::from)
+    }
+
+    fn row(&self, index: usize) -> Option<label::ReplicaRow> {
+        self.header().replicas.get(index)?.clone()
     }
 
     /// How messages name a replica.
@@ -347,10 +384,10 @@ impl Members {
         let failed = |source| Error::Label { device: name(), source };
         let found = label::read(&**device).map_err(failed)?;
         let theirs = found.newest.claims().volume;
-        if !found.claims_volume(self.header.volume) {
+        if !found.claims_volume(self.volume) {
             return Err(Error::MixedVolumes {
-                first: self.header.label.clone(),
-                first_volume: self.header.volume,
+                first: self.volume_label.clone(),
+                first_volume: self.volume,
                 second: name(),
                 second_volume: theirs,
             });
@@ -358,7 +395,7 @@ impl Members {
         let copies = found.authentic(&self.keys);
         let (header, damaged) = found.authenticate(&self.keys).map_err(failed)?;
         let replica = Replica { device: device.clone(), header, copies, damaged: places(damaged) };
-        replica.check_enrolled(&self.header)?;
+        replica.check_enrolled(&self.header())?;
         Ok(replica)
     }
 
@@ -447,7 +484,7 @@ impl Members {
             }
             None
         } else {
-            let sealed = ours.sealed(&self.keys, self.header.volume)?;
+            let sealed = ours.sealed(&self.keys, self.volume)?;
             Some((ours.offsets(self.store.device_bytes(index)), Arc::new(sealed)))
         };
         Ok(self.store.mirror().rejoin(index, device.cloned(), is_as_it_left, first))
@@ -549,7 +586,7 @@ impl Members {
 
     fn roots_of(&self, replica: &Replica) -> Result<Vec<Root>, Error> {
         let name = || replica.device.name().to_owned();
-        let roots = label::read_roots(&*replica.device, replica.header.device_bytes, &self.keys, self.header.volume);
+        let roots = label::read_roots(&*replica.device, replica.header.device_bytes, &self.keys, self.volume);
         roots.map_err(|source| Error::Label { device: name(), source: source.into() })
     }
 
@@ -562,7 +599,7 @@ impl Members {
         let rings = [Some(roots.to_vec())];
         let was_left_with = || {
             recovery::went_on_without(newest, ours, &rings)
-                && has_whole(&self.keys, self.header.volume, &replica.device, newest)
+                && has_whole(&self.keys, self.volume, &replica.device, newest)
         };
         (has_parted() || was_left_with()).then_some(newest)
     }
@@ -574,7 +611,7 @@ impl Members {
         theirs: &Root,
         ours: &Root,
     ) -> Result<(Side, OnlyThere, (u64, String)), Error> {
-        let there = diverged::look(&replica.place(&self.header, &self.keys), theirs)?;
+        let there = diverged::look(&replica.place(&self.header(), &self.keys), theirs)?;
         let host = audit::last_host(&there).ok().flatten();
         let last = there.audit_last(u64::MAX)?;
         let trail = last.map_or((0, String::new()), |(seq, bytes)| (seq, Digest::of(&bytes).to_string()));
@@ -635,14 +672,15 @@ impl Members {
         self.ledger.resynced(resync.index, asked, now_unix_s());
         let resync = Arc::new(resync);
         log::warn!("{} is being resynced", self.name(resync.index));
-        let kind = TaskKind::Resync { replica: self.registry_id(resync.index).to_owned() };
-        let task = self.tasks.begin(kind, resync.clone());
+        let task = self.tasks.begin(self.kind(resync.index), resync.clone());
         let (fs, store, job, theirs) = (self.fs.clone(), self.store.clone(), resync.clone(), task.clone());
-        let (audit, sourceless) = (self.audit.clone(), self.sourceless.clone());
+        let (audit, sourceless, members) = (self.audit.clone(), self.sourceless.clone(), self.me.clone());
         sourceless.fetch_and(!(1 << resync.index), Ordering::AcqRel);
         let thread = std::thread::Builder::new().name(format!("resync-{}", resync.index)).spawn(move || {
             let outcome = job.run(&fs, &store, &audit, theirs.stop());
-            theirs.end(ended(&job, &store, &theirs, &sourceless, outcome));
+            let outcome = ended(&job, &store, &theirs, &sourceless, outcome);
+            let members = members.upgrade();
+            theirs.end(members.map_or(outcome.clone(), |members| members.settle(job.index, outcome)));
         });
         let mut resyncs = self.resyncs.lock();
         resyncs.retain(|earlier| !earlier.thread.is_finished());

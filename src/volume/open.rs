@@ -44,12 +44,16 @@ const LABELS_INTERVAL: Duration = Duration::from_secs(10);
 /// One replica, as the status shows it.
 #[derive(Clone, Debug)]
 pub struct ReplicaStatus {
+    /// Its row of the replica table.
+    pub index: usize,
     /// Device node; empty when the replica is missing.
     pub device: String,
     /// Its entry in the registry.
     pub registry_id: String,
     /// Digest of the identity that it was enrolled with.
     pub identity: [u8; 32],
+    /// The identifier of the replica in whose place it comes once it has everything.
+    pub replaces: Option<String>,
     /// Its state.
     pub state: State,
     /// Why it is in this state, when it is not in sync.
@@ -120,7 +124,9 @@ impl Assembled {
             self.refuse_swapped()?;
         }
         let mut plan = self.plan(registry, options)?;
-        self.settle_label(&plan.choice.root)?;
+        if self.settle_label(&plan.choice.root)? {
+            plan = self.plan(registry, options)?;
+        }
         let enrolled = if options.enrol { self.enrol()? } else { Vec::new() };
         self.refuse_swapped()?;
         let store = self.open_store(registry, options, &mut plan)?;
@@ -133,7 +139,7 @@ impl Assembled {
         };
         let Plan { choice, rings, behind, left_at, mut opening, seen, .. } = plan;
         opening.unremembered = is_unremembered(options, &choice.root, seen.as_ref(), &opening);
-        opening.left_out = self.unfit.iter().map(ToString::to_string).collect();
+        opening.left_out = self.left_out().collect();
         let newer = store.quorum().saw_registry(&Arc::new(registry.clone()));
         opening.new_registry = store.quorum().saw_trust(registry.anchors_digest()) || newer;
         opening.enrolled = enrolled;
@@ -166,6 +172,7 @@ impl Assembled {
             for resync in behind {
                 open.members.start_resync(resync, false)?;
             }
+            open.members.finish_replacements();
         }
         Ok(open)
     }
@@ -309,7 +316,7 @@ impl Assembled {
         let audit = Arc::new(audit);
         let keys = self.keys.volume_key().keys(self.header.volume);
         let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, at_mount);
-        let (members, witness, ticker, unremembered) = (Arc::new(members), None, None, false);
+        let (witness, ticker, unremembered) = (None, None, false);
         Ok(Open { members, store, fs, read_only, witness, ticker, audit, clock, unremembered })
     }
 
@@ -545,12 +552,12 @@ impl Open {
 
     /// The volume.
     pub fn uuid(&self) -> Uuid {
-        self.members.header().volume
+        self.members.volume()
     }
 
     /// Its label.
     pub fn label(&self) -> &str {
-        &self.members.header().label
+        self.members.volume_label()
     }
 
     /// What is true at this moment.
@@ -562,7 +569,9 @@ impl Open {
             let total = self.members.total(index);
             ReplicaStatus {
                 device: mirror.device_name(index),
-                registry_id: self.members.registry_id(index).to_owned(),
+                index,
+                registry_id: self.members.registry_id(index),
+                replaces: self.members.replaces(index).map(|old| self.members.registry_id(old)),
                 identity: self.members.identity(index),
                 state,
                 reason,
@@ -575,14 +584,14 @@ impl Open {
             }
         };
         Status {
-            uuid: self.members.header().volume,
-            label: self.members.header().label.clone(),
+            uuid: self.members.volume(),
+            label: self.members.volume_label().to_owned(),
             read_only: self.store.writable().err().map(|error| error.to_string()),
             needs_remount: self.store.poisoned().is_some(),
             generation,
             usage: self.store.usage(),
             unremembered: self.unremembered,
-            replicas: (0..mirror.len()).map(replica).collect(),
+            replicas: self.members.rows().into_iter().map(replica).collect(),
             lost: self.store.lost(),
         }
     }
@@ -604,8 +613,9 @@ impl Open {
         let replica = |(index, state): (usize, &State)| {
             let entry = mirror.device(index).map(|device| device.registry_entry());
             let site = entry.as_ref().map(|entry| entry.site.as_str());
-            ReplicaFacts::new(index, self.members.registry_id(index), &mirror.device_name(index), site, *state)
+            ReplicaFacts::new(index, &self.members.registry_id(index), &mirror.device_name(index), site, *state)
         };
+        let rows = self.members.rows();
         let mounted = Event::Mounted {
             host: audit.host().to_owned(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
@@ -614,7 +624,7 @@ impl Open {
             after_crash: audit.ended_by_crash()?,
             generation: choice.root.generation.0,
             registry: RegistryFacts::of(registry),
-            replicas: choice.states.iter().enumerate().map(replica).collect(),
+            replicas: choice.states.iter().enumerate().filter(|(index, _)| rows.contains(index)).map(replica).collect(),
         };
         let too_few = opening.too_few.as_ref().map(|why| Reason::new(Code::Policy, why));
         let incomplete = opening.incomplete.as_ref().map(|why| Reason::new(Code::CommitIncomplete, why));

@@ -39,6 +39,8 @@ pub enum Portion {
 /// One replica's part in a [`Place`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holding {
+    /// Row of the replica table.
+    pub index: usize,
     /// What it holds.
     pub portion: Portion,
     /// Since when it has been in its state, by the host's clock; at the earliest, since the mount.
@@ -87,8 +89,8 @@ impl Open {
     /// Of the filesystem: [`fs::Error::Stale`] when it does not exist.
     pub fn place(&self, ino: Ino) -> fs::Result<Place> {
         let (fs, mirror) = (self.fs(), self.store().mirror());
-        let indices = 0..mirror.len();
-        let some_behind = indices.clone().any(|index| mirror.state(index).0 != State::InSync);
+        let indices = self.members().rows();
+        let some_behind = indices.iter().any(|index| mirror.state(*index).0 != State::InSync);
         // Read before the commit and before the states: what is found is then durable, on every replica that is still
         // in sync.
         let attr = fs.getattr(ino)?;
@@ -104,10 +106,11 @@ impl Open {
             }
         };
         let holding = |index: usize| Holding {
+            index,
             portion: portion(index),
             since: mirror.since(index).unwrap_or(SystemTime::UNIX_EPOCH),
         };
-        Ok(Place { attr, committed, replicas: indices.map(holding).collect() })
+        Ok(Place { attr, committed, replicas: indices.into_iter().map(holding).collect() })
     }
 }
 

@@ -24,6 +24,18 @@ pub enum TaskKind {
         /// Its identifier in the registry.
         replica: String,
     },
+    /// A replica that was added gets everything.
+    Add {
+        /// Its identifier in the registry.
+        replica: String,
+    },
+    /// A replica gets everything, and then takes another's place.
+    Replace {
+        /// Its identifier in the registry.
+        replica: String,
+        /// That of the other.
+        old: String,
+    },
 }
 
 /// How a task ended.

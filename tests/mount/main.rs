@@ -21,6 +21,7 @@ mod posix;
 mod power;
 mod refusals;
 mod refused;
+mod replicas;
 mod secrets;
 mod semantics;
 mod shelf;

@@ -23,6 +23,8 @@ pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 #[derive(Clone, Copy)]
 pub struct Plan {
     pub replicas: usize,
+    /// Devices besides, which are approved and blank.
+    pub spares: usize,
     /// Of each device, in bytes.
     pub size: u64,
     pub min_replicas: u32,
@@ -32,7 +34,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { replicas: 2, size: 24 << 20, min_replicas: 1, delay: Duration::ZERO }
+        Self { replicas: 2, spares: 0, size: 24 << 20, min_replicas: 1, delay: Duration::ZERO }
     }
 }
 
@@ -51,12 +53,13 @@ impl Court {
     }
 
     pub fn of(plan: Plan) -> Self {
-        let memory: Vec<_> =
-            (0..plan.replicas).map(|i| Arc::new(MemoryDevice::new(&format!("m{i}"), plan.size))).collect();
+        let memory: Vec<_> = (0..plan.replicas + plan.spares)
+            .map(|i| Arc::new(MemoryDevice::new(&format!("m{i}"), plan.size)))
+            .collect();
         let devices: Vec<_> = memory.iter().map(|memory| faulty(memory, plan.delay)).collect();
         let named: Vec<Arc<dyn IdentifiedDevice>> = devices.iter().map(|device| device.clone() as _).collect();
         let documents = Documents::with(&named, |registry| registry.policy.min_replicas = plan.min_replicas);
-        let approved = || named.iter().map(|device| documents.approve(device.clone())).collect();
+        let approved = || named.iter().take(plan.replicas).map(|device| documents.approve(device.clone())).collect();
         volume::create(approved(), &documents.registry, &secret(), &create_options()).unwrap();
         let key = Sealed::read(approved()).unwrap().unlock(&secret()).unwrap().volume_key().clone();
         Self { documents: Arc::new(documents), key, devices, memory }

@@ -35,29 +35,32 @@ impl Members {
     /// Writes damaged or outdated label copies of a replica in use anew, and watches the label from now on. A replica
     /// that fails is fenced.
     pub(in crate::volume) fn repair_label(&self, replica: &Replica) -> Result<(), Error> {
-        let (volume, index) = (self.header(), replica.index());
+        let (volume, index) = (&*self.header(), replica.index());
         if !self.is_in_use(index) {
             return Ok(());
         }
         let (mut header, copies) = (replica.header.clone(), replica.outdated(volume));
         if header.id() != volume.id() {
-            let mut fields = label::Fields::clone(volume);
-            fields.device = header.device;
-            fields.replica_index = header.replica_index;
-            fields.device_bytes = header.device_bytes;
             let device = replica.device.name().to_owned();
-            header = Header::new(fields).map_err(|source| Error::Label { device, source })?;
+            header = volume
+                .for_device(header.replica_index, header.device, header.device_bytes)
+                .map_err(|source| Error::Label { device, source })?;
         }
         self.write_label(index, &replica.device, &header, copies);
+        self.watch_label(index, Some(header));
+        Ok(())
+    }
+
+    /// Watches the label of a replica from now on; or no label, when the replica has left.
+    pub(super) fn watch_label(&self, index: usize, header: Option<Header>) {
         let mut labels = self.labels.lock();
         if labels.len() <= index {
             labels.resize_with(index + 1, Watched::default);
         }
-        labels[index] = Watched { header: Some(header), damage: None };
-        Ok(())
+        labels[index] = Watched { header, damage: None };
     }
 
-    fn is_in_use(&self, index: usize) -> bool {
+    pub(super) fn is_in_use(&self, index: usize) -> bool {
         matches!(self.state(index), State::InSync | State::Resyncing)
     }
 
