@@ -7,9 +7,11 @@ use scelle::device::faulty::{Effect, Fault, Operation};
 use scelle::device::memory::{Disk, MemoryDevice};
 use scelle::mirror::State;
 use scelle::problem::Code;
+use scelle::units::{BLOCK_SIZE, Ino};
 use scelle::volume::{self, Open, OpenOptions, Outcome, TaskKind};
 
 use super::court::{Court, Plan, content, get, put, states, wait_in_sync};
+use super::support::court::CALLER;
 use super::support::images::{Disks, Event, Log};
 use super::support::rng::{self, Rng};
 use super::support::wait_for;
@@ -265,6 +267,32 @@ fn p10_an_exchange_goes_on_after_a_remount() {
     assert_eq!((devices(&open), states(&open)), (["m1", "m2"].map(str::to_owned).into(), vec![State::InSync; 2]));
     open.close().unwrap();
     assert_each_is_whole(&court, &[1, 2], 41);
+}
+
+/// A full volume has the room that a change of its table takes.
+#[test]
+fn p10_a_replica_of_a_full_volume_is_exchanged_and_removed() {
+    let court = court();
+    let open = court.open_of(&[0, 1], false).unwrap();
+    let (fs, members) = (open.fs(), open.members());
+    let filler = fs.mknod(&CALLER, Ino::ROOT, b"filler", 0o600, 0).unwrap().ino;
+    let usage = open.store().usage();
+    fs.fallocate(filler, 0, (usage.free_blocks - usage.reserved_blocks) * BLOCK_SIZE as u64, 0).unwrap();
+    fs.forget(filler, 1);
+    while fs.mknod(&CALLER, Ino::ROOT, &Rng::new(fs.meters().operations()).bytes(40), 0o600, 0).is_ok() {}
+    fs.sync().unwrap();
+    members.enrol(court.approved(2), Some(0)).unwrap();
+    wait_for_tasks(&open);
+    assert_eq!((devices(&open), states(&open)), (["m1", "m2"].map(str::to_owned).into(), vec![State::InSync; 2]));
+    members.enrol(court.approved(3), None).unwrap();
+    wait_in_sync(&open);
+    wait_for_tasks(&open);
+    members.remove(1).unwrap();
+    assert_eq!(devices(&open), ["m2", "m3"]);
+    open.close().unwrap();
+    let report = court.assembled_of(&[2, 3]).unwrap().check(&mut |_, _| {}).unwrap();
+    assert!(report.count == 0 && report.skipped.is_empty(), "{report:?}");
+    assert_each_is_whole(&court, &[2, 3], 40);
 }
 
 /// The power fails at any moment while a replica is added, another takes a third one's place, and one is removed. What was

@@ -115,14 +115,14 @@ impl Members {
         self.begin_row(index, Some(&entry));
         let now = Known { registry_id: entry.registry_id.clone(), identity: hex(&entry.identity_digest) };
         let event = Event::ReplicaAdded { now, replaces: replaces.map(|old| self.registry_id(old)) };
-        self.audit.record(Entry::done(self.audit.user(), self.audit.replica(index), event));
+        let added = Entry::done(self.audit.user(), self.audit.replica(index), event);
         let new = ReplicaRow {
             device: uuid,
             registry_id: entry.registry_id.clone(),
             identity: entry.identity_digest,
             replaces: replaces.and_then(|old| u16::try_from(old).ok()),
         };
-        self.change_label(Some(&(device.clone(), row, uuid, bytes)), |fields| {
+        self.change_label(Some(&(device.clone(), row, uuid, bytes)), added, |fields| {
             fields.replicas[index] = Some(new);
             fields.last_row = row;
         })?;
@@ -173,8 +173,8 @@ impl Members {
         }
         let before = Known { registry_id: registry_id.clone(), identity: hex(&row.identity) };
         let event = Event::ReplicaRemoved { before, replaced_by: replaced_by.map(|new| self.registry_id(new)) };
-        self.audit.record(Entry::done(self.audit.user(), object, event));
-        self.change_label(None, |fields| {
+        let removed = Entry::done(self.audit.user(), object, event);
+        self.change_label(None, removed, |fields| {
             fields.replicas[index] = None;
             let leaver = u16::try_from(index).ok();
             let others = fields.replicas.iter_mut().flatten();
@@ -248,10 +248,11 @@ impl Members {
         }
     }
 
-    /// Puts another label in force: see the [module](self).
+    /// Puts another label in force, and has the trail tell of it: see the [module](self).
     fn change_label(
         &self,
         newcomer: Option<&(Arc<ApprovedDevice>, u16, Uuid, u64)>,
+        told: Entry,
         change: impl FnOnce(&mut Fields),
     ) -> Result<(), Error> {
         let mirror = self.store.mirror();
@@ -292,6 +293,7 @@ impl Members {
             }
         }
         self.store.quorum().saw_label(header.id());
+        self.audit.record(told);
         *self.header.lock() = Arc::new(header);
         self.fs.checkpoint()?;
         Ok(())
