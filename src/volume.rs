@@ -21,6 +21,7 @@
 //! | trust anchors that the officers of those in force have signed as their successors | in force from this mount's first commit |
 //! | every replica of the newest root present, at most one root behind | mounted |
 //! | one of them lacks pages or nodes of the last commit, which had been flushed | `stale`, and resynced when mounted for writing |
+//! | blocks of the last commit are on no replica that is here, and one that is here never showed that commit | refused unless `accept_rollback` names that generation or the one before |
 //! | blocks of the last commit are on no replica that is here, and one is absent | refused unless `accept_rollback` names the generation that is gone on from |
 //! | one of them absent or further behind | refused unless `degraded` |
 //! | a replica the newest root does not name | left behind: not read; resynced when mounted for writing, else `stale` |
@@ -35,6 +36,7 @@ mod content;
 mod create;
 mod destroy;
 mod diverged;
+mod doubt;
 mod error;
 pub mod health;
 mod members;

@@ -191,6 +191,25 @@ impl Store {
         StagedBatch { pages, db_pages: staging.db_pages, runs }
     }
 
+    /// The allocated blocks as of an earlier root. Its space map has to be whole still: nothing keeps it from being
+    /// overwritten.
+    ///
+    /// # Errors
+    /// When no replica that is read has a part of the map, or when the map contradicts the volume's size.
+    pub fn allocated_at(&self, root: &Root) -> Result<Bitmap> {
+        let mut map = Bitmap::new(self.commit.lock().persisted.total());
+        let mut tree = Tree::from_ref(TreeKind::Space, &root.space);
+        let reader = self.node_reader();
+        let mut page = [0; BLOCK_SIZE];
+        for region in 0..map.regions().min(tree.pages()) {
+            if let Some(entry) = tree.get(region, &reader)? {
+                reader.page(TreeKind::Space, region, &entry, &mut page)?;
+                map.load(region, &page)?;
+            }
+        }
+        Ok(map)
+    }
+
     /// Takes back a batch that could not be planned: it waits for the next commit, with what was changed since.
     fn unstage(&self, batch: StagedBatch) {
         let StagedBatch { pages, runs, .. } = batch;

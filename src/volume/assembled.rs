@@ -16,6 +16,7 @@ use crate::device::BlockDevice;
 use crate::label::{self, Header, HeaderCopy, KeySlot, Root};
 use crate::mirror;
 use crate::pages::provisional::Proof;
+use crate::pages::{Store, StoreOptions};
 use crate::policy::ApprovedDevice;
 use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry};
@@ -366,12 +367,17 @@ impl Assembled {
         accept: Option<Generation>,
     ) -> Result<Chosen, Error> {
         let mut chosen = self.choose_root(rings, degraded, accept)?;
+        self.mark_unfit(&mut chosen.choice);
+        Ok(chosen)
+    }
+
+    /// Gives the devices that are left out their state.
+    pub(super) fn mark_unfit(&self, choice: &mut recovery::Choice) {
         for (index, _) in self.unfit_rows() {
-            if let Some(state) = chosen.choice.states.get_mut(index) {
+            if let Some(state) = choice.states.get_mut(index) {
                 *state = mirror::State::Faulty;
             }
         }
-        Ok(chosen)
     }
 
     fn choose_root(
@@ -444,7 +450,7 @@ impl Assembled {
     }
 
     /// Whether the volume can be used with this choice.
-    fn admit(&self, choice: &recovery::Choice, degraded: bool) -> Result<(), Error> {
+    pub(super) fn admit(&self, choice: &recovery::Choice, degraded: bool) -> Result<(), Error> {
         let usable = choice.states.contains(&mirror::State::InSync);
         if !usable || !choice.absent.is_empty() && !degraded {
             let mut absent = format!("{} of the last commit is absent or too old", self.names(&choice.absent));
@@ -456,7 +462,7 @@ impl Assembled {
 
     /// Refuses to take blocks of the last commit for lost while a replica is absent that may have them. With that,
     /// the volume goes on from `on_from`, which can be accepted.
-    fn refuse_loss(
+    pub(super) fn refuse_loss(
         &self,
         choice: &recovery::Choice,
         proof: &Proof,
@@ -477,45 +483,6 @@ impl Assembled {
         Err(Error::Unproven { volume, generation, acceptable: on_from, given: accept, why })
     }
 
-    /// Proves the chosen root's commit where the root is not provisional: all that it refers to was flushed before it
-    /// was written. So a replica that lacks some of it has lost what it had flushed, or is an old copy. What else it
-    /// lacks is not known, and it becomes stale.
-    ///
-    /// Pages and nodes are looked at. Blocks of data are not, because nothing says which of them the commit wrote.
-    pub(super) fn prove_flushed(
-        &self,
-        choice: &mut recovery::Choice,
-        rings: &[recovery::Ring],
-        accept: Option<Generation>,
-    ) -> Result<Proof, Error> {
-        let origin = recovery::origin(rings, &choice.root);
-        let mut proof = self.prove(&origin, choice);
-        // What was flushed is gone on from, whatever of it can be read.
-        self.refuse_loss(choice, &proof, Some(choice.root.generation), accept)?;
-        if proof.unread.take().is_some() || proof.lost > 0 {
-            let (volume, generation) = (self.header.volume, origin.generation);
-            log::error!("volume {volume}: blocks of commit {generation} are damaged on every replica");
-        }
-        let in_sync = |state: &mirror::State| *state == mirror::State::InSync;
-        let is_whole = |index: usize| proof.lacking_replicas >> index & 1 == 0;
-        let some_are_whole = choice.states.iter().enumerate().any(|(i, state)| in_sync(state) && is_whole(i));
-        // What a provisional commit wrote is known to the last block, so it can be given.
-        if origin.provisional.is_none() && some_are_whole {
-            for (index, state) in choice.states.iter_mut().enumerate() {
-                if in_sync(state) && !is_whole(index) {
-                    log::error!(
-                        "{} lacks blocks of commit {}, which it had flushed: it is stale",
-                        self.name(index),
-                        origin.generation
-                    );
-                    *state = mirror::State::Stale;
-                }
-            }
-            proof.lacking.clear();
-        }
-        Ok(proof)
-    }
-
     /// Refuses to overwrite a commit that a replica has whole and that the others went on without. Perhaps somebody was
     /// answered for it, and that replica is the only one that has not lost it.
     pub(super) fn refuse_left_commit(&self, choice: &recovery::Choice, rings: &[recovery::Ring]) -> Result<(), Error> {
@@ -533,7 +500,7 @@ impl Assembled {
     }
 
     /// Looks for the blocks of a root's commit on the replicas in sync. Writes nothing.
-    fn prove(&self, root: &Root, choice: &recovery::Choice) -> Proof {
+    pub(super) fn prove(&self, root: &Root, choice: &recovery::Choice) -> Proof {
         let in_sync = self.replicas.iter().filter(|r| choice.states.get(r.index()) == Some(&mirror::State::InSync));
         let devices: Vec<_> = in_sync.map(|r| (r.index(), &*r.device as &dyn BlockDevice)).collect();
         Proof::of(root, &self.keys, self.header.volume, &devices)
@@ -587,6 +554,27 @@ impl Assembled {
             mirror.explain(index, &unfit.to_string());
         }
         Ok((Arc::new(mirror), sizes))
+    }
+
+    /// The store at a root, in an epoch of its own. Writes nothing.
+    pub(super) fn store_at(
+        &self,
+        root: &Root,
+        mirror: Arc<mirror::Mirror>,
+        device_bytes: Vec<u64>,
+    ) -> Result<Arc<Store>, Error> {
+        let root = Root { trust: root.trust_in_force(self.header.trust_digest), ..*root };
+        // Invariant: 2^32 mounts, one a second, take 136 years.
+        let epoch = root.epoch().saturating_add(1);
+        let options = StoreOptions {
+            keys: self.keys.volume_key().keys(self.header.volume),
+            volume: self.header.volume,
+            total_blocks: self.header.data_blocks,
+            device_bytes,
+            root,
+            epoch,
+        };
+        Ok(Store::open(mirror, options)?)
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::assembled::{Assembled, Chosen, OpenOptions, Swapped, acceptable};
+use super::assembled::{Assembled, Chosen, OpenOptions, Swapped};
 use super::error::{Error, System};
 use super::health::Tally;
 use super::members::resync::Resync;
@@ -25,7 +25,7 @@ use crate::fs::Fs;
 use crate::label::Root;
 use crate::limits::{COMMIT_INTERVAL_MS, HOST_DISK_TIMEOUT_S};
 use crate::mirror::{ErrorCounts, Incarnation, Mirror, State, device_offset};
-use crate::pages::{self, Store, StoreOptions, Usage, provisional::Lacking};
+use crate::pages::{self, Store, Usage, provisional::Lacking};
 use crate::policy::clock::{self, Clock};
 use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry, hex};
@@ -183,19 +183,8 @@ impl Assembled {
         if !options.read_only && !self.header.writable() {
             return Err(Error::ReadOnlyFeatures(volume));
         }
-        let mut rings = self.rings();
         let accept = options.accept_rollback;
-        let Chosen { mut choice, mut proof, incomplete } = self.choose(&mut rings, options.degraded, accept)?;
-        if let Some((block, error)) = &proof.unread {
-            let why = format!("block {} is on no device that can read it ({error})", block.0);
-            let acceptable = acceptable(&rings, &choice, &proof);
-            let generation = choice.root.generation;
-            return Err(Error::Unproven { volume, generation, acceptable, given: accept, why });
-        }
-        self.refuse_left_commit(&choice, &rings)?;
-        if choice.root.provisional.is_none() && incomplete.is_none() {
-            proof = self.prove_flushed(&mut choice, &rings, accept)?;
-        }
+        let (rings, Chosen { choice, proof, incomplete }) = self.decide(options)?;
         // The last generation that a replica holds for certain. When its newest root is provisional, and the volume
         // does not go on from that root, whether all blocks of that commit are there is not known. So the generation
         // before it counts.
@@ -285,19 +274,7 @@ impl Assembled {
                 }
             }
         }
-        let mut root = plan.choice.root;
-        root.trust = root.trust_in_force(self.header.trust_digest);
-        // Invariant: 2^32 mounts, one a second, take 136 years.
-        let epoch = root.epoch().saturating_add(1);
-        let options = StoreOptions {
-            keys: self.keys.volume_key().keys(self.header.volume),
-            volume: self.header.volume,
-            total_blocks: self.header.data_blocks,
-            device_bytes,
-            root,
-            epoch,
-        };
-        Ok(Store::open(mirror, options)?)
+        self.store_at(&plan.choice.root, mirror, device_bytes)
     }
 
     /// Puts the filesystem, the trail and the replicas over an open store. The commit thread does not run yet.

@@ -13,7 +13,8 @@
 //! was written, or the replica is given it now ([`Proof`](crate::pages::provisional::Proof)).
 //!
 //! The replica's own newest root of this history may be one commit behind, because the power failed between the roots.
-//! If it is further behind, somebody put an old copy there.
+//! If it is further behind, somebody put an old copy there. One that is a single commit behind and lacks blocks of that
+//! commit besides is looked at in `volume::doubt`.
 //!
 //! Of another history the replica can have the root of a commit that was incomplete when the power failed, and that the
 //! volume did not go on from.

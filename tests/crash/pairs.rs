@@ -25,11 +25,15 @@ enum Shows {
     NoBlocks,
     /// A page or node of the commit with one bit changed.
     Damaged,
+    /// The commit but for one block of its file, which a large commit's root does not prove.
+    DamagedData,
+    /// The commit's blocks, and not its root: the power failed between the roots of the replicas.
+    NoRoot,
     /// Nothing: it is away.
     Absent,
 }
 
-use Shows::{Absent, Damaged, Honest, NoBlocks, OneBehind};
+use Shows::{Absent, Damaged, DamagedData, Honest, NoBlocks, NoRoot, OneBehind};
 
 const ALL: [Shows; 5] = [Honest, OneBehind, NoBlocks, Damaged, Absent];
 
@@ -42,23 +46,26 @@ enum Outcome {
     Before,
     /// Refused: a replica that is away may have the commit.
     Unproven,
+    /// Refused: one replica never showed the commit, and the other lacks some of it.
+    Undecided,
     /// Refused: one replica has the commit, and the other went on without it.
     Diverged,
     /// Every replica lacks some of what it had flushed: refused, or the file cannot be read.
     Unreadable,
 }
 
-use Outcome::{Before, Diverged, There, Unproven, Unreadable};
+use Outcome::{Before, Diverged, There, Undecided, Unproven, Unreadable};
 
 /// The table of outcomes.
 fn expected(pair: [Shows; 2], provisional: bool) -> Outcome {
     match pair {
         _ if pair.contains(&Honest) => There,
-        [Damaged, Damaged] => There,
+        [Damaged, Damaged | NoRoot] | [NoRoot, Damaged] => There,
         [OneBehind, OneBehind | Absent] | [Absent, OneBehind] => Before,
         _ if pair.contains(&Absent) => Unproven,
         // As after a power failure before the flush.
         _ if provisional => Before,
+        [OneBehind, _] | [_, OneBehind] => Undecided,
         _ => Unreadable,
     }
 }
@@ -79,16 +86,26 @@ impl Cell<'_> {
         match shows {
             Absent => return None,
             OneBehind => {}
-            Honest | Damaged => events.for_each(|event| disks.apply(event)),
+            Honest | Damaged | DamagedData => events.for_each(|event| disks.apply(event)),
             NoBlocks => {
                 let is_block = |event: &&Event| matches!(event, Event::Write(_, at, _) if !is_label(*at));
                 events.filter(|event| !is_block(event)).for_each(|event| disks.apply(event));
             }
+            NoRoot => {
+                let is_root = |event: &&Event| match event {
+                    Event::Write(_, at, _) => is_label(*at),
+                    event => matches!(event, Event::Durable(..)),
+                };
+                events.filter(|event| !is_root(event)).for_each(|event| disks.apply(event));
+            }
         }
         let mut disk = disks.durable[index].clone();
-        if shows == Damaged {
+        if matches!(shows, Damaged | DamagedData) {
             // Another one on each replica.
-            let blocks = self.commit.provable(index);
+            let blocks = match shows {
+                DamagedData => self.commit.data.iter().copied().collect(),
+                _ => self.commit.provable(index),
+            };
             let half = blocks.len() / 2;
             let part = if index == 0 { &blocks[..half] } else { &blocks[half..] };
             let mut rng = Rng::new(self.seed);
@@ -192,8 +209,29 @@ impl Cell<'_> {
                     assert_eq!(self.mount(&returned(&left), &OpenOptions::default()).0, Diverged, "{self:?}: later");
                 }
             }
+            Undecided => self.decide(&left),
             Diverged | Unreadable => {}
         }
+    }
+
+    /// What can be said of a commit that one replica never showed and that the other lacks some of.
+    fn decide(&self, left: &[Option<Disk>]) {
+        assert!(left == self.disks(), "{self:?}: something was written");
+        // Whoever has lost the commit is exchanged for its copy: nothing was lost by the refusal.
+        for index in (0..2).filter(|index| self.pair[*index] != OneBehind) {
+            let mut disks = self.disks();
+            disks[index] = self.disk(index, Honest);
+            assert_eq!(self.mount(&disks, &OpenOptions::default()).0, There, "{self:?}: the return");
+        }
+        let back = self.accepting(&self.disks());
+        let (found, both) = self.mount(&self.disks(), &back);
+        assert_eq!(found, Before, "{self:?}: the rollback");
+        for disks in [both.clone(), vec![both[0].clone(), None], vec![None, both[1].clone()]] {
+            assert_eq!(self.mount(&disks, &OpenOptions::default()).0, Before, "{self:?}: after the rollback");
+        }
+        let on = back.accept_rollback.map(|generation| generation.next());
+        let (found, _) = self.mount(&self.disks(), &OpenOptions { accept_rollback: on, ..back });
+        assert!(matches!(found, Unreadable | There), "{self:?}: what is left of the commit: {found:?}");
     }
 }
 
@@ -205,7 +243,8 @@ impl std::fmt::Debug for Cell<'_> {
 
 fn refused(error: &volume::Error, cell: &Cell<'_>) -> Outcome {
     match error.code() {
-        Code::VolumeUnproven => Unproven,
+        Code::VolumeUnproven if cell.pair.contains(&Absent) => Unproven,
+        Code::VolumeUnproven => Undecided,
         Code::VolumeDiverged => Diverged,
         Code::StoreDamaged | Code::FilesystemDamaged => Unreadable,
         code => panic!("{cell:?}: {code:?}: {error}"),
@@ -221,16 +260,36 @@ fn every_pair(len: usize, provisional: bool) {
     }
 }
 
-/// Which block is damaged decides what is left of the volume: all of it, or so little that nobody is resynced. Either way
-/// no replica is said to be resynced for ever.
+/// Whichever block is damaged: the commit is whole nowhere, and the one before is.
 #[test]
-fn p6_a_replica_that_is_behind_beside_any_damaged_block_is_resynced_or_stale() {
+fn p6_a_commit_is_not_decided_silently_when_it_is_damaged_beside_a_replica_that_never_showed_it() {
     let commit = Commit::of(2, 600_000);
     let (first, file) = (rng::seed(), content(1, 600_000));
     for seed in (0..24).map(|more| first.wrapping_add(more)) {
         for pair in [[OneBehind, Damaged], [Damaged, OneBehind]] {
             Cell { commit: &commit, file: file.clone(), pair, provisional: false, seed }.run();
         }
+    }
+}
+
+/// That one had flushed the commit's blocks: nothing is lost, and nobody is asked.
+#[test]
+fn p6_a_damaged_commit_is_completed_from_a_replica_that_lacks_its_root_alone() {
+    for (len, provisional) in [(30_000, true), (600_000, false)] {
+        let commit = Commit::of(2, len);
+        for (seed, pair) in (rng::seed()..).zip([[NoRoot, Damaged], [Damaged, NoRoot]]) {
+            Cell { commit: &commit, file: content(1, len), pair, provisional, seed }.run();
+        }
+    }
+}
+
+/// The root of a large commit does not say where its data is.
+#[test]
+fn p6_a_commit_is_not_decided_silently_when_its_data_is_damaged_beside_a_replica_that_never_showed_it() {
+    let commit = Commit::of(2, 600_000);
+    let (first, file) = (rng::seed(), content(1, 600_000));
+    for (seed, pair) in (first..).zip([[DamagedData, OneBehind], [OneBehind, DamagedData], [DamagedData, Honest]]) {
+        Cell { commit: &commit, file: file.clone(), pair, provisional: false, seed }.run();
     }
 }
 

@@ -47,7 +47,7 @@ pub struct Commit {
     /// What it wrote and flushed.
     pub events: Vec<Event>,
     /// Where its file is, if that cannot be told from its root.
-    data: BTreeSet<u64>,
+    pub data: BTreeSet<u64>,
 }
 
 impl Commit {

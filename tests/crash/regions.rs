@@ -8,11 +8,11 @@ use scelle::label::{ROOT_SLOTS, slot_offsets};
 use scelle::limits::LABEL_SIZE;
 use scelle::mirror::State;
 use scelle::problem::{Code, ExitCode};
-use scelle::units::BLOCK_SIZE;
+use scelle::units::{BLOCK_SIZE, Generation};
 use scelle::volume::{Error, OpenOptions};
 
 use super::court::states;
-use super::promises::{find, open_on};
+use super::promises::find;
 use super::support::court::{content, put};
 use super::support::images::Log;
 use super::support::rng::{self, Rng};
@@ -117,14 +117,20 @@ impl Case {
 
     /// What comes of a mount: which files are missing or not to be read. Whatever is resynced has ended.
     fn mount(&self, disks: &[Option<Disk>]) -> Result<Found, Error> {
-        let (court, open) = match open_on(&self.bench, disks, false) {
+        self.mount_with(disks, None)
+    }
+
+    /// The same, and goes on from this generation.
+    fn mount_with(&self, disks: &[Option<Disk>], accept_rollback: Option<Generation>) -> Result<Found, Error> {
+        let options = |degraded| OpenOptions { degraded, accept_rollback, ..OpenOptions::default() };
+        let mount = |degraded| {
+            let court = self.bench.court.on(disks, &Log::default());
+            let open = court.open_with(&options(degraded))?;
+            Ok::<_, Error>((court, open))
+        };
+        let (court, open) = match mount(disks.iter().any(Option::is_none)) {
             // A device that says nothing of itself is one that is not there.
-            Err(error) if error.code() == Code::VolumeIncomplete => {
-                let court = self.bench.court.on(disks, &Log::default());
-                let degraded = OpenOptions { degraded: true, ..OpenOptions::default() };
-                let open = court.open_with(&degraded)?;
-                (court, open)
-            }
+            Err(error) if error.code() == Code::VolumeIncomplete => mount(true)?,
             outcome => outcome?,
         };
         wait_for("the end of the resync", || !states(&open).contains(&State::Resyncing));
@@ -167,14 +173,20 @@ impl Case {
         alone.expect(&[], &[])
     }
 
-    /// The other lacks the last commit, which may be lost with the blocks that replica 0 had of it, and nothing else.
+    /// The other lacks the last commit, which may be lost with the blocks that replica 0 had of it, and nothing else. If it
+    /// was flushed before its root, somebody has to say so.
     fn beside_one_behind(&self, disks: &[Option<Disk>]) -> Result<(), String> {
-        match self.mount(disks) {
-            Ok(found) if found.in_sync[1] => found.expect(&["last"], &["last"]),
-            // The commit's tree cannot be read where it is, and the other cannot be given it: each lacks some of what it
-            // had flushed. Nothing is promised but that no byte is wrong.
-            Ok(_) => Ok(()),
-            Err(error) => integrity(&error),
+        let found = match self.mount(disks) {
+            Err(error) if error.code() == Code::VolumeUnproven => {
+                self.mount_with(disks, error.acceptable()).map_err(|error| format!("the rollback: {error}"))?
+            }
+            Err(error) => return integrity(&error),
+            Ok(found) => found,
+        };
+        match found.in_sync[1] {
+            true => found.expect(&["last"], &["last"]),
+            // Something older than the commit is damaged, too. Nothing is promised but that no byte is wrong.
+            false => Ok(()),
         }
     }
 
