@@ -41,7 +41,7 @@ mod unlock;
 pub use header::{Fields, HEADER_BYTES, Header, KeySlot, RawHeader, ReplicaRow};
 pub use root::{
     LINEAGE_MAX, LabelId, Lineage, MountId, PROVISIONAL_BLOCKS_MAX, Passed, Provisional, ROOT_BYTES, ROOT_SLOTS, Root,
-    TreeRef, WrittenBlock, newest_roots, open_root, read_roots, seal_root, slot, slot_offsets,
+    TreeRef, WrittenBlock, newest_roots, open_root, read_roots, seal_root, slot, slot_offsets, slots_of,
 };
 pub use unlock::{Opened, unlock};
 

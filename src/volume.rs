@@ -23,6 +23,7 @@
 //! | one of them lacks pages or nodes of the last commit, which had been flushed | `stale`, and resynced when mounted for writing |
 //! | blocks of the last commit are on no replica that is here, and one that is here never showed that commit | refused unless `accept_rollback` names that generation or the one before |
 //! | blocks of the last commit are on no replica that is here, and one is absent | refused unless `accept_rollback` names the generation that is gone on from |
+//! | roots are lost on every replica in sync, and a newer one than is seen may have been among them | refused unless `accept_rollback` names what is seen |
 //! | one of them absent or further behind | refused unless `degraded` |
 //! | a replica the newest root does not name | left behind: not read; resynced when mounted for writing, else `stale` |
 //! | two replicas that each went on without the other, or one that has the whole of a commit which the others went on without | refused, both named, until somebody discards one of them |

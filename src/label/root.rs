@@ -29,7 +29,8 @@
 //! | 312 | 8  | sequence of the header in force |
 //! | 320 | 32 | its [digest](super::Fields::digest) |
 //! | 352 | 16 | zero, reserved: the host that committed |
-//! | 368 | 128 | zero, reserved |
+//! | 368 | 120 | zero, reserved |
+//! | 488 | 8  | slots of the ring that hold a root on each of these replicas: bit n for slot n |
 //! | 496 | 1280 | the mounts before that this history went through, the last one first: epoch (4 bytes), random number (8), generation of its last root (8); the rest is zero |
 //! | 1776 | 1000 | zero, reserved |
 //! | 2776 | 1  | 1: the root is provisional; else zero, and so is the rest |
@@ -75,6 +76,7 @@ const RECORD_AT: usize = 32;
 const DB_AT: usize = 48;
 const SPACE_AT: usize = 112;
 const DOCUMENTS_AT: usize = 240;
+const RING_AT: usize = 488;
 const LINEAGE_AT: usize = 496;
 const PROVISIONAL_AT: usize = 2776;
 
@@ -219,6 +221,9 @@ pub struct Root {
     pub mount: MountId,
     /// Replicas that hold this generation: bit n for row n of the replica table.
     pub in_sync: u64,
+    /// Slots of the ring that held a root on each of these replicas before this one was written: bit n for slot n. A slot
+    /// once written opens for ever, unless it is damaged or its next root is torn.
+    pub ring: u64,
     /// Time of the commit, in nanoseconds since 1970.
     pub committed_unix_ns: i64,
     /// Free blocks of the data area.
@@ -252,6 +257,14 @@ impl Root {
     /// Whether the root names the replica `index` as holding everything that the root refers to.
     pub fn names(&self, index: usize) -> bool {
         index < REPLICAS_MAX && self.in_sync >> index & 1 == 1
+    }
+
+    /// What the next root says of the ring, if it names these replicas. One that this root does not name was given this
+    /// root, and what else is in its ring is not known.
+    pub fn ring_after(&self, in_sync: u64) -> u64 {
+        let kept = if in_sync & !self.in_sync == 0 { self.ring } else { 0 };
+        // A new volume begins after a root 0 that is not on its devices.
+        if self.generation.0 == 0 { 0 } else { kept | 1 << slot(self.generation) }
     }
 
     /// The root sealed for its slot, in a buffer that a device takes.
@@ -296,6 +309,11 @@ pub const fn slot(generation: Generation) -> u64 {
     generation.0 % ROOT_SLOTS
 }
 
+/// The slots that these roots are in: bit n for slot n.
+pub fn slots_of(roots: &[Root]) -> u64 {
+    roots.iter().fold(0, |slots, root| slots | 1 << slot(root.generation))
+}
+
 /// Byte offsets of a slot on a device of `device_bytes` bytes (of its header), in area A and area B.
 pub const fn slot_offsets(slot: u64, device_bytes: u64) -> [u64; 2] {
     let in_area = RING_OFFSET + slot * ROOT_BYTES as u64;
@@ -329,6 +347,7 @@ pub(super) fn seal_with_nonce(keys: &Keys, volume: Uuid, root: &Root, nonce: [u8
         .put(&root.trust)
         .put(&root.label.sequence.to_le_bytes())
         .put(&root.label.digest);
+    Writer::new(record, RING_AT).put(&root.ring.to_le_bytes());
     let mut mounts = Writer::new(record, LINEAGE_AT);
     for passed in &root.lineage.0 {
         let Passed { mount, last } = passed;
@@ -371,6 +390,7 @@ pub fn open_root(keys: &Keys, volume: Uuid, slot_found: u64, block: &[u8]) -> Op
         generation,
         mount: MountId { epoch, nonce: r.u64() },
         in_sync,
+        ring: Reader::new(record, RING_AT).u64(),
         committed_unix_ns,
         free_blocks,
         registry_version: documents.u64(),

@@ -469,6 +469,7 @@ fn root(generation: u64) -> Root {
         generation: Generation(generation),
         mount: MountId { epoch: 3, nonce: 0x1122 },
         in_sync: 0b1001,
+        ring: 0,
         committed_unix_ns: -5,
         free_blocks: 77,
         registry_version: 7,
@@ -490,6 +491,17 @@ fn provisional_root(n: u64) -> Root {
     let block = |n: u64| WrittenBlock { addr: BlockAddr(n << 20), counter: u64::MAX - n, tag: [n as u8; 16] };
     let blocks: Vec<WrittenBlock> = (0..n).map(block).collect();
     Root { provisional: Some(Provisional::new(&blocks).unwrap()), ..root(130) }
+}
+
+#[test]
+fn a_root_says_which_slots_hold_a_root_on_all_that_it_names() {
+    let root = Root { ring: 1 << 63 | 2, ..root(130) };
+    assert_eq!(open_root(&keys(), VOLUME, 2, &seal_root(&keys(), VOLUME, &root).unwrap()), Some(root));
+    assert_eq!(root.ring_after(0b1001), 1 << 63 | 6);
+    assert_eq!(Root { ring: 1, ..root }.ring_after(0b1000), 0b101, "one has left");
+    assert_eq!(root.ring_after(0b1011), 0b100, "one has come, and has this root alone for certain");
+    assert_eq!(Root::default().ring_after(1), 0, "a new volume");
+    assert_eq!(slots_of(&[root, Root { generation: Generation(64), ..root }]), 0b101);
 }
 
 #[test]

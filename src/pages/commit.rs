@@ -432,6 +432,7 @@ impl Store {
             generation,
             mount: self.mount,
             in_sync,
+            ring: self.root().ring_after(in_sync),
             lineage: self.lineage,
             committed_unix_ns: since_epoch.map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX)),
             free_blocks: state.persisted.free(),

@@ -466,7 +466,7 @@ codes! {
             en "The host could not read or write its witness of the volume in time, and without it a replica that was left behind could pass for the volume."
                "Look at the disk under /var/lib/scelle; then unmount and mount again. Everything that was answered for is on the replicas that are in sync."
         VolumeUnproven "volume-unproven" Failed by "volume"
-            en "Whether to go on from the last commit is for somebody to say: a block of it can be read from no device that is here."
+            en "Whether to go on from the last commit that is seen is for somebody to say: a block of it can be read from no device that is here, or roots are lost, and a later one may have been among them."
                "Attach the replicas that the message names, look at the devices and what connects them, and mount again. If the block cannot be read any more, go on without it with -o accept-rollback=GENERATION, which the message names: what was written after that commit is lost."
         Store "store" Failed by "volume"
             en "The page store failed."

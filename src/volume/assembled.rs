@@ -164,6 +164,8 @@ pub(super) struct Chosen {
     pub(super) proof: Proof,
     /// Why that is not the newest root.
     pub(super) incomplete: Option<String>,
+    /// Slots of the ring that open on every replica in sync.
+    pub(super) slots: u64,
 }
 
 impl Assembled {
@@ -392,14 +394,14 @@ impl Assembled {
         })?;
         self.admit(&choice, degraded)?;
         if choice.root.provisional.is_none() {
-            return Ok(Chosen { choice, proof: Proof::default(), incomplete: None });
+            return Ok(Chosen { choice, proof: Proof::default(), incomplete: None, slots: 0 });
         }
         let proof = self.prove(&choice.root, &choice);
         let on_from = acceptable(rings, &choice, &proof);
         self.refuse_loss(&choice, &proof, on_from, accept)?;
         let is_dropped = proof.unread.is_some() && accept.is_some() && accept == on_from;
         if proof.lost == 0 && !is_dropped {
-            return Ok(Chosen { choice, proof, incomplete: None });
+            return Ok(Chosen { choice, proof, incomplete: None, slots: 0 });
         }
         let (volume, generation, lost) = (self.header.volume, choice.root.generation, proof.lost);
         let Some((earlier, before)) = recovery::choose_before(rings, &choice.root) else {
@@ -407,7 +409,7 @@ impl Assembled {
                 "volume {volume}: blocks of commit {generation} are damaged on every replica that is here, and the root of the \
                  commit before it is not there: what they held is lost"
             );
-            return Ok(Chosen { choice, proof, incomplete: None });
+            return Ok(Chosen { choice, proof, incomplete: None, slots: 0 });
         };
         self.admit(&before, degraded)?;
         let found = match lost {
@@ -426,7 +428,7 @@ impl Assembled {
             format!("commit {generation} {found}{absent}. The volume goes on from commit {}", before.root.generation);
         log::warn!("volume {volume}: {why}");
         *rings = earlier;
-        Ok(Chosen { choice: before, proof: Proof::default(), incomplete: Some(why) })
+        Ok(Chosen { choice: before, proof: Proof::default(), incomplete: Some(why), slots: 0 })
     }
 
     /// The refusal of two histories, with all that is known of them, and the way out.
@@ -556,14 +558,16 @@ impl Assembled {
         Ok((Arc::new(mirror), sizes))
     }
 
-    /// The store at a root, in an epoch of its own. Writes nothing.
+    /// The store at a root, in an epoch of its own. Writes nothing. What the root says of the ring counts for these slots.
     pub(super) fn store_at(
         &self,
         root: &Root,
+        slots: u64,
         mirror: Arc<mirror::Mirror>,
         device_bytes: Vec<u64>,
     ) -> Result<Arc<Store>, Error> {
-        let root = Root { trust: root.trust_in_force(self.header.trust_digest), ..*root };
+        let trust = root.trust_in_force(self.header.trust_digest);
+        let root = Root { trust, ring: root.ring & slots, ..*root };
         // Invariant: 2^32 mounts, one a second, take 136 years.
         let epoch = root.epoch().saturating_add(1);
         let options = StoreOptions {

@@ -23,6 +23,15 @@
 //!    commit. But what N wrote lies in blocks that are in use by N's map of the space and were free by that of N - 1,
 //!    because a commit writes to free blocks alone. The rows of the tables say what belongs there.
 //!
+//! # Roots that are lost
+//!
+//! A replica whose ring is damaged may have held a later root than the newest that opens
+//! ([`recovery::may_lack_newest`]). Another replica in sync whose ring is not tells what is newest: it would have been given
+//! that root, too. When there is none, the newest root that opens is gone on from only when that is accepted, and the
+//! slots that do not open are no longer expected to ([`Root::ring`]). A replica that went on by itself from there, and lost
+//! the roots of that, is known to the witness of its host: nothing was answered before that had been written
+//! (`pages::Store::on_departure`).
+//!
 //! # The way back
 //!
 //! The volume can go on from N - 1 when that is of the same mount, and what N - 1 itself wrote is whole. What N freed may
@@ -37,13 +46,13 @@ use super::assembled::{Assembled, Chosen, OpenOptions, acceptable};
 use super::error::Error;
 use super::recovery;
 use crate::fs;
-use crate::label::Root;
+use crate::label::{self, Root};
 use crate::meta::{ExtentRow, Meta};
 use crate::mirror::State;
 use crate::pages::provisional::Proof;
 use crate::pages::{Finding, Store};
 use crate::space::Bitmap;
-use crate::units::Ino;
+use crate::units::{Generation, Ino};
 
 /// Extents whose rows are read at once.
 const EXTENTS_AT_ONCE: usize = 256;
@@ -62,7 +71,44 @@ impl Assembled {
     /// # Errors
     /// [`Error::Unproven`], [`Error::Incomplete`], [`Error::Diverged`].
     pub(super) fn decide(&self, options: &OpenOptions) -> Result<(Vec<recovery::Ring>, Chosen), Error> {
-        let mut rings = self.rings();
+        let found = self.rings();
+        let (rings, mut chosen) = self.decide_on(found.clone(), options)?;
+        self.refuse_lost_roots(&found, &chosen.choice, options.accept_rollback)?;
+        chosen.slots = in_sync(&chosen.choice)
+            .fold(u64::MAX, |slots, index| slots & label::slots_of(recovery::ring_of(&found, index)));
+        Ok((rings, chosen))
+    }
+
+    /// Refuses to go on from the newest root that opens when on every replica in sync a newer one may be lost.
+    fn refuse_lost_roots(
+        &self,
+        rings: &[recovery::Ring],
+        choice: &recovery::Choice,
+        given: Option<Generation>,
+    ) -> Result<(), Error> {
+        let roots = |index: usize| recovery::ring_of(rings, index);
+        let generation = choice.root.generation;
+        if given == Some(generation) || in_sync(choice).any(|index| !recovery::may_lack_newest(roots(index))) {
+            return Ok(());
+        }
+        let damaged = |index: usize| {
+            let lost = roots(index).first().map_or(0, |newest| newest.ring & !label::slots_of(roots(index)));
+            format!("{} of the roots in the labels of {} are lost", lost.count_ones(), self.name(index))
+        };
+        let damaged: Vec<String> = in_sync(choice).map(damaged).collect();
+        let why = format!(
+            "{}, and that of a later commit may have been among them. Commit {generation} is the last that can be seen",
+            damaged.join(", ")
+        );
+        Err(Error::Unproven { volume: self.header.volume, generation, acceptable: Some(generation), given, why })
+    }
+
+    /// Decides where the volume goes on from by what is found on the replicas.
+    fn decide_on(
+        &self,
+        mut rings: Vec<recovery::Ring>,
+        options: &OpenOptions,
+    ) -> Result<(Vec<recovery::Ring>, Chosen), Error> {
         let accept = options.accept_rollback;
         let chosen = self.choose(&mut rings, options.degraded, accept)?;
         if let Some((block, error)) = &chosen.proof.unread {
@@ -114,7 +160,7 @@ impl Assembled {
             log::error!("volume {volume}: blocks of commit {generation} are damaged on every replica");
         }
         self.outdate(&mut choice, &origin, &mut proof);
-        Ok((rings, Chosen { choice, proof, incomplete: None }))
+        Ok((rings, Chosen { choice, proof, incomplete: None, slots: 0 }))
     }
 
     /// Makes those replicas stale that lack what another one has of a commit that was flushed.
@@ -195,7 +241,7 @@ impl Assembled {
         }
         self.outdate(&mut choice, &origin, &mut proof);
         self.mark_unfit(&mut choice);
-        Some((earlier, Chosen { choice, proof, incomplete: None }))
+        Some((earlier, Chosen { choice, proof, incomplete: None, slots: 0 }))
     }
 
     /// What of the data of a commit is on no replica that is here, in words; also when the tables that would tell cannot
@@ -205,16 +251,19 @@ impl Assembled {
         // The replicas behind are read too: what they have is authenticated as everything is.
         let (mirror, device_bytes) = self.mirror(&choice.states).ok()?;
         mirror.stop_repairing();
-        let store = self.store_at(&doubt.root, mirror, device_bytes).ok()?;
+        let store = self.store_at(&doubt.root, 0, mirror, device_bytes).ok()?;
         let free = store.allocated_at(&before.root).ok()?;
-        let in_sync = |(_, state): &(usize, &State)| **state == State::InSync;
-        let replicas: Vec<usize> = choice.states.iter().enumerate().filter(in_sync).map(|(index, _)| index).collect();
-        match lost_blocks(&store, &free, &replicas) {
+        match lost_blocks(&store, &free, &in_sync(choice).collect::<Vec<_>>()) {
             Ok(0) => None,
             Ok(lost) => Some(format!("{lost} blocks of data of its are on no replica that is here")),
             Err(error) => Some(format!("which data it wrote cannot be told ({error})")),
         }
     }
+}
+
+/// The replicas in sync.
+fn in_sync(choice: &recovery::Choice) -> impl Iterator<Item = usize> {
+    choice.states.iter().enumerate().filter(|(_, state)| **state == State::InSync).map(|(index, _)| index)
 }
 
 /// The doubt about a commit, if there is any: a replica in sync does not show its root, and lacks some of it.

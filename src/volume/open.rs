@@ -184,7 +184,7 @@ impl Assembled {
             return Err(Error::ReadOnlyFeatures(volume));
         }
         let accept = options.accept_rollback;
-        let (rings, Chosen { choice, proof, incomplete }) = self.decide(options)?;
+        let (rings, Chosen { choice, proof, incomplete, slots }) = self.decide(options)?;
         // The last generation that a replica holds for certain. When its newest root is provisional, and the volume
         // does not go on from that root, whether all blocks of that commit are there is not known. So the generation
         // before it counts.
@@ -211,7 +211,7 @@ impl Assembled {
         let clock = check_clock(options, volume, &choice.root, written_unix_s)?;
         let behind = if options.read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
         let opening = Opening { rolled_back, unreadable, clock, incomplete, ..Opening::default() };
-        Ok(Plan { choice, rings, lacking: proof.lacking, behind, left_at, opening, seen })
+        Ok(Plan { choice, slots, rings, lacking: proof.lacking, behind, left_at, opening, seen })
     }
 
     /// Takes a sample of every replica, and plans for those that turn out to be hollow: they are stale, and resynced whole.
@@ -274,7 +274,7 @@ impl Assembled {
                 }
             }
         }
-        self.store_at(&plan.choice.root, mirror, device_bytes)
+        self.store_at(&plan.choice.root, plan.slots, mirror, device_bytes)
     }
 
     /// Puts the filesystem, the trail and the replicas over an open store. The commit thread does not run yet.
@@ -386,6 +386,8 @@ const EPOCH_MADE: u32 = 1;
 /// What an opening has decided before anything is written.
 struct Plan {
     choice: recovery::Choice,
+    /// Slots of the ring that open on every replica in sync.
+    slots: u64,
     rings: Vec<recovery::Ring>,
     /// What replicas in sync lack of the root's commit.
     lacking: Vec<Lacking>,

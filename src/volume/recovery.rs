@@ -24,7 +24,7 @@
 //! Such a replica was left behind, or it went on by itself elsewhere. The root says which: it records through which
 //! mounts its history went, and how far ([`Lineage`](crate::label::Lineage)). Two histories are never joined.
 
-use crate::label::{Passed, Root};
+use crate::label::{self, Passed, Root};
 use crate::mirror::State;
 use crate::units::Generation;
 
@@ -91,6 +91,23 @@ pub fn choose(replicas: &[Ring]) -> Result<Choice, Conflict> {
     let absent = states.iter().enumerate().filter(|(i, s)| root.names(*i) && **s != State::InSync);
     let absent = absent.map(|(i, _)| i).collect();
     Ok(Choice { root, absent, states })
+}
+
+/// Whether the newest root of a replica may have been lost, with its whole slot, so that what the replica shows is older
+/// than what it held. `roots` are all that open there, the newest first.
+///
+/// Let G be the newest of them, and let the replica have held a later one, which does not open. A replica in sync is given
+/// every root, so the slot of G + 1 does not open. That alone is what a power failure leaves behind that tears the root of
+/// the commit under way: nobody was answered for that one. But no more than one root is under way, so no crash explains a
+/// second slot that does not open. Whether it should is said by G, for slots that were never written do not open either
+/// ([`Root::ring`]): those of a new volume, and of a replica that was added, or whose ring was emptied.
+///
+/// So there is no false alarm after a crash, and one lost slot, in both copies of the ring, is taken for a crash's. What was
+/// answered in the last commit then is known to the host's witness alone.
+pub fn may_lack_newest(roots: &[Root]) -> bool {
+    let Some(newest) = roots.first() else { return false };
+    let (has, next) = (label::slots_of(roots), 1 << label::slot(newest.generation.next()));
+    has & next == 0 && newest.ring & !has & !next != 0
 }
 
 /// Decides again without the root `incomplete`, whose commit is incomplete. Returns the rings without it, and the
@@ -346,6 +363,23 @@ mod tests {
         assert_eq!(before_it(&[ring(&[last, root(1, 7, 3)]), None]), None);
         assert_eq!(before_it(&[ring(&[last]), ring(&[])]), None);
         assert_eq!(before_it(&[ring(&[last, Root { mount: MountId { epoch: 1, nonce: 9 }, ..before }])]), None);
+    }
+
+    #[test]
+    fn a_newest_root_may_be_lost_when_more_slots_do_not_open_than_a_crash_explains() {
+        let all: Vec<Root> =
+            (37..=100).rev().map(|generation| Root { ring: u64::MAX, ..root(1, generation, 3) }).collect();
+        let without = |gone: &[u64]| {
+            let left: Vec<Root> = all.iter().filter(|root| !gone.contains(&root.generation.0)).copied().collect();
+            may_lack_newest(&left)
+        };
+        assert!(!without(&[]) && !without(&[50, 60, 70]), "the newest root was never followed by another");
+        assert!(!without(&[100]) && !without(&[37]), "a torn root");
+        assert!(without(&[100, 99]) && without(&[100, 60]) && without(&[37, 38]));
+        // The ring began with root 98, and then with root 100.
+        let young = [(100, 0b11 << 34), (99, 1 << 34), (98, 0)].map(|(g, ring)| Root { ring, ..root(1, g, 3) });
+        assert!(!may_lack_newest(&young) && !may_lack_newest(&young[1..]) && !may_lack_newest(&[]));
+        assert!(may_lack_newest(&young[..1]));
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl Case {
             files.push((name.into_bytes(), bytes));
         };
         (0..40).for_each(|number| add(format!("file-{number}"), 20_000 + 1000 * number));
+        // Every slot of the ring has been written.
+        for _ in 0..ROOT_SLOTS {
+            put(open.fs(), b"busy", b"busy").unwrap();
+            open.fs().sync().unwrap();
+        }
         open.fs().checkpoint().unwrap();
         open.fs().checkpoint().unwrap();
         let disks = || devices.iter().map(|device| device.disk()).collect();
@@ -76,6 +81,13 @@ impl Case {
         let after = disks();
         drop(open);
         Self { bench, before, after, files }
+    }
+
+    /// The generation that a replica shows.
+    fn generation(&self, disks: &[Option<Disk>]) -> u64 {
+        let court = self.bench.court.on(disks, &Log::default());
+        let options = OpenOptions { degraded: true, read_only: true, ..OpenOptions::default() };
+        court.open_with(&options).unwrap().status().generation.0
     }
 
     fn wrong(&self, wrong: Wrong, rng: &mut Rng) -> Disk {
@@ -190,20 +202,28 @@ impl Case {
         }
     }
 
-    /// By itself: what it cannot give is an error. Only the host's witness could know of roots that are lost.
+    /// By itself: what it cannot give is an error. When the newest root is lost with half the ring, somebody has to accept it.
     fn alone(&self, wrong: Wrong, disks: &[Option<Disk>]) -> Result<(), String> {
         let found = match self.mount(disks) {
             Err(error) if error.code() == Code::NotAVolume && wrong == BothHeaders => return Ok(()),
+            Err(error) if error.code() == Code::VolumeUnproven && wrong == HalfRing => {
+                let found = self.mount_with(disks, error.acceptable()).map_err(|error| error.to_string())?;
+                return self.returned(&found, true);
+            }
             Err(error) if error.code() == Code::VolumeUnproven => return Ok(()),
             Err(error) => return integrity(&error),
             Ok(found) => found,
         };
-        if !found.missing.is_empty() && wrong != HalfRing {
+        if !found.missing.is_empty() {
             return Err(format!("{:?} are missing", found.missing));
         }
-        // The honest one comes back: it is never overwritten without a question.
+        self.returned(&found, false)
+    }
+
+    /// The honest one comes back: it is never overwritten without a question.
+    fn returned(&self, found: &Found, was_accepted: bool) -> Result<(), String> {
         match self.mount(&[found.disks[0].clone(), Some(self.after[1].clone())]) {
-            Err(error) if error.code() == Code::VolumeDiverged && wrong == HalfRing => Ok(()),
+            Err(error) if error.code() == Code::VolumeDiverged && was_accepted => Ok(()),
             Err(error) => Err(format!("the return: {error}")),
             Ok(back) => back.expect(&[], &found.unreadable.iter().map(String::as_str).collect::<Vec<_>>()),
         }
@@ -256,4 +276,61 @@ fn p4_more_than_a_byte_is_wrong_beside_any_other_replica() {
         }
     }
     println!("{tried} damaged volumes");
+}
+
+/// A replica by itself, with what is told apart: roots that are lost, a root that a power failure tore, slots that never had one.
+#[test]
+fn p4_a_newest_root_that_may_be_lost_is_not_passed_over_silently() {
+    let case = Case::new(30_000);
+    let newest = case.after[0].clone();
+    let generation = case.generation(&[Some(newest.clone()), None]);
+    let without = |disk: &Disk, generations: &[u64]| {
+        let mut disk = disk.clone();
+        for generation in generations {
+            slot_offsets(generation % ROOT_SLOTS, SIZE).iter().for_each(|at| disk.write(*at, &[7; BLOCK_SIZE]));
+        }
+        disk
+    };
+    let alone = |disk: Disk| case.mount(&[Some(disk), None]);
+    // Torn, or an old root lost: nothing newer can be missing.
+    assert_eq!(alone(without(&newest, &[generation])).unwrap().missing, ["last"]);
+    assert_eq!(alone(without(&newest, &[generation - 1, generation - 40])).unwrap().missing, [""; 0]);
+    let hit = without(&newest, &[generation, generation - 40]);
+    let disks = [Some(hit.clone()), None];
+    let court = case.bench.court.on(&disks, &Log::default());
+    let refused = court.open_with(&OpenOptions { degraded: true, ..OpenOptions::default() }).err().unwrap();
+    assert_eq!((refused.code(), refused.acceptable()), (Code::VolumeUnproven, Some(Generation(generation - 1))));
+    assert!(court.disks() == [hit.clone()], "something was written");
+    // Beside another one that shows what is newest, nobody is asked.
+    let beside = case.mount(&[Some(hit.clone()), Some(case.after[1].clone())]).unwrap();
+    assert_eq!((beside.missing.len(), beside.in_sync), (0, vec![true, true]));
+    // What was accepted is not asked again, also after a power failure that tears the next root.
+    let accepted = case.mount_with(&disks, refused.acceptable()).unwrap();
+    assert_eq!(accepted.missing, ["last"]);
+    let left = accepted.disks[0].clone().unwrap();
+    let now = case.generation(&[Some(left.clone()), None]);
+    assert_eq!(alone(without(&left, &[now + 1])).unwrap().missing, ["last"]);
+    assert_eq!(alone(without(&left, &[now])).unwrap().missing, ["last"]);
+}
+
+/// Its ring was empty before the resync, and most of it still is.
+#[test]
+fn p4_a_ring_that_was_never_full_is_no_damaged_one() {
+    let case = Case::new(30_000);
+    let mut emptied = case.after[1].clone();
+    for slot in 0..ROOT_SLOTS {
+        slot_offsets(slot, SIZE).iter().for_each(|at| emptied.write(*at, &[7; BLOCK_SIZE]));
+    }
+    let both = case.mount(&[Some(case.after[0].clone()), Some(emptied)]).unwrap();
+    assert_eq!(both.in_sync, [true, true]);
+    let now = case.generation(&both.disks);
+    let torn = |generation: u64| {
+        let mut disk = both.disks[1].clone().unwrap();
+        slot_offsets(generation % ROOT_SLOTS, SIZE).iter().for_each(|at| disk.write(*at, &[7; BLOCK_SIZE]));
+        disk
+    };
+    for disk in [both.disks[1].clone().unwrap(), torn(now), torn(now + 1)] {
+        assert_eq!(case.mount(&[None, Some(disk)]).unwrap().missing, [""; 0]);
+    }
+    assert_eq!(case.mount(&both.disks).unwrap().in_sync, [true, true]);
 }
