@@ -1,10 +1,9 @@
-//! A volume in use: the filesystem, the thread that commits, the witness, the status.
+//! A volume in use: the filesystem, the thread that commits, the witness.
 //!
 //! Opening has three parts. `plan` decides and writes nothing. `open_store` opens the page store at the chosen root.
 //! `into_open` puts the filesystem, the trail and the replicas over it. Which root is chosen, and why, is in
 //! [`recovery`] and `assembled`; which replicas come and go later, in `members`.
 
-use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,7 +13,6 @@ use parking_lot::{Condvar, Mutex};
 
 use super::assembled::{Assembled, Chosen, OpenOptions, Swapped};
 use super::error::{Error, System};
-use super::health::Tally;
 use super::members::resync::Resync;
 use super::members::{AtMount, Members};
 use super::recovery;
@@ -24,8 +22,8 @@ use crate::audit::{Audit, Entry, Event, Known, Object, Reason, RegistryFacts, Re
 use crate::fs::Fs;
 use crate::label::Root;
 use crate::limits::{COMMIT_INTERVAL_MS, HOST_DISK_TIMEOUT_S};
-use crate::mirror::{ErrorCounts, Incarnation, Mirror, State, device_offset};
-use crate::pages::{self, Store, Usage, provisional::Lacking};
+use crate::mirror::{Incarnation, Mirror, State, device_offset};
+use crate::pages::{self, Store, provisional::Lacking};
 use crate::policy::clock::{self, Clock};
 use crate::problem::{Code, Problem};
 use crate::registry::{Date, VerifiedRegistry, hex};
@@ -41,60 +39,6 @@ const WITNESS_PATIENCE: Duration = Duration::from_secs(HOST_DISK_TIMEOUT_S);
 /// How often the labels of the replicas in use are looked at.
 const LABELS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// One replica, as the status shows it.
-#[derive(Clone, Debug)]
-pub struct ReplicaStatus {
-    /// Its row of the replica table.
-    pub index: usize,
-    /// Device node; empty when the replica is missing.
-    pub device: String,
-    /// Its entry in the registry.
-    pub registry_id: String,
-    /// Digest of the identity that it was enrolled with.
-    pub identity: [u8; 32],
-    /// The identifier of the replica in whose place it comes once it has everything.
-    pub replaces: Option<String>,
-    /// Its state.
-    pub state: State,
-    /// Why it is in this state, when it is not in sync.
-    pub reason: Option<String>,
-    /// The last generation it holds.
-    pub generation: Generation,
-    /// Errors since the mount.
-    pub errors: ErrorCounts,
-    /// Bytes done and bytes in all of a resync that is under way.
-    pub resync: Option<(u64, u64)>,
-    /// How its label was found damaged during this mount, if it was.
-    pub label: Option<String>,
-    /// What went wrong over all mounts on this host.
-    pub total: Tally,
-    /// Why it is not reliable, though it may be in sync, and what to do.
-    pub concerns: Vec<Problem>,
-}
-
-/// What `scelle status` shows of an open volume.
-#[derive(Clone, Debug)]
-pub struct Status {
-    /// The volume.
-    pub uuid: Uuid,
-    /// Its label.
-    pub label: String,
-    /// Why no change is accepted, when none is.
-    pub read_only: Option<String>,
-    /// Whether changes stay refused until the volume is mounted again, whatever becomes of the replicas.
-    pub needs_remount: bool,
-    /// The last durable generation.
-    pub generation: Generation,
-    /// Space.
-    pub usage: Usage,
-    /// Whether the host had no witness of the volume, though it was mounted before: a rollback would not have shown.
-    pub unremembered: bool,
-    /// The replicas, in the order of the replica table.
-    pub replicas: Vec<ReplicaStatus>,
-    /// What has blocks that no replica can give, and how many: paths of files, as far as they are known.
-    pub lost: BTreeMap<String, u64>,
-}
-
 /// A volume in use.
 pub struct Open {
     members: Arc<Members>,
@@ -105,7 +49,7 @@ pub struct Open {
     ticker: Option<Ticker>,
     audit: Arc<Audit>,
     clock: Clock,
-    unremembered: bool,
+    pub(super) unremembered: bool,
 }
 
 struct Ticker {
@@ -539,42 +483,6 @@ impl Open {
         self.members.volume_label()
     }
 
-    /// What is true at this moment.
-    pub fn status(&self) -> Status {
-        let mirror = self.store.mirror();
-        let generation = self.store.generation();
-        let replica = |index: usize| {
-            let (state, reason) = mirror.state(index);
-            let total = self.members.total(index);
-            ReplicaStatus {
-                device: mirror.device_name(index),
-                index,
-                registry_id: self.members.registry_id(index),
-                replaces: self.members.replaces(index).map(|old| self.members.registry_id(old)),
-                identity: self.members.identity(index),
-                state,
-                reason,
-                generation: self.members.generation(index),
-                errors: mirror.errors(index),
-                resync: self.members.progress(index),
-                label: self.members.label_damage(index),
-                concerns: total.concerns(clock::now_unix_s()),
-                total,
-            }
-        };
-        Status {
-            uuid: self.members.volume(),
-            label: self.members.volume_label().to_owned(),
-            read_only: self.store.writable().err().map(|error| error.to_string()),
-            needs_remount: self.store.poisoned().is_some(),
-            generation,
-            usage: self.store.usage(),
-            unremembered: self.unremembered,
-            replicas: self.members.rows().into_iter().map(replica).collect(),
-            lost: self.store.lost(),
-        }
-    }
-
     /// The audit trail.
     pub fn audit(&self) -> &Arc<Audit> {
         &self.audit
@@ -758,15 +666,5 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-impl Status {
-    /// Whether every replica is in sync and reliable, changes are accepted, and no block is known to be lost.
-    pub fn is_healthy(&self) -> bool {
-        let whole = |replica: &ReplicaStatus| {
-            replica.state == State::InSync && replica.concerns.is_empty() && replica.label.is_none()
-        };
-        self.replicas.iter().all(whole) && self.read_only.is_none() && self.lost.is_empty()
     }
 }
