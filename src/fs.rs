@@ -41,6 +41,7 @@ mod audit;
 mod commit;
 mod data;
 mod error;
+mod lost;
 mod mapping;
 mod meters;
 mod names;
@@ -246,6 +247,7 @@ impl Fs {
             }
             found => found.map(|_| ())?,
         }
+        fs.recall_lost();
         if fs.store.writable().is_ok() {
             // Orphans and rows of `trim` cost only space, and the next mount tries again.
             if let Err(error) = fs.finish_interrupted() {

@@ -75,6 +75,7 @@
 //! | `replica-N` | [`mirror`], one a replica | its own device, without a bound; everybody else goes on without it |
 //! | `commit` | [`volume`] | a commit |
 //! | `witness` | [`volume`], one a mount | the host's disk, without a bound; only a commit that leaves a replica behind waits for it, five seconds |
+//! | `losses` | [`volume`], one a mount | reads of replicas, while blocks are known to be lost |
 //! | `resync-N` | [`volume`], while one runs | reads of other replicas, room in a queue |
 //! | `facts-N` | [`volume`], one a device that is examined | that device's answers about itself |
 //! | `label-N` | [`volume`], one a replica whose label is looked at | that device, without a bound; then a moment for its queue |

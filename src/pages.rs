@@ -82,6 +82,7 @@ pub use unit::{Finding, Unit};
 pub use vfs::{describe, is_integrity, leave_out, unreadable_page};
 
 use lost::Lost;
+pub use lost::{LOST_MAX, LostList, SOME_NODE};
 use provisional::Written;
 use readers::Readers;
 use room::Space;
@@ -491,13 +492,12 @@ impl Store {
             }
             Err(_) => Ok(()),
         };
-        // Where a node is lost, its block is not told; the node at the top stands for it.
+        // Where a node is lost, its block is not told.
         let addr = entry.as_ref().ok().and_then(|entry| entry.map(|entry| entry.addr));
         let read = entry.and(read);
         match (&read, addr) {
             (Err(error), addr) => {
-                let block = addr.unwrap_or_else(|| self.root().db.addr);
-                self.note_loss(error, Some(block), || "the metadata".to_owned());
+                self.note_loss(error, Some(addr.unwrap_or(SOME_NODE)), None);
             }
             (Ok(()), Some(addr)) => self.forget_lost(Run::new(addr, 1)),
             (Ok(()), None) => {}

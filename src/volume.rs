@@ -40,6 +40,7 @@ mod diverged;
 mod doubt;
 mod error;
 pub mod health;
+mod losses;
 mod members;
 mod open;
 mod place;

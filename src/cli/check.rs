@@ -80,6 +80,9 @@ fn text(report: &CheckReport) -> String {
         };
         text.push_str(&line);
     }
+    for (what, blocks) in &report.lost {
+        text.push_str(&format!("lost: {blocks} blocks of {what} are on no replica\n"));
+    }
     for skipped in &report.skipped {
         text.push_str(&format!("skipped: {skipped}\n"));
     }

@@ -111,7 +111,6 @@ impl Fs {
     ) -> Result<()> {
         let end = first + (out.len() / BLOCK_SIZE) as u64;
         let bytes = |from: u64, to: u64| to_usize(from - first) * BLOCK_SIZE..to_usize(to - first) * BLOCK_SIZE;
-        let of = || format!("the file with inode number {}", ino.0);
         let mut parts: Vec<Part<'_>> = Vec::new();
         // The parts are of the blocks `begin..at`.
         let (mut begin, mut at) = (first, first);
@@ -125,7 +124,7 @@ impl Fs {
             let tags = &tags[to_usize(skip)..to_usize(to - extent.lblock)];
             let part = Part { addr: extent.addr.add(skip), id: extent.id.add(skip), tags };
             if from > at || parts.last().is_some_and(|last| last.end() != part.addr) {
-                self.store.read_data(&parts, &mut out[bytes(begin, at)], of)?;
+                self.store.read_data(&parts, &mut out[bytes(begin, at)], ino)?;
                 parts.clear();
                 out[bytes(at, from)].fill(0);
                 begin = from;
@@ -133,7 +132,7 @@ impl Fs {
             parts.push(part);
             at = to;
         }
-        self.store.read_data(&parts, &mut out[bytes(begin, at)], of)?;
+        self.store.read_data(&parts, &mut out[bytes(begin, at)], ino)?;
         out[bytes(at, end)].fill(0);
         Ok(())
     }

@@ -2,7 +2,7 @@
 //!
 //! | table | one row is | found by |
 //! |---|---|---|
-//! | `volume` | a named value: the key of the name hash, the next inode number | key |
+//! | `volume` | a named value: the key of the name hash, the next inode number, the blocks that no replica can give | key |
 //! | `inode` | a file, folder or other object; `target` is a symbolic link's | number |
 //! | `dentry` | a name in a folder; `cookie` is the name's hash, plus up to 15 for a collision | folder, cookie |
 //! | `extent` | blocks of a file sealed in one write, or reserved (`tags` NULL) and never written | inode, first block |

@@ -61,6 +61,8 @@ const ALL_NAMES: &str =
     "SELECT parent, cookie, ino, name FROM dentry WHERE (parent, cookie) > (?1, ?2) ORDER BY parent, cookie LIMIT ?3";
 /// Names in folder ?1 that lead to ?2.
 const NAME_OF: &str = "SELECT name FROM dentry WHERE parent = ? AND ino = ? LIMIT 1";
+/// What is known to be lost, as the filesystem writes it down.
+const LOST: &str = "SELECT value FROM volume WHERE key = 'lost'";
 const TAGS: &str = "SELECT tags FROM tags WHERE addr = ?";
 const ORPHANS: &str = "SELECT ino FROM inode WHERE nlink = 0 ORDER BY ino LIMIT ?";
 const XATTR: &str = "SELECT value FROM xattr WHERE ino = ? AND name = ?";
@@ -88,6 +90,7 @@ pub(super) const QUERIES: &[&str] = &[
     ALL_EXTENTS,
     ALL_NAMES,
     NAME_OF,
+    LOST,
     TAGS,
     ORPHANS,
     XATTR,
@@ -274,6 +277,11 @@ impl<'a> View<'a> {
     /// A name in `folder` that leads to `ino`. Looks at all names of the folder.
     pub fn name_of(&self, folder: Ino, ino: Ino) -> Result<Option<Vec<u8>>> {
         self.one(NAME_OF, (asked(folder.0), asked(ino.0)), |row| Ok(rows::name(row, 0)?.to_vec()))
+    }
+
+    /// The list of what is lost, as [`Tx::put_lost`] was given it; none when it never was.
+    pub fn lost(&self) -> Result<Option<Vec<u8>>> {
+        self.one(LOST, (), |row| Ok(row.get_ref(0)?.as_blob()?.to_vec()))
     }
 
     /// As [`View::extents`], but only where the extents are, without their tags.
@@ -707,6 +715,13 @@ impl<'a> Tx<'a> {
         }
         self.weigh(Weight { bytes: record.len() as u64, ..Weight::default() });
         self.execute_one("INSERT INTO audit(seq, record) VALUES(?, ?)", (seq, record))
+    }
+
+    /// Puts another list of what is lost in the place of the last one.
+    pub fn put_lost(&mut self, list: &[u8]) -> Result<()> {
+        let weight = Weight { bytes: list.len() as u64, ..Weight::rows(2) };
+        self.execute(weight, "INSERT OR REPLACE INTO volume(key, value) VALUES('lost', ?)", (list,))?;
+        Ok(())
     }
 
     /// Sets an extended attribute. The caller also sets the inode's flags ([`xattr_flag`]).

@@ -7,7 +7,7 @@ use super::{Account, Error, NO_TAG, Result, Store, Written};
 use crate::crypto::Binding;
 use crate::device::AlignedBuf;
 use crate::limits::{EXTENT_BLOCKS_MAX, REQUEST_BYTES_MAX};
-use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId, to_usize};
+use crate::units::{BLOCK_SIZE, BlockAddr, Ino, Run, Tag, WriteId, to_usize};
 
 /// A run of blocks sealed in one write: what a row of the extent table holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,11 +148,11 @@ impl Store {
 
     /// Reads blocks of extents that lie one after the other on the devices, in one piece. So a request of the kernel
     /// that spans several extents gives a device more to do at once. `out` takes as many blocks as the parts have
-    /// together. `of` says what the blocks are part of, in case that no replica has one.
+    /// together. `of` is the file that the blocks are part of, in case that no replica has one.
     ///
     /// # Errors
     /// [`Error::Integrity`] or [`Error::Io`] when no replica has a block as it was written.
-    pub fn read_data(&self, parts: &[Part<'_>], out: &mut [u8], of: impl Fn() -> String) -> Result<()> {
+    pub fn read_data(&self, parts: &[Part<'_>], out: &mut [u8], of: Ino) -> Result<()> {
         let Some(first) = parts.first() else { return Ok(()) };
         debug_assert!(parts.windows(2).all(|pair| pair[0].end() == pair[1].addr));
         let run = Run::new(first.addr, parts.iter().map(|part| part.tags.len() as u64).sum());
@@ -175,7 +175,7 @@ impl Store {
         };
         let addr = error.block();
         let error = Error::from(error);
-        self.note_loss(&error, addr, of);
+        self.note_loss(&error, addr, Some(of));
         Err(error)
     }
 

@@ -4,7 +4,7 @@ use crate::device::memory::MemoryDevice;
 use crate::mirror::State;
 use crate::policy::laboratory;
 use crate::problem::{Code, Problem};
-use crate::units::BlockAddr;
+use crate::units::{BlockAddr, Ino};
 
 mod view;
 
@@ -159,7 +159,7 @@ fn data_round_trips_and_freed_blocks_come_back() {
         sql.execute("INSERT INTO t VALUES(1, zeroblob(100))", []).unwrap();
         let mut out = vec![0; 64 * BLOCK_SIZE];
         let first = &extents[0];
-        store.read_data(&[part(first)], &mut out[..first.blocks as usize * BLOCK_SIZE], String::new).unwrap();
+        store.read_data(&[part(first)], &mut out[..first.blocks as usize * BLOCK_SIZE], Ino::ROOT).unwrap();
         assert_eq!(out[..first.blocks as usize * BLOCK_SIZE], plain[..first.blocks as usize * BLOCK_SIZE]);
         commit(&store, &sql);
         verify(&store, &extents);
@@ -245,7 +245,7 @@ fn a_reader_keeps_freed_blocks_from_being_used_again() {
         new.iter().for_each(|e| store.publish(e.run()));
     }
     commit(&store, &sql);
-    store.read_data(&[Part { tags: &old[0].tags[..1], ..part(&old[0]) }], &mut out, String::new).unwrap();
+    store.read_data(&[Part { tags: &old[0].tags[..1], ..part(&old[0]) }], &mut out, Ino::ROOT).unwrap();
     assert!(out.iter().all(|b| *b == 1));
     drop(reader);
     sql.execute("INSERT INTO t VALUES(1, 1)", []).unwrap();
@@ -263,7 +263,7 @@ fn damage_on_one_replica_is_repaired_and_on_all_is_an_error() {
     let spoil = |device| spoil(device, extent.addr.add(3));
     let read = || {
         let mut out = vec![0; 8 * BLOCK_SIZE];
-        store.read_data(&[part(extent)], &mut out, String::new).map(|()| out)
+        store.read_data(&[part(extent)], &mut out, Ino::ROOT).map(|()| out)
     };
     spoil(&lab.devices[0]);
     assert!(read().unwrap().iter().all(|b| *b == 5));
@@ -295,17 +295,17 @@ fn extents_that_lie_one_after_the_other_are_read_in_one_piece() {
     let parts: Vec<_> = extents.iter().map(part).collect();
     let reads = || -> u64 { (0..2).map(|i| store.mirror().device(i).unwrap().meters().read.reading().count).sum() };
     let (before, mut out) = (reads(), vec![0; plain.len()]);
-    store.read_data(&parts, &mut out, String::new).unwrap();
+    store.read_data(&parts, &mut out, Ino::ROOT).unwrap();
     assert!(out == plain);
     assert_eq!(reads() - before, 1);
     // What is damaged in one of them is read elsewhere, and repaired.
     spoil(&lab.devices[0], extents[1].addr.add(35));
     spoil(&lab.devices[1], extents[2].addr);
     out.fill(0);
-    store.read_data(&parts, &mut out, String::new).unwrap();
+    store.read_data(&parts, &mut out, Ino::ROOT).unwrap();
     assert!(out == plain);
     assert_eq!((0..2).map(|i| store.mirror().errors(i).repaired).sum::<u64>(), 1);
-    store.read_data(&[], &mut [], String::new).unwrap();
+    store.read_data(&[], &mut [], Ino::ROOT).unwrap();
 }
 
 /// A thousand pages are ten nodes and one above, of which four are kept. Nodes come and go between commits, and never

@@ -548,7 +548,7 @@ codes! {
                "Leave out --discard-diverged."
         BlocksLost "blocks-lost" Degraded by "replica"
             en "A read or a resync has found blocks that no replica can give. All else is there."
-               "Restore the files that are named from a backup, or remove them. scelle check finds the damaged blocks on every device."
+               "Restore the files that are named from a backup, or remove them. scelle check finds the damaged blocks on every device, and names their files."
         ResyncEnded "resync-ended" Degraded by "replica"
             en "A resync ended before the replica was in sync."
                "scelle status says why."

@@ -1,6 +1,7 @@
 //! Offline verification of everything: every label copy, every root, every node, page and data block on every replica,
 //! the space map against what is referred to, and the metadata's tables against each other. Writes nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::assembled::{Assembled, Chosen};
@@ -13,7 +14,7 @@ use crate::mirror::State;
 use crate::pages::provisional::Proof;
 use crate::pages::{Finding, Store, StoreOptions, Unit};
 use crate::space::Bitmap;
-use crate::units::{BlockAddr, Generation, Run, Uuid};
+use crate::units::{BlockAddr, Generation, Ino, Run, Uuid};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct CheckReport {
     pub damages: Vec<Damage>,
     /// Number of findings, also those not listed.
     pub count: u64,
+    /// What has blocks that no replica can give, and how many: paths of files, as far as they are known.
+    pub lost: BTreeMap<String, u64>,
     /// Replicas that could not be checked, and why.
     pub skipped: Vec<String>,
     /// The volume.
@@ -88,13 +91,21 @@ impl Assembled {
         let traversal = Traversal::new(&store, &visited, &|| true);
         let total = visited.blocks().1 * in_sync.len() as u64;
         let used = Bitmap::new(self.header.data_blocks);
-        let mut examination =
-            Examination { assembled: &self, store: &store, proof: &proof, in_sync: &in_sync, used, damaged: 0, report };
+        let mut examination = Examination {
+            assembled: &self,
+            store: &store,
+            proof: &proof,
+            in_sync: &in_sync,
+            used,
+            damaged: 0,
+            lost: BTreeMap::new(),
+            report,
+        };
         let mut reserved: Vec<Run> = Vec::new();
         let mut visit = |item: Item| {
             match item {
                 Item::Unit(unit) => {
-                    examination.unit(&unit);
+                    examination.unit(&unit, traversal.file());
                     let blocks = examination.report.blocks;
                     if blocks.is_multiple_of(1024) {
                         progress(blocks, total);
@@ -110,11 +121,12 @@ impl Assembled {
         parts.go_on("the content of files", traversal.data(&fs, &mut visit))?;
         let trail = audit::check(&fs, self.header.volume).map_err(Error::from);
         let trail = parts.go_on("the audit trail", trail)?.unwrap_or_default();
-        let Examination { mut used, mut report, damaged, .. } = examination;
+        let Examination { mut used, mut report, damaged, lost, .. } = examination;
         let is_whole = parts.ended.is_empty();
         if is_whole {
             report.whole = self.found_whole(&in_sync, damaged);
         }
+        name_lost(&mut report, &fs, lost, is_whole)?;
         parts.ended.into_iter().for_each(|what| report.add("", what, false));
         for run in reserved {
             if let Err(error) = used.set(run) {
@@ -199,16 +211,21 @@ struct Examination<'a> {
     used: Bitmap,
     /// The replicas that gave something that was not as it must be: bit `i` for replica `i`.
     damaged: u64,
+    /// The blocks that none of them has, with their files.
+    lost: BTreeMap<BlockAddr, Option<Ino>>,
     report: CheckReport,
 }
 
 impl Examination<'_> {
-    fn unit(&mut self, unit: &Unit) {
+    fn unit(&mut self, unit: &Unit, file: Option<Ino>) {
         if let Err(error) = self.used.set(Run::new(unit.at.addr, 1)) {
             self.report.add("", format!("two things are stored in one place: {error}"), false);
         }
         let found: Vec<Finding> = self.in_sync.iter().map(|replica| self.store.examine(unit, *replica)).collect();
         let recoverable = found.contains(&Finding::Good);
+        if !recoverable {
+            self.lost.insert(unit.at.addr, file);
+        }
         for (replica, finding) in self.in_sync.iter().zip(found) {
             let what = match finding {
                 Finding::Good => continue,
@@ -223,6 +240,32 @@ impl Examination<'_> {
         }
         self.report.blocks += self.in_sync.len() as u64;
     }
+}
+
+/// Names what has lost blocks. What an earlier mount knew counts only where not everything was looked at.
+fn name_lost(
+    report: &mut CheckReport,
+    fs: &Fs,
+    lost: BTreeMap<BlockAddr, Option<Ino>>,
+    is_whole: bool,
+) -> Result<(), Error> {
+    let store = fs.store();
+    if is_whole {
+        store.lost_list().blocks.keys().for_each(|addr| store.forget_lost(Run::new(*addr, 1)));
+    }
+    for (addr, file) in lost {
+        store.note_lost(addr, file);
+    }
+    let files = store.unnamed_lost();
+    if !files.is_empty() {
+        match fs.name_lost(&files, &|| true) {
+            // Names are lost, too: the file keeps its number.
+            Err(error) if error.is_unreadable_page() || error.is_integrity() => {}
+            outcome => outcome?,
+        }
+    }
+    report.lost = store.lost();
+    Ok(())
 }
 
 /// Compares the blocks that are referred to with those that the space map has in use.

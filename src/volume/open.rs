@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::assembled::{Assembled, Chosen, OpenOptions, Swapped};
 use super::error::{Error, System};
+use super::losses::{self, Losses};
 use super::members::resync::Resync;
 use super::members::{AtMount, Members};
 use super::recovery;
@@ -36,6 +37,9 @@ const TICK: Duration = Duration::from_millis(COMMIT_INTERVAL_MS / 5);
 /// How long the host's disk may take to show the witness or to take it, where something has to wait for that.
 const WITNESS_PATIENCE: Duration = Duration::from_secs(HOST_DISK_TIMEOUT_S);
 
+/// How long after a failure the list of lost blocks is put into the tables again.
+const KEEP_AGAIN: Duration = Duration::from_mins(1);
+
 /// How often the labels of the replicas in use are looked at.
 const LABELS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -47,6 +51,7 @@ pub struct Open {
     read_only: bool,
     witness: Option<Arc<Keeper>>,
     ticker: Option<Ticker>,
+    losses: Option<Losses>,
     audit: Arc<Audit>,
     clock: Clock,
     pub(super) unremembered: bool,
@@ -102,6 +107,7 @@ impl Assembled {
         let replicas = std::mem::take(&mut self.replicas);
         let mut open = self.into_open(options, store, &choice, at_mount, Clock::starting_at(opening.clock.0))?;
         open.unremembered = opening.unremembered;
+        losses::name_at_mount(&open.fs, &open.store);
         open.begin_audit(registry, options, &choice, &opening)?;
         if let Some(why) = open.store.poisoned().filter(|_| !options.read_only) {
             // Damage lets the volume only be read. So nobody is resynced. The thread tells the trail's reports what
@@ -118,6 +124,7 @@ impl Assembled {
             }
             open.members.finish_replacements();
         }
+        open.losses = Some(Losses::start(&open.fs, &open.store)?);
         Ok(open)
     }
 
@@ -237,8 +244,8 @@ impl Assembled {
         let audit = Arc::new(audit);
         let keys = self.keys.volume_key().keys(self.header.volume);
         let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, at_mount);
-        let (witness, ticker, unremembered) = (None, None, false);
-        Ok(Open { members, store, fs, read_only, witness, ticker, audit, clock, unremembered })
+        let (witness, ticker, losses, unremembered) = (None, None, None, false);
+        Ok(Open { members, store, fs, read_only, witness, ticker, losses, audit, clock, unremembered })
     }
 
     /// The replicas that are present but stale: the root does not name them, or they are too old. And what each of them
@@ -554,6 +561,9 @@ impl Open {
         if self.read_only {
             return Ok(());
         }
+        if let Err(error) = self.fs.keep_lost() {
+            log::warn!("which blocks are lost is not written down: {error}");
+        }
         let result = match self.store.committable() {
             // When no operation waits for a commit, none has to be made, and no replica is needed for it.
             Err(error) if self.fs.is_clean() => {
@@ -573,6 +583,7 @@ impl Open {
     }
 
     fn stop(&mut self) {
+        self.losses.take().into_iter().for_each(Losses::stop);
         self.members.stop();
         let Some(Ticker { stop, thread }) = self.ticker.take() else { return };
         *stop.0.lock() = true;
@@ -627,6 +638,7 @@ impl Open {
         let run = move || {
             let mut before = store.generation();
             let mut looked = Instant::now();
+            let mut kept = None;
             loop {
                 let mut stopped = signal.0.lock();
                 signal.1.wait_while_for(&mut stopped, |stopped| !*stopped, TICK);
@@ -640,6 +652,13 @@ impl Open {
                 if looked.elapsed() >= LABELS_INTERVAL {
                     looked = Instant::now();
                     members.look_at_labels();
+                }
+                if kept.is_none_or(|at: Instant| at.elapsed() >= KEEP_AGAIN)
+                    && store.committable().is_ok()
+                    && let Err(error) = fs.keep_lost()
+                {
+                    log::warn!("which blocks are lost is not written down yet: {error}");
+                    kept = Some(Instant::now());
                 }
                 if fs.dirty_since().is_some_and(|since| since.elapsed() >= TICK * 2) && store.committable().is_ok() {
                     // When the commit fails, the store has the reason from now on, and every answer gives it.

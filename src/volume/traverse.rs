@@ -71,7 +71,7 @@ impl Progress {
 }
 
 /// Rests while applications use a volume.
-struct Pace<'a> {
+pub(super) struct Pace<'a> {
     meters: &'a Meters,
     /// Their operations, when that was looked at last.
     operations: Cell<u64>,
@@ -82,13 +82,13 @@ struct Pace<'a> {
 }
 
 impl<'a> Pace<'a> {
-    fn of(meters: &'a Meters) -> Self {
+    pub(super) fn of(meters: &'a Meters) -> Self {
         let operations = Cell::new(meters.operations());
         Self { meters, operations, used: Cell::new(None), begin: Cell::new(Instant::now()) }
     }
 
     /// Rests at the end of a slice.
-    fn keep(&self) {
+    pub(super) fn keep(&self) {
         let worked = self.begin.get().elapsed();
         if worked >= SLICE {
             std::thread::sleep(self.rest(worked));

@@ -23,6 +23,7 @@ mod failing;
 mod health;
 mod hollow;
 mod labels;
+mod losses;
 mod members;
 mod outage;
 mod pairs;

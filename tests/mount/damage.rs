@@ -163,3 +163,109 @@ fn p4_blocks_that_are_damaged_on_all_disks_cost_what_they_held() {
     println!("{mounted} of {ROUNDS} were mounted, {lost_in_all} things were lost");
     assert!(mounted > 0 && lost_in_all > 0);
 }
+
+/// The places of a file's content on the disks, by what it holds: sealed blocks are not to be recognised, so they are those that
+/// were written since `before`.
+fn written_since(before: &[u8], after: &[u8]) -> Vec<u64> {
+    let blocks = after.len() as u64 / BLOCK;
+    let at = |image: &[u8], block: u64| image[usize::try_from(block * BLOCK).unwrap()..][..4096].to_vec();
+    let inside = LABEL_SIZE / BLOCK..blocks - LABEL_SIZE / BLOCK;
+    inside.filter(|block| at(before, *block) != at(after, *block)).collect()
+}
+
+/// A volume that is not mounted, with a file that no disk can give and that was read once; and a good file. Also where the lost
+/// block is, and what it was.
+fn with_a_lost_file() -> (Lab, u64, Vec<u8>) {
+    let lab = Lab::mounted(2, 64);
+    fs::write(lab.mountpoint.join("good"), vec![1; 100_000]).unwrap();
+    ok(&lab.umount());
+    let before = lab.images();
+    ok(&lab.mount());
+    fs::create_dir(lab.mountpoint.join("case")).unwrap();
+    fs::write(lab.mountpoint.join("case/lost"), vec![2; 2_000_000]).unwrap();
+    fs::hard_link(lab.mountpoint.join("case/lost"), lab.mountpoint.join("case/second")).unwrap();
+    ok(&lab.umount());
+    let after = lab.images();
+    let new = written_since(&before[0], &after[0]);
+    // Most of what was written is the file's. Its middle is damaged, where no metadata is.
+    let run = new.chunk_by(|one, other| one + 1 == *other).max_by_key(|run| run.len()).unwrap();
+    assert!(run.len() > 200, "{}", run.len());
+    let place = run[run.len() / 2] * BLOCK;
+    let block = after[0][usize::try_from(place).unwrap()..][..4096].to_vec();
+    lab.disks.iter().for_each(|disk| overwrite(disk, place, &[0x5a; 4096]));
+    ok(&lab.mount());
+    assert_eq!(lab.status()["state"], "healthy", "nobody has read it yet");
+    assert_eq!(fs::read(lab.mountpoint.join("case/lost")).unwrap_err().raw_os_error(), Some(libc::EIO));
+    wait_for("the status to name the file", || advice(&lab.status()).contains("/case/"));
+    ok(&lab.umount());
+    (lab, place, block)
+}
+
+fn names_the_file(lab: &Lab, state: &str) {
+    let status = lab.status();
+    assert_eq!(status["state"], state);
+    let told = advice(&status);
+    let named =
+        ["1 blocks of /case/lost (and 1 more names of it)", "1 blocks of /case/second (and 1 more names of it)"];
+    assert!(told.contains("blocks-lost") && named.iter().any(|name| told.contains(name)), "{told}");
+    let text = run(Command::new(SCELLE).arg("status").arg(&lab.mountpoint));
+    assert_eq!(text.status.code(), Some(6));
+    assert!(String::from_utf8_lossy(&text.stdout).contains("/case/"), "{text:?}");
+}
+
+#[test]
+fn p4_a_lost_file_is_named_after_a_remount_before_anybody_reads_it() {
+    let (lab, ..) = with_a_lost_file();
+    let check = lab.check();
+    let told = String::from_utf8_lossy(&check.stdout).into_owned();
+    assert!(check.status.code() == Some(5) && told.contains("lost: 1 blocks of /case/"), "{told}");
+
+    // On another host, which remembers nothing of the volume.
+    let uuid = Uuid(lab.images()[0][48..64].try_into().unwrap());
+    fs::remove_file(format!("/var/lib/scelle/{uuid}.witness")).unwrap();
+    ok(&lab.mount());
+    names_the_file(&lab, "degraded");
+    let trail = run(Command::new(SCELLE).args(["audit", "log", "--json"]).arg(&lab.mountpoint));
+    let trail = String::from_utf8_lossy(&trail.stdout).into_owned();
+    let last = trail.rfind("\"mounted\"").unwrap();
+    let found = trail[last..].lines().find(|line| line.contains("damage-found"));
+    assert!(found.is_some_and(|line| line.contains("/case/")), "{trail}");
+    // A good file that is read changes nothing of it.
+    assert_eq!(fs::read(lab.mountpoint.join("good")).unwrap(), vec![1; 100_000]);
+    names_the_file(&lab, "degraded");
+
+    // When it is removed, the volume is healthy again, also after the next mount.
+    fs::remove_file(lab.mountpoint.join("case/lost")).unwrap();
+    fs::remove_file(lab.mountpoint.join("case/second")).unwrap();
+    wait_for("the volume to be healthy", || lab.status()["state"] == "healthy");
+    ok(&lab.umount());
+    ok(&lab.mount());
+    assert_eq!(lab.status()["state"], "healthy");
+    ok(&lab.umount());
+    assert_eq!(lab.check().status.code(), Some(0));
+}
+
+#[test]
+fn p4_a_read_only_mount_names_a_lost_file_and_writes_nothing() {
+    let (lab, ..) = with_a_lost_file();
+    let images = lab.images();
+    ok(&lab.mount_devices(&lab.devices(), "ro"));
+    names_the_file(&lab, "read-only");
+    ok(&lab.umount());
+    assert!(lab.images() == images, "something was written");
+}
+
+#[test]
+fn p4_a_lost_file_is_off_the_list_when_a_disk_gives_it_again() {
+    let (lab, place, block) = with_a_lost_file();
+    overwrite(&lab.disks[1], place, &block);
+    ok(&lab.mount());
+    // Nobody reads the file: the volume looks by itself.
+    wait_for("the volume to be healthy", || lab.status()["state"] == "healthy");
+    ok(&lab.umount());
+    ok(&lab.mount());
+    assert_eq!(lab.status()["state"], "healthy");
+    assert!(fs::read(lab.mountpoint.join("case/lost")).unwrap() == vec![2; 2_000_000]);
+    ok(&lab.umount());
+    assert_eq!(lab.check().status.code(), Some(0));
+}

@@ -232,7 +232,7 @@ impl Members {
 
     /// Has every replica take the place that it is enrolled for, if it is in sync: the volume was closed between the two.
     pub(in crate::volume) fn finish_replacements(&self) {
-        if self.store.lost_blocks().is_empty() {
+        if self.store.lost().is_empty() {
             // What goes wrong is said by the log, and the other replica stays.
             self.rows().into_iter().for_each(|index| drop(self.take_place(index)));
         }

@@ -91,7 +91,7 @@ use crate::fs::Fs;
 use crate::mirror::{Incarnation, State};
 use crate::pages::{self, Store, Unit};
 use crate::problem::ExitCode;
-use crate::units::{BLOCK_SIZE, BlockAddr, Ino, Run, shown};
+use crate::units::{BLOCK_SIZE, Ino, Run};
 
 /// Whether what was written last is lost. It is when `error` says that a unit does not verify, no replica is in sync,
 /// and every replica that held the last root is here and approved.
@@ -117,7 +117,6 @@ pub(in crate::volume) struct Resync {
 
 /// A block that no replica can give.
 struct LostBlock {
-    addr: BlockAddr,
     /// The file that it is part of; none for metadata.
     file: Option<Ino>,
     /// That file's path, as soon as it is known.
@@ -228,11 +227,11 @@ impl Resync {
         let answers = |index: usize| in_sync >> index & 1 == 1 && mirror.read_from(index, known).is_ok();
         let goes_on = (is_damaged || is_unread) && !is_node && (0..mirror.len()).any(answers);
         let what = file.map_or("the metadata".to_owned(), |ino| format!("the file with inode number {}", ino.0));
-        if !goes_on || !store.note_lost(unit.at.addr, what.clone()) {
+        if !goes_on || !store.note_lost(unit.at.addr, file) {
             return Err(error);
         }
         log::error!("resync of replica {}: {error}; a block of {what} is lost, and the resync goes on", self.index);
-        self.lost.lock().push(LostBlock { addr: unit.at.addr, file, what });
+        self.lost.lock().push(LostBlock { file, what });
         Ok(())
     }
 
@@ -242,14 +241,11 @@ impl Resync {
         if files.is_empty() {
             return Ok(());
         }
-        let names = fs.paths(&files, go_on)?;
-        let still = store.lost_blocks();
+        fs.name_lost(&files, go_on)?;
+        let names = store.lost_names();
         for lost in self.lost.lock().iter_mut() {
-            let Some(path) = lost.file.and_then(|ino| names.get(&ino)) else { continue };
-            lost.what = shown(&String::from_utf8_lossy(path));
-            // A block that was freed meanwhile is not noted again.
-            if still.contains(&lost.addr) {
-                store.note_lost(lost.addr, lost.what.clone());
+            if let Some(name) = lost.file.and_then(|ino| names.get(&ino)) {
+                lost.what.clone_from(name);
             }
         }
         Ok(())
