@@ -69,7 +69,8 @@ impl Fs {
     pub fn name_lost(&self, files: &BTreeSet<Ino>, go_on: &dyn Fn() -> bool) -> Result<()> {
         let mut names = BTreeMap::new();
         for (ino, path) in self.paths(files, go_on)? {
-            let others = self.existing(ino)?.nlink.saturating_sub(1);
+            // A row that is lost says nothing of other names.
+            let others = self.existing(ino).map_or(0, |inode| inode.nlink.saturating_sub(1));
             let path = shown(&String::from_utf8_lossy(&path));
             names.insert(ino, if others == 0 { path } else { format!("{path} (and {others} more names of it)") });
         }

@@ -164,8 +164,16 @@ pub(super) struct Chosen {
     pub(super) proof: Proof,
     /// Why that is not the newest root.
     pub(super) incomplete: Option<String>,
+    /// What was not decided by what is found, and that the administrator has accepted.
+    pub(super) accepted: Option<String>,
     /// Slots of the ring that open on every replica in sync.
     pub(super) slots: u64,
+}
+
+impl Chosen {
+    pub(super) fn new(choice: recovery::Choice, proof: Proof) -> Self {
+        Self { choice, proof, incomplete: None, accepted: None, slots: 0 }
+    }
 }
 
 impl Assembled {
@@ -394,14 +402,14 @@ impl Assembled {
         })?;
         self.admit(&choice, degraded)?;
         if choice.root.provisional.is_none() {
-            return Ok(Chosen { choice, proof: Proof::default(), incomplete: None, slots: 0 });
+            return Ok(Chosen::new(choice, Proof::default()));
         }
         let proof = self.prove(&choice.root, &choice);
         let on_from = acceptable(rings, &choice, &proof);
         self.refuse_loss(&choice, &proof, on_from, accept)?;
         let is_dropped = proof.unread.is_some() && accept.is_some() && accept == on_from;
         if proof.lost == 0 && !is_dropped {
-            return Ok(Chosen { choice, proof, incomplete: None, slots: 0 });
+            return Ok(Chosen::new(choice, proof));
         }
         let (volume, generation, lost) = (self.header.volume, choice.root.generation, proof.lost);
         let Some((earlier, before)) = recovery::choose_before(rings, &choice.root) else {
@@ -409,7 +417,7 @@ impl Assembled {
                 "volume {volume}: blocks of commit {generation} are damaged on every replica that is here, and the root of the \
                  commit before it is not there: what they held is lost"
             );
-            return Ok(Chosen { choice, proof, incomplete: None, slots: 0 });
+            return Ok(Chosen::new(choice, proof));
         };
         self.admit(&before, degraded)?;
         let found = match lost {
@@ -428,7 +436,7 @@ impl Assembled {
             format!("commit {generation} {found}{absent}. The volume goes on from commit {}", before.root.generation);
         log::warn!("volume {volume}: {why}");
         *rings = earlier;
-        Ok(Chosen { choice: before, proof: Proof::default(), incomplete: Some(why), slots: 0 })
+        Ok(Chosen { incomplete: Some(why), ..Chosen::new(before, Proof::default()) })
     }
 
     /// The refusal of two histories, with all that is known of them, and the way out.

@@ -65,6 +65,14 @@ struct Doubt {
     behind: Vec<usize>,
 }
 
+/// What the administrator has accepted.
+enum Answer {
+    /// To go on from the commit in doubt, for this reason.
+    On(String),
+    /// To go on from the commit before.
+    Before(Vec<recovery::Ring>, Box<Chosen>),
+}
+
 impl Assembled {
     /// Decides where the volume goes on from, and refuses what nobody has decided. Returns the rings as far as they count.
     ///
@@ -73,23 +81,25 @@ impl Assembled {
     pub(super) fn decide(&self, options: &OpenOptions) -> Result<(Vec<recovery::Ring>, Chosen), Error> {
         let found = self.rings();
         let (rings, mut chosen) = self.decide_on(found.clone(), options)?;
-        self.refuse_lost_roots(&found, &chosen.choice, options.accept_rollback)?;
+        let accepted = self.refuse_lost_roots(&found, &chosen.choice, options.accept_rollback)?;
+        chosen.accepted = chosen.accepted.or(accepted);
         chosen.slots = in_sync(&chosen.choice)
             .fold(u64::MAX, |slots, index| slots & label::slots_of(recovery::ring_of(&found, index)));
         Ok((rings, chosen))
     }
 
-    /// Refuses to go on from the newest root that opens when on every replica in sync a newer one may be lost.
+    /// Refuses to go on from the newest root that opens when on every replica in sync a newer one may be lost. Returns what
+    /// was accepted, if that was.
     fn refuse_lost_roots(
         &self,
         rings: &[recovery::Ring],
         choice: &recovery::Choice,
         given: Option<Generation>,
-    ) -> Result<(), Error> {
+    ) -> Result<Option<String>, Error> {
         let roots = |index: usize| recovery::ring_of(rings, index);
         let generation = choice.root.generation;
-        if given == Some(generation) || in_sync(choice).any(|index| !recovery::may_lack_newest(roots(index))) {
-            return Ok(());
+        if in_sync(choice).any(|index| !recovery::may_lack_newest(roots(index))) {
+            return Ok(None);
         }
         let damaged = |index: usize| {
             let lost = roots(index).first().map_or(0, |newest| newest.ring & !label::slots_of(roots(index)));
@@ -100,6 +110,11 @@ impl Assembled {
             "{}, and that of a later commit may have been among them. Commit {generation} is the last that can be seen",
             damaged.join(", ")
         );
+        if given == Some(generation) {
+            let why = format!("{why}; the administrator accepted to go on from it");
+            log::warn!("volume {}: {why}", self.header.volume);
+            return Ok(Some(why));
+        }
         Err(Error::Unproven { volume: self.header.volume, generation, acceptable: Some(generation), given, why })
     }
 
@@ -150,17 +165,19 @@ impl Assembled {
             let lost = lost.or_else(|| self.lost_data(doubt, &rings, &choice))?;
             Some((doubt, lost))
         });
-        if let Some((doubt, lost)) = asked
-            && let Some(before) = self.ask(doubt, &lost, &rings, options)?
-        {
-            return Ok(before);
+        let mut accepted = None;
+        if let Some((doubt, lost)) = asked {
+            match self.ask(doubt, &lost, &rings, options)? {
+                Answer::Before(earlier, before) => return Ok((earlier, *before)),
+                Answer::On(why) => accepted = Some(why),
+            }
         }
         if is_damaged {
             let (volume, generation) = (self.header.volume, origin.generation);
             log::error!("volume {volume}: blocks of commit {generation} are damaged on every replica");
         }
         self.outdate(&mut choice, &origin, &mut proof);
-        Ok((rings, Chosen { choice, proof, incomplete: None, slots: 0 }))
+        Ok((rings, Chosen { accepted, ..Chosen::new(choice, proof) }))
     }
 
     /// Makes those replicas stale that lack what another one has of a commit that was flushed.
@@ -184,23 +201,17 @@ impl Assembled {
         proof.lacking.clear();
     }
 
-    /// Goes on from the commit in doubt, or from the one before, as the administrator has accepted. Nothing is returned
-    /// for the first.
-    fn ask(
-        &self,
-        doubt: &Doubt,
-        lost: &str,
-        rings: &[recovery::Ring],
-        options: &OpenOptions,
-    ) -> Result<Option<(Vec<recovery::Ring>, Chosen)>, Error> {
+    /// Goes on from the commit in doubt, or from the one before, as the administrator has accepted.
+    fn ask(&self, doubt: &Doubt, lost: &str, rings: &[recovery::Ring], options: &OpenOptions) -> Result<Answer, Error> {
         let (volume, generation, given) = (self.header.volume, doubt.root.generation, options.accept_rollback);
         let before = self.before(rings, &doubt.root, options.degraded);
         let acceptable = before.as_ref().map_or(generation, |(_, before)| before.choice.root.generation);
         let behind = self.names(&doubt.behind);
         let why = format!("{lost}, and {behind}, which had flushed it, shows no more than the commit before it");
         if given == Some(generation) {
-            log::warn!("volume {volume}: {why}: the administrator accepted to go on from commit {generation} without");
-            return Ok(None);
+            let why = format!("{why}; the administrator accepted to go on from commit {generation} all the same");
+            log::warn!("volume {volume}: {why}");
+            return Ok(Answer::On(why));
         }
         match before {
             Some((earlier, before)) if given == Some(acceptable) => {
@@ -209,7 +220,7 @@ impl Assembled {
                      commit {generation} is lost"
                 );
                 log::warn!("volume {volume}: {why}");
-                Ok(Some((earlier, Chosen { incomplete: Some(why), ..before })))
+                Ok(Answer::Before(earlier, Box::new(Chosen { accepted: Some(why), ..before })))
             }
             before => {
                 let how = match before {
@@ -241,7 +252,7 @@ impl Assembled {
         }
         self.outdate(&mut choice, &origin, &mut proof);
         self.mark_unfit(&mut choice);
-        Some((earlier, Chosen { choice, proof, incomplete: None, slots: 0 }))
+        Some((earlier, Chosen::new(choice, proof)))
     }
 
     /// What of the data of a commit is on no replica that is here, in words; also when the tables that would tell cannot

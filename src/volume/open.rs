@@ -135,7 +135,7 @@ impl Assembled {
             return Err(Error::ReadOnlyFeatures(volume));
         }
         let accept = options.accept_rollback;
-        let (rings, Chosen { choice, proof, incomplete, slots }) = self.decide(options)?;
+        let (rings, Chosen { choice, proof, incomplete, accepted, slots }) = self.decide(options)?;
         // The last generation that a replica holds for certain. When its newest root is provisional, and the volume
         // does not go on from that root, whether all blocks of that commit are there is not known. So the generation
         // before it counts.
@@ -161,7 +161,7 @@ impl Assembled {
         }
         let clock = check_clock(options, volume, &choice.root, written_unix_s)?;
         let behind = if options.read_only { Vec::new() } else { self.left_behind(&choice, &rings) };
-        let opening = Opening { rolled_back, unreadable, clock, incomplete, ..Opening::default() };
+        let opening = Opening { rolled_back, unreadable, clock, incomplete, accepted, ..Opening::default() };
         Ok(Plan { choice, slots, rings, lacking: proof.lacking, behind, left_at, opening, seen })
     }
 
@@ -367,6 +367,8 @@ struct Opening {
     too_few: Option<String>,
     /// Why the volume does not go on from the newest root.
     incomplete: Option<String>,
+    /// What the administrator has accepted of what could not be decided.
+    accepted: Option<String>,
     /// Whether the host has no witness of the volume, though it was mounted before.
     unremembered: bool,
     /// Which devices are enrolled anew.
@@ -522,11 +524,13 @@ impl Open {
         };
         let too_few = opening.too_few.as_ref().map(|why| Reason::new(Code::Policy, why));
         let incomplete = opening.incomplete.as_ref().map(|why| Reason::new(Code::CommitIncomplete, why));
+        let accepted = opening.accepted.as_ref().map(|why| Reason::new(Code::VolumeUnproven, why));
         let left_out = opening.left_out.iter().map(|why| Reason::new(Code::LabelDamaged, why));
         let unreadable = opening.unreadable.as_ref().map(|why| Reason::new(Code::WitnessUnavailable, why));
         let unasked = self.store.poisoned().filter(|_| !self.read_only);
         let damaged = unasked.map(|why| Reason::new(self.store.read_only_code(), why));
-        let reasons = too_few.into_iter().chain(incomplete).chain(left_out).chain(unreadable).chain(damaged);
+        let reasons =
+            too_few.into_iter().chain(incomplete).chain(accepted).chain(left_out).chain(unreadable).chain(damaged);
         let mut entries = vec![Entry::done(audit.user(), Object::Volume, mounted).because(reasons)];
         if let Some(seen) = opening.rolled_back {
             let event = Event::RollbackAccepted { seen: seen.0, found: choice.root.generation.0 };

@@ -127,7 +127,7 @@ impl Cell<'_> {
         let options = OpenOptions { degraded: disks.iter().any(Option::is_none), ..options.clone() };
         let court = self.commit.bench.court.on(disks, &Log::default());
         let (outcome, is_open) = match court.open_with(&options) {
-            Ok(open) => (self.look(open), true),
+            Ok(open) => (self.look(open, options.accept_rollback.is_some()), true),
             Err(error) => (refused(&error, self), false),
         };
         let mut left = court.disks().into_iter();
@@ -152,7 +152,7 @@ impl Cell<'_> {
         OpenOptions { accept_rollback, ..options }
     }
 
-    fn look(&self, open: Open) -> Outcome {
+    fn look(&self, open: Open, accepted: bool) -> Outcome {
         let is_resyncing = || open.status().replicas.iter().any(|replica| replica.state == State::Resyncing);
         wait_for("the resync", || !is_resyncing());
         let outcome = match open.fs().lookup(scelle::units::Ino::ROOT, b"after") {
@@ -166,6 +166,11 @@ impl Cell<'_> {
             Err(error) if error.errno() == libc::ENOENT => Before,
             Err(_) => Unreadable,
         };
+        if accepted && outcome == Before && expected(self.pair, self.provisional) == Undecided {
+            let mounted = super::audit::trail(&open).into_iter().rfind(|record| record.event == "mounted").unwrap();
+            let is_told = mounted.reasons.iter().any(|reason| reason.code == Code::VolumeUnproven.to_string());
+            assert!(is_told, "{self:?}: what was accepted is not in the trail: {mounted:?}");
+        }
         let closed = open.close();
         assert!(closed.is_ok() || outcome == Unreadable, "{self:?}: {closed:?}");
         outcome

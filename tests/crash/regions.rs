@@ -145,6 +145,11 @@ impl Case {
             Err(error) if error.code() == Code::VolumeIncomplete => mount(true)?,
             outcome => outcome?,
         };
+        if accept_rollback.is_some() {
+            let mounted = super::audit::trail(&open).into_iter().rfind(|record| record.event == "mounted").unwrap();
+            let is_told = mounted.reasons.iter().any(|reason| reason.code == Code::VolumeUnproven.to_string());
+            assert!(is_told, "what was accepted is not in the trail: {mounted:?}");
+        }
         wait_for("the end of the resync", || !states(&open).contains(&State::Resyncing));
         let in_sync = states(&open).iter().map(|state| *state == State::InSync).collect();
         let mut found = Found { in_sync, missing: Vec::new(), unreadable: Vec::new(), disks: Vec::new() };
