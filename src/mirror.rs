@@ -96,6 +96,7 @@ mod cache;
 pub mod choice;
 mod dirty;
 mod error;
+mod examine;
 mod queue;
 pub mod quorum;
 mod read;

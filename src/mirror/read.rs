@@ -154,15 +154,25 @@ impl Mirror {
 
     /// As [`Mirror::read_from`], into `buf`, which is as long as the run. The read is abandoned when `patience` is
     /// over.
-    fn ask(
+    pub(super) fn ask(
         &self,
         index: usize,
         run: Run,
+        buf: AlignedBuf,
+        patience: Option<Duration>,
+    ) -> device::Result<AlignedBuf> {
+        self.ask_at(index, device_offset(run.addr), buf, patience)
+    }
+
+    /// As [`Mirror::ask`], at a byte offset of the device.
+    pub(super) fn ask_at(
+        &self,
+        index: usize,
+        offset: u64,
         mut buf: AlignedBuf,
         patience: Option<Duration>,
     ) -> device::Result<AlignedBuf> {
         let replica = &self.replicas[index];
-        let offset = device_offset(run.addr);
         let Some(device) = self.device(index) else {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(device::Error::Io { action: "read", offset, bytes: buf.len(), source });

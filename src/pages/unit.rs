@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{Error, Page, Result, Store};
 use crate::crypto::{Binding, Keys, Kind};
 use crate::device::AlignedBuf;
+use crate::label::{self, Root};
 use crate::mirror::Incarnation;
 use crate::space::Bitmap;
 use crate::units::{BLOCK_SIZE, BlockAddr, Run, Tag, WriteId};
@@ -81,6 +82,19 @@ impl Store {
         Ok(())
     }
 
+    /// A root, sealed for its slot.
+    ///
+    /// # Errors
+    /// When the system has no random bytes for the seal.
+    pub fn sealed_root(&self, root: &Root) -> Result<AlignedBuf> {
+        root.sealed(&self.keys, self.volume).map_err(|error| Error::Io(error.to_string()))
+    }
+
+    /// The root that a block from a slot of a ring is, if it is one of this volume.
+    pub fn root_in(&self, slot: u64, block: &[u8]) -> Option<Root> {
+        label::open_root(&self.keys, self.volume, slot, block)
+    }
+
     /// Gives a replica at the end of its resync the last root. The caller sees to it that no commit is under way. Returns
     /// whether the replica has it, and is still being resynced.
     ///
@@ -88,12 +102,13 @@ impl Store {
     /// When the system has no random bytes for the seal.
     pub fn give_last_root(&self, replica: usize, incarnation: Incarnation) -> Result<bool> {
         let root = self.root();
-        let sealed = root.sealed(&self.keys, self.volume).map_err(|error| Error::Io(error.to_string()))?;
+        let sealed = self.sealed_root(&root)?;
         let offsets = root.offsets(self.device_bytes(replica));
         Ok(self.mirror.publish_resynced(replica, incarnation, &Arc::new(sealed), offsets))
     }
 
-    fn opens(&self, unit: &Unit, sealed: &[u8]) -> bool {
+    /// Whether these sealed bytes are the unit.
+    pub fn opens(&self, unit: &Unit, sealed: &[u8]) -> bool {
         unit.open(&self.keys, sealed, &mut [0; BLOCK_SIZE])
     }
 }
