@@ -446,6 +446,11 @@ impl Store {
         Units::new(self)
     }
 
+    /// The same, from where another one was.
+    pub fn units_behind(&self, cursor: view::Cursor) -> Units<'_> {
+        Units::behind(self, cursor)
+    }
+
     /// Whether a commit would make blocks available that are taken at this moment.
     pub fn has_unreleased(&self) -> bool {
         let batch = self.batch.lock();

@@ -64,9 +64,29 @@ impl Fs {
     /// # Errors
     /// Of the metadata.
     pub fn scan(&self, after: Option<&Scanned>, limit: usize) -> Result<Vec<Scanned>> {
-        let (ino, lblock) = after.map_or((Ino(0), 0), |last| (last.ino, last.extent.end() - 1));
+        self.scan_behind(after.map(|last| (last.ino, last.extent.end() - 1)), limit)
+    }
+
+    /// As [`Fs::scan`], the extents that begin behind this block of this file.
+    ///
+    /// # Errors
+    /// Of the metadata.
+    pub fn scan_behind(&self, after: Option<(Ino, u64)>, limit: usize) -> Result<Vec<Scanned>> {
+        let (ino, lblock) = after.unwrap_or((Ino(0), 0));
         // Not by `view`, which counts what applications ask.
         let found = self.meta().read(|view| Ok::<_, Error>(view.all_extents(ino, lblock, limit)?))?;
         Ok(found.into_iter().map(|(ino, extent)| Scanned { ino, extent }).collect())
+    }
+
+    /// As [`Fs::scan_behind`], of one file alone.
+    ///
+    /// # Errors
+    /// Of the metadata.
+    pub fn scan_file(&self, ino: Ino, after: Option<(Ino, u64)>, limit: usize) -> Result<Vec<Scanned>> {
+        // No file has a block of the highest number.
+        let before = (Ino(ino.0.saturating_sub(1)), u64::MAX);
+        let mut found = self.scan_behind(after.or(Some(before)), limit)?;
+        found.retain(|scanned| scanned.ino == ino);
+        Ok(found)
     }
 }

@@ -255,6 +255,17 @@ fn height(tree: &TreeRef) -> u8 {
     tree.height.min(HEIGHT_MAX)
 }
 
+/// Where a traversal of the trees is between two chunks. It means the same under any later root, and in any later mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Cursor {
+    /// Pages that the first root's tree of the database had; none when that tree has been walked to its end.
+    database: Option<u64>,
+    /// The same of the space map, which comes first.
+    space: Option<u64>,
+    /// The place that was visited last: the first page below, and how far above the pages it is.
+    after: Option<(u64, u8)>,
+}
+
 /// A traversal of every unit of both trees, the space map first ([the module](self) says what it visits).
 pub struct Units<'a> {
     store: &'a Store,
@@ -269,6 +280,21 @@ pub struct Units<'a> {
 impl<'a> Units<'a> {
     pub(super) fn new(store: &'a Store) -> Self {
         Self { store, nodes: Nodes::default(), left: Vec::new(), begun: false, after: None }
+    }
+
+    /// A traversal that goes on where another one was.
+    pub(super) fn behind(store: &'a Store, cursor: Cursor) -> Self {
+        let ends = [(TreeKind::Database, cursor.database), (TreeKind::Space, cursor.space)];
+        let left = ends.into_iter().filter_map(|(kind, end)| Some((kind, end?))).collect();
+        let after = cursor.after.map(|(first, above)| Place::new(first, above.min(HEIGHT_MAX)));
+        Self { left, begun: true, after, ..Self::new(store) }
+    }
+
+    /// Where it is; nothing before the first chunk.
+    pub fn cursor(&self) -> Option<Cursor> {
+        let end = |wanted| self.left.iter().find(|(kind, _)| *kind == wanted).map(|(_, end)| *end);
+        let after = self.after.map(|place| (place.first, place.above.0));
+        self.begun.then(|| Cursor { database: end(TreeKind::Database), space: end(TreeKind::Space), after })
     }
 
     /// Visits the next units under a view of the newest root, until the chunk is full or `visit` says that it is to

@@ -17,22 +17,31 @@
 //! A block's file and place in the file decide when the block is visited. No operation moves a block from one place to
 //! another.
 //!
+//! # Going on later
+//!
+//! Between two chunks a traversal can say where it is ([`Cursor`]), and another one can go on from there, in a later mount
+//! too. It visits what the first would have visited, but for what was written since.
+//!
 //! # Applications come first
 //!
 //! While applications use the volume, a traversal rests as long as it works, in slices of a fifth of a millisecond. So they
 //! keep at least half of the processors' and the disks' time ([`Traversal::beside`]). On a volume that nobody uses it
 //! does not rest.
+//!
+//! It can be held to a rate besides ([`Traversal::at_rate`]). Then a chunk ends early, and the waiting is done between two
+//! chunks, where nothing is held.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::error::Error;
+use crate::fs::Scanned;
 use crate::fs::{Fs, Meters};
 use crate::meta::ExtentRow;
-use crate::pages::view::CHUNK_TIME;
+use crate::pages::view::{self, CHUNK_TIME};
 use crate::pages::{Store, Unit};
-use crate::units::{Ino, Run};
+use crate::units::{BLOCK_SIZE, Ino, Run};
 
 /// Extents whose rows are read at once, under the lock of the tables.
 const EXTENTS_AT_ONCE: usize = 64;
@@ -45,6 +54,15 @@ const REST_MAX: Duration = Duration::from_millis(50);
 
 /// How long after an application's last operation a volume counts as in use.
 const IN_USE: Duration = Duration::from_secs(1);
+
+/// How long a traversal that is ahead of its rate sleeps before it looks whether it is to end.
+const NAP: Duration = Duration::from_millis(50);
+
+/// How far ahead of its rate a traversal may be.
+const AHEAD: Duration = Duration::from_millis(10);
+
+/// How far behind its rate a traversal may be before what it has not used is forgotten.
+const BEHIND: Duration = Duration::from_millis(200);
 
 /// What a traversal visits.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +81,12 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Says that so much is done, of so much in all.
+    pub(super) fn set(&self, done: u64, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
+        self.done.store(done, Ordering::Relaxed);
+    }
+
     /// Blocks that were visited, and blocks in all: those that were in use when the traversal began.
     pub fn blocks(&self) -> (u64, u64) {
         let total = self.total.load(Ordering::Relaxed);
@@ -107,6 +131,48 @@ impl<'a> Pace<'a> {
     }
 }
 
+/// Holds a traversal to so many bytes a second.
+struct Rate {
+    per_s: u64,
+    since: Cell<Instant>,
+    bytes: Cell<u64>,
+}
+
+impl Rate {
+    /// At least a block a second: less is as good as none.
+    fn of(per_s: u64) -> Self {
+        Self { per_s: per_s.max(BLOCK_SIZE as u64), since: Cell::new(Instant::now()), bytes: Cell::new(0) }
+    }
+
+    fn spend(&self, bytes: u64) {
+        self.bytes.set(self.bytes.get() + bytes);
+    }
+
+    /// How far ahead of the rate what was done is.
+    fn ahead(&self) -> Duration {
+        let (bytes, passed) = (self.bytes.get(), self.since.get().elapsed());
+        let due = Duration::from_nanos(
+            u64::try_from(u128::from(bytes) * 1_000_000_000 / u128::from(self.per_s)).unwrap_or(u64::MAX),
+        );
+        if passed > due + BEHIND {
+            self.since.set(Instant::now());
+            self.bytes.set(0);
+        }
+        due.saturating_sub(passed)
+    }
+}
+
+/// Where a traversal is between two chunks: what comes next. A new one begins at the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Cursor {
+    /// Where in the trees, once it has begun there.
+    metadata: Option<view::Cursor>,
+    /// The metadata is done with.
+    is_in_data: bool,
+    /// The file and the last block in it that was visited.
+    data: Option<(u64, u64)>,
+}
+
 /// A walk over all sealed units of a volume.
 pub struct Traversal<'a> {
     store: &'a Store,
@@ -114,6 +180,10 @@ pub struct Traversal<'a> {
     go_on: &'a dyn Fn() -> bool,
     file: Cell<Option<Ino>>,
     pace: Option<Pace<'a>>,
+    rate: Option<Rate>,
+    cursor: Cell<Cursor>,
+    /// What is done between two chunks.
+    between: Option<&'a dyn Fn(Cursor)>,
 }
 
 impl<'a> Traversal<'a> {
@@ -122,7 +192,26 @@ impl<'a> Traversal<'a> {
         let in_use = store.usage().total_blocks.saturating_sub(store.root().free_blocks);
         progress.done.store(0, Ordering::Relaxed);
         progress.total.store(in_use, Ordering::Relaxed);
-        Self { store, progress, go_on, file: Cell::new(None), pace: None }
+        let (file, cursor) = (Cell::new(None), Cell::default());
+        Self { store, progress, go_on, file, pace: None, rate: None, cursor, between: None }
+    }
+
+    /// Goes on from where another one was, which had visited `done` of `total` blocks.
+    pub(super) fn set_behind(&self, cursor: Cursor, done: u64, total: u64) {
+        self.progress.set(done, total);
+        self.cursor.set(cursor);
+    }
+
+    /// The same, at so many bytes a second at most.
+    #[must_use]
+    pub fn at_rate(self, bytes_per_s: Option<u64>) -> Self {
+        Self { rate: bytes_per_s.map(Rate::of), ..self }
+    }
+
+    /// The same, and `between` is told after each chunk where the traversal is. Nothing is held then.
+    #[must_use]
+    pub fn telling(self, between: &'a dyn Fn(Cursor)) -> Self {
+        Self { between: Some(between), ..self }
     }
 
     /// The same, beside the applications whose operations these meters count.
@@ -141,18 +230,32 @@ impl<'a> Traversal<'a> {
     /// # Errors
     /// When a node cannot be read from any replica, or what `visit` returns.
     pub fn metadata(&self, visit: &mut dyn FnMut(Item) -> Result<(), Error>) -> Result<bool, Error> {
-        let mut units = self.store.units();
+        let begin = self.cursor.get();
+        if begin.is_in_data {
+            return Ok(true);
+        }
+        let mut units = begin.metadata.map_or_else(|| self.store.units(), |at| self.store.units_behind(at));
         let mut goes_on = true;
-        while goes_on {
+        loop {
             let is_more = units.chunk(&mut |unit| {
-                goes_on = self.visit(Item::Unit(*unit), 1, visit)?;
-                Ok::<bool, Error>(goes_on)
+                goes_on = self.step(1, || visit(Item::Unit(*unit)))?;
+                Ok::<bool, Error>(goes_on && !self.is_ahead())
             })?;
+            if !goes_on {
+                return Ok(false);
+            }
+            self.cursor.set(Cursor { metadata: units.cursor(), ..begin });
+            self.between_chunks();
             if !is_more {
-                break;
+                self.leave_metadata();
+                return Ok(true);
             }
         }
-        Ok(goes_on)
+    }
+
+    /// Goes on with the data, whatever is left of the metadata.
+    pub(super) fn leave_metadata(&self) {
+        self.cursor.set(Cursor { is_in_data: true, ..self.cursor.get() });
     }
 
     /// Visits every block of data of all files, and the space that they have reserved. Returns whether the walk came to
@@ -161,49 +264,101 @@ impl<'a> Traversal<'a> {
     /// # Errors
     /// Of the metadata, or what `visit` returns.
     pub fn data(&self, fs: &Fs, visit: &mut dyn FnMut(Item) -> Result<(), Error>) -> Result<bool, Error> {
-        let mut after = None;
+        self.extents(fs, None, &mut |scanned| self.extent(&scanned.extent, visit))
+    }
+
+    /// Visits the extents of all files, or of these `files`, which are in the order of their numbers. The caller counts
+    /// what is done ([`Traversal::step`]), and says whether to go on. Returns whether the walk came to its end.
+    ///
+    /// # Errors
+    /// Of the metadata, or what `visit` returns.
+    pub(super) fn extents(
+        &self,
+        fs: &Fs,
+        files: Option<&[Ino]>,
+        visit: &mut dyn FnMut(&Scanned) -> Result<bool, Error>,
+    ) -> Result<bool, Error> {
         loop {
-            let begin = Instant::now();
-            // The reader is taken before the rows are read: what they refer to then is not used again while it lives.
-            let _reader = self.store.reader();
-            let found = fs.scan(after.as_ref(), EXTENTS_AT_ONCE)?;
-            if found.is_empty() {
+            let mut after = self.cursor.get().data.map(|(ino, lblock)| (Ino(ino), lblock));
+            let (begin, mut is_new) = (Instant::now(), false);
+            {
+                // The reader is taken before the rows are read: what they refer to then is not used again while it lives.
+                let _reader = self.store.reader();
+                for scanned in Self::next_extents(fs, files, after)? {
+                    self.file.set(Some(scanned.ino));
+                    if !visit(&scanned)? {
+                        return Ok(false);
+                    }
+                    (after, is_new) = (Some((scanned.ino, scanned.extent.end() - 1)), true);
+                    if begin.elapsed() >= CHUNK_TIME || self.is_ahead() {
+                        break;
+                    }
+                }
+            }
+            if !is_new {
                 return Ok(true);
             }
-            for scanned in found {
-                self.file.set(Some(scanned.ino));
-                if !self.extent(&scanned.extent, visit)? {
-                    return Ok(false);
-                }
-                after = Some(scanned);
-                if begin.elapsed() >= CHUNK_TIME {
-                    break;
-                }
+            self.cursor.set(Cursor { data: after.map(|(ino, lblock)| (ino.0, lblock)), ..self.cursor.get() });
+            self.between_chunks();
+        }
+    }
+
+    /// The next extents behind this place, of all files or of these.
+    fn next_extents(fs: &Fs, files: Option<&[Ino]>, after: Option<(Ino, u64)>) -> Result<Vec<Scanned>, Error> {
+        let Some(files) = files else { return Ok(fs.scan_behind(after, EXTENTS_AT_ONCE)?) };
+        let first = after.map_or(0, |(ino, _)| files.partition_point(|file| *file < ino));
+        for file in &files[first..] {
+            let found = fs.scan_file(*file, after.filter(|(ino, _)| ino == file), EXTENTS_AT_ONCE)?;
+            if !found.is_empty() {
+                return Ok(found);
             }
         }
+        Ok(Vec::new())
     }
 
     fn extent(&self, extent: &ExtentRow, visit: &mut dyn FnMut(Item) -> Result<(), Error>) -> Result<bool, Error> {
         let Some(tags) = &extent.tags else {
-            return self.visit(Item::Reserved(extent.run()), extent.blocks, visit);
+            return self.step(extent.blocks, || visit(Item::Reserved(extent.run())));
         };
         for (i, tag) in (0..).zip(tags) {
             let unit = self.store.data_unit(extent.addr.add(i), extent.id.add(i), *tag);
-            if !self.visit(Item::Unit(unit), 1, visit)? {
+            if !self.step(1, || visit(Item::Unit(unit)))? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn visit(&self, item: Item, blocks: u64, visit: &mut dyn FnMut(Item) -> Result<(), Error>) -> Result<bool, Error> {
+    /// Visits so many blocks, unless the traversal is to end, and rests. Returns whether it goes on.
+    pub(super) fn step(&self, blocks: u64, visit: impl FnOnce() -> Result<(), Error>) -> Result<bool, Error> {
         if !(self.go_on)() {
             return Ok(false);
         }
-        visit(item)?;
+        visit()?;
         self.pace.iter().for_each(Pace::keep);
         self.progress.done.fetch_add(blocks, Ordering::Relaxed);
         Ok(true)
+    }
+
+    /// Counts bytes that were read from each replica, for the rate.
+    pub(super) fn spend(&self, bytes: u64) {
+        self.rate.iter().for_each(|rate| rate.spend(bytes));
+    }
+
+    fn is_ahead(&self) -> bool {
+        self.rate.as_ref().is_some_and(|rate| rate.ahead() > AHEAD)
+    }
+
+    /// Tells where the traversal is, and waits until it is not ahead of its rate any more.
+    fn between_chunks(&self) {
+        if let Some(between) = self.between {
+            between(self.cursor.get());
+        }
+        while let Some(ahead) = self.rate.as_ref().map(Rate::ahead).filter(|ahead| !ahead.is_zero())
+            && (self.go_on)()
+        {
+            std::thread::sleep(ahead.min(NAP));
+        }
     }
 }
 
@@ -226,5 +381,22 @@ mod tests {
         }
         meters.commit.record(Duration::from_millis(1), 0);
         assert_eq!(pace.rest(short), Duration::ZERO, "a commit by itself is no application");
+    }
+
+    #[test]
+    fn a_rate_is_kept_and_what_was_not_used_of_it_is_forgotten() {
+        let rate = Rate::of(1 << 20);
+        assert_eq!(rate.ahead(), Duration::ZERO);
+        rate.spend(1 << 19);
+        let ahead = rate.ahead();
+        assert!((Duration::from_millis(300)..=Duration::from_millis(500)).contains(&ahead), "{ahead:?}");
+        // An hour in which nothing was read does not let it read for an hour.
+        let hour = Duration::from_secs(3600);
+        rate.since.set(rate.since.get().checked_sub(hour).unwrap_or_else(Instant::now));
+        assert_eq!(rate.ahead(), Duration::ZERO);
+        rate.spend(1 << 19);
+        assert!(rate.ahead() > Duration::from_millis(300), "{:?}", rate.ahead());
+        // A rate of nothing would never end.
+        assert_eq!(Rate::of(0).per_s, BLOCK_SIZE as u64);
     }
 }

@@ -150,6 +150,10 @@ fn a_traversal_beside_commits_visits_every_place_of_its_first_root_once() {
             });
             if !more.unwrap() {
                 break;
+            } else if seed % 3 == 0 {
+                // As after a restart.
+                let kept = serde_json::to_string(&units.cursor().unwrap()).unwrap();
+                units = store.units_behind(serde_json::from_str(&kept).unwrap());
             }
             if random.below(2) == 0 {
                 model.go_on(&mut random);
