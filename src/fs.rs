@@ -51,6 +51,7 @@ mod rename;
 mod resize;
 pub mod room;
 mod scan;
+mod scrub;
 #[cfg(test)]
 mod tests;
 mod xattr;
@@ -66,7 +67,7 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-pub use crate::meta::{Kind, Time};
+pub use crate::meta::{KEPT_SCRUB_BYTES_MAX, KeptScrub, Kind, Time};
 pub use attr::{SetAttr, SetTime, StatFs};
 pub use error::{Error, Result};
 pub use meters::Meters;
@@ -399,27 +400,31 @@ impl Fs {
     /// the user may ask whether it is on as many replicas as the policy wants, and only [`Fs::change_at_most`] notes that
     /// in `asked`.
     fn change_numbered<T>(&self, weight: Weight, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, u64)> {
-        self.meters.change.time(0, || {
-            let mut meta = self.meta_with_room(weight)?;
-            let before = meta.waiting(Weight::default());
-            let (value, blocks) = meta.op(f)?;
-            debug_assert!(meta.waiting(Weight::default()).is_within(before.plus(weight)), "more than {weight:?}");
-            for run in blocks.published {
-                self.store.publish(run);
-            }
-            for run in blocks.freed {
-                self.store.free(run);
-            }
-            self.store.wrote(&blocks.written);
-            for ino in blocks.files {
-                self.mappings.changed(ino);
-            }
-            let before = self.changes.fetch_add(1, Ordering::Relaxed);
-            if before == self.staged.load(Ordering::Relaxed) {
-                *self.dirty_since.lock() = Some(Instant::now());
-            }
-            Ok((value, before + 1))
-        })
+        self.meters.change.time(0, || self.change_unmetered(weight, f))
+    }
+
+    /// As [`Fs::change_numbered`], for what the volume does by itself while it works for somebody: no application waits
+    /// for it.
+    fn change_unmetered<T>(&self, weight: Weight, f: impl FnOnce(&mut Tx<'_>) -> Result<T>) -> Result<(T, u64)> {
+        let mut meta = self.meta_with_room(weight)?;
+        let before = meta.waiting(Weight::default());
+        let (value, blocks) = meta.op(f)?;
+        debug_assert!(meta.waiting(Weight::default()).is_within(before.plus(weight)), "more than {weight:?}");
+        for run in blocks.published {
+            self.store.publish(run);
+        }
+        for run in blocks.freed {
+            self.store.free(run);
+        }
+        self.store.wrote(&blocks.written);
+        for ino in blocks.files {
+            self.mappings.changed(ino);
+        }
+        let before = self.changes.fetch_add(1, Ordering::Relaxed);
+        if before == self.staged.load(Ordering::Relaxed) {
+            *self.dirty_since.lock() = Some(Instant::now());
+        }
+        Ok((value, before + 1))
     }
 
     /// The tables, with room for an operation of this weight beside those that wait for a commit. When there is too

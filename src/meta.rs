@@ -15,6 +15,7 @@ mod check;
 mod inodes;
 mod rows;
 mod schema;
+mod scrub;
 mod siphash;
 mod tx;
 mod weight;
@@ -27,6 +28,7 @@ pub use rows::{
     Dentry, ExtentRow, FILE_BLOCKS_MAX, FLAG_ACL_ACCESS, FLAG_ACL_DEFAULT, FLAG_RESERVED, FLAG_TAIL, FLAG_TRIM,
     FLAG_XATTR, Inode, Kind, S_IFMT, Slot, Time,
 };
+pub use scrub::{KEPT_SCRUB_BYTES_MAX, KeptScrub};
 pub use tx::{Blocks, Cleared, Listed, Span, Tx, View, XattrUsage, xattr_flag};
 pub use weight::Weight;
 

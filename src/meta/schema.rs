@@ -10,6 +10,7 @@
 //! | `xattr` | an extended attribute, POSIX ACLs included | inode, name |
 //! | `trim` | a file whose blocks from `lblock` on are still to be freed | inode |
 //! | `audit` | a record of the audit trail, as the bytes that are hashed; rows are only ever added | number, from 1 |
+//! | `scrub` | what is kept of a scrub: 1 is the one that is to go on, 2 the report of the last one that has ended | number |
 //!
 //! Long tags live in a table of their own because a table without rowid is a B-tree of whole rows: with a kilobyte in
 //! each, a page would hold four of them. `(epoch, counter)` grows with time, so it also says when an extent was born.
@@ -19,7 +20,10 @@
 pub const VERSION: i64 = MIGRATIONS.len() as i64 + 1;
 
 /// `MIGRATIONS[i]` leads from version `i + 1` to `i + 2`. Once released, a step stays as it is for ever.
-pub const MIGRATIONS: &[&str] = &["CREATE TABLE audit(seq INTEGER PRIMARY KEY, record BLOB NOT NULL);"];
+pub const MIGRATIONS: &[&str] = &[
+    "CREATE TABLE audit(seq INTEGER PRIMARY KEY, record BLOB NOT NULL);",
+    "CREATE TABLE scrub(id INTEGER PRIMARY KEY, kept BLOB NOT NULL);",
+];
 
 /// Today's schema.
 pub const SCHEMA: &str = "
@@ -45,6 +49,7 @@ CREATE TABLE xattr(
   PRIMARY KEY(ino, name)) WITHOUT ROWID;
 CREATE TABLE trim(ino INTEGER PRIMARY KEY, lblock INTEGER NOT NULL);
 CREATE TABLE audit(seq INTEGER PRIMARY KEY, record BLOB NOT NULL);
+CREATE TABLE scrub(id INTEGER PRIMARY KEY, kept BLOB NOT NULL);
 ";
 
 /// The schema of version 1, for ever.

@@ -100,6 +100,7 @@ pub(super) const QUERIES: &[&str] = &[
     TARGET,
     AUDIT,
     AUDIT_LAST,
+    super::scrub::KEPT,
 ];
 
 /// A name with what it leads to: folder, cookie, inode, name.
@@ -133,7 +134,12 @@ impl<'a> View<'a> {
         Ok(self.conn.prepare_cached(sql)?)
     }
 
-    fn one<T>(&self, sql: &'static str, by: impl Params, f: impl FnOnce(&Row<'_>) -> Result<T>) -> Result<Option<T>> {
+    pub(super) fn one<T>(
+        &self,
+        sql: &'static str,
+        by: impl Params,
+        f: impl FnOnce(&Row<'_>) -> Result<T>,
+    ) -> Result<Option<T>> {
         let mut statement = self.prepare(sql)?;
         let mut rows = statement.query(by)?;
         rows.next()?.map(f).transpose()
@@ -534,7 +540,7 @@ impl<'a> Tx<'a> {
     }
 
     /// Runs a statement that changes at most `weight`, and returns how many rows it changed.
-    fn execute(&self, weight: Weight, sql: &'static str, values: impl Params) -> Result<usize> {
+    pub(super) fn execute(&self, weight: Weight, sql: &'static str, values: impl Params) -> Result<usize> {
         self.begin()?;
         self.weigh(weight);
         Ok(self.view.prepare(sql)?.execute(values)?)

@@ -256,3 +256,29 @@ fn dot_and_dot_dot_resolve_file_handles() {
     fs.unlink(dir, b"f").unwrap();
     fails(fs.lookup(file, b"."), libc::ESTALE);
 }
+
+#[test]
+fn the_files_below_a_path_are_found_once_each() {
+    let fs = new_fs();
+    let dir = new_folder(&fs, Ino::ROOT, "d");
+    let below = new_folder(&fs, dir, "below");
+    let mut files = Vec::new();
+    for i in 0..700 {
+        let ino = fs.mknod(&USER, dir, format!("file {i}").as_bytes(), 0o644, 0).unwrap().ino;
+        fs.write(ino, 0, b"a word").unwrap();
+        files.push(ino);
+    }
+    // A second name, and what is no file.
+    fs.link(files[0], below, b"again").unwrap();
+    fs.symlink(&USER, below, b"link", b"nowhere").unwrap();
+    let beside = new_file(&fs, "beside");
+    let found = |path: &str| fs.files_below(path.as_bytes(), &|| true);
+    assert_eq!(found("/d").unwrap(), (files.clone(), 700));
+    assert_eq!(found("d/below/").unwrap(), (vec![files[0]], 1));
+    assert_eq!(found("/d/./file 3").unwrap(), (vec![files[3]], 1));
+    assert_eq!(found("/").unwrap().0.len(), 701);
+    assert!(found("/").unwrap().0.contains(&beside));
+    fails(found("/d/nobody"), libc::ENOENT);
+    fails(found("/beside/below"), libc::ENOTDIR);
+    sound(&fs);
+}
