@@ -47,7 +47,7 @@ mod trail;
 mod verify;
 
 pub use accepted::Accepted;
-pub use event::{Actor, Entry, Event, Known, Object, Reason, RegistryFacts, ReplicaFacts};
+pub use event::{Actor, Entry, Event, Known, Object, Reason, RegistryFacts, ReplicaFacts, ScrubFacts};
 pub use reports::Reports;
 pub use trail::{Audit, Head, REPEAT_WINDOW, begin_with, check, last_host};
 pub use verify::{FORMAT, Fault, Seal, Verifier, export_head, verify_export};

@@ -25,6 +25,7 @@ mod client;
 mod line;
 mod place;
 mod protocol;
+mod scrub;
 mod server;
 mod status;
 
@@ -34,10 +35,11 @@ pub use calls::{
 pub use client::{Client, ClientError, EndWatch, daemons};
 pub use place::{Copy, FilePlace, PlaceRegistry, PlaceReplica, PlaceVolume};
 pub use protocol::{Answer, Greeting, PROTOCOL, Request};
+pub use scrub::{Scrub, ScrubAction, ScrubAnswer, ScrubBytes, ScrubFinding, ScrubWanted};
 pub use server::Server;
 pub use status::{
     AuditStatus, CacheStatus, Capacity, DeadMount, DeviceIo, ErrorTotal, Errors, Latency, LogStatus, Officers,
-    Performance, RegistryStatus, Replica, Resync, Scrub, Site, StatusReport, TaskReport, TaskState, Transfers, Verdict,
+    Performance, RegistryStatus, Replica, Resync, Site, StatusReport, TaskReport, TaskState, Transfers, Verdict,
     VolumeState, VolumeStatus, WatchStatus,
 };
 

@@ -17,6 +17,7 @@ pub mod refusal;
 mod report;
 mod request;
 mod resync;
+mod scrub;
 pub mod serve;
 mod watch;
 

@@ -78,6 +78,7 @@
 //! | `losses` | [`volume`], one a mount | reads of replicas, while blocks are known to be lost |
 //! | `resync-N` | [`volume`], while one runs | reads of other replicas, room in a queue |
 //! | `facts-N` | [`volume`], one a device that is examined | that device's answers about itself |
+//! | `scrub` | [`volume`], while one runs; for long runs one more for each replica | reads of each device, ten seconds at most; a moment for a queue; a commit |
 //! | `label-N` | [`volume`], one a replica whose label is looked at | that device, without a bound; then a moment for its queue |
 //! | `patience` | `os`, for a call that may hang | the host's disk, without a bound; whoever called goes on after five seconds |
 //! | `watch` | [`daemon`] | events; never for a transfer |

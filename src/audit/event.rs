@@ -150,6 +150,15 @@ impl ReplicaFacts {
     }
 }
 
+/// How much a scrub has read of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ScrubFacts {
+    /// Its entry in the registry.
+    pub registry_id: String,
+    /// Bytes.
+    pub bytes: u64,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", content = "details", rename_all = "kebab-case")]
@@ -260,6 +269,27 @@ pub enum Event {
     ReplicaErrors(ErrorCounts),
     /// What these reasons name was found damaged: no replica could give it, or the label of a replica was overwritten.
     DamageFound,
+    /// A scrub has ended. The reasons are what could not be repaired.
+    ScrubEnded {
+        /// How: `finished`, `stopped` by somebody, or `failed`.
+        state: String,
+        /// What was looked at: a path, or `all`, or `known damage`.
+        of: String,
+        /// When it began.
+        began: String,
+        /// When it ended.
+        ended: String,
+        /// How often it was paused or interrupted.
+        interruptions: u64,
+        /// How much was read of each replica.
+        read: Vec<ScrubFacts>,
+        /// What was not as it must be, counted for each replica by itself.
+        found: u64,
+        /// How much of that is as it must be again.
+        repaired: u64,
+        /// How much is not.
+        unrepaired: u64,
+    },
     /// A replica is not reliable any more, though it may be in sync, for these reasons.
     ReplicaUnreliable,
     /// A registry came into force.

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::client::{Client, ClientError};
 use super::protocol::{AtOnce, Waits, not_understood};
+use super::scrub::{ScrubAnswer, ScrubWanted};
 use super::status::{TaskReport, VolumeStatus};
 use crate::problem::{Code, Problem};
 
@@ -109,6 +110,9 @@ calls! {
 
     /// Adds, removes or exchanges a replica. Ends before what a new replica lacks is copied.
     Table table(wanted: TableWanted) -> TableAnswer, waits ForDevices, at once One;
+
+    /// Begins a scrub or has one go on, wait or end. Ends before anything is looked at.
+    Scrub scrub(wanted: ScrubWanted) -> ScrubAnswer, waits ForDevices, at once One;
 
     /// Every task under way, and the last that have ended; the oldest first.
     Tasks tasks() -> Vec<TaskReport>, waits ForNothing, at once Any;

@@ -230,6 +230,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::super::calls::{Handler, ResyncAnswer, ResyncWanted, SealedTrail, TableAnswer, TableWanted};
+    use super::super::scrub::{ScrubAnswer, ScrubWanted};
     use super::super::server::{OFFLOADED_MAX, Server};
     use super::super::status::{TaskReport, VolumeStatus, sample};
     use super::*;
@@ -263,6 +264,10 @@ mod tests {
 
         fn table(&self, _: TableWanted) -> Result<TableAnswer, Problem> {
             Ok(TableAnswer::default())
+        }
+
+        fn scrub(&self, _: ScrubWanted) -> Result<ScrubAnswer, Problem> {
+            Ok(ScrubAnswer::default())
         }
 
         fn resync(&self, ResyncWanted { replica, .. }: ResyncWanted) -> Result<ResyncAnswer, Problem> {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::scrub::Scrub;
 use crate::problem::Problem;
 
 /// The document that `scelle status --json` prints.
@@ -66,7 +67,7 @@ pub struct VolumeStatus {
     pub registry: RegistryStatus,
     /// Every replica of the volume.
     pub replicas: Vec<Replica>,
-    /// Last verification of everything.
+    /// The scrub that is under way or waits, else the last one.
     pub scrub: Scrub,
     /// Process number of the daemon.
     #[serde(default)]
@@ -107,9 +108,9 @@ pub struct LogStatus {
 pub struct TaskReport {
     /// Its number, unique while the volume is mounted.
     pub id: u64,
-    /// What it does: `resync`.
+    /// What it does: `resync` or `scrub`.
     pub kind: String,
-    /// What the task is about: of a resync, the replica's identifier in the registry.
+    /// What the task is about: of a resync, the replica's identifier in the registry; of a scrub, a path, or in words.
     pub subject: String,
     /// The task's state.
     pub state: TaskState,
@@ -382,23 +383,6 @@ pub struct Resync {
     pub total_bytes: u64,
 }
 
-/// Last verification of everything.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Scrub {
-    /// `never`, `running` or `finished`.
-    pub state: String,
-    /// When the last one finished, RFC 3339 in UTC.
-    pub last_finished: Option<String>,
-    /// Errors it found.
-    pub errors: u64,
-}
-
-impl Default for Scrub {
-    fn default() -> Self {
-        Self { state: "never".into(), last_finished: None, errors: 0 }
-    }
-}
-
 #[cfg(test)]
 pub(super) fn sample() -> VolumeStatus {
     VolumeStatus {
@@ -480,7 +464,9 @@ mod tests {
             ["anchors", "officers", "signatures", "threshold", "valid_until", "version"]
         );
         assert_eq!(keys(&volume["audit"]), ["head", "key", "records"]);
-        assert_eq!(keys(&volume["scrub"]), ["errors", "last_finished", "state"]);
+        let expected = "began bytes done_bytes ended errors findings interruptions last_finished not_looked_at repaired \
+                        state subject total_bytes unrepaired why";
+        assert_eq!(keys(&volume["scrub"]).join(" "), expected);
         let task = &volume["tasks"][0];
         let expected = "began done_bytes ended id kind problem state subject total_bytes";
         assert_eq!(keys(task).join(" "), expected);

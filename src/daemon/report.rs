@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::scrub;
 use crate::control::{
     AuditStatus, CacheStatus, Capacity, DeviceIo, ErrorTotal, Errors, Latency, LogStatus, Officers, Performance,
-    RegistryStatus, Replica, Resync, Scrub, Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus,
+    RegistryStatus, Replica, Resync, Site, TaskReport, TaskState, Transfers, Verdict, VolumeState, VolumeStatus,
     WatchStatus,
 };
 use crate::mirror;
@@ -73,7 +74,7 @@ pub fn report(
             officers: officers(found),
         },
         replicas: replicas.collect(),
-        scrub: Scrub::default(),
+        scrub: scrub::shown(open.scrubs()),
         pid: std::process::id(),
         advice,
         audit: AuditStatus { records: audit.records, head: audit.digest.to_string(), key: audit.public_key },
@@ -135,6 +136,7 @@ fn task(status: TaskStatus) -> TaskReport {
         TaskKind::Resync { replica } => ("resync", replica),
         TaskKind::Add { replica } => ("add", replica),
         TaskKind::Replace { replica, old } => ("replace", format!("{old} by {replica}")),
+        TaskKind::Scrub { subject } => ("scrub", subject),
     };
     let (ended, outcome) = ended.unzip();
     let (state, problem) = match outcome {

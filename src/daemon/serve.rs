@@ -10,11 +10,11 @@ use parking_lot::{Mutex, RwLock};
 use super::gather::{Gathered, LeftOut};
 use super::request::Request;
 use super::watch::{Checker, InForce, Watch};
-use super::{WITNESS_DIR, devices, find, gather, place, ready, report, resync};
+use super::{WITNESS_DIR, devices, find, gather, place, ready, report, resync, scrub};
 use crate::audit::Audit;
 use crate::control::{
-    self, Handler, ResyncAnswer, ResyncWanted, SealedTrail, Server, TableAnswer, TableWanted, TaskReport, VolumeStatus,
-    ask,
+    self, Handler, ResyncAnswer, ResyncWanted, ScrubAnswer, ScrubWanted, SealedTrail, Server, TableAnswer, TableWanted,
+    TaskReport, VolumeStatus, ask,
 };
 use crate::crypto::Secret;
 use crate::device::raw::Access;
@@ -367,6 +367,12 @@ impl Handler for Served {
     fn table(&self, wanted: TableWanted) -> Result<TableAnswer, Problem> {
         let checker = self.checker().ok_or_else(|| Problem::new(Code::Closing, CLOSED))?;
         resync::change(&checker, &wanted)
+    }
+
+    fn scrub(&self, wanted: ScrubWanted) -> Result<ScrubAnswer, Problem> {
+        // What waits for the end of a scrub does not hold up the end of the volume.
+        let scrubs = self.open.read().as_ref().map(|open| Arc::clone(open.scrubs()));
+        scrub::answer(&scrubs.ok_or_else(|| Problem::new(Code::Closing, CLOSED))?, &wanted)
     }
 
     fn tasks(&self) -> Result<Vec<TaskReport>, Problem> {

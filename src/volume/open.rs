@@ -18,6 +18,7 @@ use super::members::resync::Resync;
 use super::members::{AtMount, Members};
 use super::recovery;
 use super::sample::{self, Sample};
+use super::scrub::Scrubs;
 use super::witness::{self, Descent, Keeper};
 use crate::audit::{Audit, Entry, Event, Known, Object, Reason, RegistryFacts, ReplicaFacts};
 use crate::fs::Fs;
@@ -53,6 +54,7 @@ pub struct Open {
     ticker: Option<Ticker>,
     losses: Option<Losses>,
     audit: Arc<Audit>,
+    scrubs: Arc<Scrubs>,
     clock: Clock,
     pub(super) unremembered: bool,
 }
@@ -245,7 +247,8 @@ impl Assembled {
         let keys = self.keys.volume_key().keys(self.header.volume);
         let members = Members::new(self.header, keys, store.clone(), fs.clone(), audit.clone(), read_only, at_mount);
         let (witness, ticker, losses, unremembered) = (None, None, None, false);
-        Ok(Open { members, store, fs, read_only, witness, ticker, losses, audit, clock, unremembered })
+        let scrubs = Scrubs::new(members.clone(), store.clone(), fs.clone(), audit.clone());
+        Ok(Open { members, store, fs, read_only, witness, ticker, losses, audit, scrubs, clock, unremembered })
     }
 
     /// The replicas that are present but stale: the root does not name them, or they are too old. And what each of them
@@ -472,6 +475,11 @@ impl Open {
         &self.members
     }
 
+    /// The scrubs: begun, made to wait, ended.
+    pub fn scrubs(&self) -> &Arc<Scrubs> {
+        &self.scrubs
+    }
+
     /// The days, as they are known to this volume.
     pub fn clock(&self) -> Clock {
         self.clock
@@ -588,6 +596,7 @@ impl Open {
 
     fn stop(&mut self) {
         self.losses.take().into_iter().for_each(Losses::stop);
+        self.scrubs.close();
         self.members.stop();
         let Some(Ticker { stop, thread }) = self.ticker.take() else { return };
         *stop.0.lock() = true;

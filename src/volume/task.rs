@@ -4,7 +4,8 @@
 //! who may ask for the status sees it. Tasks are kept in memory, so a restart of the daemon forgets them. What a task
 //! had done on the devices stays.
 //!
-//! How the work is done is not known here; a resync is in `volume::members`.
+//! How the work is done is not known here; a resync is in `volume::members`, a scrub in
+//! `volume::scrub`.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -35,6 +36,11 @@ pub enum TaskKind {
         replica: String,
         /// That of the other.
         old: String,
+    },
+    /// What the replicas hold is read, verified and repaired.
+    Scrub {
+        /// What of it: a path, or in words.
+        subject: String,
     },
 }
 
@@ -89,7 +95,8 @@ impl Task {
         self.ended.lock().get_or_insert((SystemTime::now(), outcome));
     }
 
-    fn has_ended(&self) -> bool {
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
         self.ended.lock().is_some()
     }
 }

@@ -33,6 +33,7 @@ mod refusal;
 mod regions;
 mod resync;
 mod room;
+mod scrub;
 mod shapes;
 mod storm;
 mod swap;

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::super::assembled::Replica;
 use super::super::error::Error;
@@ -16,6 +17,10 @@ use crate::problem::Code;
 
 /// What became of a damaged label.
 const REWRITTEN: &str = "was written anew";
+
+/// How often a scrub looks at a label that is not as it must be, and how long it waits in between.
+const SCRUB_LOOKS: u32 = 20;
+const SCRUB_PAUSE: Duration = Duration::from_millis(100);
 
 /// The copies that could not be read.
 pub(in crate::volume) fn places(damaged: Vec<(HeaderCopy, label::Error)>) -> Vec<HeaderCopy> {
@@ -134,6 +139,31 @@ impl Members {
             let entry = Entry::noticed(self.audit.replica(index), Event::DamageFound);
             self.audit.record(entry.because([Reason::new(Code::LabelOverwritten, &damage)]));
         }
+    }
+
+    /// Looks at the label of a replica now. Says what is wrong with it, if anything is, and whether it is as it must be
+    /// again.
+    pub(in crate::volume) fn scrub_label(&self, index: usize) -> Option<(String, bool)> {
+        let watched = self.labels.lock().get(index).and_then(|watched| watched.header.clone());
+        let Some(header) = watched else {
+            // A volume that is only read has its labels left as they are.
+            let found = label::read(&*self.device(index)?).and_then(|found| found.authenticate(&self.keys));
+            let says = match found {
+                Ok((_, damaged)) => damaged.iter().map(|(copy, why)| format!("copy {copy:?}: {why}")).collect(),
+                Err(error) => vec![error.to_string()],
+            };
+            return (!says.is_empty()).then(|| (says.join("; "), false));
+        };
+        let (_, says, _) = self.damaged_copies(index, &header)?;
+        // While a replica comes back, no header is written anew.
+        for _ in 0..SCRUB_LOOKS {
+            self.look_at_label(index);
+            if self.damaged_copies(index, &header).is_none() {
+                return Some((says, true));
+            }
+            std::thread::sleep(SCRUB_PAUSE);
+        }
+        Some((says, false))
     }
 
     /// The device of a replica in use, what is wrong with its label, and the copies that are to be written anew. Nothing
