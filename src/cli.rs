@@ -17,6 +17,7 @@ mod options;
 mod performance;
 mod registry;
 mod replica;
+mod scrub;
 mod secret;
 mod status;
 mod task;
@@ -67,6 +68,8 @@ enum Command {
     Device(device::Arguments),
     /// Bring replicas of a mounted volume back
     Replica(replica::Arguments),
+    /// Read everything on every replica of a mounted volume, verify it, and repair what is damaged
+    Scrub(scrub::Arguments),
     /// Show and stop the long work on a mounted volume
     Task(task::Arguments),
     /// Make, sign and verify registries
@@ -157,6 +160,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Problem> {
         Command::Check(arguments) => check::run(&arguments),
         Command::Device(arguments) => device::run(&arguments),
         Command::Replica(arguments) => replica::run(&arguments),
+        Command::Scrub(arguments) => scrub::run(&arguments),
         Command::Task(arguments) => task::run(&arguments),
         Command::Registry(arguments) => registry::run(&arguments),
         Command::Audit(arguments) => audit::run(&arguments),

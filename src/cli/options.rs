@@ -142,7 +142,7 @@ fn is_decimal(text: &str) -> bool {
 }
 
 /// A number of bytes: decimal digits and, if wanted, K, M or G for powers of 1024.
-fn parse_bytes(text: &str) -> Option<u64> {
+pub(super) fn parse_bytes(text: &str) -> Option<u64> {
     let (digits, unit) = match text.strip_suffix(['K', 'M', 'G']) {
         Some(digits) => (digits, 1 << (10 * (1 + "KMG".find(&text[digits.len()..])?))),
         None => (text, 1),

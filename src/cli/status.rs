@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::performance;
+use super::scrub;
 use super::task;
 use super::text::{self, bytes, lines};
 use crate::control::ask::{mounted, not_mounted};
@@ -26,6 +27,9 @@ pub(super) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Print more: the whole report of the last scrub
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    verbose: bool,
     /// Print what is being done, every two seconds, until the volume is unmounted
     #[arg(long, conflicts_with = "json")]
     watch: bool,
@@ -53,7 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode, Problem> {
         let json = serde_json::to_string(&report).map_err(|error| Problem::new(Code::Json, error.to_string()))?;
         println!("{json}");
     } else {
-        print!("{}", words(&report));
+        print!("{}", words(&report, arguments.verbose));
     }
     if let Some(silent) = silent.filter(|_| wanted.is_none()) {
         return Err(silent);
@@ -103,7 +107,7 @@ fn watch(wanted: Option<&str>, begin: Vec<VolumeStatus>) -> Result<ExitCode, Pro
     Ok(ExitCode::Done)
 }
 
-fn words(report: &StatusReport) -> String {
+fn words(report: &StatusReport, verbose: bool) -> String {
     let mut out = String::new();
     if report.volumes.is_empty() && report.dead.is_empty() {
         out.push_str("no volume is mounted\n");
@@ -114,12 +118,12 @@ fn words(report: &StatusReport) -> String {
     }
     for volume in &report.volumes {
         // Writing to a String cannot fail.
-        let _ = write_volume(&mut out, volume);
+        let _ = write_volume(&mut out, volume, verbose);
     }
     out
 }
 
-fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
+fn write_volume(out: &mut String, volume: &VolumeStatus, verbose: bool) -> std::fmt::Result {
     let state = match volume.state {
         VolumeState::Healthy => "healthy",
         VolumeState::Degraded => "DEGRADED",
@@ -147,6 +151,8 @@ fn write_volume(out: &mut String, volume: &VolumeStatus) -> std::fmt::Result {
     for replica in &volume.replicas {
         write_replica(out, replica)?;
     }
+    let scrub = if verbose { scrub::whole(&volume.scrub) } else { format!("scrub: {}", scrub::line(&volume.scrub)) };
+    scrub.lines().try_for_each(|line| writeln!(out, "  {}", lines(line)))?;
     for running in volume.tasks.iter().filter(|task| task.state == TaskState::Running) {
         writeln!(out, "  {}", task::line(running))?;
     }

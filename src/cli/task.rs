@@ -113,14 +113,17 @@ fn unfinished(task: TaskReport) -> Option<Problem> {
     match task.state {
         TaskState::Running | TaskState::Done => None,
         TaskState::Cancelled => Some(Problem::new(Code::TaskCancelled, format!("{what}: somebody cancelled it"))),
-        TaskState::Failed if task.problem.as_ref().is_some_and(|problem| problem.code == Code::BlocksLost) => {
-            task.problem
-        }
+        TaskState::Failed if task.problem.as_ref().is_some_and(|problem| says_all(problem.code)) => task.problem,
         TaskState::Failed => {
             let why = task.problem.map_or_else(|| "no reason is known".to_owned(), |problem| problem.to_string());
             Some(Problem::new(Code::ResyncEnded, format!("{what}: {why}")))
         }
     }
+}
+
+/// Whether a task that failed with this code needs no other word.
+fn says_all(code: Code) -> bool {
+    matches!(code, Code::BlocksLost | Code::ScrubDamage | Code::ScrubEnded)
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod power;
 mod refusals;
 mod refused;
 mod replicas;
+mod scrub;
 mod secrets;
 mod semantics;
 mod shelf;
