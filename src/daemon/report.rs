@@ -44,6 +44,8 @@ pub fn report(
     advice.extend(status.replicas.iter().filter_map(advise));
     advice.extend(status.replicas.iter().flat_map(unreliable));
     advice.extend(lost(&status.lost));
+    let scrub = scrub::shown(open.scrubs());
+    advice.extend(scrub::concern(&scrub));
     let log = Syslog::in_use().map(Syslog::standing).unwrap_or_default();
     advice.extend(log_problem(&log));
     advice.extend(room_short(status.usage));
@@ -74,7 +76,7 @@ pub fn report(
             officers: officers(found),
         },
         replicas: replicas.collect(),
-        scrub: scrub::shown(open.scrubs()),
+        scrub,
         pid: std::process::id(),
         advice,
         audit: AuditStatus { records: audit.records, head: audit.digest.to_string(), key: audit.public_key },

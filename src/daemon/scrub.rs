@@ -69,6 +69,14 @@ pub(super) fn shown(scrubs: &Scrubs) -> Scrub {
     }
 }
 
+/// What is to be said of what a scrub could not repair, if there is anything.
+pub(super) fn concern(scrub: &Scrub) -> Option<Problem> {
+    let Scrub { unrepaired, ended, subject, .. } = scrub;
+    let when = ended.as_ref().map_or_else(String::new, |at| format!(" that ended at {at}"));
+    let text = format!("the scrub{when} ({subject}) could not repair {unrepaired} of the errors that it found");
+    (*unrepaired > 0).then(|| Problem::new(Code::ScrubDamage, text))
+}
+
 /// A time as RFC 3339 has it, in UTC.
 fn utc(second: u64) -> Option<String> {
     Some(utc_second(second)? + "Z")

@@ -569,7 +569,7 @@ codes! {
                "Name a file or a folder of the volume, by its path there or below the mount point."
         ScrubDamage "scrub-damage" Integrity by "scrub"
             en "A scrub has found something that could not be repaired."
-               "scelle status --verbose names it. Restore files that are on no replica from a backup, or remove them; replace a disk that does not take repairs."
+               "scelle status --verbose names it. Restore files that are on no replica from a backup, or remove them; replace a disk that does not take repairs. Then scrub again."
         ScrubEnded "scrub-ended" Failed by "scrub"
             en "A scrub ended before everything was looked at."
                "scelle status says why. If it was interrupted, scelle scrub VOLUME goes on where it was."

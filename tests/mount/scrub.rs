@@ -118,6 +118,7 @@ fn p11_what_a_scrub_cannot_repair_is_named_with_its_place() {
     assert_eq!(shown.status.code(), Some(6));
     let shown = stdout(&shown);
     assert!(shown.contains("/deed are on no replica") && shown.contains("/deed at byte "), "{shown}");
+    assert!(shown.contains("[scrub-damage]"), "{shown}");
     let line = stdout(&status(&lab, &[]));
     assert!(line.contains("scrub: finished at") && line.contains("2 not repaired"), "{line}");
     // It is not lost any more once it is written anew.
