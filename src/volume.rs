@@ -33,6 +33,7 @@
 
 mod assembled;
 mod check;
+mod compare;
 mod content;
 mod create;
 mod destroy;
@@ -56,6 +57,7 @@ pub mod witness;
 
 pub use assembled::{Assembled, OpenOptions, Swapped};
 pub use check::{CheckReport, Damage};
+pub use compare::{Compared, Difference, RUNS_MAX};
 pub use create::{CreateOptions, create};
 pub use destroy::{Claims, Doomed};
 pub use diverged::{OnlyThere, PATHS_MAX};

@@ -71,6 +71,23 @@ impl Sealed {
         &self.label
     }
 
+    /// The devices, the blocks of the data area that all of them have, and how many replicas a label says there are.
+    pub(super) fn to_compare(&self) -> (Vec<Arc<ApprovedDevice>>, u64, usize) {
+        // What a label claims is bounded by the device.
+        let room = |member: &Member| {
+            let claimed = member.found.newest.claims().data_blocks;
+            claimed.min(label::data_blocks(member.device.size_bytes()))
+        };
+        let blocks = self.members.iter().map(room).min().unwrap_or_default();
+        let replicas = self.members.iter().map(|member| member.found.newest.claims().replica_count()).max();
+        (self.members.iter().map(|member| member.device.clone()).collect(), blocks, replicas.unwrap_or_default())
+    }
+
+    /// The devices that were set aside, and why.
+    pub fn set_aside(&self) -> Vec<String> {
+        self.unfit.iter().map(ToString::to_string).collect()
+    }
+
     /// Finds the volume key with `secret`, by the key slots of all labels, and authenticates every label. A device whose
     /// label the key does not authenticate is set aside.
     ///

@@ -15,6 +15,7 @@ mod diverged;
 mod full;
 mod helper;
 mod inputs;
+mod keyless;
 mod lifecycle;
 mod place;
 mod posix;
