@@ -99,7 +99,13 @@ impl Job {
 
     /// Counts what was read of a replica.
     pub fn read(&self, index: usize, bytes: u64) {
-        self.unfinished.lock().report.replica(index).bytes += bytes;
+        let mut unfinished = self.unfinished.lock();
+        let row = unfinished.report.replica(index);
+        if row.replica.is_empty() {
+            // It was added meanwhile.
+            row.replica = self.members.registry_id(index).to_owned();
+        }
+        row.bytes += bytes;
     }
 
     /// Adds something that a replica does not hold as it must.

@@ -114,8 +114,6 @@ struct Look<'a> {
     in_sync: u64,
     /// The replicas whose devices fail every read.
     unread: u64,
-    /// Blocks of each replica that its device did not give in time.
-    unanswered: Vec<u64>,
     /// Blocks of a last commit that replicas may lack, because the volume is only read after a crash.
     excused: BTreeSet<BlockAddr>,
 }
@@ -126,9 +124,8 @@ impl<'a> Look<'a> {
         let root = store.root();
         let last = root.provisional.filter(|_| store.committable().is_err());
         let excused = last.iter().flat_map(|last| last.blocks()).map(|block| block.addr).collect();
-        let unanswered = vec![0; store.mirror().len()];
         let in_sync = store.mirror().in_sync();
-        Self { job, store, traversal, only: None, in_sync, unread: 0, unanswered, excused }
+        Self { job, store, traversal, only: None, in_sync, unread: 0, excused }
     }
 
     /// Looks at the metadata, then at the files. A part that meets damage ends there, and that is said.
@@ -219,7 +216,6 @@ impl<'a> Look<'a> {
             let silent = seen.blocks.iter().filter(|sight| matches!(sight, Sight::Unanswered)).count() as u64;
             self.job.read(seen.index, (units.len() as u64 - silent) * BLOCK_SIZE as u64);
             if silent > 0 {
-                self.unanswered[seen.index] += silent;
                 let why = "its device did not answer in time, so not every block was looked at".to_owned();
                 self.job.leave_out(seen.index, why);
             }
