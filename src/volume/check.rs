@@ -82,11 +82,7 @@ impl Assembled {
         store.poison_quietly("opened to be checked".to_owned());
         let in_sync: Vec<usize> =
             choice.states.iter().enumerate().filter(|(_, s)| **s == State::InSync).map(|(i, _)| i).collect();
-        let is_row = |index: usize| self.header.replicas.get(index).is_some_and(Option::is_some);
-        let others = choice.states.iter().enumerate().filter(|(index, s)| **s != State::InSync && is_row(*index));
-        for (index, state) in others {
-            report.skipped.push(format!("{} is {}: not checked", self.name(index), state.as_str()));
-        }
+        self.skip(&choice, &mut report);
         let visited = Progress::default();
         let traversal = Traversal::new(&store, &visited, &|| true);
         let total = visited.blocks().1 * in_sync.len() as u64;
@@ -140,6 +136,17 @@ impl Assembled {
         Ok(report)
     }
 
+    /// Says which replicas, and which devices besides, are not checked.
+    fn skip(&self, choice: &Choice, report: &mut CheckReport) {
+        let is_row = |index: usize| self.header.replicas.get(index).is_some_and(Option::is_some);
+        for (index, state) in choice.states.iter().enumerate().filter(|(index, _)| is_row(*index)) {
+            if *state != State::InSync {
+                report.skipped.push(format!("{} is {}: not checked", self.name(index), state.as_str()));
+            }
+        }
+        report.skipped.extend(self.others().map(|other| format!("{other}: not checked")));
+    }
+
     fn store_to_check(&self, choice: &Choice) -> Result<Arc<Store>, Error> {
         let (mirror, device_bytes) = self.mirror(&choice.states)?;
         mirror.stop_repairing();
@@ -170,7 +177,6 @@ impl Assembled {
                 report.add(replica.device.name(), format!("label copy {copy:?} is damaged or outdated"), true);
             }
         }
-        report.skipped.extend(self.others().map(|other| format!("{other}: not checked")));
         for unfit in &self.unfit {
             report.add(unfit.device.name(), format!("its label is not one of the volume's: {}", unfit.why), true);
         }
