@@ -224,6 +224,31 @@ impl Assembled {
         self.others.iter().map(said)
     }
 
+    /// Thinks of the label that the newest root of all devices names as the one in force: a label of a change that was
+    /// abandoned may have the same number as a later one. Where no copy of that label is left, and several are newer, the
+    /// one of a device that has the root counts.
+    ///
+    /// This refuses nothing: [`settle_label`](Self::settle_label) decides when the root is chosen.
+    pub(super) fn presume_label(&mut self) {
+        let all = || self.replicas.iter().chain(&self.others);
+        let newest = |replica: &Replica| {
+            let device_bytes = replica.header.device_bytes;
+            let roots = label::read_roots(&*replica.device, device_bytes, &self.keys, self.header.volume).ok()?;
+            roots.first().copied()
+        };
+        let roots: Vec<(&Replica, Root)> = all().filter_map(|replica| Some((replica, newest(replica)?))).collect();
+        let Some(root) = roots.iter().map(|(_, root)| *root).max_by_key(|root| (root.epoch(), root.generation)) else {
+            return;
+        };
+        let named = all().flat_map(|replica| &replica.copies).find(|header| header.id() == root.label);
+        let holders = roots.iter().filter(|(_, found)| found.mount == root.mount).map(|(replica, _)| replica);
+        let newer = holders.flat_map(|replica| &replica.copies).max_by_key(|header| header.sequence);
+        if let Some(header) = named.or(newer).cloned() {
+            self.header = header;
+            self.leave_out_others();
+        }
+    }
+
     /// Goes by the label that the root names, and no other: whoever puts an old one back, which authenticates, brings
     /// nothing back with it, no key slot and no device.
     ///
@@ -240,8 +265,10 @@ impl Assembled {
     pub(super) fn settle_label(&mut self, root: &Root) -> Result<bool, Error> {
         let copies = || self.replicas.iter().flat_map(|replica| &replica.copies);
         let named = copies().find(|header| header.id() == root.label);
+        let presumed = Some(&self.header).filter(|header| header.sequence > root.label.sequence);
         let newest = || copies().max_by_key(|header| header.sequence);
-        let in_force = named.or_else(|| newest().filter(|header| header.sequence > root.label.sequence));
+        let newer = || presumed.or_else(|| newest().filter(|header| header.sequence > root.label.sequence));
+        let in_force = named.or_else(newer);
         let Some(header) = in_force.cloned() else {
             let (volume, named) = (self.header.volume, root.label.sequence);
             return Err(Error::LabelOutdated { volume, found: self.header.sequence, named });
@@ -491,6 +518,27 @@ impl Assembled {
         let why = format!("{why}. {absent} may have what is missing: attach it");
         let (volume, generation) = (self.header.volume, choice.root.generation);
         Err(Error::Unproven { volume, generation, acceptable: on_from, given: accept, why })
+    }
+
+    /// Refuses to go on without a device that the label in force does not name, and that went on by itself under a label
+    /// that is as new: each of two sides may have removed the other.
+    pub(super) fn refuse_other_side(&self, root: &Root) -> Result<(), Error> {
+        for other in self.others.iter().filter(|other| other.header.sequence >= self.header.sequence) {
+            let device_bytes = other.header.device_bytes;
+            let roots = label::read_roots(&*other.device, device_bytes, &self.keys, self.header.volume);
+            let newest = roots.ok().and_then(|roots| roots.first().copied());
+            if let Some(theirs) = newest.filter(|theirs| !recovery::is_past(theirs, other.index(), root)) {
+                let device = other.device.name();
+                let here = Side::new(format!("the volume without {device}"), root, None);
+                let there = Side::new(device.to_owned(), &theirs, None);
+                let way_out = format!(
+                    "Each side has removed the other. Choose one, and mount its devices by name. To give {device} up, destroy it: \
+                     scelle destroy {device}."
+                );
+                return Err(Error::Diverged { one: Box::new(here), other: Box::new(there), way_out });
+            }
+        }
+        Ok(())
     }
 
     /// Refuses to overwrite a commit that a replica has whole and that the others went on without. Perhaps somebody was

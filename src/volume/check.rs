@@ -67,6 +67,7 @@ impl Assembled {
     /// # Errors
     /// When there is no root to check from, or no replica has what the tables are found by.
     pub fn check(mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<CheckReport, Error> {
+        self.presume_label();
         self.refuse_swapped()?;
         let Chosen { mut choice, mut proof, .. } = self.choose(&mut self.rings(), true, None)?;
         let volume = self.header.volume;

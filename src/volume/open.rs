@@ -74,10 +74,12 @@ impl Assembled {
         if !options.enrol {
             self.refuse_swapped()?;
         }
+        self.presume_label();
         let mut plan = self.plan(registry, options)?;
         if self.settle_label(&plan.choice.root)? {
             plan = self.plan(registry, options)?;
         }
+        self.refuse_other_side(&plan.choice.root)?;
         let enrolled = if options.enrol { self.enrol()? } else { Vec::new() };
         self.refuse_swapped()?;
         let store = self.open_store(registry, options, &mut plan)?;
