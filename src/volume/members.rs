@@ -318,6 +318,11 @@ impl Members {
     /// As [`Members::rejoin`], with or without somebody who `asked` for it.
     fn come_back(&self, index: usize, asked: bool) -> Result<State, Error> {
         let _one_at_a_time = self.rejoining.lock();
+        self.come_back_alone(index, asked)
+    }
+
+    /// As [`Members::come_back`], with `rejoining` locked.
+    fn come_back_alone(&self, index: usize, asked: bool) -> Result<State, Error> {
         self.check_open(&self.name(index))?;
         let missing = || self.refusal(index, Code::ReplicaMissing, "its device is not there");
         let device = self.device(index).ok_or_else(missing)?;

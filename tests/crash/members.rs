@@ -11,7 +11,7 @@ use scelle::units::{BLOCK_SIZE, Ino};
 use scelle::volume::{self, Open, OpenOptions, Outcome, TaskKind};
 
 use super::court::{Court, Plan, content, get, put, states, wait_in_sync};
-use super::support::court::CALLER;
+use super::support::court::{CALLER, create_options, secret};
 use super::support::images::{Disks, Event, Log};
 use super::support::rng::{self, Rng};
 use super::support::wait_for;
@@ -267,6 +267,97 @@ fn p10_an_exchange_goes_on_after_a_remount() {
     assert_eq!((devices(&open), states(&open)), (["m1", "m2"].map(str::to_owned).into(), vec![State::InSync; 2]));
     open.close().unwrap();
     assert_each_is_whole(&court, &[1, 2], 41);
+}
+
+/// Others may fail between the question whether they are enough and the end of the removal.
+#[test]
+fn p10_a_replica_stays_when_another_fails_while_it_is_being_removed() {
+    let court = Court::of(Plan { replicas: 3, size: SIZE, min_replicas: 2, ..Plan::default() });
+    let open = court.open();
+    court.devices[1].inject(Fault::always(Operation::Write, Effect::Error(libc::EIO)));
+    let error = open.members().remove(2).unwrap_err();
+    assert_eq!(error.code(), Code::TooFewReplicas, "{error}");
+    assert_eq!(devices(&open), ["m0", "m1", "m2"]);
+    wait_for("its return", || states(&open) == [State::InSync, State::Faulty, State::InSync]);
+    put(open.fs(), &name(0), &content(0, 9000)).unwrap();
+    open.close().unwrap();
+    assert_each_is_whole(&court, &[0, 2], 1);
+}
+
+/// A disk that was a replica, and is another volume's by now.
+#[test]
+fn p1_the_label_of_another_volume_is_not_overwritten() {
+    let court = Court::of(Plan { replicas: 3, size: SIZE, ..Plan::default() });
+    let approved = || court.approved(2);
+    scelle::volume::Doomed::read(approved()).unwrap().destroy(&court.documents.registry).unwrap();
+    volume::create(vec![approved()], &court.documents.registry, &secret(), &create_options()).unwrap();
+    let before = court.memory[2].disk();
+    let open = court.open_of(&[0, 1, 2], true).unwrap();
+    assert_eq!(states(&open), [State::InSync, State::InSync, State::Faulty]);
+    let removed = open.members().remove(2).unwrap();
+    assert!(removed.not_wiped.is_some(), "{removed:?}");
+    assert!(open.status().is_healthy());
+    open.close().unwrap();
+    assert!(court.memory[2].disk() == before, "another volume's label was written to");
+}
+
+/// A change that was abandoned leaves a label with the number that the next change has.
+#[test]
+fn p10_what_is_left_of_an_addition_that_was_abandoned_keeps_nobody_out() {
+    let court = court();
+    let log = Log::default();
+    let used = court.on(&disks_of(&court), &log);
+    let open = used.open_of(&[0, 1], false).unwrap();
+    open.members().enrol(used.approved(2), None).unwrap();
+    drop(open);
+    // The power failed when the new device had its label, and nobody else.
+    let mut disks = Disks::new(&court.disks());
+    let is_header = |event: &Event| matches!(event, Event::Write(2, _, b) if b.len() == scelle::label::HEADER_BYTES);
+    let mut headers = 0;
+    for event in log.lock().unwrap().iter() {
+        disks.apply(event);
+        headers += usize::from(is_header(event));
+        if headers == 3 && !is_header(event) {
+            break;
+        }
+    }
+    let abandoned = disks.durable[2].clone();
+    assert!(scelle::label::read(&MemoryDevice::from_disk("m2", abandoned.clone())).is_ok());
+    let open = court.open_of(&[0, 1], false).unwrap();
+    open.members().enrol(court.approved(3), None).unwrap();
+    wait_in_sync(&open);
+    open.close().unwrap();
+    let mut disks = disks_of(&court);
+    disks[2] = Some(abandoned);
+    for order in [[0, 1, 2, 3], [2, 3, 1, 0], [3, 1, 0, 2]] {
+        let court = court.on(&disks, &Log::default());
+        let open = court.open_of(&order, false).unwrap_or_else(|error| panic!("{order:?}: {error}"));
+        assert_eq!(devices(&open), ["m0", "m1", "m3"]);
+        assert!(open.status().is_healthy(), "{order:?}");
+        open.close().unwrap();
+    }
+}
+
+#[test]
+fn p6_two_sides_that_have_removed_each_other_are_refused() {
+    let court = court();
+    for (alone, other) in [(0, 1), (1, 0)] {
+        let open = court.open_of(&[alone], true).unwrap();
+        open.members().remove(other).unwrap();
+        put(open.fs(), &name(40), &content(alone as u64, 9000)).unwrap();
+        open.close().unwrap();
+    }
+    let before = court.disks();
+    for order in [[0, 1], [1, 0]] {
+        let error = court.open_of(&order, true).err().unwrap();
+        assert_eq!(error.code(), Code::VolumeDiverged, "{error}");
+    }
+    assert!(court.disks() == before, "something was written");
+    for alone in [0, 1] {
+        let open = court.open_of(&[alone], false).unwrap();
+        assert!(get(open.fs(), &name(40)) == content(alone as u64, 9000));
+        open.close().unwrap();
+    }
 }
 
 /// A full volume has the room that a change of its table takes.

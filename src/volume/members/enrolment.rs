@@ -100,16 +100,20 @@ impl Members {
     /// the replica may be enrolled then, and not be resynced.
     pub fn enrol(&self, device: impl Into<Arc<ApprovedDevice>>, replaces: Option<usize>) -> Result<usize, Error> {
         let device = device.into();
-        let _one_at_a_time = self.rejoining.lock();
         self.check_newcomer(&device, replaces)?;
+        let bytes = label::usable_bytes(device.size_bytes());
+        // Whoever comes back does not wait for what a device takes that nobody knows yet.
+        self.confirm_newcomer(&device)?;
+        prepare(&device, bytes)?;
+        let _one_at_a_time = self.rejoining.lock();
+        self.check_table(&device, replaces)?;
         let before = self.header();
         let full = || self.table(&device, Code::ReplicaTableFull, "the volume has as many replicas as it can have");
         let row = before.free_row().ok_or_else(full)?;
         let index = usize::from(row);
-        let (uuid, bytes) = (Uuid::from_random(random_bytes()?), label::usable_bytes(device.size_bytes()));
+        let uuid = Uuid::from_random(random_bytes()?);
         let entry = device.registry_entry();
-        self.confirm(index, &device)?;
-        prepare(&device, bytes)?;
+        self.confirm_newcomer(&device)?;
         self.store.mirror().enrol(index);
         self.store.set_device_bytes(index, bytes);
         self.begin_row(index, Some(&entry));
@@ -122,10 +126,18 @@ impl Members {
             identity: entry.identity_digest,
             replaces: replaces.and_then(|old| u16::try_from(old).ok()),
         };
-        self.change_label(Some(&(device.clone(), row, uuid, bytes)), added, |fields| {
+        let changed = self.change_label(Some(&(device.clone(), row, uuid, bytes)), added, |fields| {
             fields.replicas[index] = Some(new);
             fields.last_row = row;
-        })?;
+        });
+        if let Err(error) = changed {
+            if self.row(index).is_none() {
+                // What the device has of a label is another's by the next change.
+                self.begin_row(index, None);
+                self.wipe(&device, uuid).unwrap_or_else(|why| log::warn!("{}: {why}", device.name()));
+            }
+            return Err(error);
+        }
         let header = self.header().for_device(row, uuid, bytes).map_err(|source| self.unlabelled(&device, source))?;
         self.joining.fetch_or(1 << index, Ordering::AcqRel);
         let replica = Replica { device: device.clone(), copies: vec![header.clone()], header, damaged: Vec::new() };
@@ -161,29 +173,27 @@ impl Members {
     fn remove_locked(&self, index: usize, replaced_by: Option<usize>) -> Result<Removed, Error> {
         let row = self.check_leaver(index)?;
         let (device, registry_id) = (self.device(index), row.registry_id.clone());
+        let was_in_sync = self.state(index) == State::InSync;
         // From here on another may fail: then this one stays.
         if !self.store.mirror().withdraw(index, "it is being removed") {
             return Err(self.last(index));
         }
-        let object = self.audit.replica(index);
-        // A root that names it would make it one that is missing.
-        self.audit.observe();
-        if self.store.root().names(index) {
-            self.fs.checkpoint()?;
+        let left = self.leave_table(index, &row, replaced_by, was_in_sync);
+        if self.row(index).is_some() {
+            let error = left.err().unwrap_or_else(|| self.last(index));
+            if was_in_sync && let Err(why) = self.come_back_alone(index, false) {
+                log::error!("{} was to be removed, stays, and does not come back: {why}", self.name(index));
+            }
+            return Err(error);
         }
-        let before = Known { registry_id: registry_id.clone(), identity: hex(&row.identity) };
-        let event = Event::ReplicaRemoved { before, replaced_by: replaced_by.map(|new| self.registry_id(new)) };
-        let removed = Entry::done(self.audit.user(), object, event);
-        self.change_label(None, removed, |fields| {
-            fields.replicas[index] = None;
-            let leaver = u16::try_from(index).ok();
-            let others = fields.replicas.iter_mut().flatten();
-            others.filter(|other| other.replaces == leaver).for_each(|other| other.replaces = None);
-        })?;
         self.store.mirror().retire(index);
         self.begin_row(index, None);
+        left?;
         let not_wiped = match &device {
-            Some(device) => self.wipe(device).err(),
+            Some(_) if self.lacks(was_in_sync, replaced_by).is_some() => {
+                Some("the others have become too few meanwhile: it may be needed".to_owned())
+            }
+            Some(device) => self.wipe(device, row.device).err(),
             None => Some("its device is not there".to_owned()),
         };
         let name = device.as_ref().map_or(String::new(), |device| device.name().to_owned());
@@ -194,21 +204,72 @@ impl Members {
         Ok(Removed { registry_id, device: name, not_wiped })
     }
 
+    /// Takes a replica that is out of the set out of the newest root, and then out of the label in force.
+    fn leave_table(
+        &self,
+        index: usize,
+        row: &ReplicaRow,
+        replaced_by: Option<usize>,
+        was_in_sync: bool,
+    ) -> Result<(), Error> {
+        let object = self.audit.replica(index);
+        // A root that names it would make it one that is missing. A commit under way may name it still.
+        self.audit.observe();
+        self.fs.checkpoint()?;
+        if let Some((code, why)) = self.lacks(was_in_sync, replaced_by) {
+            let what = format!("{} is not removed", self.name(index));
+            return Err(Error::Table { what, code, why });
+        }
+        let before = Known { registry_id: row.registry_id.clone(), identity: hex(&row.identity) };
+        let event = Event::ReplicaRemoved { before, replaced_by: replaced_by.map(|new| self.registry_id(new)) };
+        let removed = Entry::done(self.audit.user(), object, event);
+        self.change_label(None, removed, |fields| {
+            fields.replicas[index] = None;
+            let leaver = u16::try_from(index).ok();
+            let others = fields.replicas.iter_mut().flatten();
+            others.filter(|other| other.replaces == leaver).for_each(|other| other.replaces = None);
+        })?;
+        Ok(())
+    }
+
+    /// What the replicas in sync lack without one that `was_in_sync` and that another may have replaced.
+    fn lacks(&self, was_in_sync: bool, replaced_by: Option<usize>) -> Option<(Code, String)> {
+        if replaced_by.is_some_and(|new| self.state(new) != State::InSync) {
+            return Some((Code::ReplicaLast, "the one that was to take its place is not in sync any more".to_owned()));
+        }
+        let (quorum, in_sync) = (self.store.quorum(), self.store.mirror().in_sync());
+        if in_sync == 0 {
+            return Some((Code::ReplicaLast, self.store.mirror().nothing_in_sync()));
+        }
+        let objection = quorum.objections(&quorum.entries(in_sync)).into_iter().next().filter(|_| was_in_sync);
+        objection.map(|objection| (objection.code, format!("of the others, {}", objection.text)))
+    }
+
     /// Does what follows from the end of a replica's resync: a replica that takes another's place takes it, one that was
     /// being added and is not to be is removed. Returns how the task has ended.
     pub(super) fn settle(&self, index: usize, outcome: Outcome) -> Outcome {
-        let was_joining = self.joining.load(Ordering::Acquire) >> index & 1 == 1;
-        let is_newcomer = was_joining || self.replaces(index).is_some();
+        let joining = self.joining.load(Ordering::Acquire) >> index & 1 == 1;
+        if self.state(index) == State::InSync {
+            self.joining.fetch_and(!(1 << index), Ordering::AcqRel);
+        }
         match outcome {
-            Outcome::Cancelled if is_newcomer => {
-                if let Err(error) = self.remove(index) {
+            Outcome::Cancelled if joining || self.replaces(index).is_some() => {
+                let _one_at_a_time = self.rejoining.lock();
+                // Somebody may have brought it back meanwhile, or it was a whole replica before.
+                let has_before = self.at_mount.lock().has_before.get(index).copied().unwrap_or_default();
+                if self.state(index) != State::Stale
+                    || self.store.mirror().last_root(index).is_some()
+                    || has_before != 0
+                {
+                    return Outcome::Cancelled;
+                }
+                if let Err(error) = self.remove_locked(index, None) {
                     log::error!("{error}");
                     return Outcome::Failed(error.into());
                 }
                 Outcome::Cancelled
             }
             Outcome::Done => {
-                self.joining.fetch_and(!(1 << index), Ordering::AcqRel);
                 self.take_place(index).map_or_else(|error| Outcome::Failed(error.into()), |()| Outcome::Done)
             }
             other => other,
@@ -284,13 +345,19 @@ impl Members {
                 })?;
             }
         }
+        let mut is_somewhere = false;
         for (index, header) in headers {
             let block = Arc::new(self.encoded(&header));
             // Who fails is fenced, and has the label rewritten when it comes back.
             let write = |copy: &HeaderCopy| mirror.write_label(index, copy.offset(header.device_bytes), &block);
             if HeaderCopy::ALL.iter().all(write) {
+                is_somewhere = true;
                 self.watch_label(index, Some(header));
             }
+        }
+        if !is_somewhere {
+            let (what, why) = ("no replica has taken the new label".to_owned(), mirror.reasons());
+            return Err(Error::Table { what, code: Code::ReplicaNoSource, why });
         }
         self.store.quorum().saw_label(header.id());
         self.audit.record(told);
@@ -327,6 +394,20 @@ impl Members {
 
     /// Whether a device can become a replica, in the place of `replaces`.
     fn check_newcomer(&self, device: &ApprovedDevice, replaces: Option<usize>) -> Result<(), Error> {
+        self.check_table(device, replaces)?;
+        content::refuse(device)
+    }
+
+    /// Has the policy approve a device that is to become a replica once more, directly before it is written to.
+    fn confirm_newcomer(&self, device: &ApprovedDevice) -> Result<(), Error> {
+        match super::objections(self.store.quorum().registry(), device).first() {
+            Some(reason) => Err(self.table(device, reason.code, &reason.text)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the table has a place for it.
+    fn check_table(&self, device: &ApprovedDevice, replaces: Option<usize>) -> Result<(), Error> {
         self.check_open(device.name())?;
         let refuse = |code, why: &str| Err(self.table(device, code, why));
         let (header, entry) = (self.header(), device.registry_entry());
@@ -368,7 +449,7 @@ impl Members {
                 return refuse(objection.code, &format!("in the place of {}: {objection}", self.name(old)));
             }
         }
-        content::refuse(device)
+        Ok(())
     }
 
     /// Whether a replica can leave the volume. Returns its row.
@@ -409,21 +490,36 @@ impl Members {
         Error::Label { device: device.name().to_owned(), source }
     }
 
-    /// Overwrites the label of a device that has left the volume, and reads it back. A device that does not answer is
-    /// left behind with that.
-    fn wipe(&self, device: &Arc<ApprovedDevice>) -> Result<(), String> {
+    /// Overwrites the label of a device that has left the volume, and reads it back; only if the label shows that the
+    /// device is `uuid` of this volume. A device that does not answer is left behind with that.
+    fn wipe(&self, device: &Arc<ApprovedDevice>, uuid: Uuid) -> Result<(), String> {
+        let Some(members) = self.me.upgrade() else { return Err("the volume is being closed".to_owned()) };
         let Some(registry) = self.store.quorum().registry() else { return Err("no registry is in force".to_owned()) };
         let (sender, answer) = mpsc::channel();
         let device = Arc::clone(device);
         let wipe = move || {
-            device.lift_fence();
-            let wiped = Doomed::read(Arc::clone(&device)).and_then(|doomed| doomed.destroy(&registry));
-            device.fence(Problem::new(Code::Fenced, "it has left the volume"));
             // Whoever asked may have gone on.
-            let _ = sender.send(wiped.map_err(|error| error.to_string()));
+            let _ = sender.send(members.is_label_of(&device, uuid).and_then(|()| {
+                device.lift_fence();
+                let wiped = Doomed::read(Arc::clone(&device)).and_then(|doomed| doomed.destroy(&registry));
+                device.fence(Problem::new(Code::Fenced, "it has left the volume"));
+                wiped.map_err(|error| error.to_string())
+            }));
         };
         std::thread::Builder::new().name("wipe".into()).spawn(wipe).map_err(|error| error.to_string())?;
         let silent = |_| Err(format!("it did not answer within {DEVICE_TIMEOUT_S} s"));
         answer.recv_timeout(Duration::from_secs(DEVICE_TIMEOUT_S)).unwrap_or_else(silent)
+    }
+
+    /// Whether the label of a device was written for the device `uuid` of this volume: what another volume has there is not
+    /// ours to overwrite.
+    fn is_label_of(&self, device: &ApprovedDevice, uuid: Uuid) -> Result<(), String> {
+        let found = label::read(device).map_err(|error| error.to_string())?;
+        let is_its = |header: &Header| header.volume == self.volume && header.device == uuid;
+        let strange = found.whole().iter().any(|raw| raw.claims().volume != self.volume);
+        match found.authentic(&self.keys).iter().any(is_its) && !strange {
+            true => Ok(()),
+            false => Err("it does not show the label of this replica".to_owned()),
+        }
     }
 }

@@ -144,8 +144,8 @@ impl Members {
     /// Looks at the label of a replica now. Says what is wrong with it, if anything is, and whether it is as it must be
     /// again.
     pub(in crate::volume) fn scrub_label(&self, index: usize) -> Option<(String, bool)> {
-        let watched = self.labels.lock().get(index).and_then(|watched| watched.header.clone());
-        let Some(header) = watched else {
+        let watched = || self.labels.lock().get(index).and_then(|watched| watched.header.clone());
+        let Some(header) = watched() else {
             // A volume that is only read has its labels left as they are.
             let found = label::read(&*self.device(index)?).and_then(|found| found.authenticate(&self.keys));
             let says = match found {
@@ -158,8 +158,10 @@ impl Members {
         // While a replica comes back, no header is written anew.
         for _ in 0..SCRUB_LOOKS {
             self.look_at_label(index);
-            if self.damaged_copies(index, &header).is_none() {
-                return Some((says, true));
+            // The table may change meanwhile, and the label with it.
+            let now = watched()?;
+            if self.damaged_copies(index, &now).is_none() {
+                return (now == header).then_some((says, true));
             }
             std::thread::sleep(SCRUB_PAUSE);
         }
